@@ -1,0 +1,425 @@
+"""What a recommender and an augmenter are. The file to read first.
+
+The letters of shapes, everywhere: B users of a batch, L positions, D width, V rows of the item
+table (row 0 is padding), T diffusion steps, M generated items, K list length, Q queries, U users,
+N interactions.
+
+A method is one file in ``recommenders/`` or ``augmenters/`` with one public class that declares
+``Config``, ``build``, ``fit`` and ``score`` (or ``augment``). Everything else here is concrete and
+final. Hyper-parameters are the fields of ``Config`` and stand nowhere else; what a run needs from
+its surroundings is a :class:`Run`, which is never saved and never changes what is learned.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from diffuserec.artifacts import Artifact, read_artifact, write_artifact
+from diffuserec.data import Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.ranking import allowed_mask, hide, seen_pairs, top_k
+
+
+@dataclass(frozen=True)
+class Run:
+    """The surroundings of a fit: never saved with a model, never changing what is learned.
+
+    Attributes:
+        device: ``auto`` takes a GPU when there is one.
+        precision: ``bf16`` runs matrix products in bfloat16 where the processor has them.
+        seed: of initialization, order, dropout and negatives.
+        progress: show a progress bar; None means when standard error is a terminal.
+        checkpoint: directory for the state after each epoch; None keeps none.
+        resume: continue from that directory.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    progress: bool | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def stage(self, name: str) -> "Run":
+        """The same surroundings for one part of a fit, with its own checkpoint."""
+        return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
+
+
+class Settings(BaseModel):
+    """Hyper-parameters: typed, frozen, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Method(nn.Module, ABC):
+    """What recommenders and augmenters share: settings, a catalog, state, a place on disk."""
+
+    class Config(Settings):
+        """Hyper-parameters of the method."""
+
+    catalog: Catalog
+
+    def __init__(self, **hyper_parameters: Any) -> None:
+        super().__init__()
+        self.config = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
+
+    @property
+    def name(self) -> str:
+        """The method's name: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def kind(self) -> Literal["recommender", "augmenter"]:
+        return "recommender" if isinstance(self, Recommender) else "augmenter"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @abstractmethod
+    def build(self, catalog: Catalog) -> None:
+        """Makes the parameters for this catalog. Draws from torch's default generator."""
+
+    @abstractmethod
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        """Learns from `train`; `valid` only decides when to stop.
+
+        Begins with ``self.begin(train, run)``.
+        """
+
+    def begin(self, train: SequenceDataset, run: Run) -> None:
+        """Takes the catalog and builds the parameters for it, seeded by the run."""
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed)
+            self._take(train.catalog)
+        counts = np.bincount(
+            train.items[~train.synthetic] if train.synthetic.any() else train.items,
+            minlength=train.vocab_size,
+        )
+        self.popularity = torch.from_numpy(counts)
+
+    def _take(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.register_buffer("popularity", torch.zeros(catalog.vocab_size, dtype=torch.int64))
+        self.build(catalog)
+
+    @property
+    def is_fitted(self) -> bool:
+        return hasattr(self, "catalog")
+
+    def require_fitted(self) -> None:
+        if not self.is_fitted:
+            raise ConfigError(f"this {type(self).__name__} is not fitted: call fit() or load one")
+
+    def save(self, path: Path | str) -> None:
+        """Writes the method as a directory that :func:`load` reads without the training data.
+
+        Raises:
+            ConfigError: not fitted.
+            DataError: something else stands at that path.
+        """
+        self.require_fitted()
+        tensors = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        config = self.config.model_dump(mode="json")
+        write_artifact(path, Artifact(self.kind, self.name, config, tensors, self.catalog))
+
+
+class Recommender(Method):
+    """Scores every item as the next one of a history."""
+
+    @abstractmethod
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        """A score for each item, higher is better; column 0 is padding and means nothing.
+
+        Nothing is hidden here. What is random is drawn for each user from (seed, user), so that a
+        user's scores do not depend on the rest of the batch.
+
+        Args:
+            histories: on this method's device; every one holds at least one item.
+            seed: of the noise, for methods that have any.
+        """
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[RawId]],
+        k: int = 10,
+        *,
+        filter_seen: bool = True,
+        allow: Sequence[RawId] | None = None,
+        deny: Sequence[RawId] | None = None,
+        on_unknown: Literal["skip", "refuse"] = "skip",
+        augmenter: "Augmenter | None" = None,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> pl.DataFrame:
+        """The k best next items of each history, raw ids in and out.
+
+        A history without a known item is answered by popularity.
+
+        Args:
+            histories: raw item ids, oldest first, one list a query.
+            k: list length; a catalog with fewer items gives shorter lists.
+            filter_seen: leave out items of the history itself.
+            allow: only these items may be shown.
+            deny: these may not.
+            on_unknown: whether ids that the catalog does not hold are skipped (and counted in the
+                column ``n_unknown``) or refused.
+            augmenter: lengthens the histories first, as in training.
+            seed: of the noise, for methods that have any.
+            batch_size: histories scored at once.
+
+        Returns:
+            Rows ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``score``, ``n_unknown`` (ids
+            of that history that were skipped); best first within a query.
+
+        Raises:
+            ConfigError: not fitted, or k below 1.
+            DataError: an unknown id in `allow` or `deny`, or in a history when refused.
+        """
+        self.require_fitted()
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}")
+        dataset, unknown = self._encode(histories, on_unknown)
+        mask = allowed_mask(
+            self.catalog.vocab_size, self._listed("allow", allow), self._listed("deny", deny)
+        )
+        longer = dataset if augmenter is None else augmenter.augment(dataset, seed)
+        frames = [_no_recommendations(self.catalog)]
+        self.eval()
+        for first in range(0, len(dataset), batch_size):
+            rows = np.arange(first, min(first + batch_size, len(dataset)))
+            scores = self.scores(longer, rows, seed)
+            scores[:, ~mask.to(scores.device)] = -torch.inf
+            hide(scores, seen_pairs(dataset, rows) if filter_seen else None)
+            values, items = (tensor.cpu().numpy() for tensor in top_k(scores, k))
+            shown = items > 0
+            places = np.broadcast_to(np.arange(1, items.shape[1] + 1), items.shape)
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "query": np.repeat(rows, shown.sum(1)),
+                        "rank": places[shown],
+                        "item_id": self.catalog.item_ids.gather(items[shown] - 1),
+                        "score": values[shown].astype(np.float64),
+                        "n_unknown": np.repeat(unknown[rows], shown.sum(1)),
+                    }
+                )
+            )
+        return pl.concat(frames)
+
+    def similar_items(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
+        """The items that would be recommended after each of these alone.
+
+        Args:
+            items: raw ids.
+            k: list length.
+
+        Returns:
+            Rows ``target_item_id``, ``rank``, ``item_id``, ``score``.
+
+        Raises:
+            DataError: an id that the catalog does not hold.
+        """
+        found = self.recommend([[item] for item in items], k, on_unknown="refuse")
+        targets = pl.DataFrame(
+            {
+                "query": np.arange(len(items)),
+                "target_item_id": pl.Series(list(items), dtype=self.catalog.item_ids.dtype),
+            }
+        )
+        return found.join(targets, on="query", maintain_order="left").select(
+            "target_item_id", "rank", "item_id", "score"
+        )
+
+    @torch.no_grad()
+    def scores(
+        self, dataset: SequenceDataset, rows: np.ndarray, seed: int = 0
+    ) -> Float[Tensor, "B V"]:
+        """Scores for these rows of a dataset, empty histories answered by popularity.
+
+        Args:
+            dataset: histories as the method is to see them (already augmented, if at all).
+            rows: which sequences of it, shape (B,).
+            seed: of the noise, for methods that have any.
+
+        Returns:
+            A fresh float32 tensor that the caller may write into. A method's minus infinity
+            becomes the least finite number, so that an impossible item stays apart from a hidden
+            one.
+        """
+        least = torch.finfo(torch.float32).min
+        known = np.flatnonzero(dataset.lengths[rows] > 0)
+        if len(known) == len(rows):
+            scored = self.score(histories_of(dataset, rows).to(self.device), seed)
+            return torch.clamp(scored.float(), min=least)
+        scores = self.popularity.to(torch.float32).expand(len(rows), -1).clone()
+        if len(known):
+            scored = self.score(histories_of(dataset, rows[known]).to(self.device), seed)
+            scores[torch.from_numpy(known).to(scores.device)] = scored.float().clamp(min=least)
+        return scores
+
+    def _encode(
+        self, histories: Sequence[Sequence[RawId]], on_unknown: str
+    ) -> tuple[SequenceDataset, np.ndarray]:
+        if isinstance(histories, str) or any(isinstance(h, str | int) for h in histories):
+            raise DataError(
+                "histories must be a list of lists of item ids, one inner list a user: "
+                'recommend([["B0012", "B0440"]])'
+            )
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        numbers = self.catalog.encode([item for history in histories for item in history])
+        owner = np.repeat(np.arange(len(histories)), lengths)
+        unknown = np.bincount(owner[numbers == 0], minlength=len(histories))
+        if on_unknown == "refuse" and unknown.any():
+            where = int(np.argmax(numbers == 0))
+            raw = [item for history in histories for item in history][where]
+            raise DataError(
+                f"history {owner[where]}: the catalog does not hold item {raw!r} "
+                f"({int(unknown.sum())} unknown in all)"
+            )
+        offsets = np.concatenate([[0], np.cumsum(lengths - unknown)]).astype(np.int64)
+        items = numbers[numbers > 0].astype(np.int32)
+        return SequenceDataset(items, offsets, self.catalog), unknown
+
+    def _listed(self, what: str, raw: Sequence[RawId] | None) -> np.ndarray | None:
+        if raw is None:
+            return None
+        numbers = self.catalog.encode(raw)
+        if (numbers == 0).any():
+            raise DataError(
+                f"{what}: the catalog does not hold item {raw[int(np.argmax(numbers == 0))]!r}"
+            )
+        return numbers
+
+
+class Augmenter(Method):
+    """Makes sequences longer: dataset in, dataset out, the additions marked synthetic."""
+
+    @abstractmethod
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """The same users, with generated items added.
+
+        Pure, and by user: what a user is given depends on (seed, user, that user's own history).
+        The one call serves the training part, validation, test and serving histories.
+
+        Args:
+            dataset: the histories as they are allowed to be seen.
+            seed: of the noise.
+        """
+
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
+
+
+def load(path: Path | str) -> Any:
+    """Reads a saved recommender or augmenter back, ready to use, on the CPU.
+
+    Raises:
+        DataError: the directory is missing, foreign, incomplete or changed.
+        ConfigError: it was written by a method that this release does not have.
+    """
+    artifact = read_artifact(path)
+    method = find(artifact.kind, artifact.name)(**artifact.config)
+    method._take(artifact.catalog)
+    for module_path, tensor in artifact.tensors.items():
+        owner, _, leaf = module_path.rpartition(".")
+        module = method.get_submodule(owner)
+        if leaf in module._buffers:  # counts have the shape of what was counted
+            setattr(module, leaf, tensor)
+    try:
+        method.load_state_dict(dict(artifact.tensors))
+    except RuntimeError as error:
+        raise DataError(f"{path}: the weights do not fit the settings ({error})") from error
+    return method.eval()
+
+
+def method_names(kind: str) -> list[str]:
+    """Names of all recommenders or augmenters: the files in their folder."""
+    package = importlib.import_module(f"diffuserec.{kind}s")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def find(kind: str, name: str) -> type[Any]:
+    """The class of a method by its file's name; imports that one module.
+
+    Args:
+        kind: ``recommender`` or ``augmenter``.
+        name: as :func:`method_names` lists it.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest and all others.
+    """
+    if kind not in ("recommender", "augmenter"):
+        raise ConfigError(f"a method is a recommender or an augmenter, not {kind!r}")
+    names = method_names(kind)
+    if name not in names:
+        raise ConfigError(f"no {kind} {name!r}{nearest(name, names)}; there are: {', '.join(names)}")
+    module = importlib.import_module(f"diffuserec.{kind}s.{name}")
+    wanted = Recommender if kind == "recommender" else Augmenter
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, wanted)
+        and value.__module__ == module.__name__
+    )
+    return found
+
+
+def parse_settings(
+    schema: type[Settings], values: dict[str, Any], owner: str
+) -> Any:
+    """Hyper-parameters checked against their schema.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one) or a value that is not allowed.
+    """
+    known = list(schema.model_fields)
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"{owner} has no setting {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
+            )
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        message = first["msg"].removeprefix("Value error, ")
+        got = first["input"] if first["loc"] else values
+        raise ConfigError(f"{owner}: {where}: {message}, got {got!r}") from error
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """" (did you mean 'x'?)", or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _no_recommendations(catalog: Catalog) -> pl.DataFrame:
+    return pl.DataFrame(
+        schema={
+            "query": pl.Int64,
+            "rank": pl.Int64,
+            "item_id": catalog.item_ids.dtype,
+            "score": pl.Float64,
+            "n_unknown": pl.Int64,
+        }
+    )

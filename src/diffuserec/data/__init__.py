@@ -1,0 +1,40 @@
+"""From a log to batches: the first step of the data's way."""
+
+from diffuserec.data.batches import (
+    Batch,
+    Histories,
+    histories_of,
+    history_batches,
+    length_buckets,
+    trainable_rows,
+    training_batches,
+)
+from diffuserec.data.dataset import (
+    PAD,
+    Catalog,
+    RawId,
+    SequenceDataset,
+    dataset_manifest,
+    load_dataset,
+)
+from diffuserec.data.splits import Queries, Split, leave_one_out, temporal
+
+__all__ = [
+    "PAD",
+    "Batch",
+    "Catalog",
+    "Histories",
+    "Queries",
+    "RawId",
+    "SequenceDataset",
+    "Split",
+    "dataset_manifest",
+    "histories_of",
+    "history_batches",
+    "leave_one_out",
+    "length_buckets",
+    "load_dataset",
+    "temporal",
+    "trainable_rows",
+    "training_batches",
+]

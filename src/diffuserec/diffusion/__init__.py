@@ -1,0 +1,48 @@
+"""The diffusion core: schedules, samplers, guidance and noise for vectors of any meaning.
+
+Nothing here knows of items, users or data. A model trains a network on `NoiseSchedule.add_noise`,
+turns it into a `Denoise` function, and hands that to a sampler.
+"""
+
+from diffuserec.diffusion.guidance import (
+    ConditionalNetwork,
+    LogProb,
+    classifier_free,
+    classifier_free_network,
+    classifier_guidance,
+)
+from diffuserec.diffusion.noise import KeyedNoise
+from diffuserec.diffusion.rounding import nearest_rows
+from diffuserec.diffusion.samplers import (
+    Denoise,
+    DPMSolver,
+    Draw,
+    Network,
+    Sampler,
+    denoise_with,
+    timesteps,
+)
+from diffuserec.diffusion.schedule import SCHEDULES, NoiseSchedule, PredictionType
+from diffuserec.diffusion.steps import antithetic, uniform
+
+__all__ = [
+    "SCHEDULES",
+    "ConditionalNetwork",
+    "DPMSolver",
+    "Denoise",
+    "Draw",
+    "KeyedNoise",
+    "LogProb",
+    "Network",
+    "NoiseSchedule",
+    "PredictionType",
+    "Sampler",
+    "antithetic",
+    "classifier_free",
+    "classifier_free_network",
+    "classifier_guidance",
+    "denoise_with",
+    "nearest_rows",
+    "timesteps",
+    "uniform",
+]

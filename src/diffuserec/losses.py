@@ -1,0 +1,159 @@
+"""Training objectives for next-item prediction: functions of states, item table and targets.
+
+All of them take only real positions, P of them, so that padding costs nothing. Sources: full
+softmax for SASRec, Klenitskiy & Vasilev (RecSys 2023, arXiv 2309.07602); binary cross entropy with
+one negative, Kang & McAuley (ICDM 2018); gBCE, Petrov & Macdonald (RecSys 2023, arXiv 2308.07192).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from diffuserec.data import SequenceDataset
+
+_BLOCK = 2_500_000
+"""Logits held at once: a block of 10 MB stays in the cache between its passes."""
+
+
+def softmax_cross_entropy(
+    states: Float[Tensor, "P D"],
+    table: Float[Tensor, "V D"],
+    targets: Int[Tensor, " P"],
+) -> Float[Tensor, ""]:
+    """Mean of -log softmax(states · tableᵀ)[target] over the items 1..V-1.
+
+    The logits are made a block of rows at a time and never kept: the gradients, which need nothing
+    else, are taken while a block is at hand. That is three matrix products in all, the least
+    there can be, and memory for one block whatever P and V.
+    Under autocast the products run in its lower precision.
+    """
+    loss: Tensor = _BlockedSoftmax.apply(states, table, targets)
+    return loss
+
+
+class _BlockedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        device = states.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            low_states = states if precision is None else states.to(precision)
+            low_table = table if precision is None else table.to(precision)
+            low_states = low_states.to(low_table.dtype)
+            need = any(ctx.needs_input_grad)
+            grad_states = torch.empty_like(states)
+            grad_table = torch.zeros_like(table)
+            total = torch.zeros((), device=states.device)
+            block = max(1, _BLOCK // table.shape[0])
+            for first in range(0, len(states), block):
+                rows = slice(first, first + block)
+                logits = low_states[rows] @ low_table.T
+                logits[:, 0] = -torch.inf
+                probabilities = torch.softmax(logits, dim=1)
+                own = targets[rows, None]
+                # a probability too small for the format is only reported at its smallest; the
+                # gradient p - 1 does not need it
+                tiny = torch.finfo(torch.float32).tiny
+                total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
+                if need:
+                    probabilities.scatter_add_(1, own, torch.full_like(own, -1, dtype=logits.dtype))
+                    grad_states[rows] = probabilities @ low_table
+                    if precision is None:
+                        grad_table.addmm_(probabilities.T, low_states[rows])
+                    else:
+                        grad_table += (low_states[rows].T @ probabilities).T
+        n = max(1, len(states))
+        ctx.save_for_backward(grad_states / n, grad_table / n)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        grad_states, grad_table = ctx.saved_tensors
+        return grad_states * grad, grad_table * grad, None
+
+
+def binary_cross_entropy(
+    positive: Float[Tensor, " P"], negative: Float[Tensor, "P K"]
+) -> Float[Tensor, ""]:
+    """Mean over positions of -log σ(s⁺) - mean_k log σ(-s⁻_k): gBCE at t = 0 but for a factor."""
+    return (F.softplus(-positive) + F.softplus(negative).mean(dim=1)).mean()
+
+
+def gbce(
+    positive: Float[Tensor, " P"],
+    negative: Float[Tensor, "P K"],
+    vocab_size: int,
+    t: float = 0.75,
+) -> Float[Tensor, ""]:
+    """Generalized binary cross entropy: the positive probability raised to β.
+
+    β = α(t(1 - 1/α) + 1/α) with the sampling rate α = K / (V - 2); t = 0 is plain BCE, t = 1 is
+    calibrated. Averaged over the K + 1 terms of a position (Petrov & Macdonald 2023, eq. 11).
+    """
+    n_negatives = negative.shape[1]
+    alpha = n_negatives / (vocab_size - 2)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    terms = beta * F.softplus(-positive) + F.softplus(negative).sum(dim=1)
+    return (terms / (n_negatives + 1)).mean()
+
+
+def sampled_softmax(
+    states: Float[Tensor, "P D"],
+    table: Float[Tensor, "V D"],
+    targets: Int[Tensor, " P"],
+    negatives: Int[Tensor, " K"],
+) -> Float[Tensor, ""]:
+    """Cross entropy over the target and K uniform negatives shared by all positions.
+
+    The negatives' logits are raised by log((V - 2) / K), so that their sum estimates the full
+    partition function without bias; a negative that is a position's own target is left out there.
+    """
+    positive = (states * table[targets]).sum(dim=1)
+    logits = states @ table[negatives].T + math.log((table.shape[0] - 2) / len(negatives))
+    logits = logits.masked_fill(negatives == targets[:, None], -torch.inf)
+    partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
+    return (partition - positive).mean()
+
+
+def seen_keys(dataset: SequenceDataset) -> Int64[Tensor, " N"]:
+    """Sorted keys ``user · V + item`` of all real interactions, to look up what a user has."""
+    real = dataset.real()
+    users = np.repeat(np.asarray(real.users), real.lengths)
+    return torch.from_numpy(np.unique(users * dataset.vocab_size + real.items))
+
+
+def uniform_negatives(
+    owners: Int[Tensor, " P"],
+    n: int,
+    vocab_size: int,
+    seen: Int64[Tensor, " N"] | None = None,
+) -> Int64[Tensor, "P K"]:
+    """n items for each position, uniform over 1..V-1 without those its user has.
+
+    Draws from torch's default generator. After 20 rounds of redrawing what is left stays: a user
+    who has nearly everything gets some of it as negatives.
+
+    Args:
+        owners: user number of each position.
+        n: negatives a position.
+        vocab_size: V.
+        seen: from :func:`seen_keys`; None excludes nothing.
+    """
+    drawn = torch.randint(1, vocab_size, (len(owners), n), device=owners.device)
+    if seen is None or not len(seen):
+        return drawn
+    base = owners[:, None] * vocab_size
+    for _ in range(20):
+        keys = base + drawn
+        at = torch.searchsorted(seen, keys).clamp(max=len(seen) - 1)
+        bad = seen[at] == keys
+        n_bad = int(bad.sum())
+        if n_bad == 0:
+            break
+        drawn[bad] = torch.randint(1, vocab_size, (n_bad,), device=owners.device)
+    return drawn

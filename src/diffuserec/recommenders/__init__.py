@@ -1,0 +1,1 @@
+"""Histories in, scores out: one file a method, and the folder is the list of them."""

@@ -1,0 +1,307 @@
+"""The training loop: a function that a method's ``fit`` calls, once for each phase it has.
+
+Everything random in an epoch is drawn from (seed, epoch): the order of the batches and, through
+torch's default generator, dropout and negatives. An interrupted run therefore continues to the
+same parameters bit for bit from what stands in one file: parameters, best parameters, optimizer
+and the record of epochs. That file is replaced in one step after every epoch.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffuserec.contracts import Method, Recommender, Run
+from diffuserec.data import Batch, Queries, SequenceDataset, history_batches
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.ranking import hide, seen_pairs, target_ranks
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of one phase came to.
+
+    Attributes:
+        phase: which call of :func:`train` it belongs to.
+        epoch: from 0.
+        loss: mean of the batches' losses.
+        valid: the validation figure, higher is better; None where there is none.
+        seconds: of training, without validation.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    valid: float | None
+    seconds: float
+
+
+def train(
+    method: Method,
+    loss: Callable[[Any], Tensor],
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    n_batches: int,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    run: Run,
+    data: SequenceDataset,
+    validate: Callable[[], float] | None = None,
+    patience: int | None = None,
+    phase: str = "fit",
+) -> list[Epoch]:
+    """Minimizes a loss; with a validation figure, stops early and keeps the best parameters.
+
+    Args:
+        method: whose parameters are trained; it is moved to the run's device and left in
+            evaluation mode.
+        loss: of one batch, which is on the device already.
+        batches: the batches of an epoch, fixed by the epoch's number.
+        n_batches: how many an epoch has, for the progress bar.
+        optimizer: over the method's parameters.
+        epochs: at most so many.
+        run: device, precision, seed, progress, checkpoint.
+        data: what is trained on; its fingerprint guards a resume.
+        validate: called after each epoch in evaluation mode.
+        patience: epochs without a better figure before stopping; None never stops early.
+        phase: name of this call within a fit.
+
+    Returns:
+        One record an epoch, those of an earlier part of a resumed run included.
+
+    Raises:
+        ConfigError: the loss is not finite, or the checkpoint is another run's.
+        KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
+    """
+    accelerator = _accelerator(run)
+    method.to(accelerator.device)
+    checkpoint = _Checkpoint(method, optimizer, run, data, phase)
+    records, best = checkpoint.load() if run.resume else ([], None)
+    with _progress(run) as progress, torch.random.fork_rng():
+        bar = progress.add_task(phase, total=n_batches, status="")
+        while len(records) < epochs and not _exhausted(records, patience):
+            epoch = len(records)
+            torch.manual_seed(_epoch_seed(run.seed, phase, epoch))
+            method.train()
+            progress.reset(bar, total=n_batches, description=f"{phase} {epoch + 1}/{epochs}")
+            total, n, start = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+            for batch in batches(epoch):
+                with accelerator.autocast():
+                    value = loss(batch.to(accelerator.device))
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(value)
+                optimizer.step()
+                total += value.detach()
+                n += 1
+                if n % 50 == 0 or n == 1:
+                    _require_finite(total, phase, epoch)
+                progress.update(bar, advance=1, status=_status(total, n, start, records))
+            _require_finite(total, phase, epoch)
+            seconds = time.perf_counter() - start
+            method.eval()
+            figure = validate() if validate is not None else None
+            records.append(Epoch(phase, epoch, float(total) / max(n, 1), figure, seconds))
+            if figure is not None and _best_epoch(records) == epoch:
+                best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+            checkpoint.save(records, best)
+    if best is not None:
+        method.load_state_dict(best)
+    method.eval()
+    return records
+
+
+def validation(method: Recommender, valid: Queries, batch_size: int = 512) -> Callable[[], float]:
+    """NDCG@10 on validation queries, full ranking, seen items hidden: what chooses an epoch."""
+
+    @torch.inference_mode()
+    def figure() -> float:
+        gain = 0.0
+        targets = torch.from_numpy(valid.targets)
+        for rows, histories in history_batches(valid.histories, batch_size):
+            scores = method.score(histories.to(method.device))
+            owner, seen = seen_pairs(valid.histories, rows)
+            hide(scores, (owner.to(scores.device), seen.to(scores.device)))
+            ranks = target_ranks(scores, targets[rows].to(scores.device))
+            gain += float((1 / torch.log2(ranks[ranks < 10] + 2)).sum())
+        return gain / max(1, len(valid))
+
+    return figure
+
+
+def next_item_batches(n_sequences: int, batch_size: int) -> int:
+    """How many batches an epoch has."""
+    return math.ceil(n_sequences / batch_size)
+
+
+def real_positions(
+    batch: Batch, states: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions that have a target: states (P, D), targets (P,), user numbers (P,)."""
+    real = batch.targets > 0
+    users = batch.users[:, None].expand_as(batch.targets)[real]
+    return states[real], batch.targets[real], users
+
+
+def _accelerator(run: Run) -> Any:
+    # imported here: it takes a second, and reading a log does not need it
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and torch sees none: use --device cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train at two precisions
+    return Accelerator(
+        cpu=run.device == "cpu", mixed_precision="bf16" if run.precision == "bf16" else "no"
+    )
+
+
+def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _best_epoch(records: list[Epoch]) -> int:
+    figures = [record.valid for record in records if record.valid is not None]
+    return figures.index(max(figures)) if figures else -1
+
+
+def _exhausted(records: list[Epoch], patience: int | None) -> bool:
+    best = _best_epoch(records)
+    return patience is not None and best >= 0 and len(records) - 1 - best >= patience
+
+
+def _require_finite(total: Tensor, phase: str, epoch: int) -> None:
+    if not bool(torch.isfinite(total)):
+        raise ConfigError(
+            f"the loss of phase {phase!r} became {float(total)} in epoch {epoch + 1}: "
+            "try a smaller learning_rate (a tenth), precision fp32, or fewer layers"
+        )
+
+
+def _status(total: Tensor, n: int, start: float, records: list[Epoch]) -> str:
+    best = _best_epoch(records)
+    figure = f" valid {records[-1].valid:.4f} (best {records[best].valid:.4f})" if best >= 0 else ""
+    return f"loss {float(total) / n:.3f}{figure} {n / (time.perf_counter() - start):.0f} it/s"
+
+
+@contextlib.contextmanager
+def _progress(run: Run) -> Iterator[Progress]:
+    console = Console(stderr=True)
+    shown = console.is_terminal if run.progress is None else run.progress
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+        yield progress
+
+
+class _Checkpoint:
+    """The state after the last complete epoch of a phase, as one safetensors file."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        run: Run,
+        data: SequenceDataset,
+        phase: str,
+    ) -> None:
+        self.path = run.checkpoint / f"{phase}.safetensors" if run.checkpoint else None
+        self.method = method
+        self.optimizer = optimizer
+        self.owner = {
+            "method": method.name,
+            "config": method.config.model_dump(mode="json"),
+            "seed": run.seed,
+            "precision": run.precision,
+            "data": _fingerprint(data) if run.checkpoint else "",
+        }
+
+    def save(self, records: list[Epoch], best: dict[str, Tensor] | None) -> None:
+        if self.path is None:
+            return
+        state = self.optimizer.state_dict()
+        tensors = {f"model/{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in (best or {}).items()}
+        for index, slots in state["state"].items():
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in slots.items()}
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        metadata = {
+            "owner": json.dumps(self.owner),
+            "records": json.dumps([asdict(record) for record in records]),
+            "groups": json.dumps(state["param_groups"]),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        save_file(tensors, partial, metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
+        if self.path is None or not self.path.exists():
+            return [], None
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.path} is damaged ({error}): start without --resume") from error
+        owner = json.loads(metadata.get("owner", "{}"))
+        for what, value in self.owner.items():
+            if owner.get(what) != value:
+                raise ConfigError(
+                    f"{self.path} is the checkpoint of another run (its {what} differs): resume "
+                    "with the settings and data that it was started with, or without --resume"
+                )
+        model = _part(tensors, "model/")
+        best = _part(tensors, "best/")
+        self.method.load_state_dict(model)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer/").items():
+            index, _, slot = name.partition("/")
+            slots.setdefault(int(index), {})[slot] = tensor
+        groups = json.loads(metadata["groups"])
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        device = self.method.device
+        records = [Epoch(**record) for record in json.loads(metadata["records"])]
+        return records, {k: v.to(device) for k, v in best.items()} or None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _fingerprint(data: SequenceDataset) -> str:
+    digest = hashlib.sha256()
+    for array in (data.items, data.offsets, data.users):
+        digest.update(memoryview(array).cast("B") if array.flags.c_contiguous else array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The checkpoints that a run left in a directory."""
+    return sorted(directory.rglob("*.safetensors"))
