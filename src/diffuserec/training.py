@@ -30,8 +30,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffuserec.contracts import Method, Recommender, Run
-from diffuserec.data import Batch, Queries, SequenceDataset, history_batches
+from diffuserec.contracts import Method, Run
+from diffuserec.data import Batch, Histories, Queries, SequenceDataset, history_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import hide, seen_pairs, target_ranks
 
@@ -129,15 +129,27 @@ def train(
     return records
 
 
-def validation(method: Recommender, valid: Queries, batch_size: int = 512) -> Callable[[], float]:
-    """NDCG@10 on validation queries, full ranking, seen items hidden: what chooses an epoch."""
+def validation(
+    method: Method,
+    score: Callable[[Histories], Tensor],
+    valid: Queries,
+    batch_size: int = 512,
+) -> Callable[[], float]:
+    """NDCG@10 on validation queries, full ranking, seen items hidden: what chooses an epoch.
+
+    Args:
+        method: on whose device the scores are made.
+        score: histories to scores (B, V).
+        valid: the queries.
+        batch_size: histories scored at once.
+    """
 
     @torch.inference_mode()
     def figure() -> float:
         gain = 0.0
         targets = torch.from_numpy(valid.targets)
         for rows, histories in history_batches(valid.histories, batch_size):
-            scores = method.score(histories.to(method.device))
+            scores = score(histories.to(method.device))
             owner, seen = seen_pairs(valid.histories, rows)
             hide(scores, (owner.to(scores.device), seen.to(scores.device)))
             ranks = target_ranks(scores, targets[rows].to(scores.device))

@@ -59,7 +59,8 @@ def timesteps(num_inference_steps: int, num_train_timesteps: int) -> list[int]:
 
     The gaps are as even as integers allow, and the last transition, from the last visited step to
     clean data, counts as one of them: 5 of 1000 steps are 999, 799, 599, 399, 199, then clean.
-    Going down to step 0 instead would spend a whole network call on removing next to no noise.
+    Going down to step 0 instead would spend a whole network call on removing next to no noise, and
+    make `DPMSolver` extrapolate across a gap in log signal-to-noise ratio that is far too wide.
 
     Raises:
         ValueError: If `num_inference_steps` is not in 1..T.

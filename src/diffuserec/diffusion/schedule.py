@@ -27,7 +27,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -100,7 +100,7 @@ class NoiseSchedule:
         *,
         beta_start: float | None = None,
         beta_end: float | None = None,
-    ) -> Self:
+    ) -> "NoiseSchedule":
         """Builds one of the schedules of the literature.
 
         With s = 1000 / T, so that the total noise is about the same for every T:
@@ -262,11 +262,11 @@ def _quad(start: float, end: float, n: int) -> Float[Tensor, " T"]:
 
 
 def _sigmoid(start: float, end: float, n: int) -> Float[Tensor, " T"]:
-    return _line(-6, 6, n).sigmoid() * (end - start) + start
+    return _line(-6.0, 6.0, n).sigmoid() * (end - start) + start
 
 
 def _exp(start: float, end: float, n: int) -> Float[Tensor, " T"]:
-    position = _line(1, 2 * n + 1, n)
+    position = _line(1.0, 2.0 * n + 1, n)
     return 1 - torch.exp(-start / n - position * (end - start) / (2 * n * n))
 
 

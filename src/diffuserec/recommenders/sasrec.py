@@ -101,7 +101,7 @@ class SASRec(Recommender):
             epochs=c.epochs,
             run=run,
             data=train_data,
-            validate=None if valid is None else validation(self, valid),
+            validate=None if valid is None else validation(self, self.score, valid),
             patience=c.patience,
         )
         return self
