@@ -75,6 +75,7 @@ class Method(nn.Module, ABC):
     def __init__(self, **hyper_parameters: Any) -> None:
         super().__init__()
         self.config = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
+        self.curve: list[Any] = []  # one training.Epoch for each epoch of fit; not saved
 
     @property
     def name(self) -> str:
@@ -381,6 +382,17 @@ def find(kind: str, name: str) -> type[Any]:
         and value.__module__ == module.__name__
     )
     return found
+
+
+def method_summaries() -> list[dict[str, str]]:
+    """Kind, name and the first line of the module's docstring, for every method."""
+    rows = []
+    for kind in ("recommender", "augmenter"):
+        for name in method_names(kind):
+            module = importlib.import_module(f"diffuserec.{kind}s.{name}")
+            summary = (module.__doc__ or "").strip().splitlines()[0]
+            rows.append({"kind": kind, "name": name, "summary": summary})
+    return rows
 
 
 def parse_settings(

@@ -58,9 +58,7 @@ def hide(
     return scores
 
 
-def target_ranks(
-    scores: Float[Tensor, "B V"], targets: Int[Tensor, " B"]
-) -> Float64[Tensor, " B"]:
+def target_ranks(scores: Float[Tensor, "B V"], targets: Int[Tensor, " B"]) -> Float64[Tensor, " B"]:
     """0-based rank of each target by counting; ties share the middle of their places.
 
     Args:
@@ -87,9 +85,7 @@ def sampled_target_ranks(
     return above.double() + equal.double() / 2
 
 
-def top_k(
-    scores: Float[Tensor, "B V"], k: int
-) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+def top_k(scores: Float[Tensor, "B V"], k: int) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
     """The k best items of each row that are not hidden, best first, lower item number on ties.
 
     A wide row is cut into blocks first: an item that is among the k best lies in one of the k
@@ -109,7 +105,7 @@ def top_k(
         items = _best(scores, torch.arange(width, device=scores.device), k)
     else:
         even = n_blocks * _BLOCK
-        maxima = scores[:, :even].unflatten(1, (n_blocks, _BLOCK)).amax(2)
+        maxima = scores[:, :even].reshape(n_rows, n_blocks, _BLOCK).amax(2)
         blocks = _best(maxima, torch.arange(n_blocks, device=scores.device), k)
         inside = (blocks * _BLOCK)[:, :, None] + torch.arange(_BLOCK, device=scores.device)
         rest = torch.arange(even, width, device=scores.device).expand(n_rows, -1)
@@ -122,7 +118,7 @@ def top_k(
 _BLOCK = 64
 """Items a block: near the square root of a usual catalog, where both passes cost the same."""
 
-_COUNTED = 2**22
+_COUNTED = 2**20
 """Scores compared at once, so that the table of answers stays small whatever the batch."""
 
 
@@ -137,13 +133,13 @@ def _count_rows(
     table = torch.empty_like(scores[:rows])
     counts = [
         compare(part, mine, out=table[: len(part)]).mv(ones).double()
-        for part, mine in zip(scores.split(rows), own.split(rows), strict=True)
+        for part, mine in zip(torch.split(scores, rows), torch.split(own, rows), strict=True)
     ]
     return torch.cat(counts)
 
 
 def _best(
-    values: Float[Tensor, "B C"], numbers: Int[Tensor, "*B C"], k: int
+    values: Float[Tensor, "B C"], numbers: Int[Tensor, "... C"], k: int
 ) -> Int[Tensor, "B K"]:
     """The numbers of the k greatest values, greatest first, lower number on ties."""
     # one integer a value that sorts as (value, -number): the bits of a float, read as an integer,

@@ -17,6 +17,7 @@ from diffuserec.data.dataset import (
     dataset_manifest,
     load_dataset,
 )
+from diffuserec.data.interactions import Interactions, from_dataset, from_frame, read_log
 from diffuserec.data.splits import Queries, Split, leave_one_out, temporal
 
 __all__ = [
@@ -24,16 +25,20 @@ __all__ = [
     "Batch",
     "Catalog",
     "Histories",
+    "Interactions",
     "Queries",
     "RawId",
     "SequenceDataset",
     "Split",
     "dataset_manifest",
+    "from_dataset",
+    "from_frame",
     "histories_of",
     "history_batches",
     "leave_one_out",
     "length_buckets",
     "load_dataset",
+    "read_log",
     "temporal",
     "trainable_rows",
     "training_batches",

@@ -76,7 +76,8 @@ class Markov(Recommender):
     def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
         """Decayed transition shares of the history's items plus a trace of popularity."""
         n_rows, size = len(histories.users), self.catalog.vocab_size
-        age = histories.lengths[:, None] - 1 - torch.arange(histories.items.shape[1]).to(self.device)
+        position = torch.arange(histories.items.shape[1], device=histories.items.device)
+        age = histories.lengths[:, None] - 1 - position
         weights = torch.pow(self.config.decay, age.clamp(min=0).to(torch.float32))
         used = (age >= 0) & (weights > 0)
         starts = np.concatenate([[0], np.cumsum(used.sum(1).cpu().numpy())])

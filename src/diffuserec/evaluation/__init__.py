@@ -1,0 +1,45 @@
+"""From scores to a result that can be trusted: ranks, metrics, groups, significance, report."""
+
+from diffuserec.evaluation.evaluate import (
+    Evaluation,
+    Protocol,
+    evaluate,
+    load_evaluation,
+    protocol_line,
+    rank,
+    uniform_candidates,
+)
+from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
+from diffuserec.evaluation.metrics import Metric, list_metrics, parse_metric, rank_metrics
+from diffuserec.evaluation.report import Report
+from diffuserec.evaluation.significance import (
+    Comparison,
+    Violation,
+    check_consistency,
+    compare,
+    holm,
+)
+
+__all__ = [
+    "GROUPS",
+    "Comparison",
+    "Evaluation",
+    "Metric",
+    "Protocol",
+    "Report",
+    "Violation",
+    "check_consistency",
+    "compare",
+    "evaluate",
+    "group_means",
+    "history_groups",
+    "holm",
+    "list_metrics",
+    "load_evaluation",
+    "parse_metric",
+    "popularity_groups",
+    "protocol_line",
+    "rank",
+    "rank_metrics",
+    "uniform_candidates",
+]

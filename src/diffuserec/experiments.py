@@ -1,0 +1,633 @@
+"""From a prepared log to trained runs and their comparison: what the command line calls.
+
+A run is a directory:
+
+    run.json      what was trained, on what, with which settings and seed
+    model/        the recommender; ``diffuserec.load`` reads it
+    augmenter/    the augmenter, where there was one
+    curve.json    loss and validation figure of each epoch
+    test/         metrics.json and per_user.parquet
+    valid/        the same on the validation queries
+    report.html   figures and tables
+    checkpoint/   only while training: what ``--resume`` continues from
+"""
+
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from diffuserec.contracts import Augmenter, Recommender, Run, find, load, parse_settings
+from diffuserec.data import (
+    Queries,
+    SequenceDataset,
+    Split,
+    Store,
+    dataset_manifest,
+    leave_one_out,
+    load_dataset,
+    read_log,
+    temporal,
+)
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.evaluation import Evaluation, Report, evaluate, load_evaluation
+from diffuserec.evaluation.html import Example, write_html
+from diffuserec.evaluation.oracle import Oracle
+from diffuserec.training import Epoch, checkpoint_files
+
+_FORMAT = "diffuserec-run"
+_VERSION = 1
+FLOORS = ("popularity", "markov")
+"""Recommenders that cost nothing and stand beside every trained row."""
+
+SplitName = Literal["leave-one-out", "temporal"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is: enough to train it again.
+
+    Attributes:
+        data: the prepared dataset.
+        model: name of the recommender.
+        settings: its hyper-parameters that are not the defaults.
+        augment: name of the augmenter, or None.
+        augment_settings: likewise.
+        split: how the log is divided.
+        seed: of the run.
+    """
+
+    data: str
+    model: str
+    settings: Mapping[str, Any]
+    augment: str | None = None
+    augment_settings: Mapping[str, Any] | None = None
+    split: SplitName = "leave-one-out"
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """How the run is called in tables."""
+        return self.model if self.augment is None else f"{self.model} + {self.augment}"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run read back: its plan, its models, and the log that it was trained on, divided."""
+
+    path: Path
+    plan: Plan
+    model: Recommender
+    augmenter: Augmenter | None
+    split: Split
+    facts: dict[str, Any]
+
+    def evaluate(
+        self,
+        part: Literal["test", "valid"] = "test",
+        candidates: str = "full",
+        filter_seen: bool = True,
+    ) -> Evaluation:
+        """Measures the run; the default protocol is read from the run where it stands there."""
+        default = candidates == "full" and filter_seen
+        if default and (self.path / part / "metrics.json").is_file():
+            return load_evaluation(self.path / part)
+        queries = self.split.test if part == "test" else self.split.valid
+        result = evaluate(
+            self.model,
+            queries,
+            augmenter=self.augmenter,
+            filter_seen=filter_seen,
+            candidates=candidates,
+            seed=self.plan.seed,
+            dataset_name=Path(self.plan.data).name,
+            facts={**self.facts, "split": f"{self.split.protocol}, {part}"},
+        )
+        if default:
+            result.save(self.path / part)
+        return result
+
+
+def split_dataset(dataset: SequenceDataset, name: str) -> Split:
+    """The log divided by the split of that name.
+
+    Raises:
+        ConfigError: there is no such split.
+    """
+    splits: dict[str, Callable[[SequenceDataset], Split]] = {
+        "leave-one-out": leave_one_out,
+        "temporal": temporal,
+    }
+    if name not in splits:
+        raise ConfigError(f"no split {name!r}; there are: {', '.join(splits)}")
+    return splits[name](dataset)
+
+
+def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
+    """The queries with lengthened histories."""
+    if augmenter is None:
+        return queries
+    return Queries(augmenter.augment(queries.histories, seed), queries.targets)
+
+
+def train_run(
+    plan: Plan,
+    out: Path | str,
+    run: Run,
+    *,
+    augmenter_from: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainedRun:
+    """Trains a plan into a directory, measures it and writes its report.
+
+    Args:
+        plan: what to train.
+        out: the run's directory.
+        run: surroundings; its seed is the plan's.
+        augmenter_from: take this fitted augmenter instead of fitting one.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        ConfigError: `out` holds another run, or one that was not asked to be resumed.
+        DataError: the data cannot be used.
+    """
+    path = Path(out)
+    model_class = find("recommender", plan.model)
+    parse_settings(model_class.Config, dict(plan.settings), plan.model)
+    if plan.augment is not None:
+        augmenter_class = find("augmenter", plan.augment)
+        parse_settings(augmenter_class.Config, dict(plan.augment_settings or {}), plan.augment)
+    dataset = load_dataset(plan.data)
+    split = split_dataset(dataset, plan.split)
+    _claim(path, plan, run.resume)
+    run = replace(run, seed=plan.seed, checkpoint=path / "checkpoint")
+    seconds: dict[str, float] = {}
+    curve: list[Epoch] = []
+    augmenter: Augmenter | None = None
+    train_data, start = split.train, time.perf_counter()
+    if plan.augment is not None:
+        if (path / "augmenter").is_dir():
+            augmenter = load(path / "augmenter")
+        elif augmenter_from is not None:
+            augmenter = load(augmenter_from)
+            augmenter.save(path / "augmenter")
+        else:
+            say(f"fitting {plan.augment}")
+            augmenter = augmenter_class(**(plan.augment_settings or {}))
+            augmenter.fit(split.train, split.valid, run.stage("augmenter"))
+            augmenter.save(path / "augmenter")
+            curve += augmenter.curve
+        seconds["fit_augmenter"] = time.perf_counter() - start
+        start = time.perf_counter()
+        say(f"augmenting {len(split.train):,} histories")
+        train_data = augmenter.augment(split.train, plan.seed)
+        seconds["augment"] = time.perf_counter() - start
+    say(f"training {plan.model}")
+    start = time.perf_counter()
+    model = model_class(**plan.settings)
+    model.fit(train_data, augmented(split.valid, augmenter, plan.seed), run.stage("model"))
+    seconds["fit_model"] = time.perf_counter() - start
+    curve += model.curve
+    model.save(path / "model")
+    _write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
+    _write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
+    shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    trained = TrainedRun(path, plan, model, augmenter, split, _facts(plan.data, split))
+    say("measuring")
+    trained.evaluate("valid")
+    report = Report.of({**floor_evaluations(split, trained), plan.label: trained.evaluate()})
+    write_html(
+        path / "report.html",
+        report,
+        title=f"{plan.label} on {Path(plan.data).name}",
+        curves={plan.label: curve},
+        examples=examples(trained),
+    )
+    return trained
+
+
+def open_run(path: Path | str) -> TrainedRun:
+    """Reads a finished run back.
+
+    Raises:
+        DataError: not a run, not finished, or its data is gone.
+    """
+    source = Path(path)
+    document = _read_run(source)
+    if not document["complete"]:
+        hint = " (add --resume to its command)" if checkpoint_files(source / "checkpoint") else ""
+        raise DataError(f"{source} is a run that has not finished{hint}")
+    plan = Plan(**document["plan"])
+    split = split_dataset(load_dataset(plan.data), plan.split)
+    augmenter = load(source / "augmenter") if plan.augment is not None else None
+    return TrainedRun(
+        source, plan, load(source / "model"), augmenter, split, _facts(plan.data, split)
+    )
+
+
+def floor_evaluations(split: Split, like: TrainedRun) -> dict[str, Evaluation]:
+    """The recommenders that cost nothing, on the test queries of a run's log."""
+    results = {}
+    for name in FLOORS:
+        floor = find("recommender", name)().fit(split.train)
+        results[name] = evaluate(
+            floor,
+            split.test,
+            dataset_name=Path(like.plan.data).name,
+            facts={**like.facts, "split": f"{split.protocol}, test"},
+        )
+    return results
+
+
+def compare_runs(
+    paths: Sequence[Path | str], out: Path | None = None, title: str | None = None
+) -> Report:
+    """One report of several runs, floors included, significance against the first.
+
+    Runs of one plan that differ only in their seed become one row.
+
+    Args:
+        paths: directories of finished runs, all of the same data.
+        out: where to write the HTML report; None writes none.
+        title: of that report.
+
+    Raises:
+        ConfigError: no runs, or runs of different data.
+    """
+    if not paths:
+        raise ConfigError("give at least one run to compare")
+    runs = [open_run(path) for path in paths]
+    data = {run.plan.data for run in runs}
+    if len(data) > 1:
+        raise ConfigError(f"these runs are of different data and can't be compared: {', '.join(sorted(data))}")
+    rows = _by_plan(runs)
+    results: dict[str, list[Evaluation]] = {
+        name: [run.evaluate() for run in members] for name, members in rows.items()
+    }
+    for name, result in floor_evaluations(runs[0].split, runs[0]).items():
+        results.setdefault(name, [result])
+    report = Report.of(results)
+    if out is not None:
+        first = {name: members[0] for name, members in rows.items()}
+        shown = next((run for run in first.values() if run.augmenter is not None), None)
+        write_html(
+            out,
+            report,
+            title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
+            curves={name: _read_curve(run.path) for name, run in first.items()},
+            examples=examples(shown) if shown else [],
+        )
+    return report
+
+
+def run_experiment(
+    file: Path,
+    data: Path,
+    out: Path,
+    run: Run,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Trains every row and seed of an experiment file and reports on them.
+
+    Rows that are finished already are kept, interrupted ones are resumed. An augmenter is fitted
+    once, with the first seed, and shared by the row's other seeds, as DiffuASR's authors did.
+
+    Args:
+        file: TOML with ``title``, ``seeds`` and ``[[rows]]`` of ``name``, ``model``, ``settings``,
+            ``augment``, ``augment_settings``.
+        data: the prepared dataset.
+        out: directory of all runs, and of report.txt, report.json and report.html.
+        run: surroundings; seeds come from the file.
+
+    Raises:
+        ConfigError: the file is not a valid experiment.
+    """
+    title, seeds, plans = read_experiment(file, data)
+    paths: list[Path] = []
+    for name, plan in plans.items():
+        first = out / f"{_slug(name)}-seed{seeds[0]}"
+        for seed in seeds:
+            path = out / f"{_slug(name)}-seed{seed}"
+            paths.append(path)
+            if (path / "run.json").is_file() and _read_run(path)["complete"]:
+                continue
+            say(f"{name}, seed {seed}")
+            train_run(
+                replace(plan, seed=seed),
+                path,
+                replace(run, resume=path.exists()),
+                augmenter_from=None if seed == seeds[0] else first / "augmenter",
+                say=say,
+            )
+    report = compare_runs(paths, out / "report.html", title)
+    (out / "report.txt").write_text(report.text())
+    (out / "report.json").write_text(report.json() + "\n")
+    return report
+
+
+def read_experiment(file: Path, data: Path) -> tuple[str, list[int], dict[str, Plan]]:
+    """Title, seeds and plans by row name of an experiment file."""
+    try:
+        content = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as TOML: {error}") from error
+    unknown = content.keys() - {"title", "seeds", "rows"}
+    rows = content.get("rows")
+    if unknown or not isinstance(rows, list) or not rows:
+        what = f"has unknown keys {', '.join(sorted(unknown))}" if unknown else "has no [[rows]]"
+        raise ConfigError(f"{file} {what}: it needs title, seeds and [[rows]]")
+    plans: dict[str, Plan] = {}
+    for row in rows:
+        extra = row.keys() - {"name", "model", "settings", "augment", "augment_settings"}
+        if extra or not {"name", "model"} <= row.keys():
+            raise ConfigError(
+                f"{file}: a row needs name and model and may have settings, augment and "
+                f"augment_settings; got {', '.join(row)}"
+            )
+        if row["name"] in plans:
+            raise ConfigError(f"{file}: two rows are called {row['name']!r}")
+        plans[row["name"]] = Plan(
+            data=str(data.resolve()),
+            model=row["model"],
+            settings=row.get("settings", {}),
+            augment=row.get("augment"),
+            augment_settings=row.get("augment_settings"),
+        )
+    seeds = content.get("seeds", [0])
+    return str(content.get("title", file.stem)), [int(seed) for seed in seeds], plans
+
+
+def augment_log(
+    data: Path | str,
+    method: str,
+    settings: Mapping[str, Any],
+    run: Run,
+    split_name: SplitName = "leave-one-out",
+) -> SequenceDataset:
+    """The whole log with synthetic items, for training any other system on.
+
+    The augmenter learns from the training part and sees only the training part when it
+    generates: the validation and test items are appended afterwards, untouched.
+    """
+    dataset = load_dataset(data)
+    split = split_dataset(dataset, split_name)
+    augmenter = find("augmenter", method)(**settings)
+    augmenter.fit(split.train, split.valid, run)
+    return append_rest(augmenter.augment(split.train, run.seed), dataset, split.train)
+
+
+def append_rest(
+    longer: SequenceDataset, whole: SequenceDataset, part: SequenceDataset
+) -> SequenceDataset:
+    """Augmented beginnings of sequences, followed by what the whole sequences have after them.
+
+    Args:
+        longer: `part`, augmented.
+        whole: the full sequences.
+        part: the first items of each.
+    """
+    rest = whole.slice(whole.offsets[:-1] + part.lengths, whole.offsets[1:])
+    lengths = longer.lengths + rest.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    begin = np.repeat(offsets[:-1] - longer.offsets[:-1], longer.lengths)
+    items = np.empty(offsets[-1], dtype=np.int32)
+    synthetic = np.zeros(offsets[-1], dtype=bool)
+    at = begin + np.arange(len(longer.items))
+    items[at], synthetic[at] = longer.items, longer.synthetic
+    after = np.repeat(offsets[1:] - rest.offsets[1:], rest.lengths) + np.arange(len(rest.items))
+    items[after] = rest.items
+    return SequenceDataset(items, offsets, whole.catalog, whole.users, synthetic)
+
+
+def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) -> Report:
+    """The built-in store: floors, SASRec, SASRec with DiffuASR's items, and the best possible.
+
+    Args:
+        out: directory for the prepared log, the runs and report.html.
+        run: surroundings.
+    """
+    store = Store(n_users=4000, n_items=800, seed=run.seed)
+    data = out / "store"
+    if not data.exists():
+        say("making the built-in store's log")
+        store.dataset().save(data, note={"source": "the built-in store"})
+    settings = {"epochs": 15, "patience": 3}
+    plans = {
+        "sasrec": Plan(str(data.resolve()), "sasrec", settings, seed=run.seed),
+        "sasrec + diffuasr": Plan(
+            str(data.resolve()), "sasrec", settings, "diffuasr", {}, seed=run.seed
+        ),
+    }
+    results: dict[str, Evaluation] = {}
+    trained = {}
+    for name, plan in plans.items():
+        path = out / _slug(name)
+        if path.exists():
+            shutil.rmtree(path)
+        trained[name] = train_run(plan, path, run, say=say)
+        results[name] = trained[name].evaluate()
+    one = trained["sasrec"]
+    results |= floor_evaluations(one.split, one)
+    facts = {**one.facts, "split": f"{one.split.protocol}, test"}
+    results["oracle"] = evaluate(
+        Oracle(store).fit(one.split.train), one.split.test, dataset_name="store", facts=facts
+    )
+    report = Report.of(results)
+    write_html(
+        out / "report.html",
+        report,
+        title="The built-in store",
+        curves={name: _read_curve(run.path) for name, run in trained.items()},
+        examples=examples(trained["sasrec + diffuasr"]),
+    )
+    return report
+
+
+def examples(run: TrainedRun, n: int = 5) -> list[Example]:
+    """Some users' generated items beside their real ones and what came next; short users first."""
+    if run.augmenter is None:
+        return []
+    queries = run.split.test
+    rows = np.flatnonzero((queries.histories.lengths >= 3) & (queries.histories.lengths <= 8))[:n]
+    if not len(rows):
+        rows = np.arange(min(n, len(queries)))
+    longer = run.augmenter.augment(queries.histories.select(rows), run.plan.seed)
+    names = _display_names(run.split.train)
+    found = []
+    for place, row in enumerate(rows):
+        part = slice(longer.offsets[place], longer.offsets[place + 1])
+        made = longer.synthetic[part]
+        items = longer.items[part]
+        found.append(
+            Example(
+                user=str(_user_name(run.split.train, int(longer.users[place]))),
+                generated=names(items[made]),
+                real=names(items[~made]),
+                target=names(queries.targets[row : row + 1])[0],
+            )
+        )
+    return found
+
+
+def description(data: Path | str) -> dict[str, Any]:
+    """What a prepared dataset holds, for printing."""
+    dataset = load_dataset(data)
+    lengths = dataset.real_lengths
+    counts = np.bincount(dataset.items, minlength=dataset.vocab_size)[1:]
+    ranked = np.sort(counts)[::-1]
+    quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.9, 1]).astype(int)
+    short, medium, long = (
+        int(((lengths >= low) & (lengths <= high)).sum())
+        for low, high in ((0, 5), (6, 20), (21, np.iinfo(np.int64).max))
+    )
+    facts: dict[str, Any] = {
+        "source": dataset_manifest(data)["note"].get("source", "not stated"),
+        "filters": dataset_manifest(data)["note"].get("filters", "none"),
+        "users": len(dataset),
+        "items": dataset.catalog.n_items,
+        "interactions": int(lengths.sum()),
+        "synthetic": int(dataset.synthetic.sum()),
+        "density": f"{lengths.sum() / max(1, len(dataset) * dataset.catalog.n_items):.4%}",
+        "history length min/25%/50%/75%/90%/max": "/".join(str(q) for q in quantiles),
+        "users with at most 5, 6-20, more than 20": f"{short:,} / {medium:,} / {long:,}",
+        "share of the most popular tenth of items": f"{ranked[: max(1, len(ranked) // 10)].sum() / max(1, ranked.sum()):.1%}",
+        "timestamps": "yes" if dataset.timestamps is not None else "no, order only",
+    }
+    if not dataset.synthetic.any() and (lengths >= 3).any():
+        split = leave_one_out(dataset)
+        facts["users too short for leave-one-out"] = split.n_too_short
+        facts["test targets that are repeats"] = f"{split.test.repeat_share:.2%}"
+    return facts
+
+
+def recommend_from(
+    run: Path,
+    history: Sequence[str] | None,
+    histories: Path | None,
+    *,
+    out: Path | None = None,
+    **options: Any,
+) -> pl.DataFrame:
+    """Recommendations of a finished run for one history, or for every user of a log.
+
+    Only the run's models are read, not its data.
+
+    Args:
+        run: the run's directory.
+        history: raw item ids, oldest first.
+        histories: a log, when no single history is given; its users become ``user_id``.
+        out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
+        options: of :meth:`Recommender.recommend`.
+    """
+    model = load(run / "model")
+    augmenter = load(run / "augmenter") if (run / "augmenter").is_dir() else None
+    writers = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
+    if out is not None and out.suffix not in writers:
+        raise ConfigError(f"--out must end in {', '.join(writers)}, got {out.name!r}")
+    if history is not None:
+        frame = model.recommend([history], augmenter=augmenter, **options).drop("query")
+    else:
+        log = read_log(histories).frame
+        grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
+        frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
+        users = grouped.select("user_id").with_row_index("query").cast({"query": pl.Int64})
+        frame = frame.join(users, on="query", maintain_order="left").select(
+            "user_id", "rank", "item_id", "score", "n_unknown"
+        )
+    if out is not None:
+        work = out.with_name(f".{out.name}.partial")
+        getattr(frame, writers[out.suffix])(work)
+        work.replace(out)
+    return frame
+
+
+def _display_names(dataset: SequenceDataset) -> Callable[[np.ndarray], list[str]]:
+    catalog = dataset.catalog
+    if catalog.attributes is not None and "name" in catalog.attributes.columns:
+        names = catalog.attributes["name"]
+        return lambda items: names.gather(items - 1).to_list()
+    return lambda items: [str(raw) for raw in catalog.decode(items)]
+
+
+def _user_name(dataset: SequenceDataset, user: int) -> Any:
+    ids = dataset.catalog.user_ids
+    return user if ids is None else ids[user]
+
+
+def _by_plan(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
+    """Runs grouped by what they are but for the seed; named by label, then by directory."""
+    groups: dict[str, list[TrainedRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(asdict(replace(run.plan, seed=0)), sort_keys=True), []).append(run)
+    labels = [members[0].plan.label for members in groups.values()]
+    named = {}
+    for members in groups.values():
+        label = members[0].plan.label
+        if labels.count(label) > 1:
+            label = f"{label} ({members[0].path.name})"
+        named[label] = members
+    return named
+
+
+def _facts(data: str, split: Split) -> dict[str, Any]:
+    filters = dataset_manifest(data)["note"].get("filters", "none")
+    return {"filters": filters, "n_too_short": split.n_too_short}
+
+
+def _claim(path: Path, plan: Plan, resume: bool) -> None:
+    if path.exists() and any(path.iterdir()):
+        document = _read_run(path)
+        if not resume:
+            raise ConfigError(
+                f"{path} holds a run already: choose another --out, or add --resume to continue it"
+            )
+        if document["complete"]:
+            raise ConfigError(f"{path} is finished: there is nothing to resume")
+        if document["plan"] != json.loads(json.dumps(asdict(plan))):
+            raise ConfigError(
+                f"{path} was started with another plan ({document['plan']}): resume with the same"
+            )
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    _write_json(path / "run.json", _document(plan, complete=False, seconds={}))
+
+
+def _document(plan: Plan, complete: bool, seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "complete": complete,
+        "plan": asdict(plan),
+        "seconds": dict(seconds),
+    }
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads((path / "run.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
+    if document.get("format") != _FORMAT or document.get("version") != _VERSION:
+        raise DataError(f"{path / 'run.json'} is of another format or version")
+    return document
+
+
+def _read_curve(path: Path) -> list[Epoch]:
+    return [Epoch(**record) for record in json.loads((path / "curve.json").read_text())]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    work = path.with_name(f".{path.name}.partial")
+    work.write_text(json.dumps(content, indent=2) + "\n")
+    work.replace(path)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-").replace("---", "-")

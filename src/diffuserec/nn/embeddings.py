@@ -1,0 +1,30 @@
+"""Embeddings of the diffusion step.
+
+Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, which takes
+the positions of Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5, with all
+sines first and all cosines after them.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
+    """Sines, then cosines, of t at dim/2 frequencies that fall geometrically from 1 to 1e-4.
+
+    Args:
+        t: diffusion steps.
+        dim: width, even and at least 4.
+
+    Raises:
+        ValueError: the width is odd or too small.
+    """
+    if dim % 2 or dim < 4:
+        raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, got {dim}")
+    half = dim // 2
+    places = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.to(torch.float32)[:, None] * torch.exp(places * (-math.log(10_000) / (half - 1)))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,152 @@
+"""One table from several results."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from diffuserec.errors import ConfigError
+from diffuserec.evaluation import Evaluation, Protocol, Report, group_means, rank_metrics
+
+GENERATOR = np.random.default_rng(99)
+RANKS = GENERATOR.integers(0, 60, 600).astype(float)
+
+
+def result(shift, seed=0, dataset="toy", max_len=50, repeat_share=0.0):
+    ranks = np.maximum(0, RANKS + shift + np.random.default_rng(seed).integers(-1, 2, 600))
+    by_user = rank_metrics(ranks)
+    groups = np.resize(["short", "short", "medium"], 600)
+    per_user = pl.DataFrame(
+        {
+            "user": np.arange(600),
+            "history_group": groups,
+            "popularity_group": np.resize(["head", "tail"], 600),
+            "target": np.ones(600, dtype=int),
+            **by_user,
+        }
+    )
+    return Evaluation(
+        method="any",
+        protocol=Protocol(
+            dataset=dataset,
+            split="leave-one-out test",
+            candidates="full",
+            n_items=1234,
+            filter_seen=True,
+            ties="mid-rank",
+            n_users=600,
+            n_too_short=0,
+            filters="5-core",
+            max_len=max_len,
+            seed=seed,
+            repeat_share=repeat_share,
+        ),
+        metrics={name: float(v.mean()) for name, v in by_user.items()} | {"Coverage@10": 0.25},
+        groups=group_means(per_user, list(by_user)),
+        per_user=per_user,
+    )
+
+
+@pytest.fixture(scope="module")
+def report():
+    return Report.of(
+        {
+            "sasrec": [result(0, seed) for seed in range(3)],
+            "better": [result(-8, seed) for seed in range(3)],
+            "same": [result(0, seed) for seed in (3, 4, 5)],
+            "popularity": result(30, max_len=None),
+        }
+    )
+
+
+def test_rows_hold_every_number(report):
+    assert report.rows.columns == [
+        "method",
+        "dataset",
+        "seed",
+        "group",
+        "metric",
+        "value",
+        "n_users",
+    ]
+    row = report.rows.filter(method="better", seed=2, group="all", metric="HR@10")
+    assert row["value"].item() == report.evaluations["better"][2].metrics["HR@10"]
+    short = report.rows.filter(method="popularity", group="short", metric="MRR")
+    assert short["n_users"].item() == 400
+
+
+def test_summary_averages_seeds_and_says_how_sure(report):
+    row = report.summary.filter(method="sasrec", group="all", metric="NDCG@10").row(0, named=True)
+    runs = report.evaluations["sasrec"]
+    values = [run.metrics["NDCG@10"] for run in runs]
+    of_user = np.mean([run.per_user["NDCG@10"].to_numpy() for run in runs], axis=0)
+    assert row["value"] == pytest.approx(np.mean(values))
+    assert row["seed_std"] == pytest.approx(np.std(values, ddof=1))
+    assert row["margin"] == pytest.approx(1.96 * np.std(of_user, ddof=1) / np.sqrt(600))
+    assert row["n_seeds"] == 3
+    coverage = report.summary.filter(method="sasrec", metric="Coverage@10").row(0, named=True)
+    assert (coverage["value"], coverage["margin"]) == (0.25, None)
+
+
+def test_stars_go_to_real_differences(report):
+    assert report.stars("better", "toy", "NDCG@10") == "***"
+    assert report.stars("popularity", "toy", "HR@10") == "***"
+    assert report.stars("same", "toy", "NDCG@10") == ""
+    assert report.stars("sasrec", "toy", "NDCG@10") == ""
+    better = report.comparisons.filter(method="better", metric="NDCG@10", group="all")
+    assert better["difference"].item() > 0
+    assert better["reference"].item() == "sasrec"
+    assert (report.comparisons["p_holm"] >= report.comparisons["p_t"]).all()
+
+
+def test_text_shows_all_methods_groups_and_the_protocol(report):
+    text = report.text()
+    for word in ("sasrec", "better", "popularity", "HR@10", "NDCG@10", "MRR", "Coverage@10"):
+        assert word in text
+    assert "NDCG@10 by group" in text
+    assert "400" in text  # users of the short group
+    assert "long" not in text  # nobody is in it
+    assert "***" in text
+    flat = " ".join(text.split())
+    assert report.protocol in flat
+    assert "against sasrec, paired t-test over users with Holm's correction" in flat
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_protocol_line_says_where_methods_differ(report):
+    assert "max_len 50/all · seed 0/1/2/3/4/5" in report.protocol
+    assert "candidates full of 1,234 items" in report.protocol
+
+
+def test_json_is_one_object(report):
+    document = json.loads(report.json())
+    assert set(document) == {"protocol", "notes", "rows", "summary", "comparisons"}
+    assert len(document["rows"]) == len(report.rows)
+
+
+def test_several_data_sets_stand_apart():
+    report = Report.of(
+        {
+            "one": [result(0), result(3, dataset="other", repeat_share=0.05)],
+            "two": [result(-9), result(-9, dataset="other", repeat_share=0.05)],
+        }
+    )
+    assert len(report.protocol.splitlines()) == 2
+    assert set(report.comparisons["dataset"]) == {"toy", "other"}
+    assert len(report.notes) == 1
+    assert "Note: 5.0% of the targets" in report.text()
+
+
+def test_one_method_alone_needs_no_reference():
+    report = Report.of({"only": result(0)})
+    assert len(report.comparisons) == 0
+    assert "only" in report.text()
+    assert "Holm" not in report.text()
+
+
+def test_what_cannot_stand_in_one_table_is_refused():
+    with pytest.raises(ConfigError, match="at least one evaluation"):
+        Report.of({})
+    with pytest.raises(ConfigError, match="not measured the same way"):
+        Report.of({"one": result(0), "two": result(0, repeat_share=0.5)})
