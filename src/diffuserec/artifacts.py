@@ -63,7 +63,9 @@ def write_artifact(path: Path | str, artifact: Artifact) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     # tied weights would be refused by safetensors: write each tensor on its own
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()
+    }
     save_file(tensors, work / "weights.safetensors")
     frame = artifact.catalog.item_ids.rename("item_id").to_frame()
     if artifact.catalog.attributes is not None:
@@ -125,7 +127,9 @@ def read_artifact(path: Path | str) -> Artifact:
         if not (source / name).is_file():
             raise DataError(f"{source} lacks {name}: the copy is incomplete")
         if _sha256(source / name) != manifest["sha256"].get(name):
-            raise DataError(f"{source / name} does not match its checksum: it was changed or damaged")
+            raise DataError(
+                f"{source / name} does not match its checksum: it was changed or damaged"
+            )
     try:
         tensors = load_file(source / "weights.safetensors")
         items = pl.read_parquet(source / "items.parquet")

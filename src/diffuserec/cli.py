@@ -76,8 +76,8 @@ def prepare(
 ) -> None:
     """Reads a log of any known format into a dataset that the other commands map from disk.
 
-        diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
-        diffuserec prepare ratings.dat --format movielens --out data/ml-1m
+    diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
+    diffuserec prepare ratings.dat --format movielens --out data/ml-1m
     """
     from diffuserec.data import read_log
 
@@ -105,7 +105,7 @@ def describe(
 ) -> None:
     """What a prepared dataset holds: sizes, history lengths, repeats, what the split leaves.
 
-        diffuserec describe data/clicks
+    diffuserec describe data/clicks
     """
     from diffuserec.experiments import description
 
@@ -141,13 +141,13 @@ def train(
 ) -> None:
     """Trains a recommender, measures it beside the floors and writes a report.
 
-        diffuserec train data/clicks --model sasrec --out runs/sasrec
-        diffuserec train data/clicks --model sasrec --augment diffuasr --out runs/diffuasr
-        diffuserec train data/clicks --model sasrec --set dim=128 --set loss=gbce --out runs/gbce
+    diffuserec train data/clicks --model sasrec --out runs/sasrec
+    diffuserec train data/clicks --model sasrec --augment diffuasr --out runs/diffuasr
+    diffuserec train data/clicks --model sasrec --set dim=128 --set loss=gbce --out runs/gbce
     """
     from diffuserec.contracts import Run
-    from diffuserec.experiments import Plan, split_dataset, train_run
     from diffuserec.data import load_dataset
+    from diffuserec.experiments import Plan, split_dataset, train_run
 
     split_dataset(load_dataset(data), split)
     plan = Plan(
@@ -180,8 +180,8 @@ def evaluate(
 ) -> None:
     """Measures a run; says under which protocol.
 
-        diffuserec evaluate runs/sasrec
-        diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
+    diffuserec evaluate runs/sasrec
+    diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
     """
     from diffuserec.experiments import open_run
 
@@ -271,8 +271,8 @@ def recommend(
 ) -> None:
     """The next items for one history, or for every user of a file. Raw ids in, raw ids out.
 
-        diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
-        diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
+    diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
+    diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
     """
     from diffuserec.experiments import recommend_from
 
@@ -294,7 +294,11 @@ def recommend(
     elif out is not None:
         _say(f"{frame.height:,} rows: {out}")
     else:
-        unknown = frame["n_unknown"].max() or 0
+        unknown = int(
+            frame.unique("user_id" if "user_id" in frame.columns else "n_unknown")[
+                "n_unknown"
+            ].sum()
+        )
         if unknown:
             _say(f"{unknown} item ids are not in the catalog and were skipped")
         shown = frame.drop("n_unknown")
@@ -308,7 +312,7 @@ def recommend(
 def models(as_json: AsJson = False) -> None:
     """All recommenders and augmenters, a line each.
 
-        diffuserec models
+    diffuserec models
     """
     from diffuserec.contracts import method_summaries
 
@@ -332,7 +336,7 @@ def experiment(
 ) -> None:
     """Trains every row and seed of a table and reports; run again to continue where it stopped.
 
-        diffuserec experiment experiments/diffuasr.toml data/beauty --out runs/table
+    diffuserec experiment experiments/diffuasr.toml data/beauty --out runs/table
     """
     from diffuserec.contracts import Run
     from diffuserec.experiments import run_experiment
@@ -346,7 +350,9 @@ def main() -> None:
     try:
         app()
     except (DataError, ConfigError) as error:
-        _err.print(f"diffuserec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _err.print(
+            f"diffuserec: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         _err.print("interrupted; train again with --resume to continue", markup=False)

@@ -371,7 +371,9 @@ def find(kind: str, name: str) -> type[Any]:
         raise ConfigError(f"a method is a recommender or an augmenter, not {kind!r}")
     names = method_names(kind)
     if name not in names:
-        raise ConfigError(f"no {kind} {name!r}{nearest(name, names)}; there are: {', '.join(names)}")
+        raise ConfigError(
+            f"no {kind} {name!r}{nearest(name, names)}; there are: {', '.join(names)}"
+        )
     module = importlib.import_module(f"diffuserec.{kind}s.{name}")
     wanted = Recommender if kind == "recommender" else Augmenter
     (found,) = (
@@ -395,9 +397,7 @@ def method_summaries() -> list[dict[str, str]]:
     return rows
 
 
-def parse_settings(
-    schema: type[Settings], values: dict[str, Any], owner: str
-) -> Any:
+def parse_settings(schema: type[Settings], values: dict[str, Any], owner: str) -> Any:
     """Hyper-parameters checked against their schema.
 
     Raises:
@@ -420,7 +420,7 @@ def parse_settings(
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """" (did you mean 'x'?)", or nothing where no known name is near."""
+    """ " (did you mean 'x'?)", or nothing where no known name is near."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

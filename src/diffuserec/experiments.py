@@ -266,7 +266,9 @@ def compare_runs(
     runs = [open_run(path) for path in paths]
     data = {run.plan.data for run in runs}
     if len(data) > 1:
-        raise ConfigError(f"these runs are of different data and can't be compared: {', '.join(sorted(data))}")
+        raise ConfigError(
+            f"these runs are of different data and can't be compared: {', '.join(sorted(data))}"
+        )
     rows = _by_plan(runs)
     results: dict[str, list[Evaluation]] = {
         name: [run.evaluate() for run in members] for name, members in rows.items()
@@ -526,7 +528,7 @@ def recommend_from(
         out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
         options: of :meth:`Recommender.recommend`.
     """
-    model = load(run / "model")
+    model: Recommender = load(run / "model")
     augmenter = load(run / "augmenter") if (run / "augmenter").is_dir() else None
     writers = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
     if out is not None and out.suffix not in writers:
@@ -534,6 +536,8 @@ def recommend_from(
     if history is not None:
         frame = model.recommend([history], augmenter=augmenter, **options).drop("query")
     else:
+        if histories is None:
+            raise ConfigError("give a history or a file of histories")
         log = read_log(histories).frame
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
         frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
@@ -565,7 +569,9 @@ def _by_plan(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
     """Runs grouped by what they are but for the seed; named by label, then by directory."""
     groups: dict[str, list[TrainedRun]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(asdict(replace(run.plan, seed=0)), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(asdict(replace(run.plan, seed=0)), sort_keys=True), []).append(
+            run
+        )
     labels = [members[0].plan.label for members in groups.values()]
     named = {}
     for members in groups.values():

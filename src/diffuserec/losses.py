@@ -32,7 +32,7 @@ def softmax_cross_entropy(
     there can be, and memory for one block whatever P and V.
     Under autocast the products run in its lower precision.
     """
-    loss: Tensor = _BlockedSoftmax.apply(states, table, targets)
+    loss: Tensor = _BlockedSoftmax.apply(states, table, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -72,7 +72,7 @@ class _BlockedSoftmax(torch.autograd.Function):
         return total / n
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_states, grad_table = ctx.saved_tensors
         return grad_states * grad, grad_table * grad, None
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -164,9 +165,7 @@ def next_item_batches(n_sequences: int, batch_size: int) -> int:
     return math.ceil(n_sequences / batch_size)
 
 
-def real_positions(
-    batch: Batch, states: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def real_positions(batch: Batch, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The positions that have a target: states (P, D), targets (P,), user numbers (P,)."""
     real = batch.targets > 0
     users = batch.users[:, None].expand_as(batch.targets)[real]
@@ -175,12 +174,14 @@ def real_positions(
 
 def _accelerator(run: Run) -> Any:
     # imported here: it takes a second, and reading a log does not need it
-    from accelerate import Accelerator
+    from accelerate.accelerator import Accelerator
     from accelerate.state import AcceleratorState
 
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for and torch sees none: use --device cpu")
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train at two precisions
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # one process may train at two precisions
     return Accelerator(
         cpu=run.device == "cpu", mixed_precision="bf16" if run.precision == "bf16" else "no"
     )
@@ -310,7 +311,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fingerprint(data: SequenceDataset) -> str:
     digest = hashlib.sha256()
     for array in (data.items, data.offsets, data.users):
-        digest.update(memoryview(array).cast("B") if array.flags.c_contiguous else array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 
 

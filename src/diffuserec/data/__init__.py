@@ -19,6 +19,7 @@ from diffuserec.data.dataset import (
 )
 from diffuserec.data.interactions import Interactions, from_dataset, from_frame, read_log
 from diffuserec.data.splits import Queries, Split, leave_one_out, temporal
+from diffuserec.data.synthetic import Store
 
 __all__ = [
     "PAD",
@@ -30,6 +31,7 @@ __all__ = [
     "RawId",
     "SequenceDataset",
     "Split",
+    "Store",
     "dataset_manifest",
     "from_dataset",
     "from_frame",

@@ -44,7 +44,9 @@ class Histories:
         columns = first[:, None] + torch.arange(max_len, device=self.items.device)
         inside = columns < self.lengths[:, None]
         items = self.items.gather(1, columns.clamp(max=self.items.shape[1] - 1))
-        return Histories(self.users, items.masked_fill(~inside, PAD), self.lengths.clamp(max=max_len))
+        return Histories(
+            self.users, items.masked_fill(~inside, PAD), self.lengths.clamp(max=max_len)
+        )
 
 
 @dataclass(frozen=True, eq=False)

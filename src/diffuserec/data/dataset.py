@@ -81,7 +81,9 @@ class Catalog:
         """
         flat = np.asarray(items).reshape(-1)
         if flat.size and (flat.min() < 1 or flat.max() > self.n_items):
-            raise DataError(f"item numbers must lie in 1..{self.n_items}, got {flat.min()}..{flat.max()}")
+            raise DataError(
+                f"item numbers must lie in 1..{self.n_items}, got {flat.min()}..{flat.max()}"
+            )
         return self.item_ids.gather(flat - 1).to_list()
 
     def without_users(self) -> "Catalog":
@@ -108,8 +110,8 @@ class SequenceDataset:
     items: Int32[np.ndarray, " N"]
     offsets: Int64[np.ndarray, " U_plus_1"]
     catalog: Catalog
-    users: Int64[np.ndarray, " U"] = field(default=None)  # type: ignore[assignment]
-    synthetic: Bool[np.ndarray, " N"] = field(default=None)  # type: ignore[assignment]
+    users: Int64[np.ndarray, " U"] = field(default=None)  # type: ignore[arg-type]
+    synthetic: Bool[np.ndarray, " N"] = field(default=None)  # type: ignore[arg-type]
     timestamps: Int64[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
@@ -201,7 +203,9 @@ class SequenceDataset:
             timestamps=None if self.timestamps is None else self.timestamps[where],
         )
 
-    def prepend(self, generated: Int32[np.ndarray, "U M"], rows: Int[np.ndarray, " U"]) -> "SequenceDataset":
+    def prepend(
+        self, generated: Int32[np.ndarray, "U M"], rows: Int[np.ndarray, " U"]
+    ) -> "SequenceDataset":
         """The dataset with synthetic items in front of some sequences.
 
         Args:
@@ -260,7 +264,9 @@ class SequenceDataset:
             np.save(work / "timestamps.npy", self.timestamps, allow_pickle=False)
         self.catalog.item_ids.rename("item_id").to_frame().write_parquet(work / "item_ids.parquet")
         if self.catalog.user_ids is not None:
-            self.catalog.user_ids.rename("user_id").to_frame().write_parquet(work / "user_ids.parquet")
+            self.catalog.user_ids.rename("user_id").to_frame().write_parquet(
+                work / "user_ids.parquet"
+            )
         if self.catalog.attributes is not None:
             self.catalog.attributes.write_parquet(work / "attributes.parquet")
         manifest = {

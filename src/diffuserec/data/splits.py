@@ -107,7 +107,9 @@ def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) ->
     if dataset.timestamps is None:
         raise DataError("a temporal split needs timestamps: prepare the log with --time COLUMN")
     if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
-        raise DataError(f"window shares must be positive and below 1 in sum, got {valid} and {test}")
+        raise DataError(
+            f"window shares must be positive and below 1 in sum, got {valid} and {test}"
+        )
     n = len(dataset.items)
     times = np.asarray(dataset.timestamps)
     order = np.partition(times, [int(n * (1 - valid - test)), int(n * (1 - test))])

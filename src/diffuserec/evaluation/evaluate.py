@@ -413,7 +413,7 @@ def _per_user(
     lengths = queries.histories.real_lengths
     columns: dict[str, Any] = {"user": np.asarray(ranking.users)}
     if catalog.user_ids is not None:
-        columns["user_id"] = catalog.user_ids.gather(ranking.users)
+        columns["user_id"] = catalog.user_ids.gather(columns["user"])
     columns |= {
         "history_length": lengths,
         "history_group": history_groups(lengths),

@@ -250,8 +250,12 @@ def _bootstrap_interval(
     gain: Float64[np.ndarray, " Q"], n_resamples: int, seed: int
 ) -> tuple[float, float]:
     """Percentile interval of the mean over users drawn with replacement."""
-    # how often each distinct value is drawn is all that the mean needs, and there are few of them
+    generator = np.random.default_rng(seed)
+    n = len(gain)
     values, counts = np.unique(gain, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(gain), counts / len(gain), size=n_resamples)
-    low, high = np.quantile(draws @ values / len(gain), [0.025, 0.975])
+    if len(values) < n / 8:  # few distinct values: how often each is drawn is all the mean needs
+        means = generator.multinomial(n, counts / n, size=n_resamples) @ values / n
+    else:
+        means = np.array([gain[generator.integers(0, n, n)].mean() for _ in range(n_resamples)])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -54,7 +54,9 @@ class TransformerEncoder(nn.Module):
         """The item embeddings; row 0 is zero."""
         return self.items.weight
 
-    def forward(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
+    def forward(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
         """States of right-padded item ids."""
         return self.encode(self.items(items), lengths)
 
@@ -63,7 +65,7 @@ class TransformerEncoder(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """States of embeddings, for callers that bring their own (noisy ones, for example)."""
         length = embeddings.shape[1]
-        states = self.dropout(self.norm(embeddings + self.positions.weight[:length]))
+        states: Tensor = self.dropout(self.norm(embeddings + self.positions.weight[:length]))
         seen = None
         if not self.causal:
             places = torch.arange(length, device=embeddings.device)
@@ -100,12 +102,11 @@ class TransformerBlock(nn.Module):
         attended = attended.transpose(1, 2).reshape(batch, length, dim)
         states = self.norm_attention(states + self.dropout(self.out(attended)))
         widened = F.gelu(self.widen(states))
-        return self.norm_forward(states + self.dropout(self.narrow(widened)))
+        states = self.norm_forward(states + self.dropout(self.narrow(widened)))
+        return states
 
 
-def last_states(
-    states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
-) -> Float[Tensor, "B D"]:
+def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
     """The state at each history's newest item."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
     return states.gather(1, index)[:, 0]

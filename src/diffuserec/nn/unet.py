@@ -164,7 +164,8 @@ class PixelAttention(nn.Module):
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         query, key, value = self.query_key_value(pixels).chunk(3, dim=2)
         attended = self.out(F.scaled_dot_product_attention(query, key, value))
-        return x + attended.transpose(1, 2).reshape(x.shape)
+        result: Tensor = x + attended.transpose(1, 2).reshape(x.shape)
+        return result
 
 
 class Halve(nn.Module):

@@ -106,9 +106,7 @@ class SASRec(Recommender):
         )
         return self
 
-    def _loss(
-        self, states: Tensor, targets: Tensor, users: Tensor, seen: Tensor | None
-    ) -> Tensor:
+    def _loss(self, states: Tensor, targets: Tensor, users: Tensor, seen: Tensor | None) -> Tensor:
         table = self.encoder.table
         c = self.config
         if c.loss == "softmax":

@@ -1,0 +1,51 @@
+"""Random-Seq: items drawn uniformly from a user's own history in front of it.
+
+The baseline of Liu et al., "Diffusion Augmentation for Sequential Recommendation", CIKM 2023: the
+right taste and no new item.
+"""
+
+from typing import Self
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from diffuserec.contracts import Augmenter, Run, Settings
+from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.diffusion import KeyedNoise
+
+
+class RandomSeq(Augmenter):
+    """Prepends items of the user's own real history, each equally likely."""
+
+    class Config(Settings):
+        """Hyper-parameters of Random-Seq."""
+
+        n_items: int = Field(10, ge=1)
+        """M, the items put in front of a history."""
+        max_history: int | None = Field(None, ge=1)
+        """Only users with at most so many real items are given any; None means all."""
+
+    config: Config
+
+    def build(self, catalog: Catalog) -> None:
+        """There is nothing to learn."""
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        """Takes the catalog of `train`."""
+        self.begin(train, run or Run())
+        return self
+
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """The same users with M of their own items in front; empty histories stay empty."""
+        self.require_fitted()
+        real = dataset.real()
+        longest = np.inf if self.config.max_history is None else self.config.max_history
+        rows = np.flatnonzero((real.lengths > 0) & (real.lengths <= longest))
+        keys = torch.from_numpy(np.asarray(dataset.users[rows]))
+        uniform = KeyedNoise(seed, keys).uniform(self.config.n_items).numpy()
+        lengths = real.lengths[rows][:, None]
+        places = np.minimum((uniform.astype(np.float64) * lengths).astype(np.int64), lengths - 1)
+        return dataset.prepend(real.items[real.offsets[rows][:, None] + places], rows)
