@@ -93,6 +93,6 @@ def test_half_precision_scores_rank_like_themselves():
 
 def test_synthetic_items_are_not_seen():
     dataset = SequenceDataset.from_lists([[1, 2], [3], [2, 2]])
-    longer = dataset.prepend(np.array([[3, 1]]), np.array([1]))
+    longer = dataset.prepend(np.array([[3, 1]], dtype=np.int32), np.array([1]))
     owner, items = seen_pairs(longer, np.array([2, 1]))
     assert list(zip(owner.tolist(), items.tolist(), strict=True)) == [(0, 2), (0, 2), (1, 3)]

@@ -51,6 +51,7 @@ def rows_of(log, *columns):
     "name, content, format",
     [
         ("log.csv", table("user_id,item_id,timestamp"), "csv"),
+        ("log[1].csv", table("user_id,item_id,timestamp"), "csv"),
         ("log.csv", table("user_id;item_id;timestamp", separator=";"), "csv"),
         ("log.csv", table("User ID,Item ID,Date"), "csv"),
         ("log.csv", "\ufeff" + table("userId, movieId, ts").replace("\n", "\r\n"), "csv"),
@@ -66,7 +67,7 @@ def rows_of(log, *columns):
         ("log", table("user_id:token\titem_id:token\ttimestamp:float", separator="\t"), "inter"),
         ("ratings.dat", "\n".join(f"{u}::{i}::4.5::{t}" for u, i, t in ROWS), "movielens"),
         (
-            "log.jsonl",
+            "log[1].jsonl",
             "\n".join(f'{{"query_id": {u}, "item": {i}, "time": {t}}}' for u, i, t in ROWS),
             "jsonl",
         ),
@@ -92,7 +93,7 @@ def test_reads_every_format_with_times(tmp_path, name, content, format, packed):
 
 def test_reads_parquet_whatever_its_name(tmp_path):
     frame = pl.DataFrame(ROWS, schema=["visitor_id", "product_id", "ts"], orient="row")
-    for name in ("log.parquet", "log.bin"):
+    for name in ("log.parquet", "log.bin", "log[1].parquet"):
         frame.write_parquet(tmp_path / name)
         log = read_log(tmp_path / name)
         assert rows_of(log) == SORTED

@@ -64,13 +64,13 @@ class AddItem(Augmenter):
 
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         rows = np.arange(len(dataset))
-        return dataset.prepend(np.ones((len(rows), 1), dtype=np.int64), rows)
+        return dataset.prepend(np.ones((len(rows), 1), dtype=np.int32), rows)
 
 
 @pytest.fixture(scope="module")
 def split():
     generator = np.random.default_rng(1)
-    sequences = [generator.integers(1, 51, size) for size in generator.integers(3, 30, 150)]
+    sequences = [generator.integers(1, 51, n).tolist() for n in generator.integers(3, 30, 150)]
     items = pl.Series("item_id", [f"B{number:03}" for number in range(1, 51)])
     users = pl.Series("user_id", [f"u{number}" for number in range(150)])
     return leave_one_out(SequenceDataset.from_lists(sequences, Catalog(items, 150, users)))

@@ -612,7 +612,8 @@ def _read_jsonl(file: Path, plain: Path, named: dict[str, str | None]) -> Intera
     n_records, blank = _scan(file.name, plain, None, 1, False, "")
     source = _Source(file.name, _line_finder(plain, blank, False, 0))
     try:
-        table = pl.read_ndjson(plain, infer_schema_length=None)
+        with plain.open("rb") as stream:  # a path would be taken for a pattern of names
+            table = pl.read_ndjson(stream, infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         raise _bad_json(plain, source, error) from error
     if table.height != n_records - len(blank):
@@ -651,7 +652,7 @@ def _read_parquet(
     if format not in (None, "parquet"):
         raise source.fail(f"is a Parquet file, not {format}: leave out format= (--format)")
     try:
-        table = pl.read_parquet(plain)
+        table = pl.read_parquet(plain, glob=False)
     except pl.exceptions.PolarsError as error:
         reason = str(error).partition("\n")[0]
         raise source.fail(f"is a damaged Parquet file ({reason}): write it again") from error
@@ -676,6 +677,7 @@ def _columns(
     try:
         table = pl.read_csv(
             plain,
+            glob=False,
             has_header=False,
             skip_lines=leading,
             schema={f"column_{number}": pl.String for number in range(1, n_fields + 1)},
@@ -1117,7 +1119,12 @@ def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         if n_reordered:
             by_time = _by_time(times)
             order = by_time[_grouped(users[by_time], len(user_ids))]
-    return (frame if order is None else frame[order]), n_reordered
+    if order is None:
+        return frame, n_reordered
+    rest = frame.drop("user_id")[order]
+    # in this order the codes ascend, so this reads memory in one sweep
+    ids = user_ids.gather(users[order]).rename("user_id")
+    return rest.insert_column(0, ids), n_reordered
 
 
 def _grouped(codes: Int[np.ndarray, " N"], n_groups: int) -> Int[np.ndarray, " N"]:
@@ -1189,7 +1196,7 @@ def _ties(frame: pl.DataFrame) -> int:
 
 def _counted(summary: Summary, frame: pl.DataFrame, hint: str | None = None) -> Summary:
     """The summary with the frame's counts; with a hint, two users and two items are demanded."""
-    n_users, n_items = frame["user_id"].n_unique(), frame["item_id"].n_unique()
+    n_users, n_items = len(_starts(frame)), frame["item_id"].n_unique()
     for n, what in ((n_users, "user"), (n_items, "item")):
         if hint is not None and n < 2:
             raise DataError(

@@ -43,7 +43,7 @@ _OPENED = 1_577_836_800  # 2020-01-01 in Unix seconds
 _OPEN_SECONDS = 3 * 365 * 86_400
 _SAME_VISIT, _MINUTES, _DAYS = 0.4, 240.0, 12 * 86_400.0
 _USERS_AT_ONCE = 1 << 15
-_WORLD, _TASTES, _VISITS = range(3)  # independent streams of random numbers
+_WORLD, _TASTES, _LENGTHS, _TIMES, _VISITS = range(5)  # independent streams of random numbers
 
 _NOUNS = {
     "Kitchen": ["Kettle", "Skillet", "Whisk", "Teapot"],
@@ -71,11 +71,14 @@ _NOUNS = {
     "Fishing": ["Tackle Box", "Reel", "Landing Net", "Waders"],
     "Winter": ["Scarf", "Mittens", "Beanie", "Hand Warmer"],
 }
-_ADJECTIVES = (
-    "Amber Azure Bamboo Bold Bright Bronze Calm Cedar Classic Cobalt Copper Coral Cozy Crisp Dapper "
-    "Dusky Elegant Fern Frosted Gentle Golden Handy Ivory Jade Lively Lunar Maple Mellow Mint "
-    "Nimble Olive Pearl Plum Quiet Rustic Silver Sturdy Sunny Velvet Walnut"
-).split()
+# fmt: off
+_ADJECTIVES = [
+    "Amber", "Azure", "Bamboo", "Bold", "Bright", "Bronze", "Calm", "Cedar", "Classic", "Cobalt",
+    "Copper", "Coral", "Cozy", "Crisp", "Dapper", "Dusky", "Elegant", "Fern", "Frosted", "Gentle",
+    "Golden", "Handy", "Ivory", "Jade", "Lively", "Lunar", "Maple", "Mellow", "Mint", "Nimble",
+    "Olive", "Pearl", "Plum", "Quiet", "Rustic", "Silver", "Sturdy", "Sunny", "Velvet", "Walnut",
+]
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -108,29 +111,22 @@ class Store:
     longest: int = 200
 
     def __post_init__(self) -> None:
-        least = {"n_users": 1, "n_items": 8, "n_categories": 1, "seed": 0, "longest": _SHORTEST}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ConfigError(
-                    f"Store: {name} must be at least {minimum}, got {getattr(self, name)}"
-                )
-        if self.n_categories * 2 > self.n_items:
-            raise ConfigError(
-                f"Store: {self.n_items} items are too few for {self.n_categories} categories of at "
-                "least two: raise n_items or lower n_categories"
-            )
-        for name, value, highest in (
-            ("successor_weight", self.successor_weight, 0.95),
-            ("stray_weight", self.stray_weight, 1.0),
-        ):
-            if not 0 <= value <= highest:
-                raise ConfigError(f"Store: {name} must lie in 0..{highest}, got {value}")
-        # without strays a customer could run out of items and never finish
-        if self.stray_weight < 0.01:
-            raise ConfigError(f"Store: stray_weight must be at least 0.01, got {self.stray_weight}")
-        for name in ("zipf", "drift"):
-            if not 0 <= getattr(self, name) < np.inf or (name == "drift" and self.drift == 0):
-                raise ConfigError(f"Store: {name} must be positive, got {getattr(self, name)}")
+        bounds: dict[str, tuple[float, float]] = {
+            "n_users": (1, np.inf),
+            "n_items": (8, np.inf),
+            "n_categories": (1, self.n_items // 2),
+            "seed": (0, np.inf),
+            "successor_weight": (0, 0.95),
+            # without strays a customer could run out of items to take
+            "stray_weight": (0.01, 1),
+            "zipf": (0, 10),
+            "drift": (1e-3, np.inf),
+            "longest": (_SHORTEST, np.inf),
+        }
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(f"Store: {name} must lie in {least:g}..{most:g}, got {value}")
 
     @property
     def item_ids(self) -> pl.Series:
@@ -138,9 +134,15 @@ class Store:
         return _raw_ids("B", np.arange(1, self.n_items + 1), 5, "item_id")
 
     @property
+    def user_ids(self) -> pl.Series:
+        """Raw ids of the customers, in the order of their numbers."""
+        return _raw_ids("U", np.arange(self.n_users), 7, "user_id")
+
+    @property
     def item_categories(self) -> Int64[np.ndarray, " V"]:
         """Category of each item, 0..n_categories-1; -1 for padding."""
-        return self._world.category
+        categories: np.ndarray = self._world.category
+        return categories
 
     def tastes(
         self, users: Int64[np.ndarray, " B"], positions: Int64[np.ndarray, " B"]
@@ -200,7 +202,7 @@ class Store:
         catalog = Catalog(
             item_ids=self.item_ids,
             n_users=self.n_users,
-            user_ids=_raw_ids("U", np.arange(self.n_users), 7, "user_id"),
+            user_ids=self.user_ids,
             attributes=self._attributes(),
         )
         return SequenceDataset(items, offsets, catalog, timestamps=self._timestamps(offsets))
@@ -208,18 +210,19 @@ class Store:
     def frame(self) -> pl.DataFrame:
         """The log as a shop would write it: ``user_id, item_id, timestamp`` in order of time."""
         dataset = self.dataset()
-        order = np.argsort(dataset.timestamps, kind="stable")
+        times = np.asarray(dataset.timestamps)
+        order = np.argsort(times, kind="stable")
         user = np.repeat(np.arange(self.n_users), dataset.lengths)[order]
         return pl.DataFrame(
             {
-                "user_id": dataset.catalog.user_ids.gather(user),  # type: ignore[union-attr]
-                "item_id": dataset.catalog.item_ids.gather(dataset.items[order] - 1),
-                "timestamp": dataset.timestamps[order],  # type: ignore[index]
+                "user_id": self.user_ids.gather(user),
+                "item_id": self.item_ids.gather(dataset.items[order] - 1),
+                "timestamp": times[order],
             }
         )
 
-    def _stream(self, *name: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *name])
+    def _stream(self, name: int, part: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, name, part])
 
     @cached_property
     def _world(self) -> "_World":
@@ -243,8 +246,7 @@ class Store:
         following[begins[1:] - 1] = begins[:-1]
         successors = np.empty((n, len(_SUCCESSOR_WEIGHTS)), dtype=np.int64)
         successors[ring, 0] = ring[following]
-        by_share = np.cumsum(share) - category  # within each category, up to 1
-        stairs = category + by_share
+        stairs = np.cumsum(share)  # a category's shares sum to 1, so each has its own unit
         for slot in range(1, successors.shape[1]):
             target = np.where(draw.random(n) < 0.5, category, related[category, slot - 1])
             successors[:, slot] = _climb(stairs, begins, target, draw.random(n))
@@ -281,14 +283,15 @@ class Store:
 
     @cached_property
     def _lengths(self) -> Int64[np.ndarray, " U"]:
-        draw = self._stream(_TASTES, 1)
+        draw = self._stream(_LENGTHS)
         longest = max(_SHORTEST, min(self.longest, self.n_items // 2))
         lengths = _SHORTEST + (_LENGTH_SCALE * draw.pareto(_LENGTH_SHAPE, self.n_users))
         return np.minimum(lengths, longest).astype(np.int64)
 
     def _taste_weights(self, positions: Int64[np.ndarray, " B"]) -> Float64[np.ndarray, "B 3"]:
         moved = (positions / (positions + self.drift))[:, None]
-        return (1 - moved) * _TASTE_AT_FIRST + moved * _TASTE_AT_LAST
+        weights: np.ndarray = (1 - moved) * _TASTE_AT_FIRST + moved * _TASTE_AT_LAST
+        return weights
 
     def _visits(self, part: int, first: int, last: int) -> Int32[np.ndarray, " N"]:
         """Items of customers [first, last), one position of all of them at a time."""
@@ -302,17 +305,18 @@ class Store:
             waiting = np.arange(int(np.searchsorted(-remaining, -position)))
             while len(waiting):
                 newest = taken[position - 1, waiting] if position else None
-                items = self._choose(draw, favorites[waiting], position, newest)
+                chosen = self._choose(draw, favorites[waiting], position, newest)
                 # what was taken before is refused and everything drawn anew: the distribution
                 # is then exactly that of the module's formula
-                new = ~(taken[:position, waiting] == items).any(0)
-                taken[position, waiting[new]] = items[new]
+                new = ~(taken[:position, waiting] == chosen).any(0)
+                taken[position, waiting[new]] = chosen[new]
                 waiting = waiting[~new]
         column = np.empty(len(order), dtype=np.int64)
         column[order] = np.arange(len(order))
         owner = np.repeat(np.arange(len(order)), lengths)
         position_of = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return taken[position_of, column[owner]]
+        items: np.ndarray = taken[position_of, column[owner]]
+        return items
 
     def _choose(
         self,
@@ -328,7 +332,9 @@ class Store:
         slot = np.minimum(np.searchsorted(until, draw.random(n), side="right"), 2)
         category = favorites[np.arange(n), slot]
         category[stray] = draw.choice(self.n_categories, int(stray.sum()), p=world.size)
-        items = world.number[_climb(world.stairs, world.begins, category, draw.random(n))]
+        items: np.ndarray = world.number[
+            _climb(world.stairs, world.begins, category, draw.random(n))
+        ]
         if newest is not None:
             follows = np.flatnonzero(draw.random(n) < self.successor_weight)
             slot = draw.choice(len(_SUCCESSOR_WEIGHTS), len(follows), p=_SUCCESSOR_WEIGHTS)
@@ -337,7 +343,7 @@ class Store:
 
     def _timestamps(self, offsets: Int64[np.ndarray, " U_plus_1"]) -> Int64[np.ndarray, " N"]:
         """A first day for each customer, then gaps of minutes within a visit or days between."""
-        draw = self._stream(_VISITS, 0, 1)
+        draw = self._stream(_TIMES)
         n = int(offsets[-1])
         mean = np.where(draw.random(n) < _SAME_VISIT, _MINUTES, _DAYS)
         gaps = 1 + (mean * draw.standard_exponential(n)).astype(np.int64)
@@ -346,7 +352,8 @@ class Store:
         elapsed = np.cumsum(gaps)
         # more customers come as time goes on
         begin = _OPENED + (_OPEN_SECONDS * np.sqrt(draw.random(self.n_users))).astype(np.int64)
-        return elapsed + np.repeat(begin - elapsed[offsets[:-1]], np.diff(offsets))
+        times: np.ndarray = elapsed + np.repeat(begin - elapsed[offsets[:-1]], np.diff(offsets))
+        return times
 
     def _attributes(self) -> pl.DataFrame:
         """Name and category of each item; no two items share a name."""
@@ -400,10 +407,18 @@ def _climb(
 ) -> Int64[np.ndarray, " B"]:
     """Inverse of the distribution function within a category, for many categories at once.
 
-    `stairs` is the category plus the cumulated shares within it, so that one sorted table serves.
+    Args:
+        stairs: cumulated shares of the items of all categories, one unit a category.
+        begins: place of each category's first item.
+        category: where to look, one for each draw.
+        uniform: the draws, in [0, 1).
+
+    Returns:
+        Places in the order of (category, rank).
     """
     found = np.searchsorted(stairs, category + uniform, side="right")
-    return np.clip(found, begins[category], begins[category + 1] - 1)
+    places: np.ndarray = np.clip(found, begins[category], begins[category + 1] - 1)
+    return places
 
 
 def _raw_ids(letter: str, numbers: Int64[np.ndarray, " N"], width: int, name: str) -> pl.Series:

@@ -4,7 +4,6 @@ No method is expected to reach it, since tastes are hidden; the distance says ho
 is a yardstick, so it is not listed among the methods.
 """
 
-from dataclasses import asdict
 from typing import Self
 
 from jaxtyping import Float
@@ -23,24 +22,18 @@ class Oracle(Recommender):
     """
 
     class Config(Settings):
-        """The fields of the store, by their names."""
+        """The store is all there is to set.
 
-        n_users: int
-        n_items: int
-        n_categories: int
-        seed: int
-        successor_weight: float
-        stray_weight: float
-        zipf: float
-        drift: float
-        longest: int
+        Attributes:
+            store: the store whose log is measured on.
+        """
+
+        store: Store
 
     config: Config
-    store: Store
 
     def __init__(self, store: Store) -> None:
-        super().__init__(**asdict(store))
-        self.store = store
+        super().__init__(store=store)
 
     def build(self, catalog: Catalog) -> None:
         """Checks that it is the store's own catalog.
@@ -48,13 +41,11 @@ class Oracle(Recommender):
         Raises:
             ConfigError: items or users are not those of the store's log.
         """
-        if (
-            not catalog.item_ids.equals(self.store.item_ids)
-            or catalog.n_users != self.store.n_users
-        ):
+        store = self.config.store
+        if not catalog.item_ids.equals(store.item_ids) or catalog.n_users != store.n_users:
             raise ConfigError(
                 f"Oracle: this log ({catalog.n_items} items, {catalog.n_users} users) is not the "
-                f"whole log of its store ({self.store.n_items}, {self.store.n_users}): "
+                f"whole log of its store ({store.n_items}, {store.n_users}): "
                 "use store.dataset(), unfiltered"
             )
 
@@ -72,4 +63,4 @@ class Oracle(Recommender):
             histories: whole and without synthetic items; users by the store's numbers.
             seed: not used.
         """
-        return self.store.next_item_probabilities(histories).log().float().to(self.device)
+        return self.config.store.next_item_probabilities(histories).log().float().to(self.device)

@@ -60,7 +60,7 @@ class SUNet(nn.Module):
         width = 4 * channels
         self.step = _mlp(channels, width)
         self.condition = _mlp(dim, width)
-        self.first = nn.Conv2d(n_items, channels, 3, padding=1)
+        self.first = Convolution(n_items, channels)
         blocks: list[ResidualBlock] = []
 
         def block(n_in: int, n_out: int) -> ResidualBlock:
@@ -87,7 +87,7 @@ class SUNet(nn.Module):
             if level > 0:
                 self.up.append(Double(n_in))
         self.last = nn.Sequential(
-            nn.GroupNorm(_GROUPS, n_in, _EPS), nn.SiLU(), nn.Conv2d(n_in, n_items, 3, padding=1)
+            nn.GroupNorm(_GROUPS, n_in, _EPS), nn.SiLU(), Convolution(n_in, n_items)
         )
         # one product for all blocks: what each adds to its channels
         self.shifts = nn.Linear(width, sum(block.n_out for block in blocks))
@@ -136,19 +136,50 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.n_out = n_out
         self.norm_1 = nn.GroupNorm(_GROUPS, n_in, _EPS)
-        self.convolution_1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.convolution_1 = Convolution(n_in, n_out)
         self.norm_2 = nn.GroupNorm(_GROUPS, n_out, _EPS)
         self.dropout = nn.Dropout(dropout)
-        self.convolution_2 = nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.convolution_2 = Convolution(n_out, n_out)
         self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 
     def forward(
         self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "B C_out"]
     ) -> Float[Tensor, "B C_out H W"]:
-        hidden = self.convolution_1(F.silu(self.norm_1(x))) + shift[:, :, None, None]
-        hidden = self.convolution_2(self.dropout(F.silu(self.norm_2(hidden))))
-        result: Tensor = self.shortcut(x) + hidden
+        # where no gradient needs them, results are written over what they are made of
+        in_place = not torch.is_grad_enabled()
+        hidden = self.convolution_1(F.silu(self.norm_1(x), inplace=in_place))
+        hidden += shift[:, :, None, None]
+        hidden = self.dropout(F.silu(self.norm_2(hidden), inplace=in_place))
+        result: Tensor = self.convolution_2(hidden)
+        result += self.shortcut(x)
         return result
+
+
+class Convolution(nn.Conv2d):
+    """3 × 3 with zeros around the image; for images of at most 2 × 2 as one matrix product.
+
+    There it is the same sum without the zeros, and several times faster.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_out H W"]:
+        side = x.shape[2]
+        if side > 2:
+            return super().forward(x)
+        # entry (p, q): which of the 9 weights leads from pixel q to pixel p
+        place = torch.arange(side, device=x.device)
+        offset = place[None, :] - place[:, None] + 1
+        taps = (3 * offset[:, None, :, None] + offset[None, :, None, :]).flatten(0, 1).flatten(1)
+        matrix = (
+            self.weight.flatten(2)[:, :, taps]
+            .transpose(1, 2)
+            .reshape(self.out_channels * side**2, self.in_channels * side**2)
+        )
+        assert self.bias is not None
+        flat = F.linear(x.flatten(1), matrix, self.bias.repeat_interleave(side**2))
+        return flat.view(len(x), self.out_channels, side, side)
 
 
 class PixelAttention(nn.Module):
@@ -185,7 +216,7 @@ class Double(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+        self.convolution = Convolution(channels, channels)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
         result: Tensor = self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,57 @@
+"""Shapes and types are enforced in every test; small logs that many tests share."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from beartype import beartype
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(1)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype, with the two things that it cannot know of a single function.
+
+    Self has no meaning outside its class; and a dataclass field that is filled in after
+    construction may be given its default None, though it never holds it.
+    """
+    hints = function.__annotations__
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is None and name in hints:
+            hints[name] = hints[name] | None
+    if hints.get("return") is Self:
+        hints["return"] = Any
+    return beartype(function)
+
+
+# before anything imports the package: from here on its annotations are enforced
+install_import_hook("diffuserec", f"sys.modules[{__name__!r}].checked")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from diffuserec.data import SequenceDataset  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cycle() -> SequenceDataset:
+    """Whoever is at item i of 12 goes on to i + 1, and from 12 to 1; 60 users, 5 to 10 items each."""
+    generator = np.random.default_rng(0)
+    starts, lengths = generator.integers(0, 12, 60), generator.integers(5, 11, 60)
+    return SequenceDataset.from_lists(
+        [
+            [(start + step) % 12 + 1 for step in range(length)]
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def random_log() -> SequenceDataset:
+    """40 users with 3 to 15 of 25 items each, no structure; the first user has every item."""
+    generator = np.random.default_rng(1)
+    sequences = [generator.integers(1, 26, n).tolist() for n in generator.integers(3, 16, 40)]
+    sequences[0] = [*range(1, 26)]
+    return SequenceDataset.from_lists(sequences)
