@@ -35,17 +35,22 @@ import pytest  # noqa: E402
 from diffuserec.data import SequenceDataset  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def cycle() -> SequenceDataset:
-    """Whoever is at item i of 12 goes on to i + 1, and from 12 to 1; 60 users, 5 to 10 items each."""
+def _cycle(n_items: int = 20, n_users: int = 60) -> SequenceDataset:
     generator = np.random.default_rng(0)
-    starts, lengths = generator.integers(0, 12, 60), generator.integers(5, 11, 60)
+    starts = generator.integers(0, n_items, n_users).tolist()
+    lengths = generator.integers(6, 12, n_users).tolist()
     return SequenceDataset.from_lists(
         [
-            [(start + step) % 12 + 1 for step in range(length)]
-            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            [(start + step) % n_items + 1 for step in range(length)]
+            for start, length in zip(starts, lengths, strict=True)
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def cycle() -> SequenceDataset:
+    """Whoever is at item i of 20 goes on to i + 1, and from 20 to 1; 60 users, 6 to 11 items each."""
+    return _cycle()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-_out = Console()
+_out = Console() if sys.stdout.isatty() else Console(width=130)  # a pipe has no 80 columns
 _err = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
@@ -388,10 +388,9 @@ def _show_evaluation(result: Any, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(result.to_json() + "\n")
         return
-    table = Table(title=result.method)
-    for name in result.metrics:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{value:.4f}" for value in result.metrics.values()))
+    table = Table(title=result.method, show_header=False)
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4f}")
     _out.print(table)
     _out.print(str(result.protocol), markup=False, highlight=False)
     if result.repeat_note:

@@ -110,11 +110,12 @@ def sampled_softmax(
 ) -> Float[Tensor, ""]:
     """Cross entropy over the target and K uniform negatives shared by all positions.
 
-    The negatives' logits are raised by log((V - 2) / K), so that their sum estimates the full
-    partition function without bias; a negative that is a position's own target is left out there.
+    The negatives' logits are raised by log((V - 1) / K) and a negative that is a position's own
+    target is left out there: each other item is then expected exactly once, so that the sum
+    estimates the full partition function without bias.
     """
     positive = (states * table[targets]).sum(dim=1)
-    logits = states @ table[negatives].T + math.log((table.shape[0] - 2) / len(negatives))
+    logits = states @ table[negatives].T + math.log((table.shape[0] - 1) / len(negatives))
     logits = logits.masked_fill(negatives == targets[:, None], -torch.inf)
     partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return (partition - positive).mean()

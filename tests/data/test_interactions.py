@@ -283,6 +283,7 @@ def logs(draw, times=WIDE):
     return frame.with_row_index("position")
 
 
+@settings(deadline=None)
 @given(logs())
 def test_sorting_is_stable(frame):
     log = from_frame(frame)
@@ -299,6 +300,7 @@ def test_sorting_is_stable(frame):
     assert log.summary.n_reordered == late
 
 
+@settings(deadline=None)
 @given(logs())
 def test_the_dataset_holds_the_log(frame):
     log = from_frame(frame)
@@ -328,6 +330,7 @@ def brute_force_core(rows, min_user, min_item):
         rows = kept
 
 
+@settings(deadline=None)
 @given(logs(), st.integers(1, 4), st.integers(1, 4), st.booleans())
 def test_k_core_is_the_fixed_point(frame, min_user, min_item, merge):
     log = from_frame(frame)
@@ -587,7 +590,9 @@ def test_lines_are_found_in_files_of_several_blocks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet", "log.inter"])
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(frame=logs(times=st.integers(-5, 5)), marks=st.booleans())
 def test_round_trip(tmp_path, name, frame, marks):
     if marks:
@@ -611,7 +616,9 @@ def test_awkward_ids_survive_csv(tmp_path, text):
 
 
 @given(logs())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_round_trip_of_sequences(tmp_path, frame):
     clean = pl.col(pl.String).str.replace_all(r"\s+", "_")
     log = from_frame(frame.with_columns(clean))

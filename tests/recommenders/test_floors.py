@@ -48,8 +48,8 @@ def test_markov_of_order_one_is_the_row_of_the_newest_item() -> None:
     model = Markov(decay=0).fit(SequenceDataset.from_lists(LOG))
     popularity = 1e-3 * np.array([0, 2, 3, 2, 1, 1]) / 9
     rows = scores_of(model, [1, 2], [5, 3, 1], [4])
-    np.testing.assert_allclose(rows[0], [0, 0, 0, 2 / 3, 1 / 3, 0] + popularity, rtol=1e-6)
-    np.testing.assert_allclose(rows[1], [0, 0, 1, 0, 0, 0] + popularity, rtol=1e-6)
+    np.testing.assert_allclose(rows[0], np.add([0, 0, 0, 2 / 3, 1 / 3, 0], popularity), rtol=1e-6)
+    np.testing.assert_allclose(rows[1], np.add([0, 0, 1, 0, 0, 0], popularity), rtol=1e-6)
     np.testing.assert_allclose(rows[2], popularity, rtol=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_markov_decays_over_the_history_and_adds_up_repeats() -> None:
     model = Markov(decay=0.5).fit(SequenceDataset.from_lists(LOG))
     popularity = 1e-3 * np.array([0, 2, 3, 2, 1, 1]) / 9
     # newest 2 (weight 1), then 1 (0.5), then 2 (0.25)
-    expected = [0, 0, 0.5, 1.25 * 2 / 3, 1.25 / 3, 0] + popularity
+    expected = np.add([0, 0, 0.5, 1.25 * 2 / 3, 1.25 / 3, 0], popularity)
     np.testing.assert_allclose(scores_of(model, [2, 1, 2])[0], expected, rtol=1e-6)
 
 

@@ -117,7 +117,7 @@ class DiffuASR(Augmenter):
         beta_schedule: Literal[
             "linear", "quad", "cosine", "sqrt", "sigmoid", "exp", "trunc_linear"
         ] = "linear"
-        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
         sampler: Literal["ddim", "dpm_solver"] = "ddim"
         num_inference_steps: int = Field(50, ge=1)
         eta: float = Field(0.0, ge=0, le=1)

@@ -7,6 +7,7 @@ in the :class:`Catalog`.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,7 +62,8 @@ class Catalog:
         Integer catalogs take integers or their decimal strings; string catalogs take strings or
         integers, so that ids typed on a command line work for both.
         """
-        values = pl.Series("item_id", list(raw) if not isinstance(raw, pl.Series) else raw)
+        # not strict: integers among strings become strings
+        values = raw if isinstance(raw, pl.Series) else pl.Series(list(raw), strict=False)
         if len(values) == 0:
             return np.zeros(0, dtype=np.int64)
         values = values.cast(self.item_ids.dtype, strict=False)
@@ -126,7 +128,7 @@ class SequenceDataset:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> Int32[np.ndarray, " L"]:
+    def __getitem__(self, row: int | np.int64) -> Int32[np.ndarray, " L"]:
         return self.items[self.offsets[row] : self.offsets[row + 1]]
 
     @property
@@ -254,7 +256,8 @@ class SequenceDataset:
         if target.exists():
             raise DataError(f"{target} exists already: choose another --out or remove it")
         work = target.with_name(f".{target.name}.partial")
-        work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
         np.save(work / "items.npy", self.items, allow_pickle=False)
         np.save(work / "offsets.npy", self.offsets, allow_pickle=False)
         np.save(work / "users.npy", self.users, allow_pickle=False)
@@ -300,6 +303,13 @@ def load_dataset(path: Path | str) -> SequenceDataset:
         }
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{source} is damaged ({error}): prepare the log again") from error
+    n = len(arrays["items"])
+    if (
+        len(arrays["offsets"]) != len(arrays["users"]) + 1
+        or arrays["offsets"][-1] != n
+        or any(len(arrays[name]) != n for name in ("synthetic", "timestamps") if name in arrays)
+    ):
+        raise DataError(f"{source} is damaged (its arrays do not fit): prepare the log again")
     catalog = Catalog(
         item_ids=frames["item_ids"]["item_id"],
         n_users=int(manifest["n_users"]),

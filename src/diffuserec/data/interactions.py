@@ -1135,11 +1135,11 @@ def _grouped(codes: Int[np.ndarray, " N"], n_groups: int) -> Int[np.ndarray, " N
     n = len(codes)
     narrow = np.int32 if n < 2**31 - 1 else np.int64
     ones = np.ones(n, dtype=np.int8)
-    matrix = csc_array(  # type: ignore[no-untyped-call]
+    matrix = csc_array(
         (ones, codes.astype(narrow, copy=False), np.arange(n + 1, dtype=narrow)),
         shape=(n_groups, n),
     )
-    return np.asarray(matrix.tocsr().indices)  # type: ignore[no-untyped-call]
+    return np.asarray(matrix.tocsr().indices)
 
 
 def _by_time(times: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:

@@ -64,12 +64,10 @@ class ItemKNN(Recommender):
         """Counts who took what in `train`; `valid` is not used."""
         self.begin(train, run or Run())
         real = train.real()
-        taken = csr_array(
-            (np.ones(len(real.items), dtype=np.float32), real.items, real.offsets),
-            shape=(len(real), real.vocab_size),
-        )
-        taken.sum_duplicates()
-        taken.data[:] = 1
+        owner = np.repeat(np.arange(len(real)), real.lengths)
+        ones = np.ones(len(owner), dtype=np.float32)
+        taken = csr_array((ones, (owner, real.items)), shape=(len(real), real.vocab_size))
+        taken.data[:] = 1  # however often
         users = np.maximum(taken.sum(axis=0), 1)
         # each column scaled to length one, so that the product holds cosines
         taken.data /= np.sqrt(users)[taken.indices].astype(np.float32)

@@ -1,0 +1,45 @@
+"""Test figures of the recommenders that are counted, not trained, on some logs.
+
+    python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/results/floors.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import diffuserec as dr
+
+ROWS = {
+    "popularity": ("popularity", {}),
+    "markov, order 1": ("markov", {"decay": 0.0}),
+    "markov, decayed": ("markov", {}),
+    "itemknn": ("itemknn", {}),
+    "itemknn, decayed": ("itemknn", {"decay": 0.7}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("logs", type=Path, nargs="+")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    result: dict[str, object] = {}
+    for log in given.logs:
+        split = dr.leave_one_out(dr.read_log(log).to_dataset())
+        rows: dict[str, object] = {}
+        for name, (method, settings) in ROWS.items():
+            start = time.perf_counter()
+            model = dr.find("recommender", method)(**settings).fit(split.train)
+            measured = dr.evaluate(model, split.test, dataset_name=log.name)
+            rows[name] = {**measured.metrics, "seconds": time.perf_counter() - start}
+        result[log.name] = {"protocol": str(measured.protocol), "rows": rows}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What a batch holds, against plain loops over lists."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffuserec.data import (
+    Batch,
+    Histories,
+    SequenceDataset,
+    histories_of,
+    history_batches,
+    trainable_rows,
+    training_batches,
+)
+
+
+@st.composite
+def flagged_sequences(draw: st.DrawFn) -> list[list[tuple[int, bool]]]:
+    """Users with items, each synthetic or not."""
+    pair = st.tuples(st.integers(1, 9), st.booleans())
+    return draw(st.lists(st.lists(pair, max_size=9), min_size=1, max_size=12))
+
+
+def dataset_of(sequences: Sequence[Sequence[tuple[int, bool]]]) -> SequenceDataset:
+    plain = SequenceDataset.from_lists([[item for item, _ in s] for s in sequences])
+    flags = np.array([flag for s in sequences for _, flag in s], dtype=bool)
+    users = np.arange(len(sequences)) * 3 + 100  # not the row numbers
+    return SequenceDataset(
+        plain.items, plain.offsets, plain.catalog, users, flags if flags.any() else None
+    )
+
+
+def epoch_of(dataset: SequenceDataset, *, size=4, max_len=5, seed=0, epoch=0) -> list[Batch]:
+    return list(training_batches(dataset, size, max_len, seed, epoch))
+
+
+@settings(max_examples=150)
+@given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
+def test_every_pair_of_every_newest_window_exactly_once(
+    sequences: list[list[tuple[int, bool]]], max_len: int, size: int, epoch: int
+) -> None:
+    dataset = dataset_of(sequences)
+    seen_users = []
+    for batch in epoch_of(dataset, size=size, max_len=max_len, epoch=epoch):
+        assert len(batch.users) <= size
+        assert batch.items.shape == batch.targets.shape
+        for user, items, length, targets in zip(
+            batch.users.tolist(),
+            batch.items.tolist(),
+            batch.lengths.tolist(),
+            batch.targets.tolist(),
+            strict=True,
+        ):
+            seen_users.append(user)
+            window = sequences[(user - 100) // 3][-(max_len + 1) :]
+            padding = [0] * (len(items) - length)
+            assert items == [item for item, _ in window[:-1]] + padding
+            wanted = [0 if synthetic else item for item, synthetic in window[1:]]
+            assert targets == wanted + padding
+    # whoever has a pair with a real item after it, once
+    with_pair = [
+        100 + 3 * row
+        for row, s in enumerate(sequences)
+        if any(not synthetic for _, synthetic in s[-(max_len + 1) :][1:])
+    ]
+    assert len(seen_users) == len(set(seen_users))
+    assert set(with_pair) <= set(seen_users)
+
+
+def test_short_sequences_teach_nothing() -> None:
+    dataset = SequenceDataset.from_lists([[1], [], [2, 3], [4]])
+    assert trainable_rows(dataset).tolist() == [2]
+    (batch,) = epoch_of(dataset)
+    assert batch.users.tolist() == [2]
+    assert batch.items.tolist() == [[2]]
+    assert batch.targets.tolist() == [[3]]
+    assert epoch_of(SequenceDataset.from_lists([[1], []])) == []
+
+
+def test_a_batch_by_hand() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 4], [5, 6]])
+    (batch,) = epoch_of(dataset, size=8, max_len=2)
+    row = batch.users.tolist().index(0)
+    assert batch.items[row].tolist() == [2, 3]
+    assert batch.targets[row].tolist() == [3, 4]
+    assert batch.items[1 - row].tolist() == [5, 0]
+    assert batch.targets[1 - row].tolist() == [6, 0]
+    assert batch.lengths[[row, 1 - row]].tolist() == [2, 1]
+
+
+def test_the_order_is_fixed_by_seed_and_epoch(random_log: SequenceDataset) -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [b.users.tolist() for b in epoch_of(random_log, seed=seed, epoch=epoch)]
+
+    torch.manual_seed(0)
+    first = order(3, 1)
+    torch.manual_seed(1)  # no global generator has a say
+    np.random.default_rng().random()
+    assert order(3, 1) == first
+    different = [first, order(3, 0), order(3, 2), order(4, 1), order(1, 3)]
+    assert all(a != b for n, a in enumerate(different) for b in different[:n])
+
+
+def test_who_shares_a_batch_changes_between_epochs() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3]] * 400)
+    together = [
+        {frozenset(batch.users.tolist()) for batch in epoch_of(dataset, epoch=epoch)}
+        for epoch in range(2)
+    ]
+    assert len(together[0] & together[1]) <= 2
+
+
+def test_buckets_leave_little_padding() -> None:
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(1.8, 0.9, 16_000), 2, 200).astype(int)
+    dataset = SequenceDataset.from_lists([[1] * n for n in lengths.tolist()])
+    batches = epoch_of(dataset, size=64, max_len=50)
+    cells = sum(batch.items.numel() for batch in batches)
+    real = sum(int(batch.lengths.sum()) for batch in batches)
+    assert real == np.minimum(lengths - 1, 50).sum()
+    assert 1 - real / cells < 0.06
+    # the same users in any order, padded to the longest of each batch of 64
+    shuffled = np.minimum(generator.permutation(lengths) - 1, 50)
+    naive = sum(part.max() * len(part) for part in np.split(shuffled, range(64, 16_000, 64)))
+    assert 1 - real / naive > 0.5
+
+
+def test_batches_are_full_but_for_the_last_of_a_group() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2]] * 1001)
+    sizes = [len(batch.users) for batch in epoch_of(dataset, size=10)]
+    assert sorted(sizes) == [1] + [10] * 100
+
+
+SEQUENCES = [[1, 2, 3, 4, 5], [], [6], [7, 8]]
+
+
+def test_histories_keep_the_newest() -> None:
+    dataset = SequenceDataset.from_lists(SEQUENCES, users=[9, 8, 7, 6])
+    histories = histories_of(dataset, np.array([3, 0, 1]), max_len=3)
+    assert histories.users.tolist() == [6, 9, 8]
+    assert histories.items.tolist() == [[7, 8, 0], [3, 4, 5], [0, 0, 0]]
+    assert histories.lengths.tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize("max_len", [1, 2, 3, 4, 5, 9])
+def test_newest_equals_building_them_shorter(max_len: int) -> None:
+    dataset = SequenceDataset.from_lists(SEQUENCES)
+    rows = np.arange(4)
+    cut = histories_of(dataset, rows).newest(max_len)
+    expected = histories_of(dataset, rows, max_len)
+    assert torch.equal(cut.items, expected.items)
+    assert torch.equal(cut.lengths, expected.lengths)
+    assert torch.equal(cut.users, expected.users)
+
+
+def test_newest_looks_at_real_items_and_not_at_padding() -> None:
+    histories = Histories(
+        torch.tensor([0, 1]),
+        torch.tensor([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 9]]),
+        torch.tensor([3, 6]),
+    )
+    cut = histories.newest(4)
+    assert cut.items.tolist() == [[1, 2, 3, 0], [6, 7, 8, 9]]
+    assert cut.lengths.tolist() == [3, 4]
+    assert histories.items.tolist()[0] == [1, 2, 3, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_history_batches_show_everyone_once(size: int) -> None:
+    dataset = SequenceDataset.from_lists(SEQUENCES)
+    shown = {}
+    for rows, histories in history_batches(dataset, size):
+        assert len(rows) <= size
+        for row, items, length in zip(
+            rows.tolist(), histories.items.tolist(), histories.lengths.tolist(), strict=True
+        ):
+            assert row not in shown
+            shown[row] = items[:length]
+            assert not any(items[length:])
+    assert shown == dict(enumerate(SEQUENCES))

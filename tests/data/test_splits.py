@@ -1,0 +1,174 @@
+"""Splits worked by hand, and the property that makes a temporal split honest."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffuserec.data import Catalog, Queries, SequenceDataset, leave_one_out, temporal
+from diffuserec.errors import DataError
+
+
+def lists(dataset: SequenceDataset) -> list[list[int]]:
+    return [dataset[row].tolist() for row in range(len(dataset))]
+
+
+def timed(events: list[list[tuple[int, int]]]) -> SequenceDataset:
+    """A dataset from (item, time) pairs, one list a user."""
+    flat = [pair for user in events for pair in user]
+    return SequenceDataset(
+        items=np.array([item for item, _ in flat], dtype=np.int32),
+        offsets=np.cumsum([0] + [len(user) for user in events]),
+        catalog=Catalog(pl.Series("item_id", np.arange(1, 100)), len(events)),
+        timestamps=np.array([time for _, time in flat], dtype=np.int64),
+    )
+
+
+def test_leave_one_out_by_hand() -> None:
+    log = [[1, 2, 3, 4], [5], [6, 7], [1, 1, 1], [], [9, 8, 7]]
+    split = leave_one_out(SequenceDataset.from_lists(log))
+    assert lists(split.train) == [[1, 2], [5], [6, 7], [1], [], [9]]
+    assert split.train.users.tolist() == [0, 1, 2, 3, 4, 5]
+    assert lists(split.valid.histories) == [[1, 2], [1], [9]]
+    assert split.valid.targets.tolist() == [3, 1, 8]
+    assert lists(split.test.histories) == [[1, 2, 3], [1, 1], [9, 8]]
+    assert split.test.targets.tolist() == [4, 1, 7]
+    for queries in (split.valid, split.test):
+        assert queries.histories.users.tolist() == [0, 3, 5]
+    assert split.n_too_short == 3
+    assert split.protocol == "leave-one-out"
+
+
+def test_leave_one_out_keeps_the_numbers_of_users() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2], [1, 2, 3]], users=[40, 7])
+    split = leave_one_out(dataset)
+    assert split.train.users.tolist() == [40, 7]
+    assert split.test.histories.users.tolist() == [7]
+
+
+def test_leave_one_out_needs_someone_with_three() -> None:
+    with pytest.raises(DataError, match=r"at least 3 interactions.*none of the 2.*longest: 2"):
+        leave_one_out(SequenceDataset.from_lists([[1], [1, 2]]))
+
+
+# ten interactions; with a tenth each, times before 80 are trained on, 80 is valid, 90 is test
+LOG = [
+    [(1, 0), (2, 10), (3, 80), (4, 90)],  # a query in both windows
+    [(5, 20), (6, 30), (7, 40)],  # nothing in a window
+    [(8, 50), (9, 60), (10, 70)],
+]
+
+
+def test_temporal_by_hand() -> None:
+    split = temporal(timed(LOG), valid=0.1, test=0.1)
+    assert lists(split.train) == [[1, 2], [5, 6, 7], [8, 9, 10]]
+    assert lists(split.valid.histories) == [[1, 2]]
+    assert split.valid.targets.tolist() == [3]
+    assert lists(split.test.histories) == [[1, 2, 3]]
+    assert split.test.targets.tolist() == [4]
+    assert split.n_too_short == 2
+    assert split.protocol == "temporal valid=0.1 test=0.1"
+
+
+def test_temporal_asks_for_the_first_item_in_a_window_only() -> None:
+    log = [
+        [(1, 0), (2, 4), (3, 62), (4, 63), (5, 81)],
+        [(6, 1), (7, 82)],  # only a test query
+        [(8, 61)],  # new in the validation window: no query, nothing to train on
+        [(9, 2), (10, 3), (11, 5)],
+    ]
+    # of eleven interactions the first six are trained on and the last two are test
+    split = temporal(timed(log), valid=0.3, test=0.15)
+    assert lists(split.train) == [[1, 2], [6], [], [9, 10, 11]]
+    assert split.train.users.tolist() == [0, 1, 2, 3]
+    assert lists(split.valid.histories) == [[1, 2]]
+    assert split.valid.targets.tolist() == [3]
+    assert lists(split.test.histories) == [[1, 2, 3, 4], [6]]
+    assert split.test.targets.tolist() == [5, 7]
+    assert split.test.histories.users.tolist() == [0, 1]
+    assert split.n_too_short == 2
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 60), max_size=8), min_size=1, max_size=12),
+    st.floats(0.05, 0.4),
+    st.floats(0.05, 0.4),
+)
+def test_temporal_lets_nothing_of_a_window_out(
+    times: list[list[int]], valid: float, test: float
+) -> None:
+    # every interaction has an item of its own, whose time is looked up by it
+    when: dict[int, int] = {}
+    log: list[list[tuple[int, int]]] = []
+    for user in times:
+        log.append([])
+        for time in sorted(user):
+            when[len(when) + 1] = time
+            log[-1].append((len(when), time))
+    if not when:
+        return
+    try:
+        split = temporal(timed(log), valid=valid, test=test)
+    except DataError:
+        return
+    for queries, earlier in ((split.valid, split.train), (split.test, None)):
+        window_begins = min(when[int(target)] for target in queries.targets)
+        histories = lists(queries.histories)
+        assert all(len(history) for history in histories)
+        # a history ends before the window and holds all that its user did until then
+        for history, target, user in zip(
+            histories, queries.targets, queries.histories.users, strict=True
+        ):
+            mine = [item for item, _ in log[user]]
+            assert history == mine[: mine.index(target)]
+            assert max(when[item] for item in history) < window_begins
+        if earlier is not None:
+            assert all(when[int(item)] < window_begins for item in earlier.items)
+    assert max((when[int(t)] for t in split.valid.targets)) < min(
+        when[int(t)] for t in split.test.targets
+    )
+
+
+def test_temporal_needs_timestamps() -> None:
+    with pytest.raises(DataError, match="needs timestamps"):
+        temporal(SequenceDataset.from_lists([[1, 2, 3]]))
+
+
+def test_temporal_refuses_coarse_timestamps() -> None:
+    with pytest.raises(DataError, match="too coarse"):
+        temporal(timed([[(1, 5), (2, 5), (3, 5)]] * 4))
+
+
+def test_temporal_refuses_windows_without_a_query() -> None:
+    log = [[(n + 1, n)] for n in range(20)]  # everyone once: nobody has a past
+    with pytest.raises(DataError, match="no user with an earlier history"):
+        temporal(timed(log))
+
+
+@pytest.mark.parametrize("valid, test", [(0.0, 0.1), (0.1, 1.0), (0.5, 0.5), (-0.1, 0.2)])
+def test_temporal_refuses_impossible_shares(valid: float, test: float) -> None:
+    with pytest.raises(DataError, match="window shares"):
+        temporal(timed(LOG), valid=valid, test=test)
+
+
+@pytest.mark.parametrize("split", [leave_one_out, temporal])
+def test_synthetic_items_never_become_targets(split) -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 4]])
+    longer = dataset.prepend(np.array([[5]], dtype=np.int32), np.array([0]))
+    with pytest.raises(DataError, match="synthetic"):
+        split(longer)
+
+
+def test_repeat_share_by_hand() -> None:
+    histories = SequenceDataset.from_lists([[1, 2, 1], [3], [], [4, 5]])
+    queries = Queries(histories, np.array([1, 1, 4, 5]))
+    assert queries.repeat_share == 2 / 4
+    # a generated item is not one that the user had
+    longer = histories.prepend(np.array([[1], [4]], dtype=np.int32), np.array([1, 2]))
+    assert Queries(longer, queries.targets).repeat_share == 2 / 4
+
+
+def test_repeat_share_of_no_queries() -> None:
+    none = SequenceDataset.from_lists([])
+    assert Queries(none, np.zeros(0, dtype=np.int64)).repeat_share == 0.0

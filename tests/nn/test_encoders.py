@@ -1,0 +1,189 @@
+"""The transformer: what each position may see, and its arithmetic written out."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffuserec.losses import softmax_cross_entropy
+from diffuserec.nn.encoders import TransformerBlock, TransformerEncoder, last_states
+
+V, D, L = 30, 12, 7
+
+
+def encoder(causal=True, dropout=0.0, n_layers=2, seed=0):
+    torch.manual_seed(seed)
+    made = TransformerEncoder(V, D, n_layers, 3, 10, dropout, causal)
+    for parameter in made.parameters():  # large enough that attention is not uniform
+        torch.nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        made.table[0] = 0
+    return made.eval()
+
+
+ITEMS = torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
+FULL = torch.tensor([L])
+
+
+@pytest.mark.parametrize("place", range(L))
+def test_a_causal_state_sees_only_what_came_before(place):
+    model = encoder()
+    changed = ITEMS.clone()
+    changed[0, place] = 20
+    before, after = model(ITEMS, FULL)[0], model(changed, FULL)[0]
+    difference = (before - after).abs().amax(1)
+    assert not difference[:place].any()
+    assert (difference[place:] > 1e-3).all()
+
+
+@pytest.mark.parametrize("place", range(L))
+def test_a_bidirectional_state_sees_everything(place):
+    model = encoder(causal=False)
+    changed = ITEMS.clone()
+    changed[0, place] = 20
+    difference = (model(ITEMS, FULL) - model(changed, FULL)).abs().amax(2)
+    assert (difference > 1e-3).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_more_padding_on_the_right_changes_no_state(causal):
+    model = encoder(causal)
+    items = torch.tensor([[3, 1, 4], [1, 5, 0], [9, 0, 0]])
+    lengths = torch.tensor([3, 2, 1])
+    padded = torch.cat([items, torch.zeros(3, 4, dtype=torch.int64)], dim=1)
+    short, long = model(items, lengths), model(padded, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(long[row, :length], short[row, :length], rtol=0, atol=1e-5)
+        alone = model(items[row : row + 1, :length], lengths[row : row + 1])
+        torch.testing.assert_close(alone[0], short[row, :length], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_stands_in_the_padding_changes_no_state(causal):
+    model = encoder(causal)
+    lengths = torch.tensor([4])
+    garbage = ITEMS.clone()
+    garbage[0, 4:] = 17
+    clean = ITEMS.clone()
+    clean[0, 4:] = 0
+    torch.testing.assert_close(
+        model(garbage, lengths)[0, :4], model(clean, lengths)[0, :4], rtol=0, atol=1e-6
+    )
+
+
+def test_positions_tell_the_order():
+    model = encoder(causal=False)
+    states = model(torch.tensor([[6, 6, 6]]), torch.tensor([3]))[0]
+    assert (states[0] - states[1]).abs().max() > 1e-3
+
+
+def layer_norm(x, norm):
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
+
+
+def gelu(x):
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+def block_by_hand(block, states, causal, lengths):
+    """Attention as sums over positions, head by head; then the residuals and norms."""
+    batch, length, dim = states.shape
+    width = dim // block.n_heads
+    weight, bias = block.query_key_value.weight, block.query_key_value.bias
+    query, key, value = (
+        states @ weight[part * dim : (part + 1) * dim].T + bias[part * dim : (part + 1) * dim]
+        for part in range(3)
+    )
+    attended = torch.zeros_like(states)
+    for b in range(batch):
+        for head in range(block.n_heads):
+            own = slice(head * width, (head + 1) * width)
+            for i in range(length):
+                end = i + 1 if causal else int(lengths[b])
+                logits = torch.stack(
+                    [query[b, i, own] @ key[b, j, own] / math.sqrt(width) for j in range(end)]
+                )
+                shares = logits.exp() / logits.exp().sum()
+                attended[b, i, own] = sum(shares[j] * value[b, j, own] for j in range(end))
+    first = layer_norm(
+        states + attended @ block.out.weight.T + block.out.bias, block.norm_attention
+    )
+    widened = gelu(first @ block.widen.weight.T + block.widen.bias)
+    return layer_norm(
+        first + widened @ block.narrow.weight.T + block.narrow.bias, block.norm_forward
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_a_block_is_post_norm_softmax_attention(causal):
+    torch.manual_seed(1)
+    block = TransformerBlock(D, 3, 0.5, causal).double().eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    states = torch.randn(2, 5, D, dtype=torch.float64)
+    lengths = torch.tensor([5, 3])
+    seen = None if causal else (torch.arange(5) < lengths[:, None])[:, None, None, :]
+    expected = block_by_hand(block, states, causal, lengths)
+    torch.testing.assert_close(block(states, seen), expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_without_blocks_a_state_is_the_normed_sum_of_item_and_position():
+    model = encoder(n_layers=0)
+    expected = layer_norm(model.items.weight[ITEMS[0]] + model.positions.weight[:L], model.norm)
+    torch.testing.assert_close(model(ITEMS, FULL)[0], expected)
+
+
+def test_embeddings_may_be_brought_along():
+    model = encoder()
+    assert torch.equal(model.encode(model.table[ITEMS], FULL), model(ITEMS, FULL))
+
+
+def test_the_padding_row_stays_zero_in_training():
+    model = encoder(dropout=0.2).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    items, lengths = torch.tensor([[3, 1, 4], [1, 5, 0]]), torch.tensor([3, 2])
+    before = model.table.detach().clone()
+    for _ in range(5):
+        states = model(items, lengths)[items > 0]
+        loss = softmax_cross_entropy(states, model.table, torch.tensor([1, 4, 6, 5, 7]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not model.table[0].any()
+    assert (model.table[1:] != before[1:]).any(dim=1).all()
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training():
+    model = encoder(dropout=0.5)
+    assert torch.equal(model(ITEMS, FULL), model(ITEMS, FULL))
+    model.train()
+    assert not torch.equal(model(ITEMS, FULL), model(ITEMS, FULL))
+
+
+def test_weights_start_small():
+    torch.manual_seed(0)
+    model = TransformerEncoder(4000, 64, 2, 2, 50, 0.5)
+    assert not model.table[0].any()
+    assert model.table[1:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.blocks[0].widen.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+
+
+def test_last_states_stand_at_the_newest_item():
+    states = torch.arange(24.0).view(2, 3, 4)
+    picked = last_states(states, torch.tensor([2, 3]))
+    assert torch.equal(picked, torch.stack([states[0, 1], states[1, 2]]))
+
+
+def test_gradients_reach_every_parameter():
+    model = encoder().train()
+    F.mse_loss(model(ITEMS, FULL), torch.ones(1, L, D)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name

@@ -1,0 +1,214 @@
+"""Losses against torch's own cross entropy, against sums written out, and by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from diffuserec import losses
+from diffuserec.data import SequenceDataset
+from diffuserec.losses import (
+    binary_cross_entropy,
+    gbce,
+    sampled_softmax,
+    seen_keys,
+    softmax_cross_entropy,
+    uniform_negatives,
+)
+
+V, P, D = 37, 23, 8
+
+
+def problem(dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(P, D, generator=generator, dtype=dtype) * scale
+    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale  # row 0 is not zero here
+    targets = torch.randint(1, V, (P,), generator=generator)
+    return states.requires_grad_(), table.requires_grad_(), targets
+
+
+def reference(states, table, targets):
+    """Cross entropy over the columns of real items only."""
+    return F.cross_entropy(states @ table[1:].T, targets - 1)
+
+
+def with_gradients(loss, states, table, targets, factor=3.0):
+    value = loss(states, table, targets)
+    return value.detach(), *torch.autograd.grad(value * factor, (states, table))
+
+
+@pytest.mark.parametrize("block", [1, V, 5 * V + 3, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_softmax_and_its_gradients(monkeypatch, block, dtype):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = problem(dtype)
+    ours = with_gradients(softmax_cross_entropy, states, table, targets)
+    theirs = with_gradients(reference, states, table, targets)
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
+    assert not ours[2][0].any()  # the padding row learns nothing, exactly
+
+
+@pytest.mark.parametrize("block", [3 * V, 10**9])
+def test_softmax_in_bfloat16(monkeypatch, block):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = problem()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = softmax_cross_entropy(states, table, targets)
+    ours = torch.autograd.grad(value, (states, table))
+    expected, *theirs = with_gradients(reference, states, table, targets, factor=1.0)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-2)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        # eight bits of mantissa, about 2^-8 an operation
+        assert (mine - other).norm() < 0.02 * other.norm()
+    assert not ours[1][0].any()
+
+
+def test_softmax_where_the_target_is_all_but_impossible():
+    states, table, targets = problem(scale=8.0)
+    value, *ours = with_gradients(softmax_cross_entropy, states, table, targets)
+    assert torch.isfinite(value)
+    _, *theirs = with_gradients(reference, states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_softmax_of_a_uniform_model_is_the_log_of_the_number_of_items():
+    value = softmax_cross_entropy(torch.zeros(4, D), torch.ones(V, D), torch.tensor([1, 2, 3, 36]))
+    assert value.item() == pytest.approx(math.log(V - 1), rel=1e-6)
+
+
+def test_softmax_of_no_positions():
+    states = torch.zeros(0, D, requires_grad=True)
+    table = torch.ones(V, D, requires_grad=True)
+    value = softmax_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert not table.grad.any()
+
+
+def test_softmax_takes_part_in_a_longer_graph():
+    _, table, targets = problem(torch.float64)
+    inner = torch.randn(P, D, dtype=torch.float64, requires_grad=True)
+    ours = torch.autograd.grad(softmax_cross_entropy(inner.tanh() * 2, table, targets), inner)
+    theirs = torch.autograd.grad(reference(inner.tanh() * 2, table, targets), inner)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_binary_cross_entropy_is_torchs():
+    positive, negative = torch.randn(9), torch.randn(9, 4)
+    expected = F.binary_cross_entropy_with_logits(positive, torch.ones(9))
+    expected += F.binary_cross_entropy_with_logits(negative, torch.zeros(9, 4))
+    torch.testing.assert_close(binary_cross_entropy(positive, negative), expected)
+
+
+def test_gbce_without_calibration_and_one_negative_is_half_of_bce():
+    # gbce averages over the two terms of a position, bce adds them
+    positive, negative = torch.randn(9), torch.randn(9, 1)
+    ours = gbce(positive, negative, vocab_size=50, t=0.0)
+    torch.testing.assert_close(2 * ours, binary_cross_entropy(positive, negative))
+
+
+def test_gbce_by_hand():
+    # α = 2/10; t = 1/2: β = 0.2 (0.5 (1 - 5) + 5) = 0.6
+    # σ(0) = 1/2, 1 - σ(log 3) = 1/4: (0.6 log 2 + log 2 + log 4) / 3 = 1.2 log 2
+    positive, negative = torch.zeros(1), torch.tensor([[0.0, math.log(3)]])
+    value = gbce(positive, negative, vocab_size=12, t=0.5)
+    assert value.item() == pytest.approx(1.2 * math.log(2), rel=1e-6)
+    # t = 1: β = α: (0.2 log 2 + 3 log 2) / 3
+    value = gbce(positive, negative, vocab_size=12, t=1.0)
+    assert value.item() == pytest.approx(3.2 / 3 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_sampled_losses_stay_finite_far_out(loss):
+    positive = torch.tensor([-300.0, 300.0], requires_grad=True)
+    negative = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    value = (
+        binary_cross_entropy(positive, negative)
+        if loss == "bce"
+        else gbce(positive, negative, vocab_size=9, t=0.75)
+    )
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(positive.grad).all()
+
+
+def test_sampled_softmax_over_every_item_once_is_the_full_softmax():
+    # each item is expected K / (V - 1) times among K uniform draws: exactly once here
+    states, table, targets = problem(torch.float64)
+    every = torch.arange(1, V)
+    ours = with_gradients(lambda s, t, y: sampled_softmax(s, t, y, every), states, table, targets)
+    theirs = with_gradients(reference, states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_items, n_negatives", [(3, 1), (3, 2), (4, 3)])
+def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, n_negatives):
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(1, D, generator=generator, dtype=torch.float64)
+    table = torch.randn(n_items + 1, D, generator=generator, dtype=torch.float64)
+    target = torch.tensor([2])
+    score = (states @ table.T)[0]
+    # exp(loss) = partition / exp(score of the target); its mean over every possible draw
+    estimates = [
+        sampled_softmax(states, table, target, torch.tensor(draw)).exp() * score[2].exp()
+        for draw in itertools.product(range(1, n_items + 1), repeat=n_negatives)
+    ]
+    mean = torch.stack(estimates).mean()
+    assert mean.item() == pytest.approx(score[1:].exp().sum().item(), rel=1e-12)
+
+
+def test_seen_keys_are_real_pairs_of_global_user_numbers():
+    dataset = SequenceDataset.from_lists([[2, 1, 2], [3]], users=[5, 0])
+    longer = dataset.prepend(np.array([[3]], dtype=np.int32), np.array([0]))
+    assert seen_keys(longer).tolist() == [0 * 4 + 3, 5 * 4 + 1, 5 * 4 + 2]
+
+
+def test_negatives_are_uniform_over_what_the_user_has_not():
+    vocab_size, n = 11, 20_000
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 2], [10], []], users=[4, 6, 7])
+    owners = torch.tensor([4, 6, 7])
+    torch.manual_seed(0)
+    drawn = uniform_negatives(owners, n, vocab_size, _keys(dataset, vocab_size))
+    assert drawn.shape == (3, n)
+    for row, had in zip(drawn, [{1, 2, 3}, {10}, set()], strict=True):
+        counts = np.bincount(row.numpy(), minlength=vocab_size)
+        assert len(counts) == vocab_size
+        allowed = [item for item in range(1, vocab_size) if item not in had]
+        assert counts[allowed].sum() == n
+        assert stats.chisquare(counts[allowed]).pvalue > 1e-3
+
+
+def test_negatives_without_exclusion_are_uniform_over_all_items():
+    torch.manual_seed(0)
+    drawn = uniform_negatives(torch.zeros(200, dtype=torch.int64), 100, 9)
+    counts = np.bincount(drawn.flatten().numpy(), minlength=9)
+    assert (counts[0], len(counts)) == (0, 9)
+    assert stats.chisquare(counts[1:]).pvalue > 1e-3
+
+
+def test_who_has_everything_still_gets_negatives():
+    dataset = SequenceDataset.from_lists([[1, 2, 3]])
+    drawn = uniform_negatives(torch.zeros(5, dtype=torch.int64), 7, 4, seen_keys(dataset))
+    assert drawn.shape == (5, 7)
+    assert set(drawn.flatten().tolist()) <= {1, 2, 3}
+
+
+def _keys(dataset: SequenceDataset, vocab_size: int) -> torch.Tensor:
+    pairs = {
+        user * vocab_size + item
+        for user, row in zip(dataset.users.tolist(), range(len(dataset)), strict=True)
+        for item in dataset[row].tolist()
+    }
+    return torch.tensor(sorted(pairs))
