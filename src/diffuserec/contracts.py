@@ -242,7 +242,7 @@ class Recommender(Method):
         targets = pl.DataFrame(
             {
                 "query": np.arange(len(items)),
-                "target_item_id": pl.Series(list(items), dtype=self.catalog.item_ids.dtype),
+                "target_item_id": self.catalog.item_ids.gather(self.catalog.encode(items) - 1),
             }
         )
         return found.join(targets, on="query", maintain_order="left").select(
@@ -338,7 +338,8 @@ def load(path: Path | str) -> Any:
     """
     artifact = read_artifact(path)
     method = find(artifact.kind, artifact.name)(**artifact.config)
-    method._take(artifact.catalog)
+    with torch.random.fork_rng():
+        method._take(artifact.catalog)
     for module_path, tensor in artifact.tensors.items():
         owner, _, leaf = module_path.rpartition(".")
         module = method.get_submodule(owner)

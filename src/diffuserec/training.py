@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -218,8 +219,7 @@ def _status(total: Tensor, n: int, start: float, records: list[Epoch]) -> str:
 
 @contextlib.contextmanager
 def _progress(run: Run) -> Iterator[Progress]:
-    console = Console(stderr=True)
-    shown = console.is_terminal if run.progress is None else run.progress
+    console = Console(stderr=True, force_terminal=run.progress)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -227,7 +227,7 @@ def _progress(run: Run) -> Iterator[Progress]:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield progress
 
 
@@ -309,9 +309,9 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fingerprint(data: SequenceDataset) -> str:
-    digest = hashlib.sha256()
-    for array in (data.items, data.offsets, data.users):
-        digest.update(np.ascontiguousarray(array).data)
+    digest = hashlib.sha256(str(data.vocab_size).encode())
+    for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic)):
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:32]
 
 

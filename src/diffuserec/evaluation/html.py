@@ -108,8 +108,6 @@ def write_html(
         notes=report.notes,
         reference=next(iter(report.evaluations)) if len(report.evaluations) > 1 else None,
         tested=report.comparisons["metric"].unique(maintain_order=True).to_list(),
-        seeds=report.summary["seed_std"].is_not_null().any(),
-        ceiling=any(_role(runs) == "ceiling" for runs in report.evaluations.values()),
         tables=[board.table() for board in boards],
         figures=figures,
         examples=examples,
@@ -212,7 +210,13 @@ class _Board:
             for cell in cells:
                 cell["best"] = len(columns) > 1 and cell["value"] == max(c["value"] for c in cells)
         rows = [{"name": m, "role": self.roles[m], "cells": cells} for m, cells in columns.items()]
-        return {"dataset": self.dataset, "columns": self.metrics, "rows": rows}
+        return {
+            "dataset": self.dataset,
+            "columns": self.metrics,
+            "rows": rows,
+            "seeds": self.rows["seed_std"].is_not_null().any(),
+            "ceiling": "ceiling" in self.roles.values(),
+        }
 
     def beyond(self) -> dict[str, Any]:
         """What the lists show, whoever likes it."""
@@ -264,11 +268,9 @@ class _Board:
             low, high = row["low"], row["high"]
         p = row.get("p_holm", row["p_t"])
         details = [f"95% interval {_signed(low)} to {_signed(high)}"]
-        details.append("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
-        if "p_holm" not in row:
-            details[-1] += " uncorrected"
+        details.append(_chance(p) if "p_holm" in row else f"{_chance(p)} uncorrected")
         if row["p_seeds"] is not None:
-            details.append(f"over seeds p = {row['p_seeds']:.3f}")
+            details.append(f"over seeds {_chance(row['p_seeds'])}")
         if mine < 2 * theirs:
             above = f"{mine / theirs - 1:.1%} more than"
         else:
@@ -278,6 +280,10 @@ class _Board:
             f"{above} {named} at {theirs:.4f}; the difference of {mine - theirs:.4f} {verdict} "
             f"({', '.join(details)})."
         )
+
+
+def _chance(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _signed(number: float) -> str:
@@ -396,7 +402,8 @@ def _group_figure(board: _Board, marks: _Marks, index: int) -> dict[str, Any]:
 def _curve_figure(curves: Mapping[str, Sequence[Epoch]], marks: _Marks) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
-    phases = list(dict.fromkeys(epoch.phase for epochs in curves.values() for epoch in epochs))
+    by_phases = sorted(curves.values(), key=lambda epochs: -len({e.phase for e in epochs}))
+    phases = list(dict.fromkeys(epoch.phase for epochs in by_phases for epoch in epochs))
     panels, sentences = [], []
     for number, phase in enumerate(phases):
         for what in ("loss", "validation"):

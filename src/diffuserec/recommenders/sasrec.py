@@ -18,6 +18,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffuserec import training
 from diffuserec.contracts import Recommender, Run, Settings
 from diffuserec.data import (
     Batch,
@@ -37,7 +38,6 @@ from diffuserec.losses import (
     uniform_negatives,
 )
 from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.training import next_item_batches, real_positions, train, validation
 
 _DEFAULT_NEGATIVES = {"softmax": 0, "bce": 1, "gbce": 256, "sampled_softmax": 1000}
 
@@ -81,27 +81,27 @@ class SASRec(Recommender):
         )
 
     def fit(
-        self, train_data: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
     ) -> Self:
         run = run or Run()
         c = self.config
-        self.begin(train_data, run)
-        seen = seen_keys(train_data) if c.loss == "bce" else None
+        self.begin(train, run)
+        seen = seen_keys(train) if c.loss == "bce" else None
 
         def loss(batch: Batch) -> Tensor:
             states = self.encoder(batch.items, batch.lengths)
-            return self._loss(*real_positions(batch, states), seen)
+            return self._loss(*training.real_positions(batch, states), seen)
 
-        self.curve = train(
+        self.curve = training.train(
             self,
             loss,
-            lambda epoch: training_batches(train_data, c.batch_size, c.max_len, run.seed, epoch),
-            n_batches=next_item_batches(len(trainable_rows(train_data)), c.batch_size),
+            lambda epoch: training_batches(train, c.batch_size, c.max_len, run.seed, epoch),
+            n_batches=training.next_item_batches(len(trainable_rows(train)), c.batch_size),
             optimizer=torch.optim.Adam(self.parameters(), lr=c.learning_rate, fused=True),
             epochs=c.epochs,
             run=run,
-            data=train_data,
-            validate=None if valid is None else validation(self, self.score, valid),
+            data=train,
+            validate=None if valid is None else training.validation(self, self.score, valid),
             patience=c.patience,
         )
         return self

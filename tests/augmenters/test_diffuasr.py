@@ -1,0 +1,396 @@
+"""DiffuASR: what it generates, from what, and that every reading of the paper runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuserec.augmenters.diffuasr import DiffuASR
+from diffuserec.contracts import Run, load
+from diffuserec.data import Queries, SequenceDataset, Split, histories_of, leave_one_out
+from diffuserec.diffusion import NoiseSchedule, nearest_rows
+from diffuserec.errors import ConfigError, DataError
+
+M = 4
+N_CATEGORIES, N_PHASES, N_TWINS = 4, 5, 2
+RUN = Run(device="cpu", seed=3)
+QUICK: dict[str, Any] = {
+    "n_items": M,
+    "epochs": 1,
+    "pretrain_epochs": 1,
+    "num_inference_steps": 3,
+}
+
+
+def structured_log(n_users: int, seed: int = 0) -> SequenceDataset:
+    """Each user stays in one category; items there come in phases 0, 1, 2, 3, 4, 0, 1, …"""
+    generator = np.random.default_rng(seed)
+    sequences = []
+    for user in range(n_users):
+        phase = np.arange(generator.integers(10, 18)) % N_PHASES
+        twin = generator.integers(0, N_TWINS, len(phase))
+        category = user % N_CATEGORIES
+        sequences.append((1 + (category * N_PHASES + phase) * N_TWINS + twin).tolist())
+    return SequenceDataset.from_lists(sequences)
+
+
+def prefixes(augmented: SequenceDataset, n_items: int = M) -> np.ndarray:
+    return np.stack([augmented[row][:n_items] for row in range(len(augmented))])
+
+
+def variant(model: DiffuASR, **settings: Any) -> DiffuASR:
+    """The same parameters under other settings."""
+    other = DiffuASR(**(model.config.model_dump() | settings))
+    other._take(model.catalog)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return leave_one_out(structured_log(200))
+
+
+@pytest.fixture(scope="module")
+def trained(split: Split) -> DiffuASR:
+    return DiffuASR(
+        n_items=M,
+        epochs=8,
+        patience=8,
+        batch_size=128,
+        learning_rate=3e-3,
+        num_inference_steps=10,
+        pretrain_epochs=12,
+        pretrain_batch_size=32,
+        pretrain_learning_rate=3e-3,
+        dropout=0.1,
+    ).fit(split.train, run=RUN)
+
+
+@pytest.fixture(scope="module")
+def few() -> Split:
+    return leave_one_out(structured_log(30, seed=1))
+
+
+def mean_log_prob(model: DiffuASR, dataset: SequenceDataset, seed: int = 0) -> float:
+    """Of each user's first real item after the generated ones, by the model's own classifier."""
+    items = torch.from_numpy(prefixes(model.augment(dataset, seed))).long()
+    first = torch.from_numpy(dataset.items[dataset.offsets[:-1]]).long()
+    with torch.no_grad():
+        vectors = F.embedding(items, model.table) / model.scale
+        return float(model._log_prob(vectors, first).mean())
+
+
+def test_it_learned_category_and_order(trained: DiffuASR, split: Split) -> None:
+    generated = prefixes(trained.augment(split.train)) - 1
+    category = generated // (N_PHASES * N_TWINS)
+    phase = generated // N_TWINS % N_PHASES
+    own = np.arange(len(generated))[:, None] % N_CATEGORIES
+    # by chance: a quarter and a fifth
+    assert (category == own).mean() > 0.9
+    # the oldest of the first items comes first
+    assert (phase == np.arange(M)).mean() > 0.8
+    assert len(np.unique(generated)) > N_CATEGORIES * M
+
+
+def test_items_are_put_in_front_and_the_rest_stays(trained: DiffuASR, split: Split) -> None:
+    augmented = trained.augment(split.train, 1)
+    assert np.array_equal(augmented.lengths, split.train.lengths + M)
+    assert np.array_equal(augmented.real().items, split.train.items)
+    assert all(augmented.synthetic[start : start + M].all() for start in augmented.offsets[:-1])
+    generated = prefixes(augmented)
+    assert generated.min() >= 1
+    assert generated.max() <= split.train.catalog.n_items
+
+
+def test_a_users_items_depend_on_seed_user_and_history_only(
+    trained: DiffuASR, split: Split
+) -> None:
+    whole = prefixes(trained.augment(split.train, 5))
+    assert np.array_equal(whole, prefixes(trained.augment(split.train, 5)))
+    assert not np.array_equal(whole, prefixes(trained.augment(split.train, 6)))
+    rows = np.array([170, 3, 30])
+    part = trained.augment(split.train.select(rows), 5)
+    assert np.array_equal(prefixes(part), whole[rows])
+
+
+def test_only_short_and_no_empty_histories_are_lengthened(trained: DiffuASR) -> None:
+    log = SequenceDataset.from_lists([[1, 2], [], [1, 2, 3], [4]], trained.catalog)
+    short = variant(trained, max_history=2)
+    once = short.augment(log)
+    assert once.lengths.tolist() == [2 + M, 0, 3, 1 + M]
+    # synthetic items neither count nor are conditioned on: the same are generated again
+    twice = short.augment(once)
+    assert twice.lengths.tolist() == [2 + 2 * M, 0, 3, 1 + 2 * M]
+    assert np.array_equal(twice[0][:M], once[0][:M])
+
+
+def test_nothing_to_lengthen(trained: DiffuASR) -> None:
+    log = SequenceDataset.from_lists([[], []], trained.catalog)
+    assert trained.augment(log).lengths.tolist() == [0, 0]
+
+
+def test_an_item_rounds_to_itself(trained: DiffuASR) -> None:
+    items = torch.arange(1, trained.catalog.vocab_size)
+    assert torch.equal(nearest_rows(trained.table[items] / trained.scale, trained.table), items)
+
+
+class Oracle(nn.Module):
+    """Knows x_0, and so the noise (or velocity) in any x_t."""
+
+    def __init__(self, x_0: Tensor, schedule: NoiseSchedule, prediction_type: str) -> None:
+        super().__init__()
+        self.x_0, self.schedule, self.type = x_0, schedule, prediction_type
+
+    def embed_step(self, t: Tensor) -> Tensor:
+        return t[:, None].float()
+
+    def embed_condition(self, condition: Tensor) -> Tensor:
+        return torch.zeros(len(condition), 1)
+
+    def forward(self, x_t: Tensor, embedded: Tensor) -> Tensor:
+        t = embedded[:, 0].long()
+        noise = self.schedule.noise_from_x_0(self.x_0, x_t, t)
+        return self.schedule.target(self.x_0, noise, t, self.type)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+@pytest.mark.parametrize("n_steps", [1, 2, 7])
+def test_an_oracle_recovers_x_0(
+    trained: DiffuASR, prediction_type: str, sampler: str, n_steps: int
+) -> None:
+    wanted = torch.randint(1, trained.catalog.vocab_size, (6, M))
+    model = variant(
+        trained,
+        prediction_type=prediction_type,
+        sampler=sampler,
+        num_inference_steps=n_steps,
+        guidance="none",
+    )
+    x_0 = F.embedding(wanted, model.table) / model.scale
+    model.network = Oracle(x_0, model.schedule, prediction_type)  # type: ignore[assignment]
+    log = SequenceDataset.from_lists([[1]] * 6, trained.catalog)
+    assert np.array_equal(prefixes(model.augment(log)), wanted.numpy())
+
+
+def test_scale_0_is_the_conditional_model(trained: DiffuASR, split: Split) -> None:
+    plain = prefixes(variant(trained, guidance="none").augment(split.train))
+    for guidance in ("classifier_free", "classifier"):
+        unscaled = variant(trained, guidance=guidance, guidance_scale=0)
+        assert np.array_equal(prefixes(unscaled.augment(split.train)), plain)
+
+
+@pytest.mark.parametrize("at", ["x_t", "x_0"])
+@pytest.mark.parametrize("classifier_loss", ["softmax", "bce"])
+def test_a_classifier_guides_towards_the_label(
+    trained: DiffuASR, split: Split, at: str, classifier_loss: str
+) -> None:
+    figures = [
+        mean_log_prob(
+            variant(
+                trained,
+                guidance="classifier",
+                guidance_scale=scale,
+                guidance_at=at,
+                classifier_loss=classifier_loss,
+            ),
+            split.train,
+        )
+        for scale in (0.0, 0.5)
+    ]
+    assert figures[1] > figures[0]
+
+
+def test_the_label_is_the_first_or_the_last_item(trained: DiffuASR) -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3], [4, 5]], trained.catalog)
+    histories = histories_of(log, np.arange(2))
+    assert trained._labels(histories).tolist() == [1, 4]
+    assert variant(trained, label="last")._labels(histories).tolist() == [3, 5]
+
+
+def test_the_condition_is_the_mean_or_the_sum(trained: DiffuASR) -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3], [4]], trained.catalog)
+    histories, table = histories_of(log, np.arange(2)), trained.table / trained.scale
+    torch.testing.assert_close(
+        trained._condition(histories), torch.stack([table[1:4].mean(0), table[4]])
+    )
+    torch.testing.assert_close(
+        variant(trained, cond_pool="sum")._condition(histories),
+        torch.stack([table[1:4].sum(0), table[4]]),
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"item_embedding": "init"},
+        {"item_embedding": "scratch", "prediction_type": "epsilon"},
+        {"item_embedding": "scratch", "guidance": "classifier"},
+        {"cond_pool": "sum", "min_condition": 1},
+        {"guidance": "none", "cond_dropout": 0.0},
+        {"guidance": "classifier", "label": "last", "classifier_loss": "bce"},
+        {"sampler": "dpm_solver", "prediction_type": "sample"},
+        {"eta": 1.0, "beta_schedule": "cosine", "num_train_timesteps": 50},
+        {"n_items": 2, "max_history": 9, "batch_size": 70},
+    ],
+    ids=str,
+)
+def test_every_reading_runs_and_survives_saving(
+    few: Split, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = DiffuASR(**(QUICK | settings)).fit(few.train, few.valid, RUN)
+    augmented = model.augment(few.train, 2)
+    assert augmented.synthetic.any()
+    model.save(tmp_path / "model")
+    assert np.array_equal(load(tmp_path / "model").augment(few.train, 2).items, augmented.items)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": "classifier_free", "cond_dropout": 0.0},
+        {"guidance": "classifier", "prediction_type": "epsilon"},
+    ],
+    ids=str,
+)
+def test_guidance_in_training_is_another_objective(few: Split, settings: dict[str, Any]) -> None:
+    paper = DiffuASR(**(QUICK | settings), guidance_in_training=True).fit(few.train, run=RUN)
+    plain = DiffuASR(**(QUICK | settings | {"guidance_scale": 0.0})).fit(few.train, run=RUN)
+    assert torch.equal(paper.encoder.table, plain.encoder.table)
+    assert not torch.equal(paper.network.last[2].weight, plain.network.last[2].weight)
+    assert paper.augment(few.train).synthetic.any()
+
+
+def test_what_each_item_table_does(few: Split) -> None:
+    start = DiffuASR(**QUICK).fit(few.train, run=RUN)
+    trained = DiffuASR(**QUICK, item_embedding="init").fit(few.train, run=RUN)
+    # the pretrained transformer is not touched by the second phase
+    assert torch.equal(start.encoder.table, trained.encoder.table)
+    assert torch.equal(start.table, start.encoder.table)
+    assert not torch.equal(trained.table, trained.encoder.table)
+    torch.testing.assert_close(start.scale, start.encoder.table[1:].std())
+
+
+def held_out_swapped(split: Split, log: SequenceDataset) -> Split:
+    """The same log with every user's last two items changed into others."""
+    items = log.items.copy()
+    for end in log.offsets[1:]:
+        items[end - 2 : end] = items[end - 2 : end][::-1] % log.catalog.n_items + 1
+    return leave_one_out(SequenceDataset(items, log.offsets, log.catalog))
+
+
+def test_held_out_items_change_nothing() -> None:
+    log = structured_log(30, seed=1)
+    split = leave_one_out(log)
+    other = held_out_swapped(split, log)
+    assert not np.array_equal(split.test.targets, other.test.targets)
+    models = [DiffuASR(**QUICK).fit(part.train, run=RUN) for part in (split, other)]
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    made = [
+        model.augment(part.train).items
+        for model, part in zip(models, (split, other), strict=True)
+    ]
+    assert np.array_equal(*made)
+
+
+def test_train_and_valid_as_the_condition() -> None:
+    log = structured_log(30, seed=1)
+    split = leave_one_out(log)
+    settings = QUICK | {"condition_on": "train+valid"}
+    model = DiffuASR(**settings).fit(split.train, split.valid, RUN)
+    # a training history is completed by its validation item: what the test history shows
+    shown = model._conditions(split.train, np.arange(30))
+    test = histories_of(split.test.histories, np.arange(30))
+    assert torch.equal(shown.lengths, test.lengths)
+    assert torch.equal(shown.items[:, : test.items.shape[1]], test.items)
+    assert np.array_equal(
+        prefixes(model.augment(split.train)), prefixes(model.augment(split.test.histories))
+    )
+    # anyone else's history is taken as it is, whatever the user's number
+    other = SequenceDataset.from_lists([[1, 2], [3]], log.catalog, users=[0, 1000])
+    assert model._conditions(other, np.arange(2)).lengths.tolist() == [2, 1]
+    with pytest.raises(ConfigError, match="needs validation queries"):
+        DiffuASR(**settings).fit(split.train, run=RUN)
+
+
+def test_an_interrupted_fit_continues_to_the_same_parameters(
+    few: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = QUICK | {"epochs": 3}
+    whole = DiffuASR(**settings).fit(few.train, few.valid, RUN)
+    run = Run(device="cpu", seed=3, checkpoint=tmp_path)
+    seeded, calls = torch.manual_seed, []
+
+    def interrupt(seed: int) -> torch.Generator:
+        calls.append(seed)
+        if len(calls) == 4:  # initialization, one epoch of pretraining, one of diffusion, now
+            raise KeyboardInterrupt
+        return seeded(seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            DiffuASR(**settings).fit(few.train, few.valid, run)
+    resumed = Run(device="cpu", seed=3, checkpoint=tmp_path, resume=True)
+    continued = DiffuASR(**settings).fit(few.train, few.valid, resumed)
+    assert [record.phase for record in continued.curve] == ["pretrain"] + ["diffusion"] * 3
+    states = whole.state_dict(), continued.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_validation_decides_when_pretraining_stops(few: Split) -> None:
+    model = DiffuASR(**QUICK).fit(few.train, few.valid, RUN)
+    assert [record.valid is not None for record in model.curve] == [True, True]
+    model = DiffuASR(**QUICK).fit(few.train, run=RUN)
+    assert [record.valid is not None for record in model.curve] == [False, True]
+
+
+def test_too_few_long_users_are_refused_with_what_would_do() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6]] * 12 + [[1] * 20] * 4)
+    with pytest.raises(DataError, match=r"n_items \+ 3 = 13 training items, and 4 have them"):
+        DiffuASR().fit(log)
+    with pytest.raises(DataError, match="use n_items=3 or less"):
+        DiffuASR().fit(log)
+    with pytest.raises(DataError, match="use a log with longer histories"):
+        DiffuASR().fit(SequenceDataset.from_lists([[1, 2, 3]] * 50))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dim": 32}, "square of a multiple of 8"),
+        ({"num_inference_steps": 1001}, "more than num_train_timesteps 1000"),
+        ({"num_train_timesteps": 10, "num_inference_steps": 5}, "outside"),
+        ({"cond_dropout": 0.0}, "needs a trained null condition"),
+        ({"n_items": 51}, "more than max_len 50"),
+        ({"n_heads": 3}, "not divisible by n_heads"),
+        ({"guidance_in_training": True, "guidance": "classifier"}, "prediction_type='epsilon'"),
+        ({"guidance": "clasifier"}, "guidance"),
+        ({"guidance_scales": 1.0}, "did you mean 'guidance_scale'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DiffuASR(**settings)
+
+
+def test_use_before_fitting_and_on_another_catalog(trained: DiffuASR) -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3]])
+    with pytest.raises(ConfigError, match="not fitted"):
+        DiffuASR().augment(log)
+    with pytest.raises(DataError, match="knows 40 items and the dataset has 3"):
+        trained.augment(log)
+
+
+def test_queries_are_augmented_as_any_histories(trained: DiffuASR, split: Split) -> None:
+    longer = trained.augment(split.valid.histories, 4)
+    assert np.array_equal(longer.real().items, split.valid.histories.items)
+    # the same users and histories as in training: the same items
+    assert np.array_equal(prefixes(longer), prefixes(trained.augment(split.train, 4)))
+    assert isinstance(Queries(longer, split.valid.targets).histories, SequenceDataset)

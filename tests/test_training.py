@@ -1,0 +1,389 @@
+"""The loop: exact resume after any kind of death, early stopping, and what it leaves alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors import safe_open
+
+import diffuserec.recommenders.sasrec as sasrec_module
+from diffuserec.contracts import Run
+from diffuserec.data import Catalog, SequenceDataset, leave_one_out, training_batches
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.losses import softmax_cross_entropy
+from diffuserec.recommenders.sasrec import SASRec
+from diffuserec.training import Epoch, real_positions, train
+
+# dropout and drawn negatives, so that a wrong random state shows
+SETTINGS = {
+    "dim": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.4,
+    "loss": "bce",
+    "batch_size": 16,
+    "learning_rate": 0.02,
+    "epochs": 4,
+}
+
+
+def fit(log: SequenceDataset, run: Run, **settings) -> SASRec:
+    split = leave_one_out(log)
+    return SASRec(**SETTINGS | settings).fit(split.train, split.valid, run)
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(folder / "fit.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def without_seconds(records: list[Epoch]) -> list[dict[str, object]]:
+    return [{k: v for k, v in asdict(record).items() if k != "seconds"} for record in records]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert torch.equal(a[name], b[name]), name
+
+
+def assert_same_run(model: SASRec, other: SASRec, folder: Path, other_folder: Path) -> None:
+    assert_equal(state(model), state(other))
+    assert without_seconds(model.curve) == without_seconds(other.curve)
+    (tensors, notes), (other_tensors, other_notes) = checkpoint(folder), checkpoint(other_folder)
+    assert any(name.startswith("optimizer/") for name in tensors)
+    assert any(name.startswith("best/") for name in tensors)
+    assert_equal(tensors, other_tensors)
+    assert notes["groups"] == other_notes["groups"]
+
+
+@pytest.fixture(scope="module")
+def whole(random_log, tmp_path_factory) -> tuple[SASRec, Path]:
+    """Four epochs without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(random_log, Run(seed=3, checkpoint=folder)), folder
+
+
+KILLED = """
+import sys, time
+import numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from diffuserec.contracts import Run
+from diffuserec.data import leave_one_out, load_dataset
+import diffuserec.recommenders.sasrec as sasrec
+made = sasrec.training_batches
+def stopping(data, size, max_len, seed, epoch):
+    for n, batch in enumerate(made(data, size, max_len, seed, epoch)):
+        if epoch == 2 and n == 1:
+            print("in the third epoch", flush=True)
+            time.sleep(120)
+        yield batch
+sasrec.training_batches = stopping
+split = leave_one_out(load_dataset(sys.argv[1]))
+run = Run(seed=3, checkpoint=Path(sys.argv[2]))
+sasrec.SASRec(**eval(sys.argv[3])).fit(split.train, split.valid, run)
+"""
+
+
+def test_sigkill_in_the_middle_of_an_epoch(random_log, whole, tmp_path) -> None:
+    random_log.save(tmp_path / "data")
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "data"), str(folder), repr(SETTINGS)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert said == b"in the third epoch\n"
+    assert process.returncode == -signal.SIGKILL
+    assert len(json.loads(checkpoint(folder)[1]["records"])) == 2
+    resumed = fit(random_log, Run(seed=3, checkpoint=folder, resume=True))
+    assert_same_run(resumed, whole[0], folder, whole[1])
+    assert [path.name for path in folder.iterdir()] == ["fit.safetensors"]
+
+
+def interrupt(monkeypatch, at_epoch: int) -> None:
+    def stopping(data, size, max_len, seed, epoch):
+        for n, batch in enumerate(training_batches(data, size, max_len, seed, epoch)):
+            if epoch == at_epoch and n == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(sasrec_module, "training_batches", stopping)
+
+
+@pytest.mark.parametrize("at_epoch", [0, 1, 3])
+def test_ctrl_c_in_any_epoch(random_log, whole, tmp_path, monkeypatch, at_epoch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, at_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(random_log, Run(seed=3, checkpoint=tmp_path))
+    torch.manual_seed(at_epoch)  # whatever the process did in between
+    resumed = fit(random_log, Run(seed=3, checkpoint=tmp_path, resume=True))
+    assert_same_run(resumed, whole[0], tmp_path, whole[1])
+
+
+def test_resuming_a_finished_run_changes_nothing(random_log, whole) -> None:
+    before = (whole[1] / "fit.safetensors").read_bytes()
+    again = fit(random_log, Run(seed=3, checkpoint=whole[1], resume=True))
+    assert_equal(state(again), state(whole[0]))
+    assert again.curve == whole[0].curve
+    assert (whole[1] / "fit.safetensors").read_bytes() == before
+
+
+def test_without_resume_a_run_starts_anew(random_log, whole, tmp_path) -> None:
+    fit(random_log, Run(seed=9, checkpoint=tmp_path))
+    fresh = fit(random_log, Run(seed=3, checkpoint=tmp_path))
+    assert_same_run(fresh, whole[0], tmp_path, whole[1])
+
+
+def test_a_checkpoint_changes_nothing_that_is_learned(random_log, whole) -> None:
+    assert_equal(state(fit(random_log, Run(seed=3))), state(whole[0]))
+
+
+def larger_catalog(log: SequenceDataset) -> SequenceDataset:
+    more = Catalog(pl.Series("item_id", np.arange(1, 40)), log.catalog.n_users)
+    return SequenceDataset(log.items, log.offsets, more)
+
+
+def other_items(log: SequenceDataset) -> SequenceDataset:
+    items = log.items.copy()
+    items[0] = items[0] % 25 + 1
+    return SequenceDataset(items, log.offsets, log.catalog)
+
+
+@pytest.mark.parametrize(
+    "settings, run, change, what",
+    [
+        ({"dim": 16}, {}, None, "config"),
+        ({"epochs": 5}, {}, None, "config"),
+        ({}, {"seed": 4}, None, "seed"),
+        ({}, {"precision": "bf16"}, None, "precision"),
+        ({}, {}, other_items, "data"),
+        ({}, {}, larger_catalog, "data"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    random_log, whole, settings, run, change, what
+) -> None:
+    log = random_log if change is None else change(random_log)
+    before = (whole[1] / "fit.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=rf"another run \(its {what} differs\).*without --resume"):
+        fit(log, Run(**{"seed": 3, "checkpoint": whole[1], "resume": True} | run), **settings)
+    assert (whole[1] / "fit.safetensors").read_bytes() == before
+
+
+def test_other_flags_are_other_data(random_log, tmp_path) -> None:
+    split = leave_one_out(random_log)
+    run = Run(checkpoint=tmp_path, resume=True)
+    SASRec(**SETTINGS | {"epochs": 1}).fit(split.train, run=run)
+    flags = np.zeros(len(split.train.items), dtype=bool)
+    flags[split.train.offsets[:-1]] = True
+    flagged = SequenceDataset(
+        split.train.items, split.train.offsets, split.train.catalog, synthetic=flags
+    )
+    with pytest.raises(ConfigError, match="its data differs"):
+        SASRec(**SETTINGS | {"epochs": 1}).fit(flagged, run=run)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "noise"])
+def test_a_damaged_checkpoint_is_refused(random_log, whole, tmp_path, harm) -> None:
+    good = (whole[1] / "fit.safetensors").read_bytes()
+    bad = {"truncated": good[:-100], "empty": b"", "noise": os.urandom(5000)}[harm]
+    (tmp_path / "fit.safetensors").write_bytes(bad)
+    with pytest.raises(DataError, match="damaged .*start without --resume"):
+        fit(random_log, Run(seed=3, checkpoint=tmp_path, resume=True))
+
+
+def test_nothing_half_written_is_left_where_a_checkpoint_stands(
+    random_log, whole, tmp_path, monkeypatch
+) -> None:
+    fit(random_log, Run(seed=3, checkpoint=tmp_path))
+    before = (tmp_path / "fit.safetensors").read_bytes()
+
+    def fails(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("diffuserec.training.save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        fit(random_log, Run(seed=3, checkpoint=tmp_path))
+    assert (tmp_path / "fit.safetensors").read_bytes() == before
+
+
+def run_loop(
+    log: SequenceDataset,
+    figures: list[float] | None,
+    *,
+    epochs: int,
+    patience: int | None = None,
+    run: Run | None = None,
+    poison: int | None = None,
+) -> tuple[SASRec, list[Epoch]]:
+    """The loop itself, with validation figures made up: one for each epoch."""
+    run = run or Run()
+    model = SASRec(**SETTINGS)
+    model.begin(log, run)
+    epoch_now = 0
+
+    def batches(epoch):
+        nonlocal epoch_now
+        epoch_now = epoch
+        return training_batches(log, 16, 50, run.seed, epoch)
+
+    def loss(batch):
+        states, targets, _ = real_positions(batch, model.encoder(batch.items, batch.lengths))
+        value = softmax_cross_entropy(states, model.encoder.table, targets)
+        return value * float("nan") if epoch_now == poison else value
+
+    records = train(
+        model,
+        loss,
+        batches,
+        n_batches=3,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.01, fused=True),
+        epochs=epochs,
+        run=run,
+        data=log,
+        validate=None if figures is None else lambda: figures[epoch_now],
+        patience=patience,
+    )
+    return model, records
+
+
+def test_early_stopping_keeps_the_best_epoch(random_log) -> None:
+    model, records = run_loop(random_log, [0.1, 0.3, 0.2, 0.3, 0.9], epochs=5, patience=2)
+    assert [record.valid for record in records] == [0.1, 0.3, 0.2, 0.3]  # an equal one is no better
+    assert [record.epoch for record in records] == [0, 1, 2, 3]
+    after_two, _ = run_loop(random_log, None, epochs=2)
+    assert_equal(state(model), state(after_two))
+    assert not model.training
+
+
+def test_without_patience_every_epoch_is_run_and_the_best_kept(random_log) -> None:
+    model, records = run_loop(random_log, [0.5, 0.1, 0.1, 0.1, 0.1], epochs=5)
+    assert len(records) == 5
+    assert_equal(state(model), state(run_loop(random_log, None, epochs=1)[0]))
+
+
+def test_without_validation_all_epochs_are_run_and_the_last_kept(random_log) -> None:
+    model, records = run_loop(random_log, None, epochs=5, patience=1)
+    assert [record.valid for record in records] == [None] * 5
+    four, _ = run_loop(random_log, None, epochs=4)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), four.parameters(), strict=True))
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(random_log, tmp_path) -> None:
+    figures = [0.1, 0.3, 0.2, 0.2, 0.9]
+    run = Run(checkpoint=tmp_path, resume=True)
+    run_loop(random_log, figures, epochs=3, patience=2, run=run)
+    model, records = run_loop(random_log, figures, epochs=5, patience=2, run=run)
+    assert [record.valid for record in records] == [0.1, 0.3, 0.2, 0.2]
+    assert_equal(state(model), state(run_loop(random_log, None, epochs=2)[0]))
+
+
+def test_a_loss_that_is_not_a_number_stops_with_advice(random_log, tmp_path) -> None:
+    run = Run(checkpoint=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"became nan in epoch 3: try a smaller learning_rate"):
+        run_loop(random_log, None, epochs=5, poison=2, run=run)
+    # what was good is still there
+    _, records = run_loop(random_log, None, epochs=2, run=run)
+    assert len(records) == 2
+    assert all(np.isfinite(record.loss) for record in records)
+
+
+def test_a_learning_rate_far_too_large_is_named(random_log) -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        SASRec(dim=8, learning_rate=1e30, epochs=30).fit(random_log)
+
+
+def test_the_recorded_loss_is_the_mean_over_batches(random_log) -> None:
+    values = []
+    model = SASRec(**SETTINGS)
+    model.begin(random_log, Run())
+
+    def loss(batch):
+        states, targets, _ = real_positions(batch, model.encoder(batch.items, batch.lengths))
+        value = softmax_cross_entropy(states, model.encoder.table, targets)
+        values.append(value.item())
+        return value
+
+    records = train(
+        model,
+        loss,
+        lambda epoch: training_batches(random_log, 16, 50, 0, epoch),
+        n_batches=3,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        epochs=1,
+        run=Run(),
+        data=random_log,
+    )
+    assert len(values) == 3
+    assert records[0].loss == pytest.approx(np.mean(values), rel=1e-6)
+
+
+def test_progress_is_quiet_where_nobody_watches(random_log, capfd, monkeypatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    run_loop(random_log, [0.5, 0.6], epochs=2)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_progress_shows_epoch_loss_and_figure_when_asked(random_log, capfd) -> None:
+    run_loop(random_log, [0.5, 0.6], epochs=2, run=Run(progress=True))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "fit 2/2" in captured.err
+    assert "0.5000" in captured.err
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_callers_random_numbers_are_left_alone(random_log, tmp_path, checkpointed) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    fit(random_log, Run(checkpoint=tmp_path if checkpointed else None), epochs=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+
+
+def test_the_callers_random_numbers_have_no_say(random_log) -> None:
+    torch.manual_seed(1)
+    first = state(fit(random_log, Run(), epochs=1))
+    torch.manual_seed(2)
+    assert_equal(state(fit(random_log, Run(), epochs=1)), first)
+
+
+def test_seeds(random_log) -> None:
+    first = state(fit(random_log, Run(seed=1), epochs=1))
+    assert_equal(state(fit(random_log, Run(seed=1), epochs=1)), first)
+    other = state(fit(random_log, Run(seed=2), epochs=1))
+    assert not torch.equal(first["encoder.items.weight"], other["encoder.items.weight"])
+
+
+def test_nothing_is_learned_from_the_last_two_items(random_log) -> None:
+    items = random_log.items.copy()
+    generator = np.random.default_rng(0)
+    for end in random_log.offsets[1:]:
+        items[end - 2 : end] = generator.integers(1, 26, 2)
+    assert (items != random_log.items).sum() > 40
+    changed = SequenceDataset(items, random_log.offsets, random_log.catalog)
+    first, second = (
+        SASRec(**SETTINGS | {"epochs": 2}).fit(leave_one_out(log).train)
+        for log in (random_log, changed)
+    )
+    assert_equal(state(first), state(second))
