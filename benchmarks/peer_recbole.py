@@ -18,10 +18,9 @@ The model is RecBole's default SASRec: width 64, inner width 256, 2 layers, 2 he
 cross entropy over all items, at most 50 items of history, Adam at 0.001, float32. The split is
 leave-one-out by time, with an item's position in its line as its time.
 
-To be fair to the peer, it trains in batches of 256 rows by default: side by side on two cores
-that was faster per epoch than RecBole's own default of 2048, whose table of scores over all items
-no longer fits a cache. Evaluation keeps RecBole's default of 4096 users a batch.
-`--train-batch-size` and `--eval-batch-size` try others.
+To be fair to the peer, it trains in batches of 256 rows by default, which was faster per epoch on
+two cores than RecBole's own default of 2048. Evaluation keeps RecBole's default of 4096 users a
+batch. `--train-batch-size` and `--eval-batch-size` try others.
 
 RecBole gets an environment of its own, made at DIR on the first run, since it cannot share one
 with current libraries: it uses names that NumPy 2 removed, hence NumPy 1.26 and the pandas, SciPy

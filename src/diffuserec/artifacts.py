@@ -54,11 +54,11 @@ def write_artifact(path: Path | str, artifact: Artifact) -> None:
     """Writes a model directory; an older model at that path is replaced in one step.
 
     Raises:
-        DataError: something that is not a model directory stands there.
+        DataError: something that is not a model directory stands there, or more than a model.
     """
     target = Path(path)
-    if target.exists() and not (target / "manifest.json").is_file():
-        raise DataError(f"{target} exists and is not a saved model: choose another path")
+    if target.exists():
+        _require_replaceable(target)
     work = target.with_name(f".{target.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -146,6 +146,21 @@ def read_artifact(path: Path | str) -> Artifact:
             attributes=items.drop("item_id") if items.width > 1 else None,
         ),
     )
+
+
+def _require_replaceable(target: Path) -> None:
+    try:
+        manifest = json.loads((target / "manifest.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise DataError(f"{target} exists and is not a saved model: choose another path")
+    others = {path.name for path in target.iterdir()} - {*_FILES, "manifest.json"}
+    if others:
+        raise DataError(
+            f"{target} holds a saved model and also {', '.join(sorted(others))}, which replacing "
+            "it would delete: move that, or choose another path"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -1,8 +1,10 @@
 """The command line: thin, no logic. Bad input gets one line on standard error and status 2."""
 
+import contextlib
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,7 +164,8 @@ def train(
     if augment_settings and not augment:
         raise ConfigError("--augment-set needs --augment NAME")
     run = Run(device=device, precision=precision, seed=seed, resume=resume)
-    trained = train_run(plan, out, run, say=(lambda line: None) if as_json else _say)
+    with _resumable():
+        trained = train_run(plan, out, run, say=(lambda line: None) if as_json else _say)
     _show_evaluation(trained.evaluate(), as_json)
     if not as_json:
         _out.print(f"report: {out / 'report.html'}", markup=False, highlight=False)
@@ -341,12 +344,13 @@ def experiment(
     from diffuserec.contracts import Run
     from diffuserec.experiments import run_experiment
 
-    report = run_experiment(file, data, out, Run(device=device, precision=precision), say=_say)
+    with _resumable("run the same command again"):
+        report = run_experiment(file, data, out, Run(device=device, precision=precision), say=_say)
     _out.print(report.text(width=_out.width), markup=False, highlight=False)
 
 
 def main() -> None:
-    """The entry point: bad input is one line and status 2, an interrupt says how to go on."""
+    """The entry point: bad input is one line on standard error and status 2."""
     try:
         app()
     except (DataError, ConfigError) as error:
@@ -354,9 +358,15 @@ def main() -> None:
             f"diffuserec: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _resumable(how: str = "add --resume to the same command") -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
-        _err.print("interrupted; train again with --resume to continue", markup=False)
-        sys.exit(130)
+        _err.print(f"interrupted; to continue from the last epoch, {how}", markup=False)
+        raise typer.Exit(130) from None
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -395,3 +405,7 @@ def _show_evaluation(result: Any, as_json: bool) -> None:
     _out.print(str(result.protocol), markup=False, highlight=False)
     if result.repeat_note:
         _out.print(f"Note: {result.repeat_note}.", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

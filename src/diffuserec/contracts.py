@@ -115,6 +115,7 @@ class Method(nn.Module, ABC):
             minlength=train.vocab_size,
         )
         self.popularity = torch.from_numpy(counts)
+        self.eval()
 
     def _take(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -340,14 +341,14 @@ def load(path: Path | str) -> Any:
     method = find(artifact.kind, artifact.name)(**artifact.config)
     with torch.random.fork_rng():
         method._take(artifact.catalog)
-    for module_path, tensor in artifact.tensors.items():
-        owner, _, leaf = module_path.rpartition(".")
-        module = method.get_submodule(owner)
-        if leaf in module._buffers:  # counts have the shape of what was counted
-            setattr(module, leaf, tensor)
     try:
+        for module_path, tensor in artifact.tensors.items():
+            owner, _, leaf = module_path.rpartition(".")
+            module = method.get_submodule(owner)
+            if leaf in module._buffers:  # counts have the shape of what was counted
+                setattr(module, leaf, tensor)
         method.load_state_dict(dict(artifact.tensors))
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: the weights do not fit the settings ({error})") from error
     return method.eval()
 

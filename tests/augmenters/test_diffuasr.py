@@ -293,8 +293,7 @@ def test_held_out_items_change_nothing() -> None:
     states = [model.state_dict() for model in models]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     made = [
-        model.augment(part.train).items
-        for model, part in zip(models, (split, other), strict=True)
+        model.augment(part.train).items for model, part in zip(models, (split, other), strict=True)
     ]
     assert np.array_equal(*made)
 

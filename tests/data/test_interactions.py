@@ -558,6 +558,33 @@ def test_bad_files(tmp_path, name, content, arguments, words):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+def test_one_user_or_item_may_be_allowed(tmp_path):
+    path = write(tmp_path, "histories.txt", "7 30 10\n")
+    with pytest.raises(DataError, match="only one user in 2 interactions"):
+        read_log(path)
+    assert read_log(path, allow_single=True).frame.rows() == [(7, 30), (7, 10)]
+    alone = read_log(write(tmp_path, "log.csv", HEADER + "1,1,1\n"), allow_single=True)
+    assert (alone.summary.n_users, alone.summary.n_items) == (1, 1)
+    with pytest.raises(DataError, match="empty"):
+        read_log(write(tmp_path, "none.csv", ""), allow_single=True)
+
+
+def test_the_format_named_wins_over_the_name(tmp_path):
+    for name in ("log.parquet", "log.pq"):
+        path = write(tmp_path, name, GOOD)
+        assert read_log(path, format="csv").summary.format == "csv"
+        with pytest.raises(DataError, match="not a Parquet file"):
+            read_log(path)
+
+
+def test_a_long_first_line_is_text(tmp_path):
+    for shift in range(2):  # one of them has a character across any even position
+        ids = [f"{'a' * shift}{'ä' * 50_000}", "b"]
+        lines = "\n".join(" ".join([str(n), *ids]) for n in range(2))
+        log = read_log(write(tmp_path, "log.txt", lines))
+        assert log.frame["item_id"].to_list() == ids * 2
+
+
 def test_bad_paths_and_names(tmp_path):
     with pytest.raises(DataError, match=r"gone\.csv: there is no such file"):
         read_log(tmp_path / "gone.csv")
@@ -569,7 +596,7 @@ def test_bad_paths_and_names(tmp_path):
 
 
 def test_lines_are_found_in_files_of_several_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffuserec.data.interactions._BLOCK", 64)
+    monkeypatch.setattr("diffuserec.data.formats._BLOCK", 64)
     lines = [f'{n},"i\n{n}",{n}' if n % 10 == 0 else f"{n},i{n},{n}" for n in range(100)]
     good = "\n\n".join(["user,item,time", *lines])
     log = read_log(write(tmp_path, "good.csv", good))
@@ -671,6 +698,11 @@ def test_writing_refuses(tmp_path):
     assert (tmp_path / "log.csv").read_text() == "mine"
     with pytest.raises(DataError, match=r"sequences cannot hold the user_id 'a b'.*blank"):
         log.write(tmp_path / "log.txt")
+    tabbed = from_frame(
+        log.frame.with_columns(user_id=pl.Series([1, 2]), note=pl.Series(["\t", ""]))
+    )
+    with pytest.raises(DataError, match=r"inter cannot hold the note '\\t'"):
+        tabbed.write(tmp_path / "log.inter")
     with pytest.raises(ConfigError, match=r"log\.xls: .*--format.*: csv, parquet"):
         log.write(tmp_path / "log.xls")
     with pytest.raises(ConfigError, match=r"no format 'parket' to write \(did you mean 'parquet'"):

@@ -73,7 +73,7 @@ class Catalog:
         found = pl.DataFrame({"item_id": values}).join(
             index, on="item_id", how="left", maintain_order="left"
         )
-        return found["number"].fill_null(PAD).to_numpy()
+        return found["number"].fill_null(PAD).to_numpy(writable=True)
 
     def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
         """Raw ids of item numbers (flat), in the type that the log had.

@@ -41,15 +41,9 @@ FORMATS = ("csv", "tsv", "parquet", "jsonl", "inter", "movielens", "sequences", 
 WRITABLE = ("csv", "parquet", "sequences", "inter")
 
 ALIASES = {
-    "user_id": ("user_id", "user", "uid", "query_id", "reviewer_id", "customer_id", "visitor_id"),
-    "item_id": (
-        *("item_id", "item", "iid", "asin", "parent_asin", "movie_id", "product_id"),
-        *("article_id", "book_id", "business_id"),
-    ),
-    "timestamp": (
-        *("timestamp", "time", "datetime", "ts", "date"),
-        *("unix_review_time", "unix_time", "event_time"),
-    ),
+    "user_id": "user_id user uid query_id reviewer_id customer_id visitor_id",
+    "item_id": "item_id item iid asin parent_asin movie_id product_id article_id book_id business_id",
+    "timestamp": "timestamp time datetime ts date unix_review_time unix_time event_time",
 }
 """Usual column names of each role; case, underscores, hyphens and blanks do not count."""
 
@@ -191,7 +185,7 @@ def usual_names(names: Sequence[str], role: str) -> list[str]:
     def plain(name: str) -> str:
         return name.lower().replace("_", "").replace("-", "").replace(" ", "")
 
-    usual = {plain(alias) for alias in ALIASES[role]}
+    usual = {plain(alias) for alias in ALIASES[role].split()}
     return [name for name in names if plain(name.partition(":")[0]) in usual]
 
 
@@ -398,12 +392,12 @@ def _bad_json(file: Path, reason: str) -> DataError:
                 f"{file.name}, line {number}: {what}: write one object a line, such as "
                 '{"user_id": 1, "item_id": 2, "timestamp": 3}'
             )
-    return DataError(f"{file.name}: the objects do not make a table ({reason}): give a key one type")
+    return DataError(
+        f"{file.name}: the objects do not make a table ({reason}): give a key one type"
+    )
 
 
-def _read_table(
-    file: Path, format: str, first: str, named: Mapping[str, str | None]
-) -> Columns:
+def _read_table(file: Path, format: str, first: str, named: Mapping[str, str | None]) -> Columns:
     source = Source(file.name)
     names, separator = _header(first, _SEPARATORS if format == "csv" else "\t")
     names = [name or f"column_{number}" for number, name in enumerate(names, 1)]
@@ -463,13 +457,8 @@ def _read_lines(file: Path, format: str) -> Columns:
         row = first_true(lengths != 2)
         if row is not None:
             raise source.fail(f"expected a user and one item, got {lengths[row]} fields", row)
-        table = pl.DataFrame({"field 1": users, "field 2": fields.list.last()})
-        return Columns(
-            table, {"user_id": "field 1", "item_id": "field 2"}, source, format, text=True
-        )
-    row = first_true(repeated)
-    if row is not None:
-        again = int((users == users[row]).arg_true()[1])
+    elif repeated.any():
+        row, again = (users == users[int(repeated.arg_true()[0])]).arg_true().head(2)
         raise source.fail(
             f"user {users[row]!r} has a second line ({source.place(again)}), where sequences have "
             "one line a user: join them; for a table name its format with format= (--format) and "
@@ -481,13 +470,8 @@ def _read_lines(file: Path, format: str) -> Columns:
     line = source.place
     source = replace(source, place=lambda at: line(int(np.searchsorted(ends, at, side="right"))))
     table = pl.DataFrame({"first field": users, "other fields": fields.list.slice(1)})
-    return Columns(
-        table.explode("other fields"),
-        {"user_id": "first field", "item_id": "other fields"},
-        source,
-        format,
-        text=True,
-    )
+    roles = {"user_id": "first field", "item_id": "other fields"}
+    return Columns(table.explode("other fields"), roles, source, format, text=True)
 
 
 def _records(
@@ -564,9 +548,7 @@ def _blocks(file: Path, quoted: bool) -> Iterator[_Block]:
             rest = text[stop:]
 
 
-def _scan(
-    file: Path, separator: str | None, n_fields: int, quoted: bool
-) -> tuple[int, list[int]]:
+def _scan(file: Path, separator: str | None, n_fields: int, quoted: bool) -> tuple[int, list[int]]:
     """Checks encoding and field counts; returns the number of records and which are blank."""
     n_records, blank = 0, []
     for block in _blocks(file, quoted):
@@ -602,21 +584,16 @@ def _scan(
 
 def _check_text(text: bytes, name: str, line: int) -> None:
     """Refuses what is not UTF-8 text; it begins on that line of the file."""
-    zero = text.find(b"\x00")
-    if zero >= 0:
-        line += text.count(b"\n", 0, zero)
-        raise DataError(
-            f"{name}, line {line}: a zero byte, so this is a binary file: give a text or Parquet "
-            "file"
-        )
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        line += text.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{name}, line {line}: byte 0x{text[error.start]:02x} is not UTF-8: "
-            "save the file as UTF-8"
-        ) from error
+    at, what = text.find(b"\x00"), "a zero byte, so this is a binary file: give a text file"
+    if at < 0:
+        try:
+            text.decode()
+            return
+        except UnicodeDecodeError as error:
+            at = error.start
+            what = f"byte 0x{text[at]:02x} is not UTF-8: save the file as UTF-8"
+    line += text.count(b"\n", 0, at)
+    raise DataError(f"{name}, line {line}: {what}")
 
 
 def _line_finder(file: Path, blank: list[int], quoted: bool, skip: int) -> Callable[[int], str]:

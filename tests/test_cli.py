@@ -1,0 +1,241 @@
+"""The command line end to end on a small log: what it prints, writes, refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from diffuserec import Store, cli
+
+QUICK = ["--set", "epochs=2", "--set", "dim=16", "--set", "max_len=10"]
+
+
+def run_main(*words: object) -> int:
+    """Exit status of one command, run in this process."""
+    argv, sys.argv = sys.argv, ["diffuserec", *(str(word) for word in words)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one command."""
+    status = run_main(*words)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def log(folder: Path) -> Path:
+    path = folder / "clicks.csv"
+    Store(n_users=300, n_items=60, seed=1).frame().write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, log: Path) -> Path:
+    from diffuserec import read_log
+
+    path = folder / "data"
+    read_log(log).to_dataset().save(path, note={"source": log.name, "filters": "none"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, data: Path) -> dict[str, Path]:
+    """A plain and an augmented run, trained through the command line once."""
+    made = {"plain": folder / "plain", "longer": folder / "longer"}
+    train = ["train", data, "--model", "sasrec", *QUICK]
+    assert run_main(*train, "--out", made["plain"]) == 0
+    more = ["--augment", "random", "--augment-set", "n_items=3", "--out", made["longer"]]
+    assert run_main(*train, *more) == 0
+    return made
+
+
+def test_prepare_and_describe(folder: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "prepared"
+    status, printed, _ = call(capsys, "prepare", log, "--out", out, "--min-item", 3)
+    assert status == 0
+    assert "user_id" in printed
+    status, printed, _ = call(capsys, "describe", out, "--json")
+    facts = json.loads(printed)
+    assert facts["filters"] == "item>=3"
+    frame = pl.read_csv(log)
+    assert 0 < facts["interactions"] <= frame.height
+    status, _, error = call(capsys, "prepare", log, "--out", out)
+    assert status == 2
+    assert str(out) in error
+
+
+def test_evaluate_json_has_what_was_promised(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed, _ = call(capsys, "evaluate", runs["plain"], "--json")
+    assert status == 0
+    result = json.loads(printed)
+    assert {"protocol", "metrics", "groups"} <= result.keys()
+    assert 0 <= result["metrics"]["NDCG@10"] <= result["metrics"]["HR@10"] <= 1
+    stored = json.loads((runs["plain"] / "test" / "metrics.json").read_text())
+    assert stored["metrics"] == result["metrics"]
+    _, printed, _ = call(capsys, "evaluate", runs["plain"], "--keep-seen", "--json")
+    assert json.loads(printed)["protocol"]["filter_seen"] is False
+    words = ("evaluate", runs["plain"], "--candidates", "uniform:20", "--split", "valid", "--json")
+    _, printed, _ = call(capsys, *words)
+    sampled = json.loads(printed)
+    assert sampled["protocol"]["candidates"] == "uniform:20"
+    assert "valid" in sampled["protocol"]["split"]
+    assert sampled["metrics"]["HR@20"] >= result["metrics"]["HR@20"]
+
+
+def test_a_run_is_complete_and_has_a_report(runs: dict[str, Path]) -> None:
+    for path in runs.values():
+        assert json.loads((path / "run.json").read_text())["complete"]
+        assert (path / "report.html").read_text().lower().startswith("<!doctype html>")
+        assert not (path / "checkpoint").exists()
+        assert len(json.loads((path / "curve.json").read_text())) == 2
+
+
+def test_compare_names_floors_and_significance(
+    folder: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "compared.html"
+    words = ("compare", runs["plain"], runs["longer"], "--out", out, "--json")
+    status, printed, _ = call(capsys, *words)
+    assert status == 0
+    methods = {row["method"] for row in json.loads(printed)["summary"]}
+    assert methods == {"sasrec", "sasrec + random", "popularity", "markov"}
+    assert out.exists()
+    _, printed, _ = call(capsys, "compare", runs["plain"], runs["longer"])
+    assert "popularity" in printed
+    assert "leave-one-out" in printed
+
+
+def test_recommend_takes_and_gives_raw_ids(
+    folder: Path, log: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = pl.read_csv(log)["item_id"].unique().sort().to_list()
+    history = f"{ids[0]},{ids[1]},nothing-of-the-kind"
+    words = ("recommend", runs["plain"], "--history", history, "-k", 4, "--json")
+    status, printed, _ = call(capsys, *words)
+    assert status == 0
+    rows = json.loads(printed)["recommendations"]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert {row["item_id"] for row in rows} <= set(ids) - {ids[0], ids[1]}
+    assert rows[0]["n_unknown"] == 1
+    status, _, error = call(
+        capsys, "recommend", runs["plain"], "--history", history, "--refuse-unknown"
+    )
+    assert status == 2
+    assert "nothing-of-the-kind" in error
+    out = folder / "lists.csv"
+    call(capsys, "recommend", runs["longer"], "--histories", log, "-k", 2, "--out", out)
+    lists = pl.read_csv(out)
+    assert lists.height == 2 * pl.read_csv(log)["user_id"].n_unique()
+
+
+def test_augment_writes_the_whole_log_with_marked_additions(
+    folder: Path, log: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "augmented.parquet"
+    words = ("augment", data, "--method", "random", "--out", out, "--set", "n_items=2")
+    status, _, _ = call(capsys, *words)
+    assert status == 0
+    real = pl.read_csv(log).sort(["user_id", "timestamp"], maintain_order=True)
+    made = pl.read_parquet(out)
+    kept = made.filter(~pl.col("synthetic"))
+    assert kept["item_id"].to_list() == real["item_id"].to_list()
+    added = made.filter("synthetic").group_by("user_id").len()["len"]
+    assert added.to_list() == [2] * real["user_id"].n_unique()
+
+
+def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    _, printed, _ = call(capsys, "models", "--json")
+    names = {row["name"] for row in json.loads(printed)["methods"]}
+    assert {
+        "popularity",
+        "markov",
+        "itemknn",
+        "sasrec",
+        "random",
+        "random_seq",
+        "diffuasr",
+    } <= names
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["describe", "nowhere"], "nowhere"),
+        (["train", "DATA", "--model", "sasrek", "--out", "x"], "did you mean 'sasrec'"),
+        (["train", "DATA", "--model", "sasrec", "--set", "dims=3", "--out", "x"], "'dim'"),
+        (["train", "DATA", "--model", "sasrec", "--set", "dim", "--out", "x"], "name=value"),
+        (["train", "DATA", "--model", "sasrec", "--split", "random", "--out", "x"], "temporal"),
+        (["train", "DATA", "--model", "sasrec", "--augment-set", "a=1", "--out", "x"], "--augment"),
+        (["train", "RUN", "--model", "sasrec", "--out", "x"], "not a prepared dataset"),
+        (["evaluate", "DATA"], "not a run"),
+        (["evaluate", "RUN", "--candidates", "uniform:9999"], "9999"),
+        (["recommend", "RUN"], "--history"),
+        (["recommend", "RUN", "--history", "a", "--out", "x.doc"], ".csv"),
+        (["train", "DATA", "--model", "sasrec", "--out", "RUN"], "--resume"),
+        (["experiment", "nowhere.toml", "DATA", "--out", "x"], "nowhere.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    words: list[str],
+    told: str,
+    data: Path,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": str(data), "RUN": str(runs["plain"])}
+    status, printed, error = call(capsys, *(places.get(word, word) for word in words))
+    assert status == 2
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+    assert printed == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> None:
+    settings = ["--set", "epochs=6", "--set", "dim=16", "--set", "patience=6"]
+    command = [sys.executable, "-m", "diffuserec.cli", "train", str(data), "--model", "sasrec"]
+
+    def model(path: Path) -> bytes:
+        return (path / "model" / "weights.safetensors").read_bytes()
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, "--out", whole, *settings], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--out", cut, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state = cut / "checkpoint" / "model" / "fit.safetensors"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not (cut / "model").exists():  # killed in the middle, as meant
+        refused = subprocess.run(
+            [*command, "--out", cut, *settings], capture_output=True, text=True
+        )
+        assert refused.returncode == 2
+        assert "--resume" in refused.stderr
+        resumed = [*command, "--out", cut, *settings, "--resume"]
+        subprocess.run(resumed, check=True, capture_output=True)
+    assert model(cut) == model(whole)
