@@ -49,7 +49,7 @@ def _cycle(n_items: int = 20, n_users: int = 60) -> SequenceDataset:
 
 @pytest.fixture(scope="session")
 def cycle() -> SequenceDataset:
-    """Whoever is at item i of 20 goes on to i + 1, and from 20 to 1; 60 users, 6 to 11 items each."""
+    """Whoever is at item i of 20 goes on to i + 1, and from 20 to 1: 60 users of 6 to 11 items."""
     return _cycle()
 
 

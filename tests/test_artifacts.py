@@ -251,7 +251,7 @@ def test_a_pickle_in_place_of_a_directory_is_refused_unopened(tmp_path, how) -> 
     trace = tmp_path / "trace"
     path = tmp_path / "model.pt"
     path.write_bytes(payload(trace, how))
-    with pytest.raises(DataError, match="is a file.*pickles are never opened"):
+    with pytest.raises(DataError, match=r"is a file.*pickles are never opened"):
         load(path)
     assert not trace.exists()
 

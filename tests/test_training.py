@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused(random_log, whole, tmp_path, harm) -> N
     good = (whole[1] / "fit.safetensors").read_bytes()
     bad = {"truncated": good[:-100], "empty": b"", "noise": os.urandom(5000)}[harm]
     (tmp_path / "fit.safetensors").write_bytes(bad)
-    with pytest.raises(DataError, match="damaged .*start without --resume"):
+    with pytest.raises(DataError, match=r"damaged .*start without --resume"):
         fit(random_log, Run(seed=3, checkpoint=tmp_path, resume=True))
 
 
@@ -284,7 +284,9 @@ def test_without_validation_all_epochs_are_run_and_the_last_kept(random_log) -> 
     model, records = run_loop(random_log, None, epochs=5, patience=1)
     assert [record.valid for record in records] == [None] * 5
     four, _ = run_loop(random_log, None, epochs=4)
-    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), four.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(model.parameters(), four.parameters(), strict=True)
+    )
 
 
 def test_early_stopping_goes_on_counting_after_a_resume(random_log, tmp_path) -> None:

@@ -202,7 +202,7 @@ def train_run(
     trained = TrainedRun(path, plan, model, augmenter, split, _facts(plan.data, split))
     say("measuring")
     trained.evaluate("valid")
-    report = Report.of({**floor_evaluations(split, trained), plan.label: trained.evaluate()})
+    report = Report.of({plan.label: trained.evaluate()} | floor_evaluations(split, trained))
     write_html(
         path / "report.html",
         report,
@@ -538,7 +538,7 @@ def recommend_from(
     else:
         if histories is None:
             raise ConfigError("give a history or a file of histories")
-        log = read_log(histories).frame
+        log = read_log(histories, allow_single=True).frame
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
         frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
         users = grouped.select("user_id").with_row_index("query").cast({"query": pl.Int64})

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -227,7 +226,9 @@ def _progress(run: Run) -> Iterator[Progress]:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
         yield progress
 
 
@@ -311,7 +312,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fingerprint(data: SequenceDataset) -> str:
     digest = hashlib.sha256(str(data.vocab_size).encode())
     for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic)):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 
 

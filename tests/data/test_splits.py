@@ -125,7 +125,7 @@ def test_temporal_lets_nothing_of_a_window_out(
             assert max(when[item] for item in history) < window_begins
         if earlier is not None:
             assert all(when[int(item)] < window_begins for item in earlier.items)
-    assert max((when[int(t)] for t in split.valid.targets)) < min(
+    assert max(when[int(t)] for t in split.valid.targets) < min(
         when[int(t)] for t in split.test.targets
     )
 

@@ -202,7 +202,7 @@ def test_the_oracle_refuses_a_foreign_log() -> None:
 
 @pytest.mark.parametrize(
     "field, value",
-    [("n_users", 0), ("n_items", 3), ("n_categories", 500), ("stray_weight", 0), ("drift", 0)],
+    [("n_users", 0), ("n_items", 3), ("n_categories", 500), ("stray_weight", 0.0), ("drift", 0.0)],
 )
 def test_impossible_stores_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"Store: {field} must lie in"):

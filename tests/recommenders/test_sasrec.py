@@ -90,7 +90,10 @@ def test_every_epoch_is_validated(cycle) -> None:
     "settings, message",
     [
         ({"dim": 10, "n_heads": 4}, "dim 10 is not divisible by n_heads 4"),
-        ({"dmi": 10}, r"SASRec has no setting 'dmi' \(did you mean 'dim'\?\); it has: dim, max_len"),
+        (
+            {"dmi": 10},
+            r"SASRec has no setting 'dmi' \(did you mean 'dim'\?\); it has: dim, max_len",
+        ),
         ({"learningrate": 1}, "did you mean 'learning_rate'"),
         ({"zzz": 1}, r"no setting 'zzz'; it has"),
         ({"dim": "wide"}, "SASRec: dim: .*integer.*got 'wide'"),

@@ -41,9 +41,9 @@ FORMATS = ("csv", "tsv", "parquet", "jsonl", "inter", "movielens", "sequences", 
 WRITABLE = ("csv", "parquet", "sequences", "inter")
 
 ALIASES = {
-    "user_id": "user_id user uid query_id reviewer_id customer_id visitor_id",
-    "item_id": "item_id item iid asin parent_asin movie_id product_id article_id book_id business_id",
-    "timestamp": "timestamp time datetime ts date unix_review_time unix_time event_time",
+    "user_id": "user uid query_id reviewer_id customer_id visitor_id",
+    "item_id": "item iid asin parent_asin movie_id product_id article_id book_id business_id",
+    "timestamp": "time datetime ts date unix_review_time unix_time event_time",
 }
 """Usual column names of each role; case, underscores, hyphens and blanks do not count."""
 
@@ -157,9 +157,7 @@ def find_roles(
                 f"column {name!r} is named twice: give {option}= (--{option}) its own"
             )
         roles[role] = name
-    for role, name in named.items():
-        if name is not None:
-            continue
+    for role in (role for role, name in named.items() if name is None):
         option = _OPTIONS[role]
         found = [match for match in usual_names(names, role) if match not in roles.values()]
         if len(found) > 1:
@@ -169,11 +167,10 @@ def find_roles(
             )
         if not found:
             hint = f"name it with {option}= (--{option})"
-            if pl.Series(names).cast(pl.Float64, strict=False).count():
-                hint = "the first line looks like data, so add a header such as "
-                hint += "user_id,item_id,timestamp"
-            elif role == "timestamp":
+            if role == "timestamp":
                 hint += ", or say 'none' there if the rows are in time order"
+            if pl.Series(names).cast(pl.Float64, strict=False).count():
+                hint = "the first line looks like data: add a header: user_id,item_id,timestamp"
             raise source.fail(f"no {option} column among: {listed}; {hint}")
         roles[role] = found[0]
     return {role: roles[role] for role in ALIASES if role in roles}
@@ -185,7 +182,7 @@ def usual_names(names: Sequence[str], role: str) -> list[str]:
     def plain(name: str) -> str:
         return name.lower().replace("_", "").replace("-", "").replace(" ", "")
 
-    usual = {plain(alias) for alias in ALIASES[role].split()}
+    usual = {plain(alias) for alias in (role, *ALIASES[role].split())}
     return [name for name in names if plain(name.partition(":")[0]) in usual]
 
 

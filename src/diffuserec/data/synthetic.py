@@ -102,11 +102,11 @@ class Store:
 
     n_users: int = 4000
     n_items: int = 800
-    n_categories: int = 24
+    n_categories: int = 16
     seed: int = 0
-    successor_weight: float = 0.4
+    successor_weight: float = 0.08
     stray_weight: float = 0.1
-    zipf: float = 1.0
+    zipf: float = 1.6
     drift: float = 8.0
     longest: int = 200
 

@@ -1,0 +1,49 @@
+"""All speed benchmarks, one after another; results into docs/results/, tables into the docs.
+
+    python benchmarks/run_all.py [LOG] [--no-peer] [--out DIR]
+
+LOG has one line a user, ``user item item …``. Without one, a log of the built-in store in the size
+of Amazon Beauty is made, and the results go to a folder of their own instead of the docs.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import diffuserec as dr
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("log", type=Path, nargs="?")
+    parser.add_argument("--no-peer", action="store_true", help="leave RecBole out")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log, out = given.log, given.out or HERE.parent / "docs" / "results"
+        if log is None:
+            log = Path(folder) / "store.txt"
+            dataset = dr.Store(n_users=22_363, n_items=12_101, seed=0).dataset()
+            dr.from_dataset(dataset).write(log, "sequences")
+            out = given.out or Path("runs") / "bench"
+        out.mkdir(parents=True, exist_ok=True)
+        peer = ["--no-peer"] * given.no_peer
+        commands = [
+            ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
+            ["prepare.py", "--json", out / "prepare.json"],
+            ["store.py", "--json", out / "store.json"],
+            ["diffuasr.py", log, "--only", "speed", "--json", out / "diffuasr_speed.json"],
+        ]
+        for script, *words in commands:
+            command = [sys.executable, str(HERE / script), *(str(word) for word in words)]
+            print(f"\n$ python benchmarks/{script} {' '.join(command[2:])}", flush=True)
+            subprocess.run(command, check=True)
+    subprocess.run([sys.executable, str(HERE / "tables.py")], check=True)
+
+
+if __name__ == "__main__":
+    main()
