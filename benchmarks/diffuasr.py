@@ -85,7 +85,7 @@ class HeldOut:
 
     @torch.no_grad()
     def _log_p(self, model: DiffuASR, items: np.ndarray) -> float:
-        vectors = F.embedding(torch.from_numpy(items).long(), model.table) / model.scale
+        vectors = F.embedding(torch.from_numpy(items).long(), model.vectors)
         return float(model._log_prob(vectors, self.label).mean())
 
 

@@ -25,8 +25,8 @@ batch. `--train-batch-size` and `--eval-batch-size` try others.
 RecBole gets an environment of its own, made at DIR on the first run, since it cannot share one
 with current libraries: it uses names that NumPy 2 removed, hence NumPy 1.26 and the pandas, SciPy
 and scikit-learn of that generation. It is installed without its declared dependencies, because
-they include a release of Ray that Python 3.12 no longer has. Only its tuning and quick-start
-modules need Ray, and this script imports neither; of the rest, the pins hold what SASRec uses.
+they ask for Ray 2.6.3 or older, which Python 3.12 does not have. Only its quick-start module needs
+Ray, and this script does not import that one; of the rest, the pins hold what SASRec uses.
 
 Timings want a quiet machine. `load_average_at_start` says how quiet it was; `*_cpu_seconds` well
 below `threads` times the seconds says that something else had the cores meanwhile.
@@ -38,6 +38,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -121,19 +122,21 @@ def main() -> None:
             f"{args.venv} is not an environment with this script's pins: remove it, or pass "
             "another --venv"
         )
-    if Path(sys.prefix).resolve() == args.venv:
-        result = json.dumps(measure(args), indent=2)
-        print(result)
-        if args.json is not None:
-            args.json.write_text(result + "\n", encoding="utf-8")
-        return
-    command = [environment_python(args.venv), str(Path(__file__).resolve()), *sys.argv[1:]]
-    threads = str(args.threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    try:
-        sys.exit(subprocess.run(command, env=environment, timeout=args.time_limit).returncode)
-    except subprocess.TimeoutExpired:
-        sys.exit(f"stopped: not done after {args.time_limit:g} seconds (--time-limit)")
+    if Path(sys.prefix).resolve() != args.venv:
+        python, threads = environment_python(args.venv), str(args.threads)
+        command = [python, str(Path(__file__).resolve()), *sys.argv[1:]]
+        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        os.execve(python, command, os.environ | variables)
+    signal.signal(signal.SIGALRM, lambda *_: give_up(args.time_limit))
+    signal.setitimer(signal.ITIMER_REAL, args.time_limit)
+    result = json.dumps(measure(args), indent=2)
+    print(result)
+    if args.json is not None:
+        args.json.write_text(result + "\n", encoding="utf-8")
+
+
+def give_up(time_limit: int) -> None:
+    sys.exit(f"stopped: not done after {time_limit} seconds (--time-limit)")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -151,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument(
-        "--time-limit", type=float, default=3600.0, help="seconds after which to give up measuring"
+        "--time-limit", type=positive, default=3600, help="seconds after which to give up measuring"
     )
     args = parser.parse_args()
     if not args.log.is_file():

@@ -35,8 +35,8 @@ def main() -> None:
         commands = [
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
             ["prepare.py", "--json", out / "prepare.json"],
-            ["store.py", "--json", out / "store.json"],
-            ["diffuasr.py", log, "--only", "speed", "--json", out / "diffuasr_speed.json"],
+            ["store.py"],
+            ["diffuasr.py", log, "--only", "everyone", "--threads", "2", "--set", "pretrain_epochs=3", "--set", "epochs=10", "--json", out / "diffuasr_speed.json"],
         ]
         for script, *words in commands:
             command = [sys.executable, str(HERE / script), *(str(word) for word in words)]

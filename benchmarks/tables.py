@@ -138,6 +138,27 @@ def preparing() -> str:
     return table(["interactions", "seconds", "interactions a second", "peak GiB"], rows)
 
 
+def rows_of(name: str, part: str) -> str:
+    """A part of a DiffuASR measurement: rows by name, columns by figure."""
+    measured: dict[str, dict[str, float]] = _read(name)[part]
+    columns = list(dict.fromkeys(column for row in measured.values() for column in row))
+    body = [
+        [row, *(f"{values[c]:.4g}" if c in values else "" for c in columns)]
+        for row, values in measured.items()
+    ]
+    return table(["", *columns], body)
+
+
+def augmenting() -> str:
+    """Seconds to lengthen every history of the log."""
+    document = _read("diffuasr_speed")
+    r = document["everyone"]
+    return (
+        f"All {r['users']:,} users of {document['log']} at 50 DDIM steps with classifier-free "
+        f"guidance: {r['wall_s']:.0f} s on {r['threads']} threads, {r['peak_gib']:.1f} GiB at most."
+    )
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -149,6 +170,10 @@ PLACES: dict[str, Callable[[], str]] = {
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
     "prepare": preparing,
+    "diffuasr_learned": lambda: rows_of("diffuasr_beauty", "learned"),
+    "diffuasr_store": lambda: rows_of("diffuasr_store", "learned"),
+    "diffuasr_steps": lambda: rows_of("diffuasr_beauty", "steps"),
+    "diffuasr_speed": augmenting,
 }
 
 

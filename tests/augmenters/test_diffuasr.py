@@ -81,7 +81,7 @@ def mean_log_prob(model: DiffuASR, dataset: SequenceDataset, seed: int = 0) -> f
     items = torch.from_numpy(prefixes(model.augment(dataset, seed))).long()
     first = torch.from_numpy(dataset.items[dataset.offsets[:-1]]).long()
     with torch.no_grad():
-        vectors = F.embedding(items, model.table) / model.scale
+        vectors = F.embedding(items, model.vectors)
         return float(model._log_prob(vectors, first).mean())
 
 
@@ -136,7 +136,7 @@ def test_nothing_to_lengthen(trained: DiffuASR) -> None:
 
 def test_an_item_rounds_to_itself(trained: DiffuASR) -> None:
     items = torch.arange(1, trained.catalog.vocab_size)
-    assert torch.equal(nearest_rows(trained.table[items] / trained.scale, trained.table), items)
+    assert torch.equal(nearest_rows(trained.vectors[items], trained.vectors), items)
 
 
 class Oracle(nn.Module):
@@ -172,7 +172,7 @@ def test_an_oracle_recovers_x_0(
         num_inference_steps=n_steps,
         guidance="none",
     )
-    x_0 = F.embedding(wanted, model.table) / model.scale
+    x_0 = F.embedding(wanted, model.vectors)
     model.network = Oracle(x_0, model.schedule, prediction_type)  # type: ignore[assignment]
     log = SequenceDataset.from_lists([[1]] * 6, trained.catalog)
     assert np.array_equal(prefixes(model.augment(log)), wanted.numpy())
@@ -215,7 +215,7 @@ def test_the_label_is_the_first_or_the_last_item(trained: DiffuASR) -> None:
 
 def test_the_condition_is_the_mean_or_the_sum(trained: DiffuASR) -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [4]], trained.catalog)
-    histories, table = histories_of(log, np.arange(2)), trained.table / trained.scale
+    histories, table = histories_of(log, np.arange(2)), trained.vectors
     torch.testing.assert_close(
         trained._condition(histories), torch.stack([table[1:4].mean(0), table[4]])
     )
@@ -273,7 +273,8 @@ def test_what_each_item_table_does(few: Split) -> None:
     assert torch.equal(start.encoder.table, trained.encoder.table)
     assert torch.equal(start.table, start.encoder.table)
     assert not torch.equal(trained.table, trained.encoder.table)
-    torch.testing.assert_close(start.scale, start.encoder.table[1:].std())
+    torch.testing.assert_close(start.vectors[1:].mean(0), torch.zeros(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(start.vectors[1:].std(), torch.tensor(1.0))
 
 
 def held_out_swapped(split: Split, log: SequenceDataset) -> Split:

@@ -99,6 +99,8 @@ class DiffuASR(Augmenter):
         """Items that a long user must have after the first M: 3 (code) or 1 (paper)."""
         item_embedding: Literal["frozen", "init", "scratch"] = "frozen"
         """The pretrained table, frozen or as a start; or a random one, trained (code)."""
+        centered: bool = True
+        """Whether the pretrained items' mean is taken off before noising and rounding."""
 
         guidance: Literal["classifier_free", "classifier", "none"] = "classifier_free"
         guidance_scale: float = Field(1.0, ge=0)
@@ -169,6 +171,7 @@ class DiffuASR(Augmenter):
             return self
 
     config: Config
+    center: Tensor
     scale: Tensor
     valid_items: Tensor
     train_keys: Tensor
@@ -186,6 +189,7 @@ class DiffuASR(Augmenter):
             if c.item_embedding == "frozen"
             else nn.Embedding(catalog.vocab_size, c.dim, padding_idx=0)
         )
+        self.register_buffer("center", torch.zeros(c.dim))
         self.register_buffer("scale", torch.ones(()))
         if c.condition_on == "train+valid":
             self.register_buffer("valid_items", torch.zeros(catalog.n_users, dtype=torch.int64))
@@ -193,9 +197,14 @@ class DiffuASR(Augmenter):
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
-        """The item embeddings that items become and vectors are rounded to."""
+        """The item embeddings; row 0 is padding."""
         own: Tensor | None = None if self.items is None else self.items.weight
         return self.encoder.table.detach() if own is None else own
+
+    @property
+    def vectors(self) -> Float[Tensor, "V D"]:
+        """The embeddings as x_0 holds them, centered and of unit variance; row 0 means nothing."""
+        return (self.table - self.center) / self.scale
 
     def fit(
         self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
@@ -217,7 +226,10 @@ class DiffuASR(Augmenter):
             self._remember(train, valid)
         self.curve = self._pretrain(train, valid, run) if self._pretrained else []
         if self.config.item_embedding != "scratch":
-            self.scale.copy_(self.encoder.table[1:].detach().std())
+            table = self.encoder.table[1:].detach()
+            if self.config.centered:
+                self.center.copy_(table.mean(0))
+            self.scale.copy_((table - self.center).std())
         if self.items is not None and self.config.item_embedding == "init":
             self.items.load_state_dict(self.encoder.items.state_dict())
         self.curve += self._learn_to_denoise(train, chosen, held_out, run)
@@ -281,7 +293,7 @@ class DiffuASR(Augmenter):
 
         def loss(pairs: "_Pairs") -> Tensor:
             t = antithetic(len(pairs.items), c.num_train_timesteps, torch.default_generator)
-            x_0 = F.embedding(pairs.items, self.table) / self.scale
+            x_0 = F.embedding(pairs.items, self.vectors)
             condition = self._condition(pairs.after)
             dropped = torch.rand(len(condition), 1, device=condition.device) < c.cond_dropout
             condition = torch.where(dropped, self.null, condition)
@@ -300,7 +312,7 @@ class DiffuASR(Augmenter):
             for first in range(0, len(shown), c.batch_size):
                 part = slice(first, first + c.batch_size)
                 pairs = _pairs(train, shown[part], c.n_items).to(self.device)
-                x_0 = F.embedding(pairs.items, self.table) / self.scale
+                x_0 = F.embedding(pairs.items, self.vectors)
                 noise, t = fixed_noise[part].to(self.device), fixed_t[part].to(self.device)
                 error = self._error(x_0, noise, t, self._condition(pairs.after), pairs.after)
                 total -= float(error) * len(x_0)
@@ -402,7 +414,7 @@ class DiffuASR(Augmenter):
         )
         x_T = noise.normal(c.n_items, c.dim)
         x_0 = sampler(self.denoiser(histories), x_T, self.schedule, noise.normal)
-        items = nearest_rows(x_0.flatten(0, 1), self.table)
+        items = nearest_rows(x_0.flatten(0, 1), self.vectors)
         return items.view(-1, c.n_items).cpu().numpy()
 
     def denoiser(self, histories: Histories) -> Denoise:
@@ -434,17 +446,16 @@ class DiffuASR(Augmenter):
     ) -> Float[Tensor, " B"]:
         """log p(label | x): what the transformer expects after M items with these embeddings."""
         lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        state = self.encoder.encode(x * self.scale, lengths)[:, -1]
+        state = self.encoder.encode(x * self.scale + self.center, lengths)[:, -1]
         if self.config.classifier_loss == "bce":
             return F.logsigmoid((state * self.encoder.table[labels]).sum(1))
         logits = state @ self.encoder.table[1:].T
         return -F.cross_entropy(logits, labels - 1, reduction="none")
 
     def _condition(self, histories: Histories) -> Float[Tensor, "B D"]:
-        pooled = F.embedding_bag(
-            histories.items, self.table, mode=self.config.cond_pool, padding_idx=0
+        return F.embedding_bag(
+            histories.items, self.vectors, mode=self.config.cond_pool, padding_idx=0
         )
-        return pooled / self.scale
 
     def _labels(self, histories: Histories) -> Int[Tensor, " B"]:
         if self.config.label == "first":
