@@ -1,5 +1,5 @@
 # Each target makes .venv when it is missing: `make demo` and `make test` work on a fresh clone.
-PYTHON ?= python3.11
+PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 

@@ -166,7 +166,8 @@ def main() -> None:
     parser.add_argument("log")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--only", nargs="*", default=["learned", "steps", "everyone"])
+    parts = ["learned", "steps", "everyone"]
+    parser.add_argument("--only", nargs="*", default=parts, choices=parts)
     parser.add_argument("--draws", type=int, default=3, help="seeds of the noise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

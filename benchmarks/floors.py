@@ -1,6 +1,6 @@
 """Test figures of the recommenders that are counted, not trained, on some logs.
 
-    python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/results/floors.json
+python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/results/floors.json
 """
 
 import argparse

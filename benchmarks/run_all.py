@@ -36,7 +36,20 @@ def main() -> None:
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
             ["prepare.py", "--json", out / "prepare.json"],
             ["store.py"],
-            ["diffuasr.py", log, "--only", "everyone", "--threads", "2", "--set", "pretrain_epochs=3", "--set", "epochs=10", "--json", out / "diffuasr_speed.json"],
+            [
+                "diffuasr.py",
+                log,
+                "--only",
+                "everyone",
+                "--threads",
+                "2",
+                "--set",
+                "pretrain_epochs=3",
+                "--set",
+                "epochs=10",
+                "--json",
+                out / "diffuasr_speed.json",
+            ],
         ]
         for script, *words in commands:
             command = [sys.executable, str(HERE / script), *(str(word) for word in words)]

@@ -94,6 +94,8 @@ def summary() -> str:
             for m in dict.fromkeys(method for method, _ in cells)
         ]
         parts.append(table([log, "HR@10", "NDCG@10", "seeds"], rows))
+    if not parts:
+        raise FileNotFoundError(2, "no results", str(RESULTS))
     parts.append("Test, leave-one-out, full ranking, seen items hidden, chosen on validation.")
     return "\n\n".join(parts)
 

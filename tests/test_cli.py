@@ -191,6 +191,10 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["recommend", "RUN"], "--history"),
         (["recommend", "RUN", "--history", "a", "--out", "x.doc"], ".csv"),
         (["train", "DATA", "--model", "sasrec", "--out", "RUN"], "--resume"),
+        (["augment", "DATA", "--method", "random", "--out", "x.doc"], "parquet"),
+        (["augment", "DATA", "--method", "random", "--out", "no/x.csv"], "no folder"),
+        (["demo", "--out", "DATA"], "not a demo's"),
+        (["recommend", "RUN", "--history", "a", "--out", "no/x.csv"], "no/"),
         (["experiment", "nowhere.toml", "DATA", "--out", "x"], "nowhere.toml"),
     ],
 )
@@ -214,7 +218,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 
 def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> None:
-    settings = ["--set", "epochs=6", "--set", "dim=16", "--set", "patience=6"]
+    settings = ["--set", "epochs=40", "--set", "dim=16", "--set", "patience=40"]
     command = [sys.executable, "-m", "diffuserec.cli", "train", str(data), "--model", "sasrec"]
 
     def model(path: Path) -> bytes:
@@ -230,12 +234,89 @@ def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> N
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if not (cut / "model").exists():  # killed in the middle, as meant
-        refused = subprocess.run(
-            [*command, "--out", cut, *settings], capture_output=True, text=True
-        )
-        assert refused.returncode == 2
-        assert "--resume" in refused.stderr
-        resumed = [*command, "--out", cut, *settings, "--resume"]
-        subprocess.run(resumed, check=True, capture_output=True)
+    assert not (cut / "model").exists(), "it was to be killed in the middle"
+    refused = subprocess.run([*command, "--out", cut, *settings], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = [*command, "--out", cut, *settings, "--resume"]
+    subprocess.run(resumed, check=True, capture_output=True)
     assert model(cut) == model(whole)
+
+
+EXPERIMENT = """
+title = "Two rows"
+seeds = [0, 1]
+
+[[rows]]
+name = "Plain"
+model = "sasrec"
+settings = { epochs = 1, dim = 16 }
+
+[[rows]]
+name = "With DiffuASR"
+model = "sasrec"
+settings = { epochs = 1, dim = 16 }
+augment = "diffuasr"
+augment_settings = { n_items = 4, epochs = 1, pretrain_epochs = 1, num_inference_steps = 2 }
+"""
+
+
+def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "two.toml", tmp_path / "runs"
+    file.write_text(EXPERIMENT)
+    status, printed, _ = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 0
+    report = json.loads((out / "report.json").read_text())
+    everyone = {r["method"]: r["n_seeds"] for r in report["summary"] if r["group"] == "all"}
+    assert everyone == {"Plain": 2, "With DiffuASR": 2, "popularity": 1, "markov": 1}
+    assert "With DiffuASR" in (out / "report.html").read_text()
+    weights = out / "plain-seed1" / "model" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    status, again, _ = call(capsys, "experiment", file, data, "--out", out)
+    assert (status, again) == (0, printed)
+    assert weights.stat().st_mtime_ns == before
+    file.write_text(EXPERIMENT.replace("dim = 16", "dim = 24"))
+    status, _, error = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 2
+    assert "settings" in error
+    shared = [
+        json.loads((out / f"with-diffuasr-seed{s}" / "augmenter" / "manifest.json").read_text())
+        for s in (0, 1)
+    ]
+    assert shared[0]["sha256"] == shared[1]["sha256"]
+
+
+def test_a_trained_floor_keeps_its_own_row(
+    folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "order-1"
+    assert run_main("train", data, "--model", "markov", "--set", "decay=0.0", "--out", out) == 0
+    capsys.readouterr()
+    _, printed, _ = call(capsys, "compare", out, "--json")
+    values = {
+        row["method"]: row["value"]
+        for row in json.loads(printed)["summary"]
+        if row["metric"] == "MRR" and row["group"] == "all"
+    }
+    assert set(values) == {"markov", "popularity", "markov (default)"}
+    assert values["markov"] != values["markov (default)"]
+
+
+def test_a_temporal_split_trains(
+    folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "temporal"
+    words = ("train", data, "--model", "markov", "--split", "temporal", "--out", out, "--json")
+    status, printed, _ = call(capsys, *words)
+    assert status == 0
+    assert "temporal" in json.loads(printed)["protocol"]["split"]
+
+
+def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("prepare", "train", "evaluate", "recommend", "experiment"):
+        status, printed, _ = call(capsys, command, "--help")
+        assert status == 0
+        lines = [line.strip() for line in printed.splitlines()]
+        assert any(line.startswith(f"diffuserec {command} ") for line in lines)

@@ -37,7 +37,9 @@ Format = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A hyper-parameter as name=value; may be given several times."),
+    typer.Option(
+        "--set", help="A hyper-parameter as name=value (none for no value); may be repeated."
+    ),
 ]
 
 
@@ -50,6 +52,8 @@ def demo(
 
     Trains SASRec with and without DiffuASR's items, measures both beside popularity, Markov and
     the best possible, and writes a report to look at.
+
+    Examples:
 
         diffuserec demo --out demo
     """
@@ -202,6 +206,8 @@ def compare(
 
     Runs that differ only in their seed become one row.
 
+    Examples:
+
         diffuserec compare runs/sasrec runs/diffuasr --out report.html
     """
     from diffuserec.experiments import compare_runs
@@ -218,7 +224,9 @@ def augment(
     data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
     method: Annotated[str, typer.Option(help="An augmenter; 'diffuserec models' lists them.")],
     out: Out,
-    format: Format = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, parquet, sequences or inter; else by the name.")
+    ] = None,
     max_history: Annotated[
         int | None, typer.Option(help="Only users with at most so many training items.")
     ] = None,
@@ -232,11 +240,14 @@ def augment(
     The augmenter learns from, and looks at, the training part only; validation and test items
     stand untouched at the end of each history.
 
+    Examples:
+
         diffuserec augment data/clicks --method diffuasr --out clicks-augmented.csv
         diffuserec augment data/clicks --method random --max-history 5 --out augmented.parquet
     """
     from diffuserec.contracts import Run
     from diffuserec.data import from_dataset
+    from diffuserec.data.formats import writable_format
     from diffuserec.experiments import augment_log
 
     values = _settings(settings)
@@ -244,6 +255,7 @@ def augment(
         values["max_history"] = max_history
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out or remove it")
+    writable_format(out, format)
     run = Run(device=device, precision=precision, seed=seed)
     longer = augment_log(data, method, values, run)
     from_dataset(longer).write(out, format)
@@ -260,6 +272,10 @@ def recommend(
     histories: Annotated[
         Path | None, typer.Option(help="A log of users to recommend to, of any known format.")
     ] = None,
+    format: Format = None,
+    user: Annotated[str | None, typer.Option(help="Its column of user ids.")] = None,
+    item: Annotated[str | None, typer.Option(help="Its column of item ids.")] = None,
+    time: Annotated[str | None, typer.Option(help="Its column of times, or none.")] = None,
     k: Annotated[int, typer.Option("-k", help="List length.")] = 10,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Show seen items too.")] = False,
     allow: Annotated[str | None, typer.Option(help="Only these ids, with commas.")] = None,
@@ -285,6 +301,7 @@ def recommend(
         run,
         _ids(history) if history is not None else None,
         histories,
+        columns={"format": format, "user": user, "item": item, "time": time},
         k=k,
         filter_seen=not keep_seen,
         allow=_ids(allow),
@@ -309,6 +326,8 @@ def recommend(
         for row in shown.head(200).iter_rows():
             table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
         _out.print(table)
+        if shown.height > 200:
+            _say(f"the first 200 of {shown.height:,} rows; --out FILE writes them all")
 
 
 @app.command()
@@ -339,7 +358,7 @@ def experiment(
 ) -> None:
     """Trains every row and seed of a table and reports; run again to continue where it stopped.
 
-    diffuserec experiment experiments/diffuasr.toml data/beauty --out runs/table
+    diffuserec experiment experiments/augmentation.toml data/beauty --out runs/table
     """
     from diffuserec.contracts import Run
     from diffuserec.experiments import run_experiment
@@ -354,6 +373,11 @@ def main() -> None:
     try:
         app()
     except (DataError, ConfigError) as error:
+        _err.print(
+            f"diffuserec: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except OSError as error:  # a place that cannot be read or written
         _err.print(
             f"diffuserec: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
@@ -376,7 +400,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"a setting is written name=value, got {pair!r}")
         try:
-            settings[name] = tomllib.loads(f"value = {text}")["value"]
+            settings[name] = None if text == "none" else tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             settings[name] = text
     return settings

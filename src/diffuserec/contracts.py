@@ -13,7 +13,9 @@ its surroundings is a :class:`Run`, which is never saved and never changes what 
 import difflib
 import importlib
 import inspect
+import itertools
 import pkgutil
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -298,7 +300,10 @@ class Recommender(Method):
             )
         offsets = np.concatenate([[0], np.cumsum(lengths - unknown)]).astype(np.int64)
         items = numbers[numbers > 0].astype(np.int32)
-        return SequenceDataset(items, offsets, self.catalog), unknown
+        # noise belongs to the history itself, wherever it stands in the list
+        keys = [zlib.crc32(items[a:b].tobytes()) for a, b in itertools.pairwise(offsets)]
+        users = np.array(keys, dtype=np.int64) + self.catalog.n_users
+        return SequenceDataset(items, offsets, self.catalog, users), unknown
 
     def _listed(self, what: str, raw: Sequence[RawId] | None) -> np.ndarray | None:
         if raw is None:

@@ -175,15 +175,18 @@ def train_run(
     if plan.augment is not None:
         if (path / "augmenter").is_dir():
             augmenter = load(path / "augmenter")
+            curve += _read_curve(path / "augmenter-curve.json")
         elif augmenter_from is not None:
             augmenter = load(augmenter_from)
             augmenter.save(path / "augmenter")
+            _write_json(path / "augmenter-curve.json", [])
         else:
             say(f"fitting {plan.augment}")
             augmenter = augmenter_class(**(plan.augment_settings or {}))
             augmenter.fit(split.train, split.valid, run.stage("augmenter"))
-            augmenter.save(path / "augmenter")
             curve += augmenter.curve
+            _write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
+            augmenter.save(path / "augmenter")
         seconds["fit_augmenter"] = time.perf_counter() - start
         start = time.perf_counter()
         say(f"augmenting {len(split.train):,} histories")
@@ -197,12 +200,10 @@ def train_run(
     curve += model.curve
     model.save(path / "model")
     _write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
-    _write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
-    shutil.rmtree(path / "checkpoint", ignore_errors=True)
     trained = TrainedRun(path, plan, model, augmenter, split, _facts(plan.data, split))
     say("measuring")
     trained.evaluate("valid")
-    report = Report.of({plan.label: trained.evaluate()} | floor_evaluations(split, trained))
+    report = Report.of(_beside({plan.label: [trained.evaluate()]}, trained))
     write_html(
         path / "report.html",
         report,
@@ -210,6 +211,8 @@ def train_run(
         curves={plan.label: curve},
         examples=examples(trained),
     )
+    _write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
+    shutil.rmtree(path / "checkpoint", ignore_errors=True)
     return trained
 
 
@@ -246,8 +249,20 @@ def floor_evaluations(split: Split, like: TrainedRun) -> dict[str, Evaluation]:
     return results
 
 
+def _beside(
+    results: Mapping[str, list[Evaluation]], like: TrainedRun
+) -> dict[str, list[Evaluation]]:
+    """The results with the floors after them; a floor trained with other settings keeps its row."""
+    floors = floor_evaluations(like.split, like)
+    named = {f"{n} (default)" if n in results else n: [floor] for n, floor in floors.items()}
+    return {**results, **named}
+
+
 def compare_runs(
-    paths: Sequence[Path | str], out: Path | None = None, title: str | None = None
+    paths: Sequence[Path | str],
+    out: Path | None = None,
+    title: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Report:
     """One report of several runs, floors included, significance against the first.
 
@@ -257,6 +272,8 @@ def compare_runs(
         paths: directories of finished runs, all of the same data.
         out: where to write the HTML report; None writes none.
         title: of that report.
+        names: of the rows, one for each run; runs of one name are one row. By default what was
+            trained.
 
     Raises:
         ConfigError: no runs, or runs of different data.
@@ -270,12 +287,14 @@ def compare_runs(
             f"these runs are of different data and can't be compared: {', '.join(sorted(data))}"
         )
     rows = _by_plan(runs)
+    if names is not None:
+        rows = {
+            name: [r for r, own in zip(runs, names, strict=True) if own == name] for name in names
+        }
     results: dict[str, list[Evaluation]] = {
         name: [run.evaluate() for run in members] for name, members in rows.items()
     }
-    for name, result in floor_evaluations(runs[0].split, runs[0]).items():
-        results.setdefault(name, [result])
-    report = Report.of(results)
+    report = Report.of(_beside(results, runs[0]))
     if out is not None:
         first = {name: members[0] for name, members in rows.items()}
         shown = next((run for run in first.values() if run.augmenter is not None), None)
@@ -283,7 +302,7 @@ def compare_runs(
             out,
             report,
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
-            curves={name: _read_curve(run.path) for name, run in first.items()},
+            curves={name: _read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
         )
     return report
@@ -313,22 +332,26 @@ def run_experiment(
     """
     title, seeds, plans = read_experiment(file, data)
     paths: list[Path] = []
+    names: list[str] = []
     for name, plan in plans.items():
         first = out / f"{_slug(name)}-seed{seeds[0]}"
         for seed in seeds:
             path = out / f"{_slug(name)}-seed{seed}"
             paths.append(path)
+            names.append(name)
+            planned = replace(plan, seed=seed)
             if (path / "run.json").is_file() and _read_run(path)["complete"]:
+                _same_plan(path, planned)
                 continue
             say(f"{name}, seed {seed}")
             train_run(
-                replace(plan, seed=seed),
+                planned,
                 path,
                 replace(run, resume=path.exists()),
                 augmenter_from=None if seed == seeds[0] else first / "augmenter",
                 say=say,
             )
-    report = compare_runs(paths, out / "report.html", title)
+    report = compare_runs(paths, out / "report.html", title, names)
     (out / "report.txt").write_text(report.text())
     (out / "report.json").write_text(report.json() + "\n")
     return report
@@ -371,7 +394,6 @@ def augment_log(
     method: str,
     settings: Mapping[str, Any],
     run: Run,
-    split_name: SplitName = "leave-one-out",
 ) -> SequenceDataset:
     """The whole log with synthetic items, for training any other system on.
 
@@ -379,7 +401,7 @@ def augment_log(
     generates: the validation and test items are appended afterwards, untouched.
     """
     dataset = load_dataset(data)
-    split = split_dataset(dataset, split_name)
+    split = leave_one_out(dataset)
     augmenter = find("augmenter", method)(**settings)
     augmenter.fit(split.train, split.valid, run)
     return append_rest(augmenter.augment(split.train, run.seed), dataset, split.train)
@@ -405,7 +427,11 @@ def append_rest(
     items[at], synthetic[at] = longer.items, longer.synthetic
     after = np.repeat(offsets[1:] - rest.offsets[1:], rest.lengths) + np.arange(len(rest.items))
     items[after] = rest.items
-    return SequenceDataset(items, offsets, whole.catalog, whole.users, synthetic)
+    times = None
+    if longer.timestamps is not None and rest.timestamps is not None:
+        times = np.empty(offsets[-1], dtype=np.int64)
+        times[at], times[after] = longer.timestamps, rest.timestamps
+    return SequenceDataset(items, offsets, whole.catalog, whole.users, synthetic, times)
 
 
 def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) -> Report:
@@ -415,11 +441,16 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
         out: directory for the prepared log, the runs and report.html.
         run: surroundings.
     """
+    mark = out / "demo.json"
+    if out.exists() and not mark.is_file():
+        raise ConfigError(f"{out} exists and is not a demo's: choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    _write_json(mark, {"seed": run.seed})
+    say("making the built-in store's log")
     store = Store(n_users=4000, n_items=800, seed=run.seed)
     data = out / "store"
-    if not data.exists():
-        say("making the built-in store's log")
-        store.dataset().save(data, note={"source": "the built-in store"})
+    store.dataset().save(data, note={"source": "the built-in store"})
     settings = {"epochs": 15, "patience": 3}
     plans = {
         "sasrec": Plan(str(data.resolve()), "sasrec", settings, seed=run.seed),
@@ -430,10 +461,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
     results: dict[str, Evaluation] = {}
     trained = {}
     for name, plan in plans.items():
-        path = out / _slug(name)
-        if path.exists():
-            shutil.rmtree(path)
-        trained[name] = train_run(plan, path, run, say=say)
+        trained[name] = train_run(plan, out / _slug(name), run, say=say)
         results[name] = trained[name].evaluate()
     one = trained["sasrec"]
     results |= floor_evaluations(one.split, one)
@@ -446,7 +474,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
         out / "report.html",
         report,
         title="The built-in store",
-        curves={name: _read_curve(run.path) for name, run in trained.items()},
+        curves={name: _read_curve(run.path / "curve.json") for name, run in trained.items()},
         examples=examples(trained["sasrec + diffuasr"]),
     )
     return report
@@ -484,6 +512,7 @@ def description(data: Path | str) -> dict[str, Any]:
     lengths = dataset.real_lengths
     counts = np.bincount(dataset.items, minlength=dataset.vocab_size)[1:]
     ranked = np.sort(counts)[::-1]
+    top_share = ranked[: max(1, len(ranked) // 10)].sum() / max(1, ranked.sum())
     quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.9, 1]).astype(int)
     short, medium, long = (
         int(((lengths >= low) & (lengths <= high)).sum())
@@ -499,7 +528,7 @@ def description(data: Path | str) -> dict[str, Any]:
         "density": f"{lengths.sum() / max(1, len(dataset) * dataset.catalog.n_items):.4%}",
         "history length min/25%/50%/75%/90%/max": "/".join(str(q) for q in quantiles),
         "users with at most 5, 6-20, more than 20": f"{short:,} / {medium:,} / {long:,}",
-        "share of the most popular tenth of items": f"{ranked[: max(1, len(ranked) // 10)].sum() / max(1, ranked.sum()):.1%}",
+        "share of the most popular tenth of items": f"{top_share:.1%}",
         "timestamps": "yes" if dataset.timestamps is not None else "no, order only",
     }
     if not dataset.synthetic.any() and (lengths >= 3).any():
@@ -514,6 +543,7 @@ def recommend_from(
     history: Sequence[str] | None,
     histories: Path | None,
     *,
+    columns: Mapping[str, str | None] | None = None,
     out: Path | None = None,
     **options: Any,
 ) -> pl.DataFrame:
@@ -525,12 +555,15 @@ def recommend_from(
         run: the run's directory.
         history: raw item ids, oldest first.
         histories: a log, when no single history is given; its users become ``user_id``.
+        columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.
         out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
         options: of :meth:`Recommender.recommend`.
     """
     model: Recommender = load(run / "model")
     augmenter = load(run / "augmenter") if (run / "augmenter").is_dir() else None
     writers = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
+    if out is not None and out.exists():
+        raise DataError(f"{out} exists already: choose another --out or remove it")
     if out is not None and out.suffix not in writers:
         raise ConfigError(f"--out must end in {', '.join(writers)}, got {out.name!r}")
     if history is not None:
@@ -538,7 +571,7 @@ def recommend_from(
     else:
         if histories is None:
             raise ConfigError("give a history or a file of histories")
-        log = read_log(histories, allow_single=True).frame
+        log = read_log(histories, allow_single=True, **(columns or {})).frame
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
         frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
         users = grouped.select("user_id").with_row_index("query").cast({"query": pl.Int64})
@@ -596,13 +629,20 @@ def _claim(path: Path, plan: Plan, resume: bool) -> None:
             )
         if document["complete"]:
             raise ConfigError(f"{path} is finished: there is nothing to resume")
-        if document["plan"] != json.loads(json.dumps(asdict(plan))):
-            raise ConfigError(
-                f"{path} was started with another plan ({document['plan']}): resume with the same"
-            )
+        _same_plan(path, plan)
         return
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "run.json", _document(plan, complete=False, seconds={}))
+
+
+def _same_plan(path: Path, plan: Plan) -> None:
+    started = _read_run(path)["plan"]
+    for what, value in json.loads(json.dumps(asdict(plan))).items():
+        if started[what] != value:
+            raise ConfigError(
+                f"{path} was started with {what} = {started[what]}, not {value}: "
+                "use the same, or another --out"
+            )
 
 
 def _document(plan: Plan, complete: bool, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -625,8 +665,8 @@ def _read_run(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_curve(path: Path) -> list[Epoch]:
-    return [Epoch(**record) for record in json.loads((path / "curve.json").read_text())]
+def _read_curve(file: Path) -> list[Epoch]:
+    return [Epoch(**record) for record in json.loads(file.read_text())]
 
 
 def _write_json(path: Path, content: Any) -> None:

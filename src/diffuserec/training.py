@@ -115,7 +115,8 @@ def train(
                 n += 1
                 if n % 50 == 0 or n == 1:
                     _require_finite(total, phase, epoch)
-                progress.update(bar, advance=1, status=_status(total, n, start, records))
+                if not progress.disable:
+                    progress.update(bar, advance=1, status=_status(total, n, start, records))
             _require_finite(total, phase, epoch)
             seconds = time.perf_counter() - start
             method.eval()
@@ -151,6 +152,10 @@ def validation(
         targets = torch.from_numpy(valid.targets)
         for rows, histories in history_batches(valid.histories, batch_size):
             scores = score(histories.to(method.device))
+            if bool(scores.isnan().any()):
+                raise ConfigError(
+                    "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+                )
             owner, seen = seen_pairs(valid.histories, rows)
             hide(scores, (owner.to(scores.device), seen.to(scores.device)))
             ranks = target_ranks(scores, targets[rows].to(scores.device))

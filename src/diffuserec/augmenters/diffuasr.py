@@ -127,9 +127,9 @@ class DiffuASR(Augmenter):
 
         learning_rate: float = Field(1e-3, gt=0)
         batch_size: int = Field(512, ge=1)
-        epochs: int = Field(100, ge=1)
+        epochs: int = Field(40, ge=1)
         """An epoch shows each long user ten times, with other steps and noise."""
-        patience: int = Field(10, ge=1)
+        patience: int = Field(5, ge=1)
         """Epochs without a smaller error on held-out long users before training stops."""
 
         pretrain_learning_rate: float = Field(1e-3, gt=0)
@@ -435,7 +435,8 @@ class DiffuASR(Augmenter):
         labels = self._labels(histories)
         return classifier_guidance(
             denoise,
-            lambda x, t: self._log_prob(x, labels),
+            # cloned where it is used: a tensor of inference mode may not enter a gradient
+            lambda x, t: self._log_prob(x, labels.clone()),
             self.schedule,
             c.guidance_scale,
             c.guidance_at,

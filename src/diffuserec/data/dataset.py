@@ -9,7 +9,7 @@ in the :class:`Catalog`.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,6 @@ class Catalog:
                 f"item numbers must lie in 1..{self.n_items}, got {flat.min()}..{flat.max()}"
             )
         return self.item_ids.gather(flat - 1).to_list()
-
-    def without_users(self) -> "Catalog":
-        """The same items without the users' raw ids: what a deployed model needs to know."""
-        return replace(self, user_ids=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +226,14 @@ class SequenceDataset:
         old[new] = False
         items[old] = self.items
         synthetic[old] = self.synthetic
-        return SequenceDataset(items, offsets, self.catalog, self.users, synthetic)
+        times = None
+        if self.timestamps is not None:
+            # what is put in front of a history stands at the time of its first interaction
+            times = np.empty(offsets[-1], dtype=np.int64)
+            times[old] = self.timestamps
+            first = self.timestamps[np.minimum(self.offsets[:-1][rows], len(self.items) - 1)]
+            times[new] = np.repeat(first, generated.shape[1])
+        return SequenceDataset(items, offsets, self.catalog, self.users, synthetic, times)
 
     def real(self) -> "SequenceDataset":
         """The same sequences without their synthetic items."""

@@ -191,8 +191,13 @@ def first_true(mask: pl.Series) -> int | None:
     return int(mask.arg_max() or 0) if mask.any() else None
 
 
-def write_log(frame: pl.DataFrame, path: Path | str, format: str | None) -> None:
-    """Writes the frame of a log, complete or not at all; see ``Interactions.write``."""
+def writable_format(path: Path | str, format: str | None) -> str:
+    """The format that a log would be written in there, so that hours of work may ask first.
+
+    Raises:
+        ConfigError: no format that can be written.
+        DataError: the path exists, or its folder does not.
+    """
     target = Path(path)
     format = format or {**_SUFFIXES, ".txt": "sequences"}.get(target.suffix.lower(), target.suffix)
     if format not in WRITABLE:
@@ -202,6 +207,14 @@ def write_log(frame: pl.DataFrame, path: Path | str, format: str | None) -> None
         )
     if target.exists():
         raise DataError(f"{target} exists already: choose another path or remove it")
+    if not target.parent.is_dir():
+        raise DataError(f"{target} cannot be written: there is no folder {target.parent}")
+    return format
+
+
+def write_log(frame: pl.DataFrame, path: Path | str, format: str | None) -> None:
+    """Writes the frame of a log, complete or not at all; see ``Interactions.write``."""
+    format, target = writable_format(path, format), Path(path)
     frame = _writable(frame, format, Source(target.name))
     work = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
