@@ -82,7 +82,7 @@ def rows_of(log, *columns):
 def test_reads_every_format_with_times(tmp_path, name, content, format, packed):
     raw = content.encode()
     path = write(
-        tmp_path, name + ".gz" * packed, gzip.compress(raw, compresslevel=1) if packed else raw
+        tmp_path, name + ".gz" * packed, gzip.compress(raw, compresslevel=1, mtime=0) if packed else raw
     )
     log = read_log(path)
     assert rows_of(log) == SORTED
@@ -468,14 +468,14 @@ def test_bad_frames(frame, words):
 # --- bad files -----------------------------------------------------------------------------------
 
 GOOD = "user,item,time\n1,1,1\n2,2,2\n"
-PACKED = gzip.compress(GOOD.encode() * 50)
+PACKED = gzip.compress(GOOD.encode() * 50, mtime=0)
 HEADER = "user,item,time\n"
 
 BAD_FILES = [
     # name, content, arguments, words of the message
     ("empty.csv", "", {}, ["empty"]),
     ("empty.parquet", "", {}, ["empty"]),
-    ("empty.csv.gz", gzip.compress(b""), {}, ["empty"]),
+    ("empty.csv.gz", gzip.compress(b"", mtime=0), {}, ["empty"]),
     ("blank.txt", "\n \n\r\n", {}, ["empty"]),
     ("head.csv", HEADER, {}, ["header but no interaction"]),
     ("head.csv", HEADER + "\n\n", {}, ["header but no interaction"]),
