@@ -707,7 +707,7 @@ def test_writing_refuses(tmp_path):
         log.write(tmp_path / "log.xls")
     with pytest.raises(ConfigError, match=r"no format 'parket' to write \(did you mean 'parquet'"):
         log.write(tmp_path / "log", format="parket")
-    with pytest.raises(DataError, match=r"cannot be written: No such file"):
+    with pytest.raises(DataError, match=r"cannot be written: there is no folder"):
         log.write(tmp_path / "none" / "log.csv")
     nested = from_frame(log.frame.with_columns(tags=pl.Series([[1], [2]])))
     with pytest.raises(DataError, match=r"csv cannot hold column 'tags' \(List"):
