@@ -82,7 +82,9 @@ def rows_of(log, *columns):
 def test_reads_every_format_with_times(tmp_path, name, content, format, packed):
     raw = content.encode()
     path = write(
-        tmp_path, name + ".gz" * packed, gzip.compress(raw, compresslevel=1, mtime=0) if packed else raw
+        tmp_path,
+        name + ".gz" * packed,
+        gzip.compress(raw, compresslevel=1, mtime=0) if packed else raw,
     )
     log = read_log(path)
     assert rows_of(log) == SORTED
