@@ -1,0 +1,33 @@
+"""SASRec reaches published levels on the real logs; hours, so only with ``make slow``.
+
+The folder that DIFFUSEREC_DATA names must hold beauty.txt and ml-1m.txt, one line a user.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import diffuserec as dr
+from diffuserec.recommenders.sasrec import SASRec
+
+DATA = os.environ.get("DIFFUSEREC_DATA")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="DIFFUSEREC_DATA names no folder of logs")
+@pytest.mark.parametrize(
+    ("log", "settings", "hit_rate", "ndcg"),
+    [
+        ("beauty.txt", {"epochs": 60, "patience": 5}, 0.077, 0.046),
+        ("ml-1m.txt", {"max_len": 200, "dropout": 0.2, "patience": 8}, 0.29, 0.16),
+    ],
+)
+def test_sasrec_reaches_its_level(
+    log: str, settings: dict[str, float], hit_rate: float, ndcg: float
+) -> None:
+    split = dr.leave_one_out(dr.read_log(Path(str(DATA)) / log).to_dataset())
+    model = SASRec(**settings).fit(split.train, split.valid, dr.Run(precision="bf16"))
+    metrics = dr.evaluate(model, split.test).metrics
+    assert metrics["HR@10"] >= hit_rate
+    assert metrics["NDCG@10"] >= ndcg
