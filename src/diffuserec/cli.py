@@ -283,6 +283,14 @@ def recommend(
     refuse_unknown: Annotated[
         bool, typer.Option(help="Refuse ids that the catalog does not hold.")
     ] = False,
+    n_draws: Annotated[
+        int | None,
+        typer.Option(help="Noise draws to average; shows the spread of each probability."),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(help="0 ranks by the mean of the draws, 1 by one draw of the seed.")
+    ] = 0.0,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="A .csv, .parquet or .jsonl file to write.")
     ] = None,
@@ -292,6 +300,8 @@ def recommend(
 
     diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
     diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
+    diffuserec recommend runs/diffrec --history "B0012,B0440" --n-draws 10
+    diffuserec recommend runs/diffrec --history "B0012,B0440" --diversity 1 --seed 7
     """
     from diffuserec.experiments import recommend_from
 
@@ -307,6 +317,9 @@ def recommend(
         allow=_ids(allow),
         deny=_ids(deny),
         on_unknown="refuse" if refuse_unknown else "skip",
+        n_draws=n_draws,
+        diversity=diversity,
+        seed=seed,
         out=out,
     )
     if as_json:

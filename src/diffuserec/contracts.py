@@ -17,8 +17,8 @@ import itertools
 import pkgutil
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -160,6 +160,11 @@ class Recommender(Method):
             seed: of the noise, for methods that have any.
         """
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the softmax of ``score`` is the model's own distribution over the items."""
+        return False
+
     def recommend(
         self,
         histories: Sequence[Sequence[RawId]],
@@ -170,12 +175,15 @@ class Recommender(Method):
         deny: Sequence[RawId] | None = None,
         on_unknown: Literal["skip", "refuse"] = "skip",
         augmenter: "Augmenter | None" = None,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
         seed: int = 0,
         batch_size: int = 256,
     ) -> pl.DataFrame:
         """The k best next items of each history, raw ids in and out.
 
-        A history without a known item is answered by popularity.
+        A history without a known item is answered by popularity. A generative recommender's scores
+        are probabilities, the mean of its draws of noise, and come with their spread.
 
         Args:
             histories: raw item ids, oldest first, one list a query.
@@ -186,20 +194,28 @@ class Recommender(Method):
             on_unknown: whether ids that the catalog does not hold are skipped (and counted in the
                 column ``n_unknown``) or refused.
             augmenter: lengthens the histories first, as in training.
+            n_draws: noise draws of a generative recommender; by default its own number.
+            diversity: from 0, which ranks by the mean of the draws, to 1, which ranks by the first
+                draw alone, so that every seed gives another list; for generative recommenders.
             seed: of the noise, for methods that have any.
             batch_size: histories scored at once.
 
         Returns:
             Rows ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``score``, ``n_unknown`` (ids
-            of that history that were skipped); best first within a query.
+            of that history that were skipped); best first within a query. A generative
+            recommender's rows have ``spread`` too, the standard deviation of the item's
+            probability over the draws (0 where popularity answered).
 
         Raises:
-            ConfigError: not fitted, or k below 1.
+            ConfigError: not fitted, k or n_draws below 1, diversity outside [0, 1], or one of the
+                two given to a method without noise.
             DataError: an unknown id in `allow` or `deny`, or in a history when refused.
         """
         self.require_fitted()
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
+        drawing = self if isinstance(self, GenerativeRecommender) else None
+        self._check_drawing(n_draws, diversity)
         dataset, unknown = self._encode(histories, on_unknown)
         mask = allowed_mask(
             self.catalog.vocab_size, self._listed("allow", allow), self._listed("deny", deny)
@@ -209,24 +225,47 @@ class Recommender(Method):
         self.eval()
         for first in range(0, len(dataset), batch_size):
             rows = np.arange(first, min(first + batch_size, len(dataset)))
-            scores = self.scores(longer, rows, seed)
+            averaged = None
+            if drawing is None:
+                scores = self.scores(longer, rows, seed)
+            else:
+                averaged = drawing.averaged(longer, rows, seed, n_draws)
+                scores = averaged.mean * (1 - diversity) + averaged.first * diversity
             scores[:, ~mask.to(scores.device)] = -torch.inf
             hide(scores, seen_pairs(dataset, rows) if filter_seen else None)
-            values, items = (tensor.cpu().numpy() for tensor in top_k(scores, k))
+            values, items = top_k(scores, k)
             shown = items > 0
-            places = np.broadcast_to(np.arange(1, items.shape[1] + 1), items.shape)
+            columns = {"score": values}
+            if averaged is not None:
+                columns = {
+                    "score": averaged.mean.gather(1, items.clamp(min=0)),
+                    "spread": averaged.std.gather(1, items.clamp(min=0)),
+                }
+            n_shown = shown.sum(1).cpu().numpy()
+            places = torch.arange(1, items.shape[1] + 1, device=items.device).expand_as(items)
             frames.append(
                 pl.DataFrame(
                     {
-                        "query": np.repeat(rows, shown.sum(1)),
-                        "rank": places[shown],
-                        "item_id": self.catalog.item_ids.gather(items[shown] - 1),
-                        "score": values[shown].astype(np.float64),
-                        "n_unknown": np.repeat(unknown[rows], shown.sum(1)),
+                        "query": np.repeat(rows, n_shown),
+                        "rank": places[shown].cpu().numpy(),
+                        "item_id": self.catalog.item_ids.gather(items[shown].cpu().numpy() - 1),
+                        **{n: v[shown].cpu().double().numpy() for n, v in columns.items()},
+                        "n_unknown": np.repeat(unknown[rows], n_shown),
                     }
                 )
             )
-        return pl.concat(frames)
+        return pl.concat(frames, how="diagonal")
+
+    def _check_drawing(self, n_draws: int | None, diversity: float) -> None:
+        if not isinstance(self, GenerativeRecommender) and (n_draws is not None or diversity != 0):
+            raise ConfigError(
+                f"{self.name} draws no noise, its lists are always the same: leave out n_draws and "
+                "diversity"
+            )
+        if n_draws is not None and n_draws < 1:
+            raise ConfigError(f"n_draws must be at least 1, got {n_draws}")
+        if not 0 <= diversity <= 1:
+            raise ConfigError(f"diversity must be between 0 and 1, got {diversity}")
 
     def similar_items(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
         """The items that would be recommended after each of these alone.
@@ -314,6 +353,94 @@ class Recommender(Method):
                 f"{what}: the catalog does not hold item {raw[int(np.argmax(numbers == 0))]!r}"
             )
         return numbers
+
+
+class GenerativeRecommender(Recommender):
+    """A recommender that draws noise: each draw is a distribution over the items.
+
+    ``score`` is the mean of the draws, or stands for it.
+    """
+
+    @abstractmethod
+    def draws(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Iterator[Float[Tensor, "B V"]]:
+        """The probabilities of each draw, one after the other; column 0 is 0.
+
+        Args:
+            histories: on this method's device; every one holds at least one item.
+            seed: of the noise, which is drawn for each user from (seed, user).
+            n_draws: how many; by default as many as ``score`` averages.
+        """
+
+    @torch.no_grad()
+    def averaged(
+        self, dataset: SequenceDataset, rows: np.ndarray, seed: int = 0, n_draws: int | None = None
+    ) -> "Averaged":
+        """The draws for these rows of a dataset, put together.
+
+        An empty history has one draw, popularity.
+        """
+        known = np.flatnonzero(dataset.lengths[rows] > 0)
+        found = None
+        if len(known):
+            histories = histories_of(dataset, rows[known]).to(self.device)
+            found = Averaged.of(self.draws(histories, seed, n_draws))
+            if len(known) == len(rows):
+                return found
+        counts = self.popularity.to(torch.float32) / max(1, int(self.popularity.sum()))
+        whole = Averaged.of([counts.expand(len(rows), -1)])
+        if found is not None:
+            at = torch.from_numpy(known).to(counts.device)
+            for field in fields(Averaged):
+                getattr(whole, field.name)[at] = getattr(found, field.name)
+        return whole
+
+
+@dataclass(frozen=True, eq=False)
+class Averaged:
+    """Draws of a distribution over items, put together without keeping them.
+
+    Attributes:
+        mean: probability of each item, averaged over the draws, shape (B, V).
+        std: its standard deviation over the draws (0 for one draw), shape (B, V).
+        first: the first draw, shape (B, V).
+        entropy: of the mean, in nats, shape (B,).
+        disagreement: entropy of the mean less the mean of the draws' entropies (the mutual
+            information of item and noise), in nats: 0 when all draws say the same, shape (B,).
+    """
+
+    mean: Float[Tensor, "B V"]
+    std: Float[Tensor, "B V"]
+    first: Float[Tensor, "B V"]
+    entropy: Float[Tensor, " B"]
+    disagreement: Float[Tensor, " B"]
+
+    @staticmethod
+    def of(draws: Iterable[Float[Tensor, "B V"]]) -> "Averaged":
+        """Goes through the draws once, holding one at a time (Welford's recurrence)."""
+        n = 0
+        for draw in draws:
+            n += 1
+            if n == 1:
+                first, mean = draw.clone(), draw.clone()
+                squares, entropy = torch.zeros_like(draw), entropies(draw)
+                continue
+            off = draw - mean
+            mean += off / n
+            squares += off * (draw - mean)
+            entropy += entropies(draw)
+        if n == 0:
+            raise ConfigError("there are no draws to average")
+        of_mean = entropies(mean)
+        disagreement = (of_mean - entropy / n).clamp(min=0)
+        return Averaged(mean, (squares / max(1, n - 1)).sqrt(), first, of_mean, disagreement)
+
+
+def entropies(probabilities: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
+    """Entropy of each row, in nats."""
+    summed: Tensor = torch.special.entr(probabilities).sum(1)
+    return summed
 
 
 class Augmenter(Method):

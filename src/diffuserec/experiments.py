@@ -37,7 +37,7 @@ from diffuserec.data import (
     temporal,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation import Evaluation, Report, evaluate, load_evaluation
+from diffuserec.evaluation import Evaluation, Report, evaluate, has_distribution, load_evaluation
 from diffuserec.evaluation.html import Example, write_html
 from diffuserec.evaluation.oracle import Oracle
 from diffuserec.training import Epoch, checkpoint_files
@@ -107,6 +107,7 @@ class TrainedRun:
             filter_seen=filter_seen,
             candidates=candidates,
             seed=self.plan.seed,
+            with_uncertainty=default and has_distribution(self.model),
             dataset_name=Path(self.plan.data).name,
             facts={**self.facts, "split": f"{self.split.protocol}, {part}"},
         )
@@ -576,7 +577,7 @@ def recommend_from(
         frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
         users = grouped.select("user_id").with_row_index("query").cast({"query": pl.Int64})
         frame = frame.join(users, on="query", maintain_order="left").select(
-            "user_id", "rank", "item_id", "score", "n_unknown"
+            "user_id", pl.exclude("query", "user_id")
         )
     if out is not None:
         work = out.with_name(f".{out.name}.partial")

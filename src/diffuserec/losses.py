@@ -32,13 +32,28 @@ def softmax_cross_entropy(
     there can be, and memory for one block whatever P and V.
     Under autocast the products run in its lower precision.
     """
-    loss: Tensor = _BlockedSoftmax.apply(states, table, targets)  # type: ignore[no-untyped-call]
+    return mixture_cross_entropy(states[:, None], table, targets)
+
+
+def mixture_cross_entropy(
+    states: Float[Tensor, "P K D"],
+    table: Float[Tensor, "V D"],
+    targets: Int[Tensor, " P"],
+) -> Float[Tensor, ""]:
+    """Mean of -log of the average over K states of softmax(state · tableᵀ)[target].
+
+    With K = 1 that is :func:`softmax_cross_entropy`, which says how it is made. The gradient of a
+    state is that of its own cross entropy times its share in the target's averaged probability.
+    """
+    loss: Tensor = _BlockedSoftmax.apply(  # type: ignore[no-untyped-call]
+        states.flatten(0, 1), table, targets, states.shape[1]
+    )
     return loss
 
 
 class _BlockedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor, n_draws: int) -> Tensor:
         device = states.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with torch.autocast(device, enabled=False):
@@ -49,7 +64,8 @@ class _BlockedSoftmax(torch.autograd.Function):
             grad_states = torch.empty_like(states)
             grad_table = torch.zeros_like(table)
             total = torch.zeros((), device=states.device)
-            block = max(1, _BLOCK // table.shape[0])
+            block = max(1, _BLOCK // table.shape[0] // n_draws) * n_draws
+            targets = targets.repeat_interleave(n_draws)
             for first in range(0, len(states), block):
                 rows = slice(first, first + block)
                 logits = low_states[rows] @ low_table.T
@@ -59,22 +75,28 @@ class _BlockedSoftmax(torch.autograd.Function):
                 # a probability too small for the format is only reported at its smallest; the
                 # gradient p - 1 does not need it
                 tiny = torch.finfo(torch.float32).tiny
-                total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
+                likely = probabilities.gather(1, own).float().clamp(min=tiny).view(-1, n_draws)
+                total -= likely.mean(1).log().sum()
                 if need:
                     probabilities.scatter_add_(1, own, torch.full_like(own, -1, dtype=logits.dtype))
                     grad_states[rows] = probabilities @ low_table
+                    own_states = low_states[rows]
+                    if n_draws > 1:
+                        share = (likely / likely.sum(1, keepdim=True)).view(-1, 1)
+                        grad_states[rows] *= share
+                        own_states = own_states * share.to(own_states.dtype)
                     if precision is None:
-                        grad_table.addmm_(probabilities.T, low_states[rows])
+                        grad_table.addmm_(probabilities.T, own_states)
                     else:
-                        grad_table += (low_states[rows].T @ probabilities).T
-        n = max(1, len(states))
+                        grad_table += (own_states.T @ probabilities).T
+        n = max(1, len(states) // n_draws)
         ctx.save_for_backward(grad_states / n, grad_table / n)
         return total / n
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_states, grad_table = ctx.saved_tensors
-        return grad_states * grad, grad_table * grad, None
+        return grad_states * grad, grad_table * grad, None, None
 
 
 def binary_cross_entropy(

@@ -6,6 +6,8 @@ from diffuserec.data.batches import (
     histories_of,
     history_batches,
     length_buckets,
+    prefix_batches,
+    prefixes,
     trainable_rows,
     training_batches,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "leave_one_out",
     "length_buckets",
     "load_dataset",
+    "prefix_batches",
+    "prefixes",
     "read_log",
     "temporal",
     "trainable_rows",

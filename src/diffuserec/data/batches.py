@@ -88,11 +88,48 @@ def training_batches(
         epoch: from 0.
     """
     rows = trainable_rows(dataset)
+    yield from _batches(dataset, rows, dataset.offsets[rows + 1], batch_size, max_len, seed, epoch)
+
+
+def prefix_batches(
+    dataset: SequenceDataset, batch_size: int, max_len: int, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """One epoch of next-item batches, a row for every (prefix, next real item) of every user.
+
+    The rows are those of :func:`prefixes`; each has one target, at its last position.
+    Arguments as for :func:`training_batches`.
+    """
+    rows, ends = prefixes(dataset)
+    for batch in _batches(dataset, rows, ends, batch_size, max_len, seed, epoch):
+        last = torch.arange(batch.targets.shape[1]) == batch.lengths[:, None] - 1
+        yield Batch(batch.users, batch.items, batch.lengths, batch.targets * last)
+
+
+def prefixes(
+    dataset: SequenceDataset,
+) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+    """Row and flat position after the target of every real item that something precedes."""
+    owner = np.repeat(np.arange(len(dataset)), dataset.lengths)
+    position = np.arange(len(dataset.items))
+    usable = position > dataset.offsets[owner]
+    if dataset.synthetic.strides != (0,):
+        usable &= ~dataset.synthetic
+    return owner[usable], position[usable] + 1
+
+
+def _batches(
+    dataset: SequenceDataset,
+    rows: Int64[np.ndarray, " R"],
+    row_ends: Int64[np.ndarray, " R"],
+    batch_size: int,
+    max_len: int,
+    seed: int,
+    epoch: int,
+) -> Iterator[Batch]:
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    lengths = np.minimum(dataset.lengths[rows] - 1, max_len)
+    lengths = np.minimum(row_ends - dataset.offsets[rows] - 1, max_len)
     for chosen in length_buckets(lengths, batch_size, generator):
-        index = rows[chosen]
-        ends = dataset.offsets[index + 1]
+        index, ends = rows[chosen], row_ends[chosen]
         starts = np.maximum(dataset.offsets[index], ends - max_len - 1)
         window = _pad(dataset.items, starts, ends)
         targets = window[:, 1:].copy()

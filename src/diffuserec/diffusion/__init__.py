@@ -23,7 +23,7 @@ from diffuserec.diffusion.samplers import (
     timesteps,
 )
 from diffuserec.diffusion.schedule import SCHEDULES, NoiseSchedule, PredictionType
-from diffuserec.diffusion.steps import antithetic, uniform
+from diffuserec.diffusion.steps import ImportanceSteps, antithetic, uniform
 
 __all__ = [
     "SCHEDULES",
@@ -31,6 +31,7 @@ __all__ = [
     "DPMSolver",
     "Denoise",
     "Draw",
+    "ImportanceSteps",
     "KeyedNoise",
     "LogProb",
     "Network",

@@ -19,6 +19,12 @@ from diffuserec.evaluation.significance import (
     compare,
     holm,
 )
+from diffuserec.evaluation.uncertainty import (
+    calibration,
+    expected_calibration_error,
+    has_distribution,
+    uncertainty,
+)
 
 __all__ = [
     "GROUPS",
@@ -28,10 +34,13 @@ __all__ = [
     "Protocol",
     "Report",
     "Violation",
+    "calibration",
     "check_consistency",
     "compare",
     "evaluate",
+    "expected_calibration_error",
     "group_means",
+    "has_distribution",
     "history_groups",
     "holm",
     "list_metrics",
@@ -41,5 +50,6 @@ __all__ = [
     "protocol_line",
     "rank",
     "rank_metrics",
+    "uncertainty",
     "uniform_candidates",
 ]

@@ -24,6 +24,7 @@ from diffuserec.data import Queries, SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
 from diffuserec.evaluation.metrics import list_metrics, rank_metrics
+from diffuserec.evaluation.uncertainty import uncertainty
 from diffuserec.ranking import (
     Ranking,
     hide,
@@ -121,7 +122,8 @@ class Evaluation:
         per_user: one row a query, in the order of the queries: ``user`` (number), ``user_id``
             (where the catalog knows it), ``history_length``, ``history_group``, ``target`` (raw
             id), ``target_count`` (in training), ``popularity_group``, ``target_rank`` (0-based),
-            and a column for each metric of the rank.
+            a column for each metric of the rank and, where asked for, ``confidence``, ``entropy``
+            and ``disagreement`` (:func:`uncertainty`).
     """
 
     method: str
@@ -194,6 +196,7 @@ def evaluate(
     list_length: int = 10,
     seed: int = 0,
     batch_size: int = 256,
+    with_uncertainty: bool = False,
     dataset_name: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -214,6 +217,8 @@ def evaluate(
             ranking.
         seed: of noise and of sampled candidates.
         batch_size: queries scored at once; changes no result.
+        with_uncertainty: add the columns of :func:`uncertainty` to the per-user results, for
+            lists of `list_length`; a second pass over the queries.
         dataset_name: for the protocol.
         facts: for the protocol, what the queries do not say themselves: ``split``, ``filters``
             (text), ``n_too_short`` (users).
@@ -244,6 +249,17 @@ def evaluate(
     per_user = _per_user(queries, ranking, popularity).with_columns(
         pl.Series(name, values) for name, values in by_user.items()
     )
+    if with_uncertainty:
+        certain = uncertainty(
+            model,
+            queries,
+            augmenter=augmenter,
+            filter_seen=filter_seen,
+            list_length=list_length,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        per_user = per_user.hstack(certain)
     metrics = {name: float(values.mean()) for name, values in by_user.items()}
     protocol = Protocol(
         dataset=dataset_name,

@@ -1,8 +1,8 @@
 """Embeddings of the diffusion step.
 
-Source: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, which takes
-the positions of Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5, with all
-sines first and all cosines after them.
+Sources: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.5 (sines and cosines
+in turn); Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020 (all sines
+first, all cosines after them).
 """
 
 import math
@@ -28,3 +28,15 @@ def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     places = torch.arange(half, dtype=torch.float32, device=t.device)
     angles = t.to(torch.float32)[:, None] * torch.exp(places * (-math.log(10_000) / (half - 1)))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def interleaved_sinusoidal(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
+    """sin(t / 10000^(2j/dim)) at dimension 2j and the cosine of the same at 2j + 1.
+
+    Args:
+        t: diffusion steps.
+        dim: width; an odd one ends with a sine.
+    """
+    places = torch.arange(0, dim, 2, dtype=torch.float32, device=t.device)
+    angles = t[:, None] * torch.exp(places * (-math.log(10_000) / dim))
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim]

@@ -54,6 +54,16 @@ class TransformerEncoder(nn.Module):
         """The item embeddings; row 0 is zero."""
         return self.items.weight
 
+    @property
+    def layers(self) -> "list[TransformerBlock]":
+        """The blocks, for callers that pass through them in their own way."""
+        return [block for block in self.blocks if isinstance(block, TransformerBlock)]
+
+    def enter(self, embedded: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """What the first block is given, from a sum of embeddings."""
+        entered: Tensor = self.dropout(self.norm(embedded))
+        return entered
+
     def forward(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
@@ -65,12 +75,12 @@ class TransformerEncoder(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """States of embeddings, for callers that bring their own (noisy ones, for example)."""
         length = embeddings.shape[1]
-        states: Tensor = self.dropout(self.norm(embeddings + self.positions.weight[:length]))
+        states = self.enter(embeddings + self.positions.weight[:length])
         seen = None
         if not self.causal:
             places = torch.arange(length, device=embeddings.device)
             seen = (places < lengths[:, None])[:, None, None, :]
-        for block in self.blocks:
+        for block in self.layers:
             states = block(states, seen)
         return states
 
@@ -93,14 +103,27 @@ class TransformerBlock(nn.Module):
     def forward(
         self, states: Float[Tensor, "B L D"], seen: Bool[Tensor, "B 1 1 L"] | None
     ) -> Float[Tensor, "B L D"]:
-        batch, length, dim = states.shape
-        heads = self.query_key_value(states).view(batch, length, 3, self.n_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        query, key, value = self.heads(states)
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, is_causal=self.causal
         )
-        attended = attended.transpose(1, 2).reshape(batch, length, dim)
-        states = self.norm_attention(states + self.dropout(self.out(attended)))
+        return self.after(states, attended)
+
+    def heads(
+        self, states: Float[Tensor, "B L D"]
+    ) -> tuple[Float[Tensor, "B H L E"], Float[Tensor, "B H L E"], Float[Tensor, "B H L E"]]:
+        """Queries, keys and values of H heads of width E = D / H."""
+        batch, length, _ = states.shape
+        heads = self.query_key_value(states).view(batch, length, 3, self.n_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def after(
+        self, states: Float[Tensor, "B L D"], attended: Float[Tensor, "B H L E"]
+    ) -> Float[Tensor, "B L D"]:
+        """What follows attention: both residual branches of the states that asked."""
+        attended = self.out(attended.transpose(1, 2).flatten(2))
+        states = self.norm_attention(states + self.dropout(attended))
         widened = F.gelu(self.widen(states))
         states = self.norm_forward(states + self.dropout(self.narrow(widened)))
         return states

@@ -74,6 +74,10 @@ class SASRec(Recommender):
 
     config: Config
 
+    @property
+    def gives_logits(self) -> bool:
+        return self.config.loss in ("softmax", "sampled_softmax")
+
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.encoder = TransformerEncoder(
