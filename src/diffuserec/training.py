@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Epoch:
         loss: mean of the batches' losses.
         valid: the validation figure, higher is better; None where there is none.
         seconds: of training, without validation.
+        watched: other figures of this epoch, by name.
     """
 
     phase: str
@@ -54,6 +55,7 @@ class Epoch:
     loss: float
     valid: float | None
     seconds: float
+    watched: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -69,6 +71,7 @@ def train(
     validate: Callable[[], float] | None = None,
     patience: int | None = None,
     phase: str = "fit",
+    watch: Callable[[], dict[str, float]] | None = None,
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation figure, stops early and keeps the best parameters.
 
@@ -85,6 +88,7 @@ def train(
         validate: called after each epoch in evaluation mode.
         patience: epochs without a better figure before stopping; None never stops early.
         phase: name of this call within a fit.
+        watch: figures to record after each epoch, by name; they decide nothing.
 
     Returns:
         One record an epoch, those of an earlier part of a resumed run included.
@@ -121,7 +125,9 @@ def train(
             seconds = time.perf_counter() - start
             method.eval()
             figure = validate() if validate is not None else None
-            records.append(Epoch(phase, epoch, float(total) / max(n, 1), figure, seconds))
+            watched = watch() if watch is not None else {}
+            mean = float(total) / max(n, 1)
+            records.append(Epoch(phase, epoch, mean, figure, seconds, watched))
             if figure is not None and _best_epoch(records) == epoch:
                 best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
