@@ -1,5 +1,6 @@
 """What a batch holds, against plain loops over lists."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from diffuserec.data import (
     SequenceDataset,
     histories_of,
     history_batches,
+    prefix_batches,
+    prefixes,
     trainable_rows,
     training_batches,
 )
@@ -47,7 +50,6 @@ def test_every_pair_of_every_newest_window_exactly_once(
     dataset = dataset_of(sequences)
     seen_users = []
     for batch in epoch_of(dataset, size=size, max_len=max_len, epoch=epoch):
-        assert len(batch.users) <= size
         assert batch.items.shape == batch.targets.shape
         for user, items, length, targets in zip(
             batch.users.tolist(),
@@ -130,10 +132,89 @@ def test_buckets_leave_little_padding() -> None:
     assert 1 - real / naive > 0.5
 
 
-def test_batches_are_full_but_for_the_last_of_a_group() -> None:
+def test_a_group_is_cut_evenly() -> None:
     dataset = SequenceDataset.from_lists([[1, 2]] * 1001)
     sizes = [len(batch.users) for batch in epoch_of(dataset, size=10)]
-    assert sorted(sizes) == [1] + [10] * 100
+    # three groups of 32 batches, then 41 users in five batches
+    assert sorted(sizes) == [8] * 4 + [9] + [10] * 96
+
+
+def test_every_batch_has_about_as_many_targets() -> None:
+    lengths = [2] * 900 + [41] * 100
+    dataset = SequenceDataset.from_lists([[1] * n for n in lengths])
+    batches = epoch_of(dataset, size=20, max_len=50)
+    targets = np.array([int((batch.targets > 0).sum()) for batch in batches])
+    assert targets.sum() == 900 + 100 * 40
+    # 4900 targets in 50 batches; a history cannot be divided, so one of 40 may be over or under
+    assert abs(targets - 98).max() <= 40
+    assert max(len(batch.users) for batch in batches) > 60
+
+
+def test_synthetic_items_do_not_count_as_targets() -> None:
+    made = [[(1, True)] * 9 + [(2, False)] * 2] * 60
+    real = [[(3, False)] * 11] * 60
+    sequences = made + real
+    flags = np.array([flag for sequence in sequences for _, flag in sequence])
+    items = np.array([item for sequence in sequences for item, _ in sequence], dtype=np.int32)
+    offsets = np.arange(0, 11 * 121, 11)
+    plain = SequenceDataset.from_lists([[1] * 3])
+    dataset = SequenceDataset(items, offsets, plain.catalog, np.arange(120), flags)
+    targets = [int((batch.targets > 0).sum()) for batch in epoch_of(dataset, size=12, max_len=50)]
+    assert sum(targets) == 60 * 2 + 60 * 10
+    assert max(targets) <= 72 + 10
+    assert min(targets) >= 72 - 10
+
+
+@settings(max_examples=150)
+@given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
+def test_every_prefix_and_its_target_exactly_once(
+    sequences: list[list[tuple[int, bool]]], max_len: int, size: int, epoch: int
+) -> None:
+    dataset = dataset_of(sequences)
+    wanted = Counter()
+    for row, pairs in enumerate(sequences):
+        for place, (target, synthetic) in enumerate(pairs):
+            if place > 0 and not synthetic:  # what is synthetic is context and never a target
+                before = tuple(item for item, _ in pairs[:place])[-max_len:]
+                wanted[100 + 3 * row, before, target] += 1
+    found = Counter()
+    for batch in prefix_batches(dataset, size, max_len, 0, epoch):
+        assert 1 <= len(batch.users) <= size
+        assert batch.items.shape == batch.targets.shape
+        assert batch.items.shape[1] == int(batch.lengths.max())
+        for user, items, length, targets in zip(
+            batch.users.tolist(),
+            batch.items.tolist(),
+            batch.lengths.tolist(),
+            batch.targets.tolist(),
+            strict=True,
+        ):
+            assert items[length:] == [0] * (len(items) - length)
+            assert [place for place, target in enumerate(targets) if target] == [length - 1]
+            found[user, tuple(items[:length]), targets[length - 1]] += 1
+    assert found == wanted
+    assert len(prefixes(dataset)[0]) == wanted.total()
+
+
+def test_prefixes_by_hand() -> None:
+    rows, ends = prefixes(SequenceDataset.from_lists([[4], [], [1, 2, 3], [5, 6]]))
+    # flat positions: 4 at 0, then 1 2 3 at 1 to 3, then 5 6 at 4 and 5
+    assert rows.tolist() == [2, 2, 3]
+    assert ends.tolist() == [3, 4, 6]
+    nothing = SequenceDataset.from_lists([[1], []])
+    assert list(prefix_batches(nothing, 4, 5, 0, 0)) == []
+
+
+def test_the_order_of_prefixes_is_fixed_by_seed_and_epoch(random_log: SequenceDataset) -> None:
+    def order(seed: int, epoch: int) -> list[list[list[int]]]:
+        return [b.items.tolist() for b in prefix_batches(random_log, 8, 5, seed, epoch)]
+
+    torch.manual_seed(0)
+    first = order(3, 1)
+    torch.manual_seed(1)
+    assert order(3, 1) == first
+    different = [first, order(3, 0), order(4, 1), order(1, 3)]
+    assert all(a != b for n, a in enumerate(different) for b in different[:n])
 
 
 SEQUENCES = [[1, 2, 3, 4, 5], [], [6], [7, 8]]

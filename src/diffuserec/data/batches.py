@@ -80,15 +80,20 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, each user once, in an order fixed by (seed, epoch).
 
+    All batches of an epoch have about as many targets: a loss that averages over the targets of a
+    batch would otherwise give those of long histories, which share batches, less weight.
+
     Args:
         dataset: sequences; those with fewer than two items teach nothing and are left out.
-        batch_size: sequences a batch.
+        batch_size: sequences a batch, on average: fewer long ones, more short ones.
         max_len: positions kept, the newest ones.
         seed: of the run.
         epoch: from 0.
     """
     rows = trainable_rows(dataset)
-    yield from _batches(dataset, rows, dataset.offsets[rows + 1], batch_size, max_len, seed, epoch)
+    n_targets = np.minimum(dataset.lengths[rows] - 1, dataset.real_lengths[rows]).clip(max=max_len)
+    ends = dataset.offsets[rows + 1]
+    yield from _batches(dataset, rows, ends, n_targets, batch_size, max_len, seed, epoch)
 
 
 def prefix_batches(
@@ -100,7 +105,8 @@ def prefix_batches(
     Arguments as for :func:`training_batches`.
     """
     rows, ends = prefixes(dataset)
-    for batch in _batches(dataset, rows, ends, batch_size, max_len, seed, epoch):
+    one = np.ones(len(rows), dtype=np.int64)
+    for batch in _batches(dataset, rows, ends, one, batch_size, max_len, seed, epoch):
         last = torch.arange(batch.targets.shape[1]) == batch.lengths[:, None] - 1
         yield Batch(batch.users, batch.items, batch.lengths, batch.targets * last)
 
@@ -121,6 +127,7 @@ def _batches(
     dataset: SequenceDataset,
     rows: Int64[np.ndarray, " R"],
     row_ends: Int64[np.ndarray, " R"],
+    n_targets: Int64[np.ndarray, " R"],
     batch_size: int,
     max_len: int,
     seed: int,
@@ -128,7 +135,7 @@ def _batches(
 ) -> Iterator[Batch]:
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     lengths = np.minimum(row_ends - dataset.offsets[rows] - 1, max_len)
-    for chosen in length_buckets(lengths, batch_size, generator):
+    for chosen in length_buckets(lengths, batch_size, generator, n_targets):
         index, ends = rows[chosen], row_ends[chosen]
         starts = np.maximum(dataset.offsets[index], ends - max_len - 1)
         window = _pad(dataset.items, starts, ends)
@@ -186,12 +193,22 @@ def histories_of(
 
 
 def length_buckets(
-    lengths: Int64[np.ndarray, " N"], batch_size: int, generator: np.random.Generator
+    lengths: Int64[np.ndarray, " N"],
+    batch_size: int,
+    generator: np.random.Generator,
+    weights: Int64[np.ndarray, " N"] | None = None,
 ) -> Iterator[Int64[np.ndarray, " B"]]:
     """Shuffled batches of indices whose members have nearly the same length.
 
     The indices are shuffled, sorted by length within groups of a few dozen batches, cut, and the
     batches shuffled again.
+
+    Args:
+        lengths: what to sort by.
+        batch_size: indices a batch, on average.
+        generator: of the shuffles.
+        weights: the batches of a group get about equal sums of these; by default all count the
+            same.
     """
     order = generator.permutation(len(lengths))
     batches: list[np.ndarray] = []
@@ -199,7 +216,14 @@ def length_buckets(
     for first in range(0, len(order), group):
         part = order[first : first + group]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches.extend(part[at : at + batch_size] for at in range(0, len(part), batch_size))
+        if weights is None:
+            cuts = np.arange(batch_size, len(part), batch_size)
+        else:
+            before = np.cumsum(weights[part]) - weights[part]
+            n_batches = -(-len(part) // batch_size)
+            which = before * n_batches // max(1, int(weights[part].sum()))
+            cuts = np.flatnonzero(np.diff(which)) + 1
+        batches.extend(np.split(part, cuts))
     for position in generator.permutation(len(batches)):
         yield batches[position]
 
