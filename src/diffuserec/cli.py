@@ -381,6 +381,26 @@ def experiment(
     _out.print(report.text(width=_out.width), markup=False, highlight=False)
 
 
+@app.command()
+def curve(
+    file: Annotated[Path, typer.Argument(help="A TOML file of a model and what is varied.")],
+    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    out: Out,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+) -> None:
+    """A model against one of its settings, as table and figure; run again to continue.
+
+    diffuserec curve experiments/diffrec_steps.toml data/beauty --out runs/steps
+    """
+    from diffuserec.contracts import Run
+    from diffuserec.curves import markdown, run_curve
+
+    with _resumable("run the same command again"):
+        document = run_curve(file, data, out, Run(device=device, precision=precision), say=_say)
+    sys.stdout.write(markdown(document))
+
+
 def main() -> None:
     """The entry point: bad input is one line on standard error and status 2."""
     try:

@@ -176,7 +176,7 @@ def train_run(
     if plan.augment is not None:
         if (path / "augmenter").is_dir():
             augmenter = load(path / "augmenter")
-            curve += _read_curve(path / "augmenter-curve.json")
+            curve += read_curve(path / "augmenter-curve.json")
         elif augmenter_from is not None:
             augmenter = load(augmenter_from)
             augmenter.save(path / "augmenter")
@@ -303,7 +303,7 @@ def compare_runs(
             out,
             report,
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
-            curves={name: _read_curve(run.path / "curve.json") for name, run in first.items()},
+            curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
         )
     return report
@@ -323,7 +323,7 @@ def run_experiment(
 
     Args:
         file: TOML with ``title``, ``seeds`` and ``[[rows]]`` of ``name``, ``model``, ``settings``,
-            ``augment``, ``augment_settings``.
+            ``augment``, ``augment_settings`` and, where a row has its own, ``seeds``.
         data: the prepared dataset.
         out: directory of all runs, and of report.txt, report.json and report.html.
         run: surroundings; seeds come from the file.
@@ -331,25 +331,21 @@ def run_experiment(
     Raises:
         ConfigError: the file is not a valid experiment.
     """
-    title, seeds, plans = read_experiment(file, data)
+    title, rows = read_experiment(file, data)
     paths: list[Path] = []
     names: list[str] = []
-    for name, plan in plans.items():
-        first = out / f"{_slug(name)}-seed{seeds[0]}"
-        for seed in seeds:
-            path = out / f"{_slug(name)}-seed{seed}"
+    for name, plans in rows.items():
+        first = out / f"{slug(name)}-seed{plans[0].seed}"
+        for plan in plans:
+            path = out / f"{slug(name)}-seed{plan.seed}"
             paths.append(path)
             names.append(name)
-            planned = replace(plan, seed=seed)
-            if (path / "run.json").is_file() and _read_run(path)["complete"]:
-                _same_plan(path, planned)
-                continue
-            say(f"{name}, seed {seed}")
-            train_run(
-                planned,
+            complete_run(
+                name,
+                plan,
                 path,
-                replace(run, resume=path.exists()),
-                augmenter_from=None if seed == seeds[0] else first / "augmenter",
+                run,
+                augmenter_from=None if path == first else first / "augmenter",
                 say=say,
             )
     report = compare_runs(paths, out / "report.html", title, names)
@@ -358,36 +354,95 @@ def run_experiment(
     return report
 
 
-def read_experiment(file: Path, data: Path) -> tuple[str, list[int], dict[str, Plan]]:
-    """Title, seeds and plans by row name of an experiment file."""
-    try:
-        content = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read as TOML: {error}") from error
+def complete_run(
+    name: str,
+    plan: Plan,
+    path: Path,
+    run: Run,
+    *,
+    augmenter_from: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Trains one run of several: a finished one is kept, an interrupted one resumed.
+
+    Args:
+        name: what the run is called where several are trained.
+        plan: what to train.
+        path: the run's directory.
+        run: surroundings.
+        augmenter_from: take this fitted augmenter instead of fitting one.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        ConfigError: the directory holds a run of another plan.
+    """
+    if (path / "run.json").is_file() and _read_run(path)["complete"]:
+        _same_plan(path, plan)
+        return
+    say(f"{name}, seed {plan.seed}")
+    resumed = replace(run, resume=path.exists())
+    train_run(plan, path, resumed, augmenter_from=augmenter_from, say=say)
+
+
+def read_experiment(file: Path, data: Path) -> tuple[str, dict[str, list[Plan]]]:
+    """Title of an experiment file, and by row name its plans, one for each seed."""
+    content = read_toml(file)
     unknown = content.keys() - {"title", "seeds", "rows"}
     rows = content.get("rows")
     if unknown or not isinstance(rows, list) or not rows:
         what = f"has unknown keys {', '.join(sorted(unknown))}" if unknown else "has no [[rows]]"
         raise ConfigError(f"{file} {what}: it needs title, seeds and [[rows]]")
-    plans: dict[str, Plan] = {}
+    seeds = seeds_of(file, content, [0])
+    plans: dict[str, list[Plan]] = {}
     for row in rows:
-        extra = row.keys() - {"name", "model", "settings", "augment", "augment_settings"}
+        extra = row.keys() - {"name", "model", "settings", "augment", "augment_settings", "seeds"}
         if extra or not {"name", "model"} <= row.keys():
             raise ConfigError(
-                f"{file}: a row needs name and model and may have settings, augment and "
-                f"augment_settings; got {', '.join(row)}"
+                f"{file}: a row needs name and model and may have settings, augment, "
+                f"augment_settings and seeds; got {', '.join(row)}"
             )
         if row["name"] in plans:
             raise ConfigError(f"{file}: two rows are called {row['name']!r}")
-        plans[row["name"]] = Plan(
+        plan = Plan(
             data=str(data.resolve()),
             model=row["model"],
             settings=row.get("settings", {}),
             augment=row.get("augment"),
             augment_settings=row.get("augment_settings"),
         )
-    seeds = content.get("seeds", [0])
-    return str(content.get("title", file.stem)), [int(seed) for seed in seeds], plans
+        plans[row["name"]] = [replace(plan, seed=seed) for seed in seeds_of(file, row, seeds)]
+    return str(content.get("title", file.stem)), plans
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        ConfigError: it is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as TOML: {error}") from error
+
+
+def seeds_of(file: Path, table: Mapping[str, Any], default: list[int]) -> list[int]:
+    """The ``seeds`` of a table of that file, or the default where it says none.
+
+    Raises:
+        ConfigError: they are not different whole numbers, at least one.
+    """
+    seeds = table.get("seeds", default)
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or any(type(seed) is not int for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise ConfigError(
+            f"{file}: seeds must be a list of different whole numbers, like [0, 1, 2], got {seeds}"
+        )
+    return seeds
 
 
 def augment_log(
@@ -462,7 +517,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
     results: dict[str, Evaluation] = {}
     trained = {}
     for name, plan in plans.items():
-        trained[name] = train_run(plan, out / _slug(name), run, say=say)
+        trained[name] = train_run(plan, out / slug(name), run, say=say)
         results[name] = trained[name].evaluate()
     one = trained["sasrec"]
     results |= floor_evaluations(one.split, one)
@@ -475,7 +530,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
         out / "report.html",
         report,
         title="The built-in store",
-        curves={name: _read_curve(run.path / "curve.json") for name, run in trained.items()},
+        curves={name: read_curve(run.path / "curve.json") for name, run in trained.items()},
         examples=examples(trained["sasrec + diffuasr"]),
     )
     return report
@@ -666,7 +721,8 @@ def _read_run(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_curve(file: Path) -> list[Epoch]:
+def read_curve(file: Path) -> list[Epoch]:
+    """The epochs of a run, from its ``curve.json``."""
     return [Epoch(**record) for record in json.loads(file.read_text())]
 
 
@@ -676,5 +732,6 @@ def _write_json(path: Path, content: Any) -> None:
     work.replace(path)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name as part of a file's name."""
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-").replace("---", "-")
