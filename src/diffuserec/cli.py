@@ -321,6 +321,7 @@ def recommend(
         diversity=diversity,
         seed=seed,
         out=out,
+        say=_say,
     )
     if as_json:
         _print_json({"recommendations": frame.to_dicts()})

@@ -350,7 +350,11 @@ def run_experiment(
             )
     report = compare_runs(paths, out / "report.html", title, names)
     (out / "report.txt").write_text(report.text())
-    (out / "report.json").write_text(report.json() + "\n")
+    document = json.loads(report.json())
+    document["training"] = [
+        {"method": name, **cost(path)} for name, path in zip(names, paths, strict=True)
+    ]
+    _write_json(out / "report.json", document)
     return report
 
 
@@ -382,6 +386,18 @@ def complete_run(
     say(f"{name}, seed {plan.seed}")
     resumed = replace(run, resume=path.exists())
     train_run(plan, path, resumed, augmenter_from=augmenter_from, say=say)
+
+
+def cost(path: Path) -> dict[str, Any]:
+    """Seed, seconds, epochs and best validation figure of a finished run."""
+    document = _read_run(path)
+    valid = [epoch.valid for epoch in read_curve(path / "curve.json") if epoch.valid is not None]
+    return {
+        "seed": document["plan"]["seed"],
+        "seconds": sum(document["seconds"].values()),
+        "epochs": len(valid),
+        "best_valid": max(valid, default=None),
+    }
 
 
 def read_experiment(file: Path, data: Path) -> tuple[str, dict[str, list[Plan]]]:
@@ -601,6 +617,7 @@ def recommend_from(
     *,
     columns: Mapping[str, str | None] | None = None,
     out: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pl.DataFrame:
     """Recommendations of a finished run for one history, or for every user of a log.
@@ -613,6 +630,7 @@ def recommend_from(
         histories: a log, when no single history is given; its users become ``user_id``.
         columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.
         out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
+        say: told when histories are longer than the model looks back.
         options: of :meth:`Recommender.recommend`.
     """
     model: Recommender = load(run / "model")
@@ -622,14 +640,25 @@ def recommend_from(
         raise DataError(f"{out} exists already: choose another --out or remove it")
     if out is not None and out.suffix not in writers:
         raise ConfigError(f"--out must end in {', '.join(writers)}, got {out.name!r}")
+    max_len = model.config.model_dump().get("max_len")
+
+    def lists(asked: list[Sequence[Any]]) -> pl.DataFrame:
+        n_longer = sum(max_len is not None and len(items) > max_len for items in asked)
+        if n_longer:
+            say(
+                f"{n_longer:,} of {len(asked):,} histories are longer than the {max_len} items "
+                f"that {model.name} looks back on: only their newest {max_len} count"
+            )
+        return model.recommend(asked, augmenter=augmenter, **options)
+
     if history is not None:
-        frame = model.recommend([history], augmenter=augmenter, **options).drop("query")
+        frame = lists([history]).drop("query")
     else:
         if histories is None:
             raise ConfigError("give a history or a file of histories")
         log = read_log(histories, allow_single=True, **(columns or {})).frame
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
-        frame = model.recommend(grouped["item_id"].to_list(), augmenter=augmenter, **options)
+        frame = lists(grouped["item_id"].to_list())
         users = grouped.select("user_id").with_row_index("query").cast({"query": pl.Int64})
         frame = frame.join(users, on="query", maintain_order="left").select(
             "user_id", pl.exclude("query", "user_id")

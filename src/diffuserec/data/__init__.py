@@ -10,6 +10,7 @@ from diffuserec.data.batches import (
     prefixes,
     trainable_rows,
     training_batches,
+    windows,
 )
 from diffuserec.data.dataset import (
     PAD,
@@ -48,4 +49,5 @@ __all__ = [
     "temporal",
     "trainable_rows",
     "training_batches",
+    "windows",
 ]

@@ -76,9 +76,14 @@ class Batch:
 
 
 def training_batches(
-    dataset: SequenceDataset, batch_size: int, max_len: int, seed: int, epoch: int
+    dataset: SequenceDataset,
+    batch_size: int,
+    max_len: int,
+    seed: int,
+    epoch: int,
+    all_targets: bool = False,
 ) -> Iterator[Batch]:
-    """One epoch of next-item batches, each user once, in an order fixed by (seed, epoch).
+    """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
     All batches of an epoch have about as many targets: a loss that averages over the targets of a
     batch would otherwise give those of long histories, which share batches, less weight.
@@ -86,14 +91,43 @@ def training_batches(
     Args:
         dataset: sequences; those with fewer than two items teach nothing and are left out.
         batch_size: sequences a batch, on average: fewer long ones, more short ones.
-        max_len: positions kept, the newest ones.
+        max_len: positions of a row.
         seed: of the run.
         epoch: from 0.
+        all_targets: every item that something precedes is a target once, long sequences taking
+            several rows (:func:`windows`); otherwise each user is one row, its newest positions.
     """
-    rows = trainable_rows(dataset)
-    n_targets = np.minimum(dataset.lengths[rows] - 1, dataset.real_lengths[rows]).clip(max=max_len)
-    ends = dataset.offsets[rows + 1]
+    if all_targets:
+        rows, ends = windows(dataset, max_len)
+    else:
+        rows = trainable_rows(dataset)
+        ends = dataset.offsets[rows + 1]
+    starts = np.maximum(dataset.offsets[rows], ends - max_len - 1)
+    n_targets = ends - starts - 1
+    if dataset.synthetic.strides != (0,):
+        real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
+        n_targets = real[ends] - real[starts + 1]
     yield from _batches(dataset, rows, ends, n_targets, batch_size, max_len, seed, epoch)
+
+
+def windows(
+    dataset: SequenceDataset, max_len: int
+) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
+    """Row and flat end of windows of max_len targets each, counted from a sequence's newest item.
+
+    Together they hold every item that something precedes as a target once; the oldest window of a
+    sequence may be shorter. Windows without a real target are left out.
+    """
+    n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
+    rows = np.repeat(np.arange(len(dataset)), n_windows)
+    first = np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    ends = dataset.offsets[rows + 1] - (np.arange(len(rows)) - first) * max_len
+    if dataset.synthetic.strides != (0,):
+        real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
+        starts = np.maximum(dataset.offsets[rows], ends - max_len - 1)
+        useful = real[ends] > real[starts + 1]
+        rows, ends = rows[useful], ends[useful]
+    return rows, ends
 
 
 def prefix_batches(

@@ -58,7 +58,7 @@ class ImportanceSteps(nn.Module):
             return uniform
         size = self.losses.square().mean(1).sqrt()
         total = size.sum()
-        if float(total) == 0:
+        if not 0 < float(total) < torch.inf:  # nothing to go by, or a loss that is no number
             return uniform
         return (1 - self.uniform_share) * size / total + self.uniform_share * uniform
 

@@ -52,6 +52,7 @@ from diffuserec.data import (
     prefixes,
     trainable_rows,
     training_batches,
+    windows,
 )
 from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
 from diffuserec.losses import mixture_cross_entropy
@@ -91,7 +92,7 @@ class DiffRec(GenerativeRecommender):
         """Weight of the squared error at step n: 1/(N p_n), or eq. 18's 1/p_n."""
         pure_noise: float = Field(0.5, ge=0, le=1)
         """Share of the targets that train at n = N, whatever the step sampling says."""
-        mse_weight: float = Field(0.1, ge=0)
+        mse_weight: float = Field(0.01, ge=0)
         mse_reduction: Literal["mean", "sum"] = "mean"
         """Over the width."""
         detach_target: bool = False
@@ -101,7 +102,8 @@ class DiffRec(GenerativeRecommender):
         rounding_loss: bool = False
         """Whether to add the cross entropy of the true embedding (eq. 13 as printed)."""
         targets: Literal["all", "last"] = "all"
-        """Train on every item of a user that has a history, or on the newest alone."""
+        """Train on every item of a user that has a history (a long one takes several rows), or on
+        the newest alone."""
         noise_last: int = Field(1, ge=1)
         """Noised items: 1 is the target alone; more noise history too (form prefixes; fig. 5)."""
         normalize: bool = True
@@ -179,13 +181,21 @@ class DiffRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        by_prefix = c.form == "prefixes" and c.targets == "all"
-        batches = prefix_batches if by_prefix else training_batches
-        n_rows = len(prefixes(train)[0]) if by_prefix else len(trainable_rows(train))
+        every = c.targets == "all"
+        if c.form == "prefixes" and every:
+            n_rows = len(prefixes(train)[0])
+        else:
+            n_rows = len(windows(train, c.max_len)[0] if every else trainable_rows(train))
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            if c.form == "prefixes" and every:
+                return prefix_batches(train, c.batch_size, c.max_len, run.seed, epoch)
+            return training_batches(train, c.batch_size, c.max_len, run.seed, epoch, every)
+
         self.curve = training.train(
             self,
             self._loss,
-            lambda epoch: batches(train, c.batch_size, c.max_len, run.seed, epoch),
+            batches,
             n_batches=training.next_item_batches(n_rows, c.batch_size),
             optimizer=torch.optim.Adam(self.parameters(), lr=c.learning_rate, fused=True),
             epochs=c.epochs,
@@ -207,7 +217,7 @@ class DiffRec(GenerativeRecommender):
         self, histories: Histories, seed: int, n_candidates: int | None
     ) -> Float[Tensor, "B V"]:
         c = self.config
-        h_0 = self._predict(histories, c.n_draws, seed)
+        h_0 = self.denoised(histories, c.n_draws, seed)
         weight, bias = self._head()
         total = torch.zeros(len(h_0), len(weight), device=h_0.device)
         block = max(1, _BLOCK // len(weight))
@@ -223,7 +233,7 @@ class DiffRec(GenerativeRecommender):
     def draws(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Iterator[Float[Tensor, "B V"]]:
-        h_0 = self._predict(histories, n_draws or self.config.n_draws, seed)
+        h_0 = self.denoised(histories, n_draws or self.config.n_draws, seed)
         for draw in range(h_0.shape[1]):
             yield _probabilities(h_0[:, draw], *self._head())
 
@@ -406,12 +416,15 @@ class DiffRec(GenerativeRecommender):
         slot = self._slot(items, lengths[:, None], x_t[:, None], t[:, None])
         tokens = encoder.enter(torch.cat([slot, embedded], dim=1))
         seen = F.pad(place < lengths[:, None], (1, 0), value=True)[:, None, None]
-        for block in encoder.layers:
+        *others, last = encoder.layers
+        for block in others:
             tokens = block(tokens, seen)
-        return tokens[:, 0]
+        query, key, value = last.heads(tokens)  # of the last block only the slot is read
+        attended = F.scaled_dot_product_attention(query[:, :, :1], key, value, attn_mask=seen)
+        return last.after(tokens[:, :1], attended)[:, 0]
 
-    def _predict(self, histories: Histories, n_draws: int, seed: int) -> Float[Tensor, "B K D"]:
-        """The predicted clean embedding of each draw."""
+    def denoised(self, histories: Histories, n_draws: int, seed: int = 0) -> Float[Tensor, "B K D"]:
+        """The predicted clean embedding of each of K draws, divided by the table's scale."""
         c = self.config
         newest = histories.newest(c.max_len)
         keyed = KeyedNoise(seed, newest.users)

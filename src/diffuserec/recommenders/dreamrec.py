@@ -12,7 +12,8 @@ product of the generated embedding and its own.
 Departures:
 - The released code never calls ``eval()`` (dropout works at test time), scores its padding row,
   and hard-codes width 64; none of that is kept.
-- Every position of a history trains (``targets="all"``); the released code takes sliding windows.
+- Every item of a history is a target once (``targets="all"``); the released code cuts sliding
+  windows.
 - ``num_inference_steps`` steps of DDPM (``eta=1``) or DDIM (0); the authors walk through all.
 - ``n_draws`` generated embeddings a user may be averaged: the mean of the softmaxes of their
   scores. The authors generate one.
@@ -42,6 +43,7 @@ from diffuserec.data import (
     SequenceDataset,
     trainable_rows,
     training_batches,
+    windows,
 )
 from diffuserec.diffusion import (
     KeyedNoise,
@@ -131,11 +133,13 @@ class DreamRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
+        every = c.targets == "all"
+        n_rows = len(windows(train, c.max_len)[0] if every else trainable_rows(train))
         self.curve = training.train(
             self,
             self._loss,
-            lambda epoch: training_batches(train, c.batch_size, c.max_len, run.seed, epoch),
-            n_batches=training.next_item_batches(len(trainable_rows(train)), c.batch_size),
+            lambda epoch: training_batches(train, c.batch_size, c.max_len, run.seed, epoch, every),
+            n_batches=training.next_item_batches(n_rows, c.batch_size),
             optimizer=torch.optim.AdamW(
                 [p for p in self.parameters() if p.requires_grad], lr=c.learning_rate, fused=True
             ),

@@ -28,6 +28,7 @@ from diffuserec.data import (
     SequenceDataset,
     trainable_rows,
     training_batches,
+    windows,
 )
 from diffuserec.losses import (
     binary_cross_entropy,
@@ -52,6 +53,9 @@ class SASRec(Recommender):
         """Width D of items and states."""
         max_len: int = Field(50, ge=1)
         """Newest items that the model sees."""
+        all_targets: bool = False
+        """Train on every item of a history, a long one in windows of max_len, and not only on its
+        newest max_len items."""
         n_layers: int = Field(2, ge=1)
         n_heads: int = Field(2, ge=1)
         dropout: float = Field(0.5, ge=0, lt=1)
@@ -91,6 +95,7 @@ class SASRec(Recommender):
         c = self.config
         self.begin(train, run)
         seen = seen_keys(train) if c.loss == "bce" else None
+        n_rows = len(windows(train, c.max_len)[0] if c.all_targets else trainable_rows(train))
 
         def loss(batch: Batch) -> Tensor:
             states = self.encoder(batch.items, batch.lengths)
@@ -99,8 +104,10 @@ class SASRec(Recommender):
         self.curve = training.train(
             self,
             loss,
-            lambda epoch: training_batches(train, c.batch_size, c.max_len, run.seed, epoch),
-            n_batches=training.next_item_batches(len(trainable_rows(train)), c.batch_size),
+            lambda epoch: training_batches(
+                train, c.batch_size, c.max_len, run.seed, epoch, c.all_targets
+            ),
+            n_batches=training.next_item_batches(n_rows, c.batch_size),
             optimizer=torch.optim.Adam(self.parameters(), lr=c.learning_rate, fused=True),
             epochs=c.epochs,
             run=run,
