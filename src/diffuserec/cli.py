@@ -50,8 +50,8 @@ def demo(
 ) -> None:
     """The whole product in a few minutes, on the built-in store.
 
-    Trains SASRec with and without DiffuASR's items, measures both beside popularity, Markov and
-    the best possible, and writes a report to look at.
+    Trains SASRec with and without DiffuASR's items, and DiffRec; measures them beside popularity,
+    Markov and the best possible, and writes a report to look at.
 
     Examples:
 

@@ -24,7 +24,15 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from diffuserec.contracts import Augmenter, Recommender, Run, find, load, parse_settings
+from diffuserec.contracts import (
+    Augmenter,
+    GenerativeRecommender,
+    Recommender,
+    Run,
+    find,
+    load,
+    parse_settings,
+)
 from diffuserec.data import (
     Queries,
     SequenceDataset,
@@ -38,8 +46,9 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, Report, evaluate, has_distribution, load_evaluation
-from diffuserec.evaluation.html import Example, write_html
+from diffuserec.evaluation.html import DrawnLists, Example, write_html
 from diffuserec.evaluation.oracle import Oracle
+from diffuserec.ranking import hide, seen_pairs, top_k
 from diffuserec.training import Epoch, checkpoint_files
 
 _FORMAT = "diffuserec-run"
@@ -211,6 +220,7 @@ def train_run(
         title=f"{plan.label} on {Path(plan.data).name}",
         curves={plan.label: curve},
         examples=examples(trained),
+        drawn=drawn_lists(trained),
     )
     _write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
@@ -305,6 +315,7 @@ def compare_runs(
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
             curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
+            drawn=[lists for run in first.values() for lists in drawn_lists(run)][:3],
         )
     return report
 
@@ -507,7 +518,7 @@ def append_rest(
 
 
 def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) -> Report:
-    """The built-in store: floors, SASRec, SASRec with DiffuASR's items, and the best possible.
+    """The built-in store: floors, SASRec with and without DiffuASR's items, DiffRec, the best.
 
     Args:
         out: directory for the prepared log, the runs and report.html.
@@ -529,6 +540,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
         "sasrec + diffuasr": Plan(
             str(data.resolve()), "sasrec", settings, "diffuasr", {}, seed=run.seed
         ),
+        "diffrec": Plan(str(data.resolve()), "diffrec", settings, seed=run.seed),
     }
     results: dict[str, Evaluation] = {}
     trained = {}
@@ -548,6 +560,7 @@ def demo(out: Path, run: Run, say: Callable[[str], None] = lambda line: None) ->
         title="The built-in store",
         curves={name: read_curve(run.path / "curve.json") for name, run in trained.items()},
         examples=examples(trained["sasrec + diffuasr"]),
+        drawn=drawn_lists(trained["diffrec"]),
     )
     return report
 
@@ -576,6 +589,39 @@ def examples(run: TrainedRun, n: int = 5) -> list[Example]:
             )
         )
     return found
+
+
+def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
+    """What a generative recommender shows some users: its draws averaged, and three seeds alone.
+
+    Empty for other recommenders.
+    """
+    model, queries = run.model, run.split.test
+    if not isinstance(model, GenerativeRecommender):
+        return []
+    rows = np.flatnonzero((queries.histories.lengths >= 4) & (queries.histories.lengths <= 10))
+    rows = rows[:n_users] if len(rows) else np.arange(min(n_users, len(queries)))
+    histories = queries.histories.select(rows)
+    longer = histories if run.augmenter is None else run.augmenter.augment(histories, run.plan.seed)
+    everyone = np.arange(len(rows))
+    averaged = model.averaged(longer, everyone, run.plan.seed)
+    tables = {"all draws averaged": averaged.mean.clone()}
+    for seed in range(3):
+        tables[f"one draw, seed {seed}"] = model.averaged(longer, everyone, seed, 1).first.clone()
+    names = _display_names(run.split.train)
+    shown = {
+        what: top_k(hide(table, seen_pairs(histories, everyone)), n_items)[1].cpu().numpy()
+        for what, table in tables.items()
+    }
+    return [
+        DrawnLists(
+            user=str(_user_name(run.split.train, int(histories.users[place]))),
+            history=names(histories.items[histories.offsets[place] : histories.offsets[place + 1]]),
+            target=names(queries.targets[row : row + 1])[0],
+            lists={what: names(items[place][items[place] > 0]) for what, items in shown.items()},
+        )
+        for place, row in enumerate(rows)
+    ]
 
 
 def description(data: Path | str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report as one page: nothing missing, nothing from outside, nothing unescaped."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from diffuserec.evaluation import Evaluation, Protocol, Report, group_means, rank_metrics
+from diffuserec.evaluation import Evaluation, Protocol, Report, figures, group_means, rank_metrics
 from diffuserec.evaluation.groups import history_groups
-from diffuserec.evaluation.html import Example, write_html
+from diffuserec.evaluation.html import DrawnLists, Example, write_html
 from diffuserec.training import Epoch
 
 EVIL = "<script>alert('x')</script>&\"]]>"
@@ -115,8 +116,22 @@ def curve(n, phase="fit", valid=True):
     return [Epoch(phase, i, 5.0 / (i + 1), 0.1 * i if valid else None, 1.5) for i in range(n)]
 
 
-def write(path, report, title="A page", curves=None, examples=()):
-    write_html(path, report, title=title, curves=curves or {}, examples=examples)
+def certain(confidence, disagreement=0.0, **kwargs):
+    """100 users in tenths: of the ten users of tenth j, j are hits; entropy falls as j rises."""
+    run = result(0, n_users=100, **kwargs)
+    tenth = np.arange(100) // 10
+    told = run.per_user.with_columns(
+        target_rank=np.where(np.arange(100) % 10 < tenth, 9.5, 10.0),
+        confidence=confidence(tenth / 10),
+        entropy=2.0 - tenth / 10,
+        disagreement=disagreement * (1 + tenth),
+    )
+    # the order of the file is not the order of certainty
+    return replace(run, per_user=told.sample(fraction=1, shuffle=True, seed=0))
+
+
+def write(path, report, title="A page", curves=None, examples=(), drawn=()):
+    write_html(path, report, title=title, curves=curves or {}, examples=examples, drawn=drawn)
     text = path.read_text("utf-8")
     return text, Page(text)
 
@@ -323,7 +338,85 @@ def test_lengths_without_users_make_no_empty_bins(tmp_path):
     assert re.search(r"That is \d+\.\d% more than a at", page.text)
 
 
-def test_importing_it_does_not_import_matplotlib():
-    source = Path(write_html.__code__.co_filename).read_text()
+def test_certainty_is_held_against_accuracy(tmp_path):
+    report = Report.of(
+        {
+            "humble": certain(lambda rate: rate + 0.05),
+            "proud": certain(lambda rate: rate / 10 + 0.9, disagreement=0.1),
+            "silent": result(0, n_users=100),
+        }
+    )
+    text, page = write(tmp_path / "a.html", report)
+    assert "Does certainty mean accuracy? on toy" in page.headings
+    section = text.split("Does certainty mean accuracy?")[1].split("</section>")[0]
+    assert re.findall("<h3>([^<]*)</h3>", section) == [
+        "Calibration",
+        "By entropy",
+        "By disagreement",
+    ]
+    assert "silent" not in section
+    # proud states .90, .91, ... .99 where 0, .1, ... .9 came true: .945 - .45 too much on average
+    assert "Expected calibration error: humble 0.0500; proud 0.4950." in section
+    assert "humble 0.9000 and 0.0000; proud 0.9000 and 0.0000" in section
+    assert "Of several seeds" not in section
+    assert len(page.values("id")) == len(set(page.values("id")))
+
+
+def test_of_several_seeds_the_first_tells_its_certainty_and_no_draws_cannot_disagree(tmp_path):
+    runs = [certain(lambda rate: rate + 0.05), certain(lambda rate: rate + 0.07, seed=1)]
+    text, _ = write(tmp_path / "a.html", Report.of({"a": runs}))
+    assert "Expected calibration error: a 0.0500." in text.replace("\n", " ")
+    assert "Of several seeds the first is drawn" in text
+    assert "<h3>By entropy</h3>" in text
+    assert "isagreement" not in text
+
+
+@pytest.mark.parametrize("what", ["sampled candidates", "lists of 20", "few users"])
+def test_certainty_that_cannot_be_held_against_hits_is_not_shown(tmp_path, what):
+    run = certain(lambda rate: rate)
+    if what == "sampled candidates":
+        run = replace(run, protocol=replace(run.protocol, candidates="uniform:100"))
+    elif what == "lists of 20":
+        run = replace(run, metrics={n.replace("e@10", "e@20"): v for n, v in run.metrics.items()})
+    else:
+        run = replace(run, per_user=run.per_user.head(99))
+    _, page = write(tmp_path / "a.html", Report.of({"a": run}))
+    assert not any("certainty" in heading for heading in page.headings)
+
+
+def test_lists_of_single_draws_stand_beside_their_average(tmp_path):
+    shown = DrawnLists(
+        "u7",
+        ["soap"],
+        "towel",
+        {"average": ["comb", "towel"], "seed 0": ["towel", "brush"], "seed 1": ["comb", "brush"]},
+    )
+    text, page = write(tmp_path / "a.html", REPORT, examples=EXAMPLES, drawn=[shown, shown])
+    assert page.headings[-3] == "What one draw of noise shows, and the average of several"
+    head, lists = page.rows[-8:-6]
+    assert head == [
+        "averagenext item at place 2",
+        "seed 0next item at place 1",
+        "seed 1next item not shown",
+    ]
+    assert lists == ["combtowel", "towelbrush", "combbrush"]
+    section = text.split("What one draw")[1].split("</section>")[0]
+    assert section.count("u7</h3>") == 2
+    assert section.count('<li class="next"><b>towel</b></li>') == 2 * 3  # came next, and two lists
+    assert re.findall('<li class="apart">([^<]*)<', section) == ["brush"] * 4
+    assert section.count("<li>comb</li>") == 2 * 2
+
+
+def test_lists_of_draws_are_escaped(tmp_path):
+    shown = DrawnLists(EVIL, [EVIL], EVIL, {EVIL: [EVIL, "a"], "b": [f"c{EVIL}"]})
+    text, page = write(tmp_path / "a.html", REPORT, drawn=[shown])
+    assert "<script" not in text
+    assert page.text.count(EVIL) == 6  # user, history, target, name of the list and two items
+    assert f"Lists for {EVIL}" in page.values("aria-label")
+
+
+@pytest.mark.parametrize("module", [write_html.__code__.co_filename, figures.__file__])
+def test_importing_it_does_not_import_matplotlib(module):
+    source = Path(module).read_text()
     outside = re.sub(r"if TYPE_CHECKING:\n(    .*\n)+", "", source)
     assert not re.search(r"^(import|from) matplotlib", outside, re.M)

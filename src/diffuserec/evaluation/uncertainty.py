@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffuserec.contracts import Augmenter, Averaged, GenerativeRecommender, Recommender
 from diffuserec.data import Queries, SequenceDataset
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import seen_pairs, top_k
 
 COLUMNS = ("confidence", "entropy", "disagreement")
@@ -47,7 +47,8 @@ def uncertainty(
         distribution, nats), ``disagreement`` (between draws, nats; 0 for a model without noise).
 
     Raises:
-        ConfigError: the model's scores are not a distribution over items.
+        ConfigError: the model's scores are not a distribution over items, or it was fitted to
+            another catalog.
     """
     model.require_fitted()
     if not has_distribution(model):
@@ -55,9 +56,15 @@ def uncertainty(
             f"{model.name} ranks items by scores that are not probabilities of items: uncertainty "
             "is for models trained with the full softmax and for generative ones"
         )
+    if not model.catalog.item_ids.equals(queries.histories.catalog.item_ids):
+        raise ConfigError(
+            f"{model.name} was fitted to another catalog than that of the queries: prepare both "
+            "from one dataset"
+        )
     model.eval()
     longer = queries.histories
     if augmenter is not None:
+        augmenter.eval()
         longer = augmenter.augment(longer, seed)
     columns = {name: np.empty(len(queries)) for name in COLUMNS}
     order = np.argsort(longer.lengths, kind="stable")
@@ -71,7 +78,9 @@ def uncertainty(
             left[owner.to(left.device), items.to(left.device)] = 0
         shown = top_k(left, list_length)[0].clamp(min=0).sum(1)
         mass = left.sum(1)
-        columns["confidence"][rows] = (shown / mass.clamp(min=1e-12)).cpu().numpy()
+        # what is left may be ever so little; rounding may put a full list above the whole
+        confidence = (shown / mass.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(max=1)
+        columns["confidence"][rows] = confidence.cpu().numpy()
         columns["entropy"][rows] = averaged.entropy.cpu().numpy()
         columns["disagreement"][rows] = averaged.disagreement.cpu().numpy()
     return pl.DataFrame(columns)
@@ -95,7 +104,12 @@ def calibration(
     Returns:
         A row a bin, in rising order: ``predicted`` and ``observed`` (means), ``margin`` (half of
         the 95 % interval of the observed rate, normal), ``n``.
+
+    Raises:
+        DataError: no queries.
     """
+    if not len(predicted):
+        raise DataError("there are no queries to compare predicted and observed rates on")
     order = np.argsort(predicted, kind="stable")
     rows = []
     for part in np.array_split(order, min(n_bins, len(order))):

@@ -107,7 +107,7 @@ class DiffRec(GenerativeRecommender):
         noise_last: int = Field(1, ge=1)
         """Noised items: 1 is the target alone; more noise history too (form prefixes; fig. 5)."""
         normalize: bool = True
-        damping: float | None = Field(0.1, gt=0, le=1)
+        damping: float | None = Field(0.3, gt=0, le=1)
         """The slot holds the noised embedding times sqrt(alpha_bar_n), the best linear guess of the
         clean one, but at least times this; None leaves it as it is."""
         carry_last: bool = True

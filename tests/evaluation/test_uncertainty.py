@@ -1,0 +1,286 @@
+"""What a model says of its certainty: by hand, by scipy and by drawing what it predicts."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+
+from diffuserec.contracts import Augmenter, GenerativeRecommender, Recommender, Run, find
+from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.evaluation import (
+    calibration,
+    evaluate,
+    expected_calibration_error,
+    has_distribution,
+    load_evaluation,
+    uncertainty,
+)
+
+LIKELY = [0.1, 0.2, 0.3, 0.4]  # of items 1 to 4
+OTHER = [0.7, 0.1, 0.1, 0.1]
+AVERAGE = [0.4, 0.15, 0.2, 0.25]
+
+
+def log(sequences, n_items=4):
+    items = pl.Series("item_id", np.arange(1, n_items + 1))
+    return SequenceDataset.from_lists(sequences, Catalog(items, len(sequences)))
+
+
+def queries_of(sequences, n_items=4):
+    return Queries(log(sequences, n_items), np.ones(len(sequences), dtype=np.int64))
+
+
+class Fitted(Recommender):
+    """Learns popularity alone."""
+
+    def build(self, catalog: Catalog) -> None:
+        """Nothing to make."""
+
+    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
+        self.begin(train, run or Run())
+        return self
+
+
+def padded(rows: Any) -> torch.Tensor:
+    """Probabilities with the column of padding in front."""
+    table = torch.atleast_2d(torch.as_tensor(rows, dtype=torch.float32))
+    return torch.cat([torch.zeros(len(table), 1), table], dim=1)
+
+
+class Logits(Fitted):
+    """The same logits whatever the history, or those of its newest item."""
+
+    gives_logits = True
+
+    @classmethod
+    def of(cls, probabilities: Any, train: SequenceDataset) -> Self:
+        model = cls().fit(train)
+        # padding scores best and every logit is off by the same: neither may matter
+        model.table = (padded(probabilities).log() - 3).index_fill(1, torch.tensor([0]), 50.0)
+        return model
+
+    def score(self, histories: Any, seed: int = 0) -> torch.Tensor:
+        newest = histories.items[torch.arange(len(histories.users)), histories.lengths - 1]
+        return self.table[newest - 1 if len(self.table) > 1 else newest * 0]
+
+
+class Draws(GenerativeRecommender):
+    """The same draws whatever the history."""
+
+    def build(self, catalog: Catalog) -> None:
+        """Nothing to make."""
+
+    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
+        self.begin(train, run or Run())
+        return self
+
+    @classmethod
+    def of(cls, rows: Any, train: SequenceDataset) -> Self:
+        model = cls().fit(train)
+        model.table = padded(rows)
+        return model
+
+    def draws(
+        self, histories: Any, seed: int = 0, n_draws: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        for row in self.table[:n_draws]:
+            yield row.expand(len(histories.users), -1)
+
+    def score(self, histories: Any, seed: int = 0) -> torch.Tensor:
+        return torch.stack(list(self.draws(histories, seed))).mean(0)
+
+
+class AddItem(Augmenter):
+    """Puts item 1 in front of every history; not while training."""
+
+    def build(self, catalog: Catalog) -> None:
+        """Nothing to make."""
+
+    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
+        self.begin(train, run or Run())
+        return self
+
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        assert not self.training
+        rows = np.arange(len(dataset))
+        return dataset.prepend(np.ones((len(rows), 1), dtype=np.int32), rows)
+
+
+TRAIN = log([[1, 1, 1, 2], [3, 4, 1]])
+
+
+@pytest.mark.parametrize(
+    "filter_seen, list_length, confidence",
+    [
+        (True, 1, 0.75),  # items 4 and 2 are hidden, which leaves .1 and .3
+        (True, 2, 1.0),
+        (True, 10, 1.0),
+        (False, 1, 0.4),
+        (False, 3, 0.9),
+    ],
+)
+def test_confidence_is_the_probability_of_the_list(filter_seen, list_length, confidence):
+    model = Logits.of(LIKELY, TRAIN)
+    found = uncertainty(
+        model, queries_of([[4, 2]]), filter_seen=filter_seen, list_length=list_length
+    )
+    assert found["confidence"].to_list() == pytest.approx([confidence], rel=1e-5)
+    assert found["entropy"].to_list() == pytest.approx([stats.entropy(LIKELY)], rel=1e-5)
+    assert found["disagreement"].to_list() == [0.0]
+
+
+def test_each_query_hides_its_own_items():
+    model = Logits.of(LIKELY, TRAIN)
+    found = uncertainty(model, queries_of([[1, 2, 3], [4], [1, 1]]), list_length=1)
+    assert found["confidence"].to_list() == pytest.approx([1.0, 0.3 / 0.6, 0.4 / 0.9], rel=1e-5)
+
+
+def test_what_an_augmenter_made_up_is_not_hidden():
+    model = Logits.of(LIKELY, TRAIN)
+    augmenter = AddItem().fit(TRAIN).train()
+    found = uncertainty(model, queries_of([[4, 2]]), augmenter=augmenter, list_length=1)
+    assert found["confidence"].to_list() == pytest.approx([0.75], rel=1e-5)
+
+
+def test_little_probability_left_is_still_shared_out():
+    model = Logits.of(np.array([1.0, 1.0, 1.0, 1e20]) / 1e20, TRAIN)
+    found = uncertainty(model, queries_of([[4]]), list_length=1)
+    assert found["confidence"].to_list() == pytest.approx([1 / 3], rel=1e-5)
+
+
+def test_no_list_is_more_than_certain():
+    generator = np.random.default_rng(0)
+    model = Logits.of(generator.dirichlet(np.ones(300), 300), log([[300]], 300))
+    queries = queries_of([[int(i)] for i in range(1, 301)], 300)
+    assert uncertainty(model, queries, list_length=299)["confidence"].max() <= 1.0
+
+
+def test_draws_are_averaged_and_their_difference_told():
+    model = Draws.of([LIKELY, OTHER], TRAIN)
+    found = uncertainty(model, queries_of([[4, 2], [3]]), list_length=1)
+    entropy = stats.entropy(AVERAGE)
+    gap = entropy - (stats.entropy(LIKELY) + stats.entropy(OTHER)) / 2
+    assert gap > 0.1
+    np.testing.assert_allclose(found["confidence"], [0.4 / 0.6, 0.4 / 0.8], rtol=1e-5)
+    np.testing.assert_allclose(found["entropy"], [entropy] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found["disagreement"], [gap] * 2, rtol=1e-5)
+
+
+def test_draws_that_say_the_same_agree():
+    found = uncertainty(Draws.of([LIKELY] * 5, TRAIN), queries_of([[4, 2]]))
+    assert found["disagreement"][0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Logits, Draws])
+def test_without_a_history_popularity_answers(kind):
+    model = kind.of(LIKELY, TRAIN)
+    found = uncertainty(model, queries_of([[4, 2], [], [3]]), list_length=1)
+    counts = [4, 1, 1, 1]
+    np.testing.assert_allclose(found["confidence"], [0.75, 4 / 7, 0.4 / 0.7], rtol=1e-5)
+    entropies = [stats.entropy(p) for p in (LIKELY, counts, LIKELY)]
+    np.testing.assert_allclose(found["entropy"], entropies, rtol=1e-5)
+    assert found["disagreement"].to_list() == [0.0] * 3
+
+
+def test_nothing_depends_on_the_batch():
+    generator = np.random.default_rng(1)
+    sequences = [generator.integers(1, 21, n).tolist() for n in generator.integers(0, 15, 60)]
+    model = Logits.of(generator.dirichlet(np.ones(20), 20), log([[20]], 20))
+    queries = queries_of(sequences, 20)
+    one, *others = (uncertainty(model, queries, batch_size=size) for size in (1, 7, 999))
+    assert one["confidence"].n_unique() > 20
+    for other in others:
+        np.testing.assert_allclose(other.to_numpy(), one.to_numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["itemknn", "markov"])
+def test_scores_that_are_no_distribution_are_refused(name, cycle):
+    model = find("recommender", name)().fit(cycle)
+    assert not has_distribution(model)
+    with pytest.raises(ConfigError) as caught:
+        uncertainty(model, Queries(cycle, np.ones(len(cycle), dtype=np.int64)))
+    message = str(caught.value)
+    assert message.startswith(f"{name} ranks items by scores that are not probabilities")
+    assert "\n" not in message
+
+
+def test_another_catalog_is_refused():
+    with pytest.raises(ConfigError, match="another catalog"):
+        uncertainty(Logits.of(LIKELY, TRAIN), queries_of([[5]], n_items=5))
+
+
+def test_an_evaluation_keeps_it(tmp_path):
+    model, queries = Draws.of([LIKELY, OTHER], TRAIN), queries_of([[4, 2], [3]])
+    found = evaluate(model, queries, list_length=1, with_uncertainty=True)
+    np.testing.assert_allclose(found.per_user["confidence"], [0.4 / 0.6, 0.4 / 0.8], rtol=1e-5)
+    found.save(tmp_path)
+    assert load_evaluation(tmp_path).per_user.equals(found.per_user)
+    assert "confidence" not in evaluate(model, queries).per_user.columns
+
+
+def test_calibration_by_hand():
+    predicted = np.array([0.9, 0.1, 0.4, 0.2, 0.8, 0.6])
+    hit = np.array([True, False, True, False, True, False])
+    bins = calibration(predicted, hit, n_bins=3)
+    assert bins["predicted"].to_list() == pytest.approx([0.15, 0.5, 0.85])
+    assert bins["observed"].to_list() == [0.0, 0.5, 1.0]
+    assert bins["margin"].to_list() == pytest.approx([0, 1.96 * np.sqrt(0.25 / 2), 0])
+    assert bins["n"].to_list() == [2, 2, 2]
+    assert expected_calibration_error(bins) == pytest.approx((0.15 + 0 + 0.15) / 3)
+
+
+def test_bins_that_are_not_equal_are_weighted():
+    hit = np.array([True, False, False, True, True])
+    bins = calibration(np.array([0.1, 0.2, 0.3, 0.6, 0.8]), hit, n_bins=2)
+    assert bins["n"].to_list() == [3, 2]
+    # 3 queries with .2 against 1/3, 2 with .7 against 1
+    expected = (3 * (1 / 3 - 0.2) + 2 * (1 - 0.7)) / 5
+    assert expected_calibration_error(bins) == pytest.approx(expected)
+
+
+def test_fewer_queries_than_bins():
+    bins = calibration(np.array([0.8, 0.3]), np.array([False, True]))
+    assert bins.rows() == [(0.3, 1.0, 0.0, 1), (0.8, 0.0, 0.0, 1)]
+    assert expected_calibration_error(bins) == pytest.approx(0.75)
+    with pytest.raises(DataError, match="no queries"):
+        calibration(np.array([]), np.array([], dtype=bool))
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("sharpness, calibrated", [(1, True), (3, False)])
+def test_targets_drawn_from_the_model_are_hit_as_often_as_it_says(
+    filter_seen, sharpness, calibrated
+):
+    generator = np.random.default_rng(2)
+    n_items, n = 30, 20_000
+    truth = generator.dirichlet(np.full(n_items, 0.5), n_items) + 1e-6
+    truth /= truth.sum(1, keepdims=True)
+    newest = generator.integers(0, n_items, n)
+    left = truth[newest]
+    if filter_seen:
+        left[np.arange(n), newest] = 0
+    drawn = (left.cumsum(1) < generator.random((n, 1)) * left.sum(1, keepdims=True)).sum(1)
+    stated = truth**sharpness
+    model = Logits.of(stated / stated.sum(1, keepdims=True), log([[n_items]], n_items))
+    histories = log([[int(item) + 1] for item in newest], n_items)
+    found = evaluate(
+        model,
+        Queries(histories, drawn + 1),
+        filter_seen=filter_seen,
+        list_length=5,
+        cutoffs=(5,),
+        batch_size=4096,
+        with_uncertainty=True,
+    ).per_user
+    hit = (found["target_rank"] < 5).to_numpy()
+    error = expected_calibration_error(calibration(found["confidence"].to_numpy(), hit))
+    # a tenth of 2,000 queries has a standard error of at most .5 / sqrt(2000) = .011
+    if calibrated:
+        assert error < 0.011
+    else:
+        assert error > 0.05
