@@ -12,6 +12,7 @@ import torch
 
 from diffuserec.contracts import (
     Augmenter,
+    GenerativeRecommender,
     Method,
     Recommender,
     Run,
@@ -40,6 +41,25 @@ QUICK: dict[str, dict[str, Any]] = {
         "learning_rate": 0.02,
         "batch_size": 16,
     },
+    "dreamrec": {
+        "dim": 16,
+        "epochs": 6,
+        "learning_rate": 0.02,
+        "batch_size": 16,
+        "num_train_timesteps": 40,
+        "num_inference_steps": 5,
+        "n_draws": 3,
+    },
+    "diffrec": {
+        "epochs": 12,
+        "dim": 16,
+        "n_layers": 1,
+        "dropout": 0.0,
+        "learning_rate": 0.02,
+        "batch_size": 16,
+        "num_train_timesteps": 20,
+        "n_draws": 3,
+    },
     "diffuasr": {
         "n_items": 2,
         "min_condition": 1,
@@ -54,6 +74,9 @@ WITHOUT_ORDER = {"popularity"}
 """Recommenders whose scores have nothing to do with the history."""
 
 RECOMMENDERS = method_names("recommender")
+GENERATIVE = [
+    name for name in RECOMMENDERS if issubclass(find("recommender", name), GenerativeRecommender)
+]
 AUGMENTERS = method_names("augmenter")
 METHODS = [("recommender", name) for name in RECOMMENDERS] + [
     ("augmenter", name) for name in AUGMENTERS
@@ -130,19 +153,20 @@ def items_of(frame: pl.DataFrame, query: int = 0) -> list[Any]:
 @pytest.mark.parametrize("kind, name", METHODS)
 def test_overrides_nothing_concrete(kind: str, name: str) -> None:
     method = find(kind, name)
-    base = Recommender if kind == "recommender" else Augmenter
-    assert method.__bases__ == (base,)
+    (base,) = method.__bases__
+    assert base in ((Recommender, GenerativeRecommender) if kind == "recommender" else (Augmenter,))
     inherited = {attribute for parent in base.__mro__[:-1] for attribute in vars(parent)}
     every_class = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"}
     own = set(vars(method)) - every_class
-    assert own & inherited == base.__abstractmethods__ | {"Config"}
+    declared = base.__abstractmethods__ | {"Config"}
+    assert (own & inherited) - {"gives_logits"} == declared  # which says something of a method
     assert not method.__abstractmethods__
 
 
 @pytest.mark.parametrize("kind, name", METHODS)
 def test_signatures_are_those_of_the_contract(kind: str, name: str) -> None:
     method = find(kind, name)
-    base = Recommender if kind == "recommender" else Augmenter
+    (base,) = method.__bases__
     for declared in base.__abstractmethods__:
         promised = inspect.signature(getattr(base, declared)).parameters
         kept = inspect.signature(getattr(method, declared)).parameters
@@ -311,7 +335,8 @@ def test_recommends_in_the_ids_of_the_log(name: str, ids: str, cycle, split: Spl
     model = made("recommender", name).fit(train, run=Run(seed=1))
     raw = {"int": [1000, 997], "str": ["B1000", "B0997"]}[ids]
     frame = model.recommend([raw], k=5)
-    assert frame.columns == ["query", "rank", "item_id", "score", "n_unknown"]
+    spread = {"spread"} if isinstance(model, GenerativeRecommender) else set()
+    assert set(frame.columns) == {"query", "rank", "item_id", "score", "n_unknown"} | spread
     items = items_of(frame)
     assert all(type(item) is type(raw[0]) for item in items)
     assert set(items) <= set(train.catalog.item_ids.to_list()) - set(raw)
@@ -329,7 +354,9 @@ def test_recommends_the_best_scored(recommender, split: Split) -> None:
     rows = np.arange(10)
     raw = [recommender.catalog.decode(split.test.histories[n]) for n in rows]
     with torch.no_grad():
-        scores = recommender.score(histories_of(split.test.histories, rows)).double().numpy()
+        # the noise of a generative one belongs to the history, which has its own key there
+        keyed, _ = recommender._encode(raw, "refuse")
+        scores = recommender.score(histories_of(keyed, rows)).double().numpy()
     frame = recommender.recommend(raw, k=20, filter_seen=False, batch_size=10)
     for n in rows:
         order = sorted(range(1, 21), key=lambda item: (-scores[n, item], item))
@@ -341,7 +368,8 @@ def test_recommends_the_best_scored(recommender, split: Split) -> None:
 def test_the_batch_size_of_recommend_changes_nothing(recommender, split: Split) -> None:
     raw = [recommender.catalog.decode(split.test.histories[n]) for n in range(9)] + [[]]
     one, many = (recommender.recommend(raw, k=4, batch_size=size) for size in (3, 100))
-    assert one.drop("score").equals(many.drop("score"))
+    columns = ["query", "rank", "item_id", "n_unknown"]
+    assert one.select(columns).equals(many.select(columns))
 
 
 def test_unknown_ids_are_skipped_and_counted_or_refused(recommender) -> None:
@@ -361,7 +389,11 @@ def test_an_empty_history_is_answered_by_popularity(recommender, split: Split) -
     frame = recommender.recommend([[], [12345]], k=20)
     for query in (0, 1):
         assert recommender.catalog.encode(items_of(frame, query)).tolist() == order
-    assert frame["score"][:20].to_list() == counts[order].tolist()
+    if isinstance(recommender, GenerativeRecommender):  # which answers in probabilities
+        np.testing.assert_allclose(frame["score"][:20], counts[order] / counts.sum(), rtol=1e-6)
+        assert frame["spread"].to_list() == [0.0] * 40
+    else:
+        assert frame["score"][:20].to_list() == counts[order].tolist()
 
 
 def test_seen_items_are_left_out_unless_asked_for(recommender) -> None:
@@ -428,6 +460,137 @@ def test_a_saved_recommender_scores_the_same(recommender, split: Split, tmp_path
     histories = all_histories(split.test.histories)
     with torch.no_grad():
         assert torch.equal(loaded.score(histories, 3), recommender.score(histories, 3))
+
+
+# --- generative recommenders -------------------------------------------------------------------
+
+
+@pytest.fixture(params=GENERATIVE)
+def generative(request, split: Split) -> GenerativeRecommender:
+    return fitted("recommender", request.param, split)
+
+
+def raw_histories(split: Split, n: int) -> list[list[Any]]:
+    return [split.train.catalog.decode(split.test.histories[row]) for row in range(n)]
+
+
+def rankings(frame: pl.DataFrame, n: int) -> list[list[Any]]:
+    return [items_of(frame, query) for query in range(n)]
+
+
+def drawn(model: GenerativeRecommender, raw: list[list[Any]], seed: int, n_draws: int):
+    """The draws for these histories as ``recommend`` keys their noise, shape (draws, B, V)."""
+    dataset, _ = model._encode(raw, "refuse")
+    with torch.no_grad():
+        return torch.stack([*model.draws(all_histories(dataset), seed, n_draws)]).double().numpy()
+
+
+@torch.no_grad()
+def test_draws_are_distributions_over_the_items(generative, split: Split) -> None:
+    histories = all_histories(split.test.histories)
+    draws = torch.stack([*generative.draws(histories, 0, 5)])
+    assert draws.shape == (5, len(histories.users), 21)
+    assert (draws >= 0).all()
+    assert not draws[:, :, 0].any()
+    torch.testing.assert_close(draws.sum(2), torch.ones(5, len(histories.users)))
+    assert (draws[0] != draws[1]).any()
+    # a draw is the same whatever number of them is asked for
+    torch.testing.assert_close(
+        torch.stack([*generative.draws(histories, 0, 2)]), draws[:2], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_shows_the_mean_of_the_draws_and_their_spread(generative, split: Split) -> None:
+    raw = raw_histories(split, 8)
+    frame = generative.recommend(raw, k=20, n_draws=6, filter_seen=False, seed=4)
+    draws = drawn(generative, raw, 4, 6)
+    for query in range(len(raw)):
+        shown = frame.filter(pl.col("query") == query)
+        items = generative.catalog.encode(shown["item_id"].to_list())
+        mean, std = draws[:, query, items].mean(0), draws[:, query, items].std(0, ddof=1)
+        np.testing.assert_allclose(shown["score"], mean, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(shown["spread"], std, rtol=1e-3, atol=1e-6)
+        assert (np.diff(shown["score"]) <= 0).all()
+    assert (frame["spread"] >= 0).all()
+    assert (frame["spread"] > 0).any()
+    alone = generative.recommend(raw, k=20, n_draws=1, filter_seen=False, seed=4)
+    assert alone["spread"].to_list() == [0.0] * len(alone)
+
+
+def test_the_number_of_draws_is_its_own_unless_asked_for(generative, split: Split) -> None:
+    raw = raw_histories(split, 4)
+    own = generative.recommend(raw, k=20)
+    assert own.equals(generative.recommend(raw, k=20, n_draws=generative.config.n_draws))
+    assert not own.equals(generative.recommend(raw, k=20, n_draws=generative.config.n_draws + 1))
+
+
+def test_diversity_ranks_from_the_mean_to_the_first_draw(generative, split: Split) -> None:
+    raw = raw_histories(split, 30)
+    by_seed = []
+    for seed in (1, 2):
+        frame = generative.recommend(raw, k=20, filter_seen=False, seed=seed, diversity=1.0)
+        n_draws = generative.config.n_draws
+        draws = drawn(generative, raw, seed, n_draws)
+        half = generative.recommend(raw, k=20, filter_seen=False, seed=seed, diversity=0.5)
+        for query in range(len(raw)):
+            for shown, value in (
+                (frame, draws[0, query]),
+                (half, (draws[:, query].mean(0) + draws[0, query]) / 2),
+            ):
+                items = generative.catalog.encode(items_of(shown, query))
+                # descending but for rounding
+                assert (np.diff(value[items]) <= 1e-6).all()
+            items = generative.catalog.encode(items_of(frame, query))
+            shown = frame.filter(pl.col("query") == query)["score"]  # still the mean
+            np.testing.assert_allclose(shown, draws[:, query, items].mean(0), rtol=1e-4, atol=1e-7)
+        by_seed.append(rankings(frame, len(raw)))
+    assert by_seed[0] != by_seed[1]
+    none = generative.recommend(raw, k=20, filter_seen=False, seed=1, diversity=0.0)
+    assert rankings(none, len(raw)) != by_seed[0]
+    assert none.equals(generative.recommend(raw, k=20, filter_seen=False, seed=1))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"n_draws": 0}, "n_draws must be at least 1, got 0"),
+        ({"n_draws": -3}, "n_draws must be at least 1, got -3"),
+        ({"diversity": 2.0}, "diversity must be between 0 and 1, got 2.0"),
+        ({"diversity": -0.1}, "diversity must be between 0 and 1, got -0.1"),
+        ({"diversity": float("nan")}, "diversity must be between 0 and 1, got nan"),
+    ],
+    ids=str,
+)
+def test_impossible_draws_are_refused(generative, wrong, message) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        generative.recommend([[1000]], **wrong)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("asked", [{"n_draws": 3}, {"diversity": 0.5}], ids=str)
+@pytest.mark.parametrize("name", sorted(set(RECOMMENDERS) - set(GENERATIVE)))
+def test_draws_of_a_method_without_noise_are_refused(name: str, asked, split: Split) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        fitted("recommender", name, split).recommend([[1000]], **asked)
+    assert str(refusal.value) == (
+        f"{name} draws no noise, its lists are always the same: leave out n_draws and diversity"
+    )
+
+
+def test_an_empty_history_among_others_has_no_spread(generative, split: Split) -> None:
+    raw = raw_histories(split, 2)
+    frame = generative.recommend([raw[0], [], raw[1]], k=20, diversity=1.0, seed=3)
+    counts = np.bincount(split.train.items, minlength=21)
+    order = sorted(range(1, 21), key=lambda item: (-counts[item], item))
+    empty = frame.filter(pl.col("query") == 1)
+    assert generative.catalog.encode(empty["item_id"].to_list()).tolist() == order
+    assert empty["spread"].to_list() == [0.0] * 20
+    np.testing.assert_allclose(empty["score"], counts[order] / counts.sum(), rtol=1e-6)
+    # the others are answered as if it were not there
+    without = generative.recommend(raw, k=20, diversity=1.0, seed=3)
+    for query, other in ((0, 0), (2, 1)):
+        assert items_of(frame, query) == items_of(without, other)
+        assert (frame.filter(pl.col("query") == query)["spread"] > 0).any()
 
 
 # --- augmenters --------------------------------------------------------------------------------

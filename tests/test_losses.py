@@ -14,6 +14,7 @@ from diffuserec.data import SequenceDataset
 from diffuserec.losses import (
     binary_cross_entropy,
     gbce,
+    mixture_cross_entropy,
     sampled_softmax,
     seen_keys,
     softmax_cross_entropy,
@@ -102,6 +103,99 @@ def test_softmax_takes_part_in_a_longer_graph():
     ours = torch.autograd.grad(softmax_cross_entropy(inner.tanh() * 2, table, targets), inner)
     theirs = torch.autograd.grad(reference(inner.tanh() * 2, table, targets), inner)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def mixture(k, dtype=torch.float64, scale=1.0):
+    generator = torch.Generator().manual_seed(k)
+    states = torch.randn(P, k, D, generator=generator, dtype=dtype) * scale
+    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale
+    targets = torch.randint(1, V, (P,), generator=generator)
+    return states.requires_grad_(), table.requires_grad_(), targets
+
+
+def mixture_reference(states, table, targets):
+    """-log of the mean over draws of the target's softmax over real items, by plain autograd."""
+    shares = torch.softmax(states @ table[1:].T, dim=2)
+    return -shares[torch.arange(len(targets)), :, targets - 1].mean(1).log().mean()
+
+
+@pytest.mark.parametrize("block", [1, 7 * V, 10**9])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mixture_and_its_gradients(monkeypatch, block, k, dtype):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = mixture(k, dtype)
+    ours = with_gradients(mixture_cross_entropy, states, table, targets)
+    theirs = with_gradients(mixture_reference, states, table, targets)
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert not ours[2][0].any()
+
+
+def test_mixture_of_one_draw_is_the_softmax():
+    states, table, targets = mixture(1)
+    ours = with_gradients(mixture_cross_entropy, states, table, targets)
+    theirs = with_gradients(lambda s, t, y: reference(s[:, 0], t, y), states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-6, atol=1e-7)
+
+
+def test_mixture_averages_probabilities_and_not_their_logarithms():
+    # two items; draws that give the target 1/2 and 1/4: -log(3/8), not (log 2 + log 4) / 2
+    table = torch.tensor([[0.0], [1.0], [0.0]])
+    states = torch.tensor([[[0.0], [-math.log(3)]]])
+    value = mixture_cross_entropy(states, table, torch.tensor([1]))
+    assert value.item() == pytest.approx(-math.log(3 / 8), rel=1e-6)
+
+
+def test_mixture_of_equal_draws_is_that_of_one():
+    states, table, targets = mixture(1)
+    several = states.expand(-1, 4, -1)
+    one, four = (mixture_cross_entropy(s, table, targets) for s in (states, several))
+    assert four.item() == pytest.approx(one.item(), rel=1e-6)
+
+
+def test_mixture_where_one_draw_makes_the_target_all_but_impossible():
+    # the second draw puts the target at exp(-300): all of the gradient is the first one's
+    states, table, targets = mixture(1, torch.float32)
+    target = targets[:1]
+    with torch.no_grad():
+        table[:, -1] = 0
+        table[target, -1] = -300.0
+        first = states[:1].clone()
+        first[..., -1] = 0
+        second = first.clone()
+        second[..., -1] = 1
+    both = torch.cat([first, second], dim=1).requires_grad_()
+    value, ours, _ = with_gradients(mixture_cross_entropy, both, table, target, factor=1.0)
+    alone = first[:, 0].requires_grad_()
+    expected, theirs, _ = with_gradients(reference, alone, table, target, factor=1.0)
+    assert value.item() == pytest.approx(expected.item() + math.log(2), rel=1e-6)
+    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-5, atol=1e-6)
+    assert ours[:, 1].abs().max() < 1e-6
+
+
+def test_mixture_in_bfloat16():
+    states, table, targets = mixture(4, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = mixture_cross_entropy(states, table, targets)
+    ours = torch.autograd.grad(value, (states, table))
+    expected, *theirs = with_gradients(mixture_reference, states, table, targets, factor=1.0)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-2)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - other).norm() < 0.03 * other.norm()
+
+
+def test_mixture_of_no_positions():
+    states, table = torch.zeros(0, 3, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
+    value = mixture_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert not table.grad.any()
 
 
 def test_binary_cross_entropy_is_torchs():

@@ -221,7 +221,7 @@ class Recommender(Method):
             self.catalog.vocab_size, self._listed("allow", allow), self._listed("deny", deny)
         )
         longer = dataset if augmenter is None else augmenter.augment(dataset, seed)
-        frames = [_no_recommendations(self.catalog)]
+        frames = [_no_recommendations(self.catalog, drawing is not None)]
         self.eval()
         for first in range(0, len(dataset), batch_size):
             rows = np.arange(first, min(first + batch_size, len(dataset)))
@@ -254,7 +254,7 @@ class Recommender(Method):
                     }
                 )
             )
-        return pl.concat(frames, how="diagonal")
+        return pl.concat(frames)
 
     def _check_drawing(self, n_draws: int | None, diversity: float) -> None:
         if not isinstance(self, GenerativeRecommender) and (n_draws is not None or diversity != 0):
@@ -559,13 +559,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _no_recommendations(catalog: Catalog) -> pl.DataFrame:
+def _no_recommendations(catalog: Catalog, drawn: bool) -> pl.DataFrame:
     return pl.DataFrame(
         schema={
             "query": pl.Int64,
             "rank": pl.Int64,
             "item_id": catalog.item_ids.dtype,
             "score": pl.Float64,
+            **({"spread": pl.Float64} if drawn else {}),
             "n_unknown": pl.Int64,
         }
     )

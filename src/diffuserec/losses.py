@@ -70,19 +70,23 @@ class _BlockedSoftmax(torch.autograd.Function):
                 rows = slice(first, first + block)
                 logits = low_states[rows] @ low_table.T
                 logits[:, 0] = -torch.inf
-                probabilities = torch.softmax(logits, dim=1)
                 own = targets[rows, None]
-                # a probability too small for the format is only reported at its smallest; the
-                # gradient p - 1 does not need it
-                tiny = torch.finfo(torch.float32).tiny
-                likely = probabilities.gather(1, own).float().clamp(min=tiny).view(-1, n_draws)
-                total -= likely.mean(1).log().sum()
+                if n_draws > 1:  # shares of a target's draws need logarithms: all may underflow
+                    partition = torch.logsumexp(logits.float(), dim=1)
+                    log_p = (logits.gather(1, own)[:, 0].float() - partition).view(-1, n_draws)
+                    total -= (torch.logsumexp(log_p, dim=1) - math.log(n_draws)).sum()
+                probabilities = torch.softmax(logits, dim=1)
+                if n_draws == 1:
+                    # a probability too small for the format is only reported at its smallest;
+                    # the gradient p - 1 does not need it
+                    tiny = torch.finfo(torch.float32).tiny
+                    total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
                 if need:
                     probabilities.scatter_add_(1, own, torch.full_like(own, -1, dtype=logits.dtype))
                     grad_states[rows] = probabilities @ low_table
                     own_states = low_states[rows]
                     if n_draws > 1:
-                        share = (likely / likely.sum(1, keepdim=True)).view(-1, 1)
+                        share = torch.softmax(log_p, dim=1).view(-1, 1)
                         grad_states[rows] *= share
                         own_states = own_states * share.to(own_states.dtype)
                     if precision is None:

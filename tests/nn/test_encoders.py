@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffuserec.losses import softmax_cross_entropy
+from diffuserec.nn.embeddings import interleaved_sinusoidal
 from diffuserec.nn.encoders import TransformerBlock, TransformerEncoder, last_states
 
 V, D, L = 30, 12, 7
@@ -187,3 +188,51 @@ def test_gradients_reach_every_parameter():
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_the_steps_of_an_encoder_make_the_whole(causal):
+    model = encoder(causal)
+    items, lengths = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]]), torch.tensor([5, 3])
+    length = items.shape[1]
+    visible = (torch.arange(length) < lengths[:, None])[:, None, None, :]
+    if causal:
+        visible = torch.ones(length, length, dtype=torch.bool).tril()
+    states = model.enter(model.table[items] + model.positions.weight[:length])
+    assert len(model.layers) == 2
+    for block in model.layers:
+        query, key, value = block.heads(states)
+        assert query.shape == (2, 3, length, D // 3)
+        logits = query @ key.transpose(2, 3) / math.sqrt(D // 3)
+        shares = torch.softmax(logits.masked_fill(~visible, -torch.inf), dim=3)
+        states = block.after(states, shares @ value)
+    real = items > 0
+    expected = model(items, lengths)
+    torch.testing.assert_close(states[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_state_may_ask_for_all():
+    # queries and keys of different positions: what a slot beside the sequence does
+    model = encoder()
+    block = model.layers[0]
+    states = model.enter(model.table[ITEMS] + model.positions.weight[:L])
+    query, _, _ = block.heads(states[:, -1:])
+    _, key, value = block.heads(states)
+    attended = F.scaled_dot_product_attention(query, key, value)
+    alone = block.after(states[:, -1:], attended)
+    torch.testing.assert_close(alone, block(states, None)[:, -1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 12])
+def test_interleaved_sines_and_cosines_by_hand(dim):
+    steps = [0.0, 1.0, 2.5, 1000.0]
+    expected = torch.zeros(len(steps), dim)
+    for row, n in enumerate(steps):
+        for place in range(dim):
+            angle = n / 10_000 ** (2 * (place // 2) / dim)
+            expected[row, place] = math.cos(angle) if place % 2 else math.sin(angle)
+    ours = interleaved_sinusoidal(torch.tensor(steps), dim)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # float32 angles up to 1000
+    torch.testing.assert_close(ours[:3], expected[:3], rtol=0, atol=1e-6)

@@ -146,6 +146,11 @@ class DiffRec(GenerativeRecommender):
                 )
             if self.noise_last > 1 and self.num_inference_steps > 1:
                 raise ValueError("noise_last above 1 works with num_inference_steps = 1 only")
+            if self.noise_last > 1 and self.carry_last:
+                raise ValueError(
+                    "noise_last above 1 noises the newest item, which carry_last would show clean: "
+                    "set carry_last to false"
+                )
             if self.noise_last > self.max_len + 1:
                 raise ValueError(
                     f"noise_last {self.noise_last} is more than the {self.max_len + 1} tokens"
@@ -264,18 +269,19 @@ class DiffRec(GenerativeRecommender):
             h_0 = h_0[:, None, None]
         real = targets > 0
         h_0, x_0, targets, t, weight = h_0[real], x_0[real], targets[real], t[real], weight[real]
+        n = max(1, len(targets))
         loss = self._cross_entropy(h_0, targets)
         if c.rounding_loss:
             loss = loss + self._cross_entropy((x_0 * self._scale())[:, None], targets)
         if c.keep_prior:
             end = float(self.schedule.alpha_bars[-1])
-            loss = loss + end * x_0.square().sum(-1).mean()
+            loss = loss + end * x_0.square().sum() / n
         aim = x_0.detach() if c.detach_target else x_0
         error = (h_0.float() - aim[:, None]).square().mean(1)
         error = error.sum(1) if c.mse_reduction == "sum" else error.mean(1)
         if c.step_sampling == "importance":
             self.steps.record(t, error)
-        squares: Tensor = c.mse_weight * (weight * error).mean()
+        squares: Tensor = c.mse_weight * (weight * error).sum() / n
         return loss + squares
 
     def _cross_entropy(

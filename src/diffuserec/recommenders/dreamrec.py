@@ -153,8 +153,6 @@ class DreamRec(GenerativeRecommender):
         return self
 
     def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        if self.config.n_draws == 1:  # the order of the softmax, without its underflow
-            return self._generate(histories, 1, seed)[:, 0] @ self.encoder.table.T
         total = torch.zeros(len(histories.users), len(self.encoder.table), device=self.device)
         for draw in self.draws(histories, seed):
             total += draw
