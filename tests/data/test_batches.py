@@ -19,6 +19,7 @@ from diffuserec.data import (
     prefixes,
     trainable_rows,
     training_batches,
+    windows,
 )
 
 
@@ -72,6 +73,48 @@ def test_every_pair_of_every_newest_window_exactly_once(
     ]
     assert len(seen_users) == len(set(seen_users))
     assert set(with_pair) <= set(seen_users)
+
+
+@settings(max_examples=150)
+@given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5))
+def test_windows_hold_every_target_once(
+    sequences: list[list[tuple[int, bool]]], max_len: int, size: int
+) -> None:
+    dataset = dataset_of(sequences)
+    found = []
+    for batch in training_batches(dataset, size, max_len, 0, 0, all_targets=True):
+        for user, items, length, targets in zip(
+            batch.users.tolist(),
+            batch.items.tolist(),
+            batch.lengths.tolist(),
+            batch.targets.tolist(),
+            strict=True,
+        ):
+            assert 1 <= length <= max_len
+            assert items[length:] == targets[length:] == [0] * (len(items) - length)
+            sequence = [item for item, _ in sequences[(user - 100) // 3]]
+            places = [
+                end
+                for end in range(length + 1, len(sequence) + 1)
+                if sequence[end - length - 1 : end - 1] == items[:length]
+            ]
+            assert places  # a piece of this user's sequence
+            found += [(user, item) for item in targets if item]
+    wanted = [
+        (100 + 3 * row, item)
+        for row, s in enumerate(sequences)
+        for item, synthetic in s[1:]
+        if not synthetic
+    ]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_windows_by_hand() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6], [7], [8, 9]])
+    rows, ends = windows(dataset, 2)
+    # targets 5 6 | 3 4 | 2 of the first user, 9 of the last
+    assert rows.tolist() == [0, 0, 0, 2]
+    assert ends.tolist() == [6, 4, 2, 9]
 
 
 def test_short_sequences_teach_nothing() -> None:
