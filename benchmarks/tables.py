@@ -74,7 +74,9 @@ def summary() -> str:
     """The README's table: HR@10 and NDCG@10 of every row of the experiments."""
     parts = []
     for log, name in (
-        ("Amazon Beauty (5-core)", "augmentation_beauty"),
+        ("Amazon Beauty (5-core)", "diffrec_beauty"),
+        ("MovieLens-1M, 50 positions", "diffrec_ml-1m"),
+        ("Amazon Beauty, pseudo items", "augmentation_beauty"),
         ("MovieLens-1M, 200 positions", "sasrec_ml-1m"),
     ):
         if not (RESULTS / f"{name}.json").exists():
@@ -161,6 +163,128 @@ def augmenting() -> str:
     )
 
 
+def trials(name: str) -> str:
+    """What was tried on validation, one row a run."""
+    rows = [
+        [
+            row["what"],
+            row["batches"],
+            f"{row['best']:.4f}",
+            f"{row['best_epoch']} of {row['epochs']}",
+            *(f"{row[at]:.4f}" if row[at] else "" for at in ("epoch_5", "epoch_10")),
+            f"{row['seconds_per_epoch']:.0f}",
+        ]
+        for row in _read(name)
+    ]
+    header = ["tried", "batches", "best", "epoch", "after 5", "after 10", "s an epoch"]
+    return table(header, rows)
+
+
+def costs(name: str) -> str:
+    """Seeds, epochs, best validation figure and training time of an experiment's rows."""
+    runs = _read(name)["training"]
+    rows = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        rows.append(
+            [
+                method,
+                *(
+                    " / ".join(form(run[what]) for run in own)
+                    for what, form in (
+                        ("seed", str),
+                        ("epochs", str),
+                        ("best_valid", "{:.4f}".format),
+                        ("seconds", "{:.0f}".format),
+                    )
+                ),
+            ]
+        )
+    return table(["method", "seed", "epochs", "best validation NDCG@10", "training, s"], rows)
+
+
+def calibrated(name: str) -> str:
+    """Hit rates of the most and least certain tenths."""
+    rows = []
+    for method, found in _read(name).items():
+        for what, bins in found["bins"].items():
+            if len({row["predicted"] for row in bins}) < 2:
+                continue
+            first, last = bins[0], bins[-1]
+            error = f"{found['expected_calibration_error']:.4f}" if what == "confidence" else ""
+            rows.append(
+                [
+                    method,
+                    what,
+                    *(
+                        text
+                        for row in (first, last)
+                        for text in (
+                            f"{row['predicted']:.4g}",
+                            f"{row['observed']:.4f} ± {row['margin']:.4f}",
+                        )
+                    ),
+                    error,
+                ]
+            )
+    header = ["method", "figure", "lowest tenth", "HR@10", "highest tenth", "HR@10", "error"]
+    return table(header, rows)
+
+
+def curves(*names: str) -> str:
+    """The tables and figures of curve files."""
+    parts = []
+    for name in names:
+        text = (RESULTS / "curves" / f"{name}.md").read_text().strip()
+        parts.append(f"{text}\n\n![{name}](../results/curves/{name}.svg)")
+    return "\n\n".join(parts)
+
+
+def kept(name: str) -> str:
+    """The same runs measured with seen items kept in the ranking, one seed each."""
+    rows = [
+        [data, method, f"{m['HR@10']:.4f}", f"{m['NDCG@10']:.4f}"]
+        for data, methods in _read(name).items()
+        for method, m in methods.items()
+    ]
+    return table(["seen items kept", "method (seed 0)", "HR@10", "NDCG@10"], rows)
+
+
+def cosines(*names: str) -> str:
+    """Mean pairwise cosine of the item table by epoch."""
+    rows = []
+    for name in names:
+        epochs = _read(name)
+        shown = [0, 1, 2, 4, 9, 19, 29, 39, 59]
+        picked = [epochs[at] for at in shown if at < len(epochs)]
+        told = ((e["epoch"] + 1, e["watched"]["mean pairwise cosine"], e["valid"]) for e in picked)
+        rows += [[name, str(n), f"{cosine:.4f}", f"{valid:.4f}"] for n, cosine, valid in told]
+    return table(["run", "epoch", "mean pairwise cosine", "validation NDCG@10"], rows)
+
+
+def ratios(*names: str) -> str:
+    """DiffRec's cost beside SASRec's."""
+    documents = [_read(name) for name in names]
+    keys = list(dict.fromkeys(key for d in documents for key in d["ratios"]))
+    rows = [
+        [key, *(f"{d['ratios'][key]:.2f}" if key in d["ratios"] else "" for d in documents)]
+        for key in keys
+    ]
+    heads = [f"{d['data']} (mean history {d['mean history']:.1f})" for d in documents]
+    accuracy = [
+        [d["data"], name, *(f"{m[k]:.4f}" for k in ("HR@10", "NDCG@10", "MRR"))]
+        for d in documents
+        for name, m in d["valid"].items()
+        if name != "sasrec"
+    ]
+    return "\n\n".join(
+        (
+            table(["ratio of medians, 2 threads", *heads], rows),
+            table(["validation", "ranking", "HR@10", "NDCG@10", "MRR"], accuracy),
+        )
+    )
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -176,6 +300,14 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffuasr_store": lambda: rows_of("diffuasr_store", "learned"),
     "diffuasr_steps": lambda: rows_of("diffuasr_beauty", "steps"),
     "diffuasr_speed": augmenting,
+    "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
+    "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
+    "diffrec_kept": lambda: kept("diffrec_kept"),
+    "diffrec_trials": lambda: trials("diffrec_trials"),
+    "diffrec_calibration": lambda: calibrated("diffrec_calibration"),
+    "diffrec_curves": lambda: curves("schedules", "steps", "embeddings", "noising", "draws"),
+    "diffrec_speed": lambda: ratios("diffrec_speed_beauty", "diffrec_speed_ml-1m"),
+    "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
 
 
