@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffuserec.contracts import Method, Run
-from diffuserec.data import Batch, Histories, Queries, SequenceDataset, history_batches
+from diffuserec.data import (
+    Batch,
+    Histories,
+    Queries,
+    SequenceDataset,
+    history_batches,
+    prefix_batches,
+    prefixes,
+    trainable_rows,
+    training_batches,
+    windows,
+)
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import hide, seen_pairs, target_ranks
 
@@ -169,6 +180,62 @@ def validation(
         return gain / max(1, len(valid))
 
     return figure
+
+
+def train_next_item(
+    method: Method,
+    loss: Callable[[Batch], Tensor],
+    train_data: SequenceDataset,
+    valid: Queries | None,
+    run: Run,
+    *,
+    score: Callable[[Histories], Tensor],
+    rows: Literal["users", "windows", "prefixes"] = "users",
+    optimizer: torch.optim.Optimizer | None = None,
+    watch: Callable[[], dict[str, float]] | None = None,
+) -> list[Epoch]:
+    """:func:`train` on next-item batches, as most recommenders do.
+
+    Takes ``batch_size, max_len, learning_rate, epochs, patience`` from the method's settings.
+
+    Args:
+        method: begun; its parameters are trained.
+        loss: of one batch.
+        train_data: the sequences.
+        valid: what decides when to stop, by full ranking; None trains all epochs.
+        run: surroundings.
+        score: what validation ranks by.
+        rows: of the batches: ``users``, the newest `max_len` positions of each;
+            ``windows``, so that every item is a target; ``prefixes``, one row a target.
+        optimizer: by default Adam.
+        watch: as for :func:`train`.
+    """
+    c: Any = method.config
+    if rows == "prefixes":
+        n_rows = len(prefixes(train_data)[0])
+    else:
+        found = windows(train_data, c.max_len)[0] if rows == "windows" else None
+        n_rows = len(trainable_rows(train_data) if found is None else found)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        if rows == "prefixes":
+            return prefix_batches(train_data, c.batch_size, c.max_len, run.seed, epoch)
+        every = rows == "windows"
+        return training_batches(train_data, c.batch_size, c.max_len, run.seed, epoch, every)
+
+    return train(
+        method,
+        loss,
+        batches,
+        n_batches=next_item_batches(n_rows, c.batch_size),
+        optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        epochs=c.epochs,
+        run=run,
+        data=train_data,
+        validate=None if valid is None else validation(method, score, valid),
+        patience=c.patience,
+        watch=watch,
+    )
 
 
 def next_item_batches(n_sequences: int, batch_size: int) -> int:

@@ -42,18 +42,7 @@ from torch import Tensor, nn
 
 from diffuserec import training
 from diffuserec.contracts import GenerativeRecommender, Run, Settings
-from diffuserec.data import (
-    Batch,
-    Catalog,
-    Histories,
-    Queries,
-    SequenceDataset,
-    prefix_batches,
-    prefixes,
-    trainable_rows,
-    training_batches,
-    windows,
-)
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
 from diffuserec.losses import mixture_cross_entropy
 from diffuserec.nn.embeddings import interleaved_sinusoidal
@@ -186,28 +175,11 @@ class DiffRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        every = c.targets == "all"
-        if c.form == "prefixes" and every:
-            n_rows = len(prefixes(train)[0])
-        else:
-            n_rows = len(windows(train, c.max_len)[0] if every else trainable_rows(train))
-
-        def batches(epoch: int) -> Iterator[Batch]:
-            if c.form == "prefixes" and every:
-                return prefix_batches(train, c.batch_size, c.max_len, run.seed, epoch)
-            return training_batches(train, c.batch_size, c.max_len, run.seed, epoch, every)
-
-        self.curve = training.train(
-            self,
-            self._loss,
-            batches,
-            n_batches=training.next_item_batches(n_rows, c.batch_size),
-            optimizer=torch.optim.Adam(self.parameters(), lr=c.learning_rate, fused=True),
-            epochs=c.epochs,
-            run=run,
-            data=train,
-            validate=None if valid is None else training.validation(self, self._quickly, valid),
-            patience=c.patience,
+        rows: Literal["users", "windows", "prefixes"] = "users"
+        if c.targets == "all":
+            rows = "windows" if c.form == "two_stream" else "prefixes"
+        self.curve = training.train_next_item(
+            self, self._loss, train, valid, run, score=self._quickly, rows=rows
         )
         return self
 

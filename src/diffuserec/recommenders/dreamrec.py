@@ -35,16 +35,7 @@ from torch import Tensor, nn
 
 from diffuserec import training
 from diffuserec.contracts import GenerativeRecommender, Run, Settings
-from diffuserec.data import (
-    Batch,
-    Catalog,
-    Histories,
-    Queries,
-    SequenceDataset,
-    trainable_rows,
-    training_batches,
-    windows,
-)
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import (
     KeyedNoise,
     NoiseSchedule,
@@ -133,21 +124,16 @@ class DreamRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        every = c.targets == "all"
-        n_rows = len(windows(train, c.max_len)[0] if every else trainable_rows(train))
-        self.curve = training.train(
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.curve = training.train_next_item(
             self,
             self._loss,
-            lambda epoch: training_batches(train, c.batch_size, c.max_len, run.seed, epoch, every),
-            n_batches=training.next_item_batches(n_rows, c.batch_size),
-            optimizer=torch.optim.AdamW(
-                [p for p in self.parameters() if p.requires_grad], lr=c.learning_rate, fused=True
-            ),
-            epochs=c.epochs,
-            run=run,
-            data=train,
-            validate=None if valid is None else training.validation(self, self.score, valid),
-            patience=c.patience,
+            train,
+            valid,
+            run,
+            score=self.score,
+            rows="windows" if c.targets == "all" else "users",
+            optimizer=torch.optim.AdamW(learned, lr=c.learning_rate, fused=True),
             watch=lambda: {"mean pairwise cosine": mean_cosine(self.encoder.table[1:])},
         )
         return self

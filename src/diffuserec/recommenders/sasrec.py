@@ -20,16 +20,7 @@ from torch import Tensor
 
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run, Settings
-from diffuserec.data import (
-    Batch,
-    Catalog,
-    Histories,
-    Queries,
-    SequenceDataset,
-    trainable_rows,
-    training_batches,
-    windows,
-)
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.losses import (
     binary_cross_entropy,
     gbce,
@@ -95,25 +86,19 @@ class SASRec(Recommender):
         c = self.config
         self.begin(train, run)
         seen = seen_keys(train) if c.loss == "bce" else None
-        n_rows = len(windows(train, c.max_len)[0] if c.all_targets else trainable_rows(train))
 
         def loss(batch: Batch) -> Tensor:
             states = self.encoder(batch.items, batch.lengths)
             return self._loss(*training.real_positions(batch, states), seen)
 
-        self.curve = training.train(
+        self.curve = training.train_next_item(
             self,
             loss,
-            lambda epoch: training_batches(
-                train, c.batch_size, c.max_len, run.seed, epoch, c.all_targets
-            ),
-            n_batches=training.next_item_batches(n_rows, c.batch_size),
-            optimizer=torch.optim.Adam(self.parameters(), lr=c.learning_rate, fused=True),
-            epochs=c.epochs,
-            run=run,
-            data=train,
-            validate=None if valid is None else training.validation(self, self.score, valid),
-            patience=c.patience,
+            train,
+            valid,
+            run,
+            score=self.score,
+            rows="windows" if c.all_targets else "users",
         )
         return self
 
