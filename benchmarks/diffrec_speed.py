@@ -87,6 +87,8 @@ def main() -> None:
         "diffrec, 256 candidates": near,
     }
     ranked, metrics = ranking(models, split.valid, given.repeats)
+    paper = DiffRec(**{**model.config.model_dump(), "form": "prefixes"})
+    paper.begin(split.train, quick)
     found: dict[str, Any] = {
         "data": given.data.name,
         "threads": given.threads,
@@ -95,6 +97,7 @@ def main() -> None:
         "mean history": float(split.valid.histories.lengths.clip(max=50).mean()),
         "epoch": {p: epochs(split, given.repeats, p) for p in ("fp32", "bf16")},
         "draws": encoder(model, split.valid, given.repeats),
+        "draws, a row a prefix": encoder(paper, split.valid, given.repeats),
         "ranking": ranked,
         "valid": {n: {k: m[k] for k in ("HR@10", "NDCG@10", "MRR")} for n, m in metrics.items()},
     }
@@ -105,6 +108,10 @@ def main() -> None:
             for p, both in found["epoch"].items()
         },
         "network: ten draws / one": middle(found["draws"][10]) / middle(found["draws"][1]),
+        "network, a row a prefix: ten draws / one": middle(found["draws, a row a prefix"][10])
+        / middle(found["draws, a row a prefix"][1]),
+        "ten draws: a row a prefix / two streams": middle(found["draws, a row a prefix"][10])
+        / middle(found["draws"][10]),
         **{
             f"ranking: {name} / sasrec": middle(times) / middle(ranked["sasrec"])
             for name, times in ranked.items()

@@ -250,6 +250,36 @@ def kept(name: str) -> str:
     return table(["seen items kept", "method (seed 0)", "HR@10", "NDCG@10"], rows)
 
 
+def forms(name: str) -> str:
+    """DiffRec's two forms: best validation figure so far at equal updates and at equal time."""
+    found = _read(name)
+
+    def best(form: dict[str, Any], spent: list[float], limit: float) -> str:
+        inside = [v for v, at in zip(form["valid"], spent, strict=True) if at <= limit]
+        if not inside or limit > 1.1 * spent[-1]:
+            return ""
+        return f"{max(inside):.4f}"
+
+    updates = [1000, 2000, 4000, 6000, 8000]
+    minutes = [2, 4, 6, 8]
+    rows = []
+    for form in found.values():
+        n = len(form["valid"])
+        steps = [(i + 1) * float(form["updates_per_epoch"]) for i in range(n)]
+        clock = [sum(form["seconds"][: i + 1]) / 60 for i in range(n)]
+        rows.append(
+            [
+                form["name"],
+                *(best(form, steps, limit) for limit in updates),
+                *(best(form, clock, limit) for limit in minutes),
+                f"{sorted(form['seconds'])[n // 2]:.0f}",
+            ]
+        )
+    header = ["validation NDCG@10", *(f"{u:,} updates" for u in updates)]
+    header += [*(f"{m} min" for m in minutes), "s an epoch, one thread"]
+    return table(header, rows)
+
+
 def cosines(*names: str) -> str:
     """Mean pairwise cosine of the item table by epoch."""
     rows = []
@@ -303,6 +333,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
     "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
     "diffrec_kept": lambda: kept("diffrec_kept"),
+    "diffrec_forms": lambda: forms("diffrec_forms"),
     "diffrec_trials": lambda: trials("diffrec_trials"),
     "diffrec_calibration": lambda: calibrated("diffrec_calibration"),
     "diffrec_curves": lambda: curves("schedules", "steps", "embeddings", "noising", "draws"),
