@@ -1,7 +1,7 @@
 """What DiffRec costs beside SASRec: training, ten draws against one, ranking exactly and nearly.
 
-    python benchmarks/diffrec_speed.py data/beauty --model runs/diffrec/model \
-        --json docs/results/diffrec_speed.json
+    python benchmarks/diffrec_speed.py beauty.txt --model runs/diffrec/model \
+        --json docs/results/diffrec_speed_beauty.json
 
 Both models are timed in turns in one process. `--model` is a trained DiffRec: ranking among each
 user's likeliest candidates only is measured in accuracy too, which an untrained one cannot show.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import diffuserec as dr
-from diffuserec.data import Queries, history_batches, load_dataset
+from diffuserec.data import Queries, history_batches
 from diffuserec.evaluation import evaluate
 from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
@@ -68,14 +68,14 @@ def ranking(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="a prepared dataset")
+    parser.add_argument("log", type=Path)
     parser.add_argument("--model", type=Path, help="a trained DiffRec")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    split = dr.leave_one_out(load_dataset(given.data))
+    split = dr.leave_one_out(dr.read_log(given.log).to_dataset())
     quick = dr.Run(device="cpu", progress=False)
     model = dr.load(given.model) if given.model else DiffRec(epochs=1).fit(split.train, run=quick)
     near = DiffRec(**{**model.config.model_dump(), "n_candidates": 256})
@@ -90,7 +90,7 @@ def main() -> None:
     paper = DiffRec(**{**model.config.model_dump(), "form": "prefixes"})
     paper.begin(split.train, quick)
     found: dict[str, Any] = {
-        "data": given.data.name,
+        "data": given.log.name,
         "threads": given.threads,
         "users": len(split.valid),
         "items": split.train.catalog.n_items,

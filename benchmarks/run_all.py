@@ -34,6 +34,7 @@ def main() -> None:
         peer = ["--no-peer"] * given.no_peer
         commands = [
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
+            ["diffrec_speed.py", log, "--json", out / "diffrec_speed.json"],
             ["prepare.py", "--json", out / "prepare.json"],
             ["store.py"],
             [
