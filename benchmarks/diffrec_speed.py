@@ -1,7 +1,7 @@
 """What DiffRec costs beside SASRec: training, ten draws against one, ranking exactly and nearly.
 
     python benchmarks/diffrec_speed.py beauty.txt --model runs/diffrec/model \
-        --json docs/results/diffrec_speed_beauty.json
+        --json docs/results/diffrec_speed.json
 
 Both models are timed in turns in one process. `--model` is a trained DiffRec: ranking among each
 user's likeliest candidates only is measured in accuracy too, which an untrained one cannot show.

@@ -294,7 +294,7 @@ def cosines(*names: str) -> str:
 
 def ratios(*names: str) -> str:
     """DiffRec's cost beside SASRec's."""
-    documents = [_read(name) for name in names]
+    documents = [_read(name) for name in names if (RESULTS / f"{name}.json").exists()]
     keys = list(dict.fromkeys(key for d in documents for key in d["ratios"]))
     rows = [
         [key, *(f"{d['ratios'][key]:.2f}" if key in d["ratios"] else "" for d in documents)]
@@ -337,7 +337,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffrec_trials": lambda: trials("diffrec_trials"),
     "diffrec_calibration": lambda: calibrated("diffrec_calibration"),
     "diffrec_curves": lambda: curves("schedules", "steps", "embeddings", "noising", "draws"),
-    "diffrec_speed": lambda: ratios("diffrec_speed_beauty", "diffrec_speed_ml-1m"),
+    "diffrec_speed": lambda: ratios("diffrec_speed", "diffrec_speed_ml-1m"),
     "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
 
