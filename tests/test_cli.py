@@ -147,6 +147,66 @@ def test_recommend_takes_and_gives_raw_ids(
     assert lists.height == 2 * pl.read_csv(log)["user_id"].n_unique()
 
 
+def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
+    folder: Path, log: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "diffrec"
+    words = ["train", data, "--model", "diffrec", *QUICK, "--set", "num_train_timesteps=20"]
+    assert run_main(*words, "--out", run) == 0
+    capsys.readouterr()
+    ids = pl.read_csv(log)["item_id"].unique().sort().to_list()
+    history = ",".join(ids[:14])  # max_len is 10
+    words = ["recommend", run, "--history", history, "-k", 3]
+    status, printed, said = call(capsys, *words, "--n-draws", 10, "--json")
+    assert status == 0
+    rows = json.loads(printed)["recommendations"]
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert all(0 < row["spread"] < row["score"] < 1 for row in rows)
+    assert "1 of 1 histories are longer than the 10 items that diffrec looks back on" in said
+    _, newest, said = call(
+        capsys, "recommend", run, "--history", ",".join(ids[4:14]), "--json", "--keep-seen"
+    )
+    assert "longer" not in said
+    _, all_items, _ = call(capsys, *words[:-2], "--json", "--keep-seen")
+    by_item = [
+        {row["item_id"] for row in json.loads(text)["recommendations"]}
+        for text in (newest, all_items)
+    ]
+    assert len(by_item[0] & by_item[1]) >= 8  # the noise is that of another history
+    for wrong, line in (
+        (["--n-draws", 0], "n_draws must be at least 1, got 0"),
+        (["--diversity", 2], "diversity must be between 0 and 1, got 2.0"),
+    ):
+        status, _, error = call(capsys, *words, *wrong)
+        assert status == 2
+        assert line in error
+    per_user = pl.read_parquet(run / "test" / "per_user.parquet")
+    assert {"confidence", "entropy", "disagreement"} <= set(per_user.columns)
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        (["n_draws=0"], "n_draws"),
+        (["num_train_timesteps=1"], "num_train_timesteps"),
+        (["num_inference_steps=0"], "num_inference_steps"),
+        (["dim=10", "n_heads=4"], "dim 10 is not divisible by n_heads 4"),
+        (["beta_schedule=linear", "num_train_timesteps=10"], "outside (0, 1)"),
+    ],
+)
+def test_wrong_diffusion_settings_are_one_line(
+    folder: Path, data: Path, settings: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [word for setting in settings for word in ("--set", setting)]
+    out = folder / "refused"
+    words = ("train", data, "--model", "diffrec", *pairs, "--out", out)
+    status, _, error = call(capsys, *words)
+    assert status == 2
+    assert line in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
 def test_augment_writes_the_whole_log_with_marked_additions(
     folder: Path, log: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
