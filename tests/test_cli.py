@@ -375,7 +375,7 @@ def test_a_temporal_split_trains(
 
 
 def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("prepare", "train", "evaluate", "recommend", "experiment"):
+    for command in ("prepare", "train", "evaluate", "recommend", "experiment", "curve"):
         status, printed, _ = call(capsys, command, "--help")
         assert status == 0
         lines = [line.strip() for line in printed.splitlines()]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +36,11 @@ from diffuserec.data import (
     Batch,
     Histories,
     Queries,
+    Rows,
     SequenceDataset,
     history_batches,
-    prefix_batches,
-    prefixes,
-    trainable_rows,
     training_batches,
-    windows,
+    training_rows,
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import hide, seen_pairs, target_ranks
@@ -185,12 +183,12 @@ def validation(
 def train_next_item(
     method: Method,
     loss: Callable[[Batch], Tensor],
-    train_data: SequenceDataset,
+    data: SequenceDataset,
     valid: Queries | None,
     run: Run,
     *,
     score: Callable[[Histories], Tensor],
-    rows: Literal["users", "windows", "prefixes"] = "users",
+    rows: Rows = "users",
     optimizer: torch.optim.Optimizer | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
 ) -> list[Epoch]:
@@ -201,37 +199,28 @@ def train_next_item(
     Args:
         method: begun; its parameters are trained.
         loss: of one batch.
-        train_data: the sequences.
+        data: the sequences.
         valid: what decides when to stop, by full ranking; None trains all epochs.
         run: surroundings.
         score: what validation ranks by.
-        rows: of the batches: ``users``, the newest `max_len` positions of each;
-            ``windows``, so that every item is a target; ``prefixes``, one row a target.
+        rows: what a row of a batch is, see :func:`training_rows`.
         optimizer: by default Adam.
         watch: as for :func:`train`.
     """
     c: Any = method.config
-    if rows == "prefixes":
-        n_rows = len(prefixes(train_data)[0])
-    else:
-        found = windows(train_data, c.max_len)[0] if rows == "windows" else None
-        n_rows = len(trainable_rows(train_data) if found is None else found)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        if rows == "prefixes":
-            return prefix_batches(train_data, c.batch_size, c.max_len, run.seed, epoch)
-        every = rows == "windows"
-        return training_batches(train_data, c.batch_size, c.max_len, run.seed, epoch, every)
+        return training_batches(data, c.batch_size, c.max_len, run.seed, epoch, rows)
 
     return train(
         method,
         loss,
         batches,
-        n_batches=next_item_batches(n_rows, c.batch_size),
+        n_batches=next_item_batches(len(training_rows(data, c.max_len, rows)[0]), c.batch_size),
         optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
         epochs=c.epochs,
         run=run,
-        data=train_data,
+        data=data,
         validate=None if valid is None else validation(method, score, valid),
         patience=c.patience,
         watch=watch,

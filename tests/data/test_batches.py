@@ -15,11 +15,9 @@ from diffuserec.data import (
     SequenceDataset,
     histories_of,
     history_batches,
-    prefix_batches,
-    prefixes,
     trainable_rows,
     training_batches,
-    windows,
+    training_rows,
 )
 
 
@@ -82,7 +80,7 @@ def test_windows_hold_every_target_once(
 ) -> None:
     dataset = dataset_of(sequences)
     found = []
-    for batch in training_batches(dataset, size, max_len, 0, 0, all_targets=True):
+    for batch in training_batches(dataset, size, max_len, 0, 0, rows="windows"):
         for user, items, length, targets in zip(
             batch.users.tolist(),
             batch.items.tolist(),
@@ -111,7 +109,7 @@ def test_windows_hold_every_target_once(
 
 def test_windows_by_hand() -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6], [7], [8, 9]])
-    rows, ends = windows(dataset, 2)
+    rows, ends = training_rows(dataset, 2, "windows")
     # targets 5 6 | 3 4 | 2 of the first user, 9 of the last
     assert rows.tolist() == [0, 0, 0, 2]
     assert ends.tolist() == [6, 4, 2, 9]
@@ -193,6 +191,32 @@ def test_every_batch_has_about_as_many_targets() -> None:
     assert max(len(batch.users) for batch in batches) > 60
 
 
+def test_a_huge_history_takes_no_batches_from_the_others() -> None:
+    lengths = [3] * 63 + [900]
+    dataset = SequenceDataset.from_lists([[1] * n for n in lengths])
+    batches = epoch_of(dataset, size=8, max_len=1000)
+    sizes = sorted(len(batch.users) for batch in batches)
+    assert sizes == [1] + [9] * 7
+
+
+def test_batches_of_one() -> None:
+    generator = np.random.default_rng(2)
+    dataset = SequenceDataset.from_lists([[1] * n for n in generator.integers(2, 40, 300)])
+    sizes = [len(batch.users) for batch in epoch_of(dataset, size=1, max_len=50)]
+    assert sizes == [1] * 300
+
+
+def test_the_last_target_alone_weighs_the_same_for_everyone() -> None:
+    lengths = [2] * 90 + [41] * 10
+    dataset = SequenceDataset.from_lists([[*range(1, n + 1)] for n in lengths])
+    batches = list(training_batches(dataset, 20, 50, 0, 0, "last"))
+    assert [len(batch.users) for batch in batches] == [20] * 5
+    for batch in batches:
+        last = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
+        assert (last == batch.lengths + 1).all()
+        assert ((batch.targets > 0).sum(1) == 1).all()
+
+
 def test_synthetic_items_do_not_count_as_targets() -> None:
     made = [[(1, True)] * 9 + [(2, False)] * 2] * 60
     real = [[(3, False)] * 11] * 60
@@ -221,8 +245,8 @@ def test_every_prefix_and_its_target_exactly_once(
                 before = tuple(item for item, _ in pairs[:place])[-max_len:]
                 wanted[100 + 3 * row, before, target] += 1
     found = Counter()
-    for batch in prefix_batches(dataset, size, max_len, 0, epoch):
-        assert 1 <= len(batch.users) <= size
+    for batch in training_batches(dataset, size, max_len, 0, epoch, "prefixes"):
+        assert len(batch.users) >= 1
         assert batch.items.shape == batch.targets.shape
         assert batch.items.shape[1] == int(batch.lengths.max())
         for user, items, length, targets in zip(
@@ -236,21 +260,25 @@ def test_every_prefix_and_its_target_exactly_once(
             assert [place for place, target in enumerate(targets) if target] == [length - 1]
             found[user, tuple(items[:length]), targets[length - 1]] += 1
     assert found == wanted
-    assert len(prefixes(dataset)[0]) == wanted.total()
+    assert len(training_rows(dataset, max_len, "prefixes")[0]) == wanted.total()
 
 
 def test_prefixes_by_hand() -> None:
-    rows, ends = prefixes(SequenceDataset.from_lists([[4], [], [1, 2, 3], [5, 6]]))
+    rows, ends = training_rows(
+        SequenceDataset.from_lists([[4], [], [1, 2, 3], [5, 6]]), 9, "prefixes"
+    )
     # flat positions: 4 at 0, then 1 2 3 at 1 to 3, then 5 6 at 4 and 5
     assert rows.tolist() == [2, 2, 3]
     assert ends.tolist() == [3, 4, 6]
     nothing = SequenceDataset.from_lists([[1], []])
-    assert list(prefix_batches(nothing, 4, 5, 0, 0)) == []
+    assert list(training_batches(nothing, 4, 5, 0, 0, "prefixes")) == []
 
 
 def test_the_order_of_prefixes_is_fixed_by_seed_and_epoch(random_log: SequenceDataset) -> None:
     def order(seed: int, epoch: int) -> list[list[list[int]]]:
-        return [b.items.tolist() for b in prefix_batches(random_log, 8, 5, seed, epoch)]
+        return [
+            b.items.tolist() for b in training_batches(random_log, 8, 5, seed, epoch, "prefixes")
+        ]
 
     torch.manual_seed(0)
     first = order(3, 1)

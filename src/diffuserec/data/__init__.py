@@ -3,14 +3,13 @@
 from diffuserec.data.batches import (
     Batch,
     Histories,
+    Rows,
     histories_of,
     history_batches,
     length_buckets,
-    prefix_batches,
-    prefixes,
     trainable_rows,
     training_batches,
-    windows,
+    training_rows,
 )
 from diffuserec.data.dataset import (
     PAD,
@@ -32,6 +31,7 @@ __all__ = [
     "Interactions",
     "Queries",
     "RawId",
+    "Rows",
     "SequenceDataset",
     "Split",
     "Store",
@@ -43,11 +43,9 @@ __all__ = [
     "leave_one_out",
     "length_buckets",
     "load_dataset",
-    "prefix_batches",
-    "prefixes",
     "read_log",
     "temporal",
     "trainable_rows",
     "training_batches",
-    "windows",
+    "training_rows",
 ]

@@ -6,6 +6,7 @@ because a real position never sees what comes after it, and padding is a few per
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from diffuserec.data.dataset import PAD, SequenceDataset
+
+Rows = Literal["users", "windows", "prefixes", "last"]
+"""What a training row is: see :func:`training_rows`."""
 
 _BUCKETS = 32
 """Batches that are sorted by length together: enough to leave little padding, few enough that the
@@ -81,110 +85,94 @@ def training_batches(
     max_len: int,
     seed: int,
     epoch: int,
-    all_targets: bool = False,
+    rows: Rows = "users",
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
-    All batches of an epoch have about as many targets: a loss that averages over the targets of a
-    batch would otherwise give those of long histories, which share batches, less weight.
+    All batches have about as many targets: a loss that averages over the targets of a batch would
+    otherwise give those of long histories, which share batches, less weight.
 
     Args:
         dataset: sequences; those with fewer than two items teach nothing and are left out.
-        batch_size: sequences a batch, on average: fewer long ones, more short ones.
+        batch_size: rows a batch, on average: fewer long ones, more short ones.
         max_len: positions of a row.
         seed: of the run.
         epoch: from 0.
-        all_targets: every item that something precedes is a target once, long sequences taking
-            several rows (:func:`windows`); otherwise each user is one row, its newest positions.
+        rows: what a row is, see :func:`training_rows`.
     """
-    if all_targets:
-        rows, ends = windows(dataset, max_len)
-    else:
-        rows = trainable_rows(dataset)
-        ends = dataset.offsets[rows + 1]
-    starts = np.maximum(dataset.offsets[rows], ends - max_len - 1)
-    n_targets = ends - starts - 1
-    if dataset.synthetic.strides != (0,):
-        real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
-        n_targets = real[ends] - real[starts + 1]
-    yield from _batches(dataset, rows, ends, n_targets, batch_size, max_len, seed, epoch)
-
-
-def windows(
-    dataset: SequenceDataset, max_len: int
-) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
-    """Row and flat end of windows of max_len targets each, counted from a sequence's newest item.
-
-    Together they hold every item that something precedes as a target once; the oldest window of a
-    sequence may be shorter. Windows without a real target are left out.
-    """
-    n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
-    rows = np.repeat(np.arange(len(dataset)), n_windows)
-    first = np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
-    ends = dataset.offsets[rows + 1] - (np.arange(len(rows)) - first) * max_len
-    if dataset.synthetic.strides != (0,):
-        real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
-        starts = np.maximum(dataset.offsets[rows], ends - max_len - 1)
-        useful = real[ends] > real[starts + 1]
-        rows, ends = rows[useful], ends[useful]
-    return rows, ends
-
-
-def prefix_batches(
-    dataset: SequenceDataset, batch_size: int, max_len: int, seed: int, epoch: int
-) -> Iterator[Batch]:
-    """One epoch of next-item batches, a row for every (prefix, next real item) of every user.
-
-    The rows are those of :func:`prefixes`; each has one target, at its last position.
-    Arguments as for :func:`training_batches`.
-    """
-    rows, ends = prefixes(dataset)
-    one = np.ones(len(rows), dtype=np.int64)
-    for batch in _batches(dataset, rows, ends, one, batch_size, max_len, seed, epoch):
-        last = torch.arange(batch.targets.shape[1]) == batch.lengths[:, None] - 1
-        yield Batch(batch.users, batch.items, batch.lengths, batch.targets * last)
-
-
-def prefixes(
-    dataset: SequenceDataset,
-) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
-    """Row and flat position after the target of every real item that something precedes."""
-    owner = np.repeat(np.arange(len(dataset)), dataset.lengths)
-    position = np.arange(len(dataset.items))
-    usable = position > dataset.offsets[owner]
-    if dataset.synthetic.strides != (0,):
-        usable &= ~dataset.synthetic
-    return owner[usable], position[usable] + 1
-
-
-def _batches(
-    dataset: SequenceDataset,
-    rows: Int64[np.ndarray, " R"],
-    row_ends: Int64[np.ndarray, " R"],
-    n_targets: Int64[np.ndarray, " R"],
-    batch_size: int,
-    max_len: int,
-    seed: int,
-    epoch: int,
-) -> Iterator[Batch]:
+    owners, all_ends = training_rows(dataset, max_len, rows)
+    starts = np.maximum(dataset.offsets[owners], all_ends - max_len - 1)
+    one_target = rows in ("prefixes", "last")
+    weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    lengths = np.minimum(row_ends - dataset.offsets[rows] - 1, max_len)
-    for chosen in length_buckets(lengths, batch_size, generator, n_targets):
-        index, ends = rows[chosen], row_ends[chosen]
-        starts = np.maximum(dataset.offsets[index], ends - max_len - 1)
-        window = _pad(dataset.items, starts, ends)
+    for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights):
+        index, begins, ends = owners[chosen], starts[chosen], all_ends[chosen]
+        window = _pad(dataset.items, begins, ends)
         targets = window[:, 1:].copy()
         if dataset.synthetic.strides != (0,):
-            targets[_pad(dataset.synthetic, starts, ends)[:, 1:] != 0] = PAD
+            targets[_pad(dataset.synthetic, begins, ends)[:, 1:] != 0] = PAD
         items = window[:, :-1].copy()
-        real = ends - starts - 1
-        items[np.arange(items.shape[1]) >= real[:, None]] = PAD
+        lengths = ends - begins - 1
+        place = np.arange(items.shape[1])
+        items[place >= lengths[:, None]] = PAD
+        if one_target:
+            targets[place != lengths[:, None] - 1] = PAD
         yield Batch(
             users=torch.from_numpy(np.asarray(dataset.users[index])),
             items=torch.from_numpy(items),
-            lengths=torch.from_numpy(real),
+            lengths=torch.from_numpy(lengths),
             targets=torch.from_numpy(targets),
         )
+
+
+def training_rows(
+    dataset: SequenceDataset, max_len: int, rows: Rows = "users"
+) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
+    """Which sequence each training row is of, and the flat position after its newest target.
+
+    Only real items that something precedes are targets; rows without one are left out.
+
+    Args:
+        dataset: sequences.
+        max_len: positions of a row.
+        rows: ``users``: one row each, every one of its newest `max_len` positions a target.
+            ``windows``: as many such rows as it takes for every item to be a target once, counted
+            from the newest; the first targets of a window see little of what came before.
+            ``prefixes``: a row for every item, that item its only target. ``last``: a row for
+            each user, the newest item its only target.
+    """
+    if rows == "users":
+        owners = trainable_rows(dataset)
+        return owners, dataset.offsets[owners + 1]
+    if rows == "windows":
+        n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
+        owners = np.repeat(np.arange(len(dataset)), n_windows)
+        first = np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+        ends = dataset.offsets[owners + 1] - (np.arange(len(owners)) - first) * max_len
+    elif rows == "prefixes":
+        owners = np.repeat(np.arange(len(dataset)), dataset.lengths)
+        ends = np.arange(1, len(owners) + 1)
+        preceded = ends > dataset.offsets[owners] + 1
+        owners, ends = owners[preceded], ends[preceded]
+    else:
+        owners = np.flatnonzero(dataset.lengths >= 2)
+        ends = dataset.offsets[owners + 1]
+    starts = np.maximum(dataset.offsets[owners], ends - max_len - 1)
+    if rows in ("prefixes", "last"):
+        starts = ends - 2
+    useful = _n_targets(dataset, starts, ends) > 0
+    return owners[useful], ends[useful]
+
+
+def _n_targets(
+    dataset: SequenceDataset, starts: Int64[np.ndarray, " R"], ends: Int64[np.ndarray, " R"]
+) -> Int64[np.ndarray, " R"]:
+    """Real items in [start + 1, end)."""
+    if dataset.synthetic.strides == (0,):
+        return np.asarray(ends - starts - 1)
+    real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
+    counted: np.ndarray = np.subtract(real[ends], real[starts + 1])
+    return counted
 
 
 def trainable_rows(dataset: SequenceDataset) -> Int64[np.ndarray, " R"]:
@@ -253,13 +241,23 @@ def length_buckets(
         if weights is None:
             cuts = np.arange(batch_size, len(part), batch_size)
         else:
-            before = np.cumsum(weights[part]) - weights[part]
-            n_batches = -(-len(part) // batch_size)
-            which = before * n_batches // max(1, int(weights[part].sum()))
+            share = _share(weights[part], -(-len(part) // batch_size))
+            capped = np.minimum(weights[part], share)
+            # a row belongs to the batch in which it begins
+            which = ((np.cumsum(capped) - capped) / share + 1e-9).astype(np.int64)
             cuts = np.flatnonzero(np.diff(which)) + 1
         batches.extend(np.split(part, cuts))
     for position in generator.permutation(len(batches)):
         yield batches[position]
+
+
+def _share(weights: Int64[np.ndarray, " N"], n: int) -> float:
+    """What each of n batches is to weigh, rows that weigh more being batches of their own."""
+    ordered = np.sort(weights)[::-1]
+    heavier = np.arange(min(n, len(ordered)))
+    rest = ordered.sum() - np.concatenate([[0], np.cumsum(ordered)])[heavier]
+    shares = rest / (n - heavier)
+    return float(max(1.0, shares[np.argmax(shares >= ordered[heavier])]))
 
 
 def _pad(

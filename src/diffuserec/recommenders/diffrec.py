@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from diffuserec import training
 from diffuserec.contracts import GenerativeRecommender, Run, Settings
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import Batch, Catalog, Histories, Queries, Rows, SequenceDataset
 from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
 from diffuserec.losses import mixture_cross_entropy
 from diffuserec.nn.embeddings import interleaved_sinusoidal
@@ -53,6 +53,9 @@ Memory = list[tuple[Tensor, Tensor]]
 
 _BLOCK = 2_500_000
 """Probabilities made at once: 10 MB stay in the cache."""
+
+_DRAWS = 32
+"""Draws in one pass: the mask of who sees whom grows with their square."""
 
 
 class DiffRec(GenerativeRecommender):
@@ -175,7 +178,7 @@ class DiffRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        rows: Literal["users", "windows", "prefixes"] = "users"
+        rows: Rows = "last"
         if c.targets == "all":
             rows = "windows" if c.form == "two_stream" else "prefixes"
         self.curve = training.train_next_item(
@@ -210,7 +213,7 @@ class DiffRec(GenerativeRecommender):
     def draws(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Iterator[Float[Tensor, "B V"]]:
-        h_0 = self.denoised(histories, n_draws or self.config.n_draws, seed)
+        h_0 = self.denoised(histories, self.config.n_draws if n_draws is None else n_draws, seed)
         for draw in range(h_0.shape[1]):
             yield _probabilities(h_0[:, draw], *self._head())
 
@@ -413,7 +416,15 @@ class DiffRec(GenerativeRecommender):
 
             def denoise(x_t: Tensor, t: Tensor) -> Tensor:
                 steps = t[:, None].expand(-1, n_draws)
-                return self._read(memory, newest.items, n_history, x_t, steps)
+                several = range(0, n_draws, _DRAWS)
+                parts = [slice(first, first + _DRAWS) for first in several]
+                return torch.cat(
+                    [
+                        self._read(memory, newest.items, n_history[:, p], x_t[:, p], steps[:, p])
+                        for p in parts
+                    ],
+                    dim=1,
+                )
 
         else:
             items = newest.items.repeat_interleave(n_draws, 0)

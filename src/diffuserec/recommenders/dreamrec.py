@@ -124,7 +124,6 @@ class DreamRec(GenerativeRecommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.curve = training.train_next_item(
             self,
             self._loss,
@@ -132,8 +131,7 @@ class DreamRec(GenerativeRecommender):
             valid,
             run,
             score=self.score,
-            rows="windows" if c.targets == "all" else "users",
-            optimizer=torch.optim.AdamW(learned, lr=c.learning_rate, fused=True),
+            rows="windows" if c.targets == "all" else "last",
             watch=lambda: {"mean pairwise cosine": mean_cosine(self.encoder.table[1:])},
         )
         return self
@@ -148,7 +146,8 @@ class DreamRec(GenerativeRecommender):
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Iterator[Float[Tensor, "B V"]]:
         """Softmaxes of the scores over sqrt(D); the squared error sets no temperature."""
-        for x_0 in self._generate(histories, n_draws or self.config.n_draws, seed).unbind(1):
+        n_draws = self.config.n_draws if n_draws is None else n_draws
+        for x_0 in self._generate(histories, n_draws, seed).unbind(1):
             logits = x_0 @ self.encoder.table.T / self.config.dim**0.5
             logits[:, 0] = -torch.inf
             yield torch.softmax(logits, dim=1)
@@ -157,9 +156,6 @@ class DreamRec(GenerativeRecommender):
         c = self.config
         states = self.encoder(batch.items, batch.lengths)
         targets = batch.targets
-        if c.targets == "last":
-            last = torch.arange(targets.shape[1], device=targets.device)
-            targets = targets * (last == batch.lengths[:, None] - 1)
         real = targets > 0
         x_0, condition = self.encoder.items(targets[real]), states[real]
         generator = torch.Generator(x_0.device).manual_seed(int(torch.randint(2**62, ())))
@@ -197,4 +193,6 @@ def mean_cosine(table: Float[Tensor, "V D"]) -> float:
     """Mean cosine of all pairs of different rows: 1 when all embeddings point the same way."""
     unit = F.normalize(table.detach().double(), dim=1)
     n = len(unit)
+    if n < 2:
+        return 1.0
     return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
