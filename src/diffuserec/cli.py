@@ -338,7 +338,7 @@ def recommend(
         shown = frame.drop("n_unknown")
         table = Table(*shown.columns)
         for row in shown.head(200).iter_rows():
-            table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
         _out.print(table)
         if shown.height > 200:
             _say(f"the first 200 of {shown.height:,} rows; --out FILE writes them all")

@@ -17,7 +17,7 @@ import itertools
 import pkgutil
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from diffuserec.artifacts import Artifact, read_artifact, write_artifact
 from diffuserec.data import Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
+from diffuserec.draws import Averaged
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import allowed_mask, hide, seen_pairs, top_k
 
@@ -376,7 +377,7 @@ class GenerativeRecommender(Recommender):
     @torch.no_grad()
     def averaged(
         self, dataset: SequenceDataset, rows: np.ndarray, seed: int = 0, n_draws: int | None = None
-    ) -> "Averaged":
+    ) -> Averaged:
         """The draws for these rows of a dataset, put together.
 
         An empty history has one draw, popularity.
@@ -395,52 +396,6 @@ class GenerativeRecommender(Recommender):
             for field in fields(Averaged):
                 getattr(whole, field.name)[at] = getattr(found, field.name)
         return whole
-
-
-@dataclass(frozen=True, eq=False)
-class Averaged:
-    """Draws of a distribution over items, put together without keeping them.
-
-    Attributes:
-        mean: probability of each item, averaged over the draws, shape (B, V).
-        std: its standard deviation over the draws (0 for one draw), shape (B, V).
-        first: the first draw, shape (B, V).
-        entropy: of the mean, in nats, shape (B,).
-        disagreement: entropy of the mean less the mean of the draws' entropies (the mutual
-            information of item and noise), in nats: 0 when all draws say the same, shape (B,).
-    """
-
-    mean: Float[Tensor, "B V"]
-    std: Float[Tensor, "B V"]
-    first: Float[Tensor, "B V"]
-    entropy: Float[Tensor, " B"]
-    disagreement: Float[Tensor, " B"]
-
-    @staticmethod
-    def of(draws: Iterable[Float[Tensor, "B V"]]) -> "Averaged":
-        """Goes through the draws once, holding one at a time (Welford's recurrence)."""
-        n = 0
-        for draw in draws:
-            n += 1
-            if n == 1:
-                first, mean = draw.clone(), draw.clone()
-                squares, entropy = torch.zeros_like(draw), entropies(draw)
-                continue
-            off = draw - mean
-            mean += off / n
-            squares += off * (draw - mean)
-            entropy += entropies(draw)
-        if n == 0:
-            raise ConfigError("there are no draws to average")
-        of_mean = entropies(mean)
-        disagreement = (of_mean - entropy / n).clamp(min=0)
-        return Averaged(mean, (squares / max(1, n - 1)).sqrt(), first, of_mean, disagreement)
-
-
-def entropies(probabilities: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
-    """Entropy of each row, in nats."""
-    summed: Tensor = torch.special.entr(probabilities).sum(1)
-    return summed
 
 
 class Augmenter(Method):

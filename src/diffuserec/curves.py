@@ -34,7 +34,6 @@ from urllib.parse import quote
 
 import numpy as np
 import polars as pl
-import torch
 
 from diffuserec.contracts import Recommender, Run, find, parse_settings
 from diffuserec.errors import ConfigError
@@ -49,6 +48,7 @@ from diffuserec.experiments import (
     seeds_of,
     slug,
 )
+from diffuserec.training import device_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,8 @@ class Point:
     @property
     def key(self) -> str:
         """Its settings as the name of a directory."""
-        return quote(",".join(f"{n}={v}" for n, v in sorted(self.settings.items())), safe="=,")
+        changed = ",".join(f"{n}={v}" for n, v in sorted(self.settings.items()))
+        return quote(changed or "common", safe="=,")
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,11 @@ def _remeasured(
                 facts={**trained.facts, "split": f"{trained.split.protocol}, test"},
             ).save(stored)
         found[point.name] = _Measured(path, load_evaluation(stored))
+    if len(found) > 1 and len({json.dumps(point.test.metrics) for point in found.values()}) == 1:
+        raise ConfigError(
+            f"every point measures the same: {plan.setting or 'what differs'} has no say in a "
+            'trained model; use at = "training"'
+        )
     return found
 
 
@@ -338,8 +344,7 @@ def _resettled(trained: TrainedRun, point: Point, run: Run) -> Recommender:
             f"{point.name}: these settings change what {model.name} learns and can't be changed in "
             'a trained model: use at = "training"'
         ) from error
-    on_gpu = run.device != "cpu" and torch.cuda.is_available()
-    return model.to("cuda" if on_gpu else "cpu")
+    return model.to(device_of(run))
 
 
 def _document(

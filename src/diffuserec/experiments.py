@@ -309,13 +309,15 @@ def compare_runs(
     if out is not None:
         first = {name: members[0] for name, members in rows.items()}
         shown = next((run for run in first.values() if run.augmenter is not None), None)
+        generative = [run for run in first.values() if isinstance(run.model, GenerativeRecommender)]
+        drawing = max(generative, key=lambda run: run.evaluate().metrics["MRR"], default=None)
         write_html(
             out,
             report,
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
             curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
-            drawn=[lists for run in first.values() for lists in drawn_lists(run)][:3],
+            drawn=drawn_lists(drawing) if drawing else [],
         )
     return report
 
@@ -592,22 +594,22 @@ def examples(run: TrainedRun, n: int = 5) -> list[Example]:
 
 
 def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
-    """What a generative recommender shows some users: its draws averaged, and three seeds alone.
+    """What a generative recommender shows some users: ten draws averaged, and three seeds alone.
 
     Empty for other recommenders.
     """
     model, queries = run.model, run.split.test
     if not isinstance(model, GenerativeRecommender):
         return []
+    model.eval()
     rows = np.flatnonzero((queries.histories.lengths >= 4) & (queries.histories.lengths <= 10))
     rows = rows[:n_users] if len(rows) else np.arange(min(n_users, len(queries)))
     histories = queries.histories.select(rows)
     longer = histories if run.augmenter is None else run.augmenter.augment(histories, run.plan.seed)
     everyone = np.arange(len(rows))
-    averaged = model.averaged(longer, everyone, run.plan.seed)
-    tables = {"all draws averaged": averaged.mean.clone()}
+    tables = {"mean of 10 draws": model.averaged(longer, everyone, run.plan.seed, 10).mean}
     for seed in range(3):
-        tables[f"one draw, seed {seed}"] = model.averaged(longer, everyone, seed, 1).first.clone()
+        tables[f"one draw, seed {seed}"] = model.averaged(longer, everyone, seed, 1).first
     names = _display_names(run.split.train)
     shown = {
         what: top_k(hide(table, seen_pairs(histories, everyone)), n_items)[1].cpu().numpy()
@@ -615,6 +617,7 @@ def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[Dra
     }
     return [
         DrawnLists(
+            method=run.plan.label,
             user=str(_user_name(run.split.train, int(histories.users[place]))),
             history=names(histories.items[histories.offsets[place] : histories.offsets[place + 1]]),
             target=names(queries.targets[row : row + 1])[0],

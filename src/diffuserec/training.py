@@ -239,6 +239,16 @@ def real_positions(batch: Batch, states: Tensor) -> tuple[Tensor, Tensor, Tensor
     return states[real], batch.targets[real], users
 
 
+def device_of(run: Run) -> torch.device:
+    """Where a run computes.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    device: torch.device = _accelerator(run).device
+    return device
+
+
 def _accelerator(run: Run) -> Any:
     # imported here: it takes a second, and reading a log does not need it
     from accelerate.accelerator import Accelerator

@@ -386,6 +386,7 @@ def test_certainty_that_cannot_be_held_against_hits_is_not_shown(tmp_path, what)
 
 def test_lists_of_single_draws_stand_beside_their_average(tmp_path):
     shown = DrawnLists(
+        "diffrec",
         "u7",
         ["soap"],
         "towel",
@@ -401,17 +402,19 @@ def test_lists_of_single_draws_stand_beside_their_average(tmp_path):
     ]
     assert lists == ["combtowel", "towelbrush", "combbrush"]
     section = text.split("What one draw")[1].split("</section>")[0]
-    assert section.count("u7</h3>") == 2
+    assert section.count("diffrec, u7</h3>") == 2
     assert section.count('<li class="next"><b>towel</b></li>') == 2 * 3  # came next, and two lists
     assert re.findall('<li class="apart">([^<]*)<', section) == ["brush"] * 4
     assert section.count("<li>comb</li>") == 2 * 2
 
 
 def test_lists_of_draws_are_escaped(tmp_path):
-    shown = DrawnLists(EVIL, [EVIL], EVIL, {EVIL: [EVIL, "a"], "b": [f"c{EVIL}"]})
+    shown = DrawnLists(EVIL, EVIL, [EVIL], EVIL, {EVIL: [EVIL, "a"], "b": [f"c{EVIL}"]})
     text, page = write(tmp_path / "a.html", REPORT, drawn=[shown])
     assert "<script" not in text
-    assert page.text.count(EVIL) == 6  # user, history, target, name of the list and two items
+    assert (
+        page.text.count(EVIL) == 7
+    )  # method, user, history, target, name of the list and two items
     assert f"Lists for {EVIL}" in page.values("aria-label")
 
 

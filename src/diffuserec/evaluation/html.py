@@ -50,6 +50,7 @@ class DrawnLists:
     """What a generative recommender shows one user, with its draws averaged and one by one.
 
     Attributes:
+        method: the recommender, as it is called in the tables.
         user: name of the user.
         history: names of the user's items, oldest first.
         target: name of the item that came next.
@@ -57,6 +58,7 @@ class DrawnLists:
             the one that the others are held against.
     """
 
+    method: str
     user: str
     history: list[str]
     target: str
@@ -144,6 +146,7 @@ def _side_by_side(drawn: DrawnLists) -> dict[str, Any]:
         shown = list(zip(items, kinds, strict=True))
         columns.append({"name": name, "found": found, "shown": shown})
     return {
+        "method": drawn.method,
         "user": drawn.user,
         "history": drawn.history,
         "target": drawn.target,

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffuserec.contracts import Augmenter, Averaged, GenerativeRecommender, Recommender
+from diffuserec.contracts import Augmenter, GenerativeRecommender, Recommender
 from diffuserec.data import Queries, SequenceDataset
+from diffuserec.draws import Averaged
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import seen_pairs, top_k
 
