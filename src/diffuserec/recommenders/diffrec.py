@@ -15,20 +15,27 @@ Two forms:
 - ``form="two_stream"`` trains all targets of a user in one row. History tokens see the history
   before them; each target has its own slot with its own step, which sees the history before it
   and itself. A history's keys and values then do not depend on the noise: they are computed once
-  and all draws read them. It equals a row per prefix with causal attention.
+  and all draws read them. It equals a row per prefix with causal attention, but for histories
+  longer than ``max_len``, whose rows are windows: the first targets of one see less.
 
-Departures, all options:
+Departures; docs/methods/diffrec.md has what each is worth. Options, with the paper's reading:
 - The cross entropy is that of the *predicted* embedding: on the true one, as eq. 13 prints it, it
   would not train the network. ``rounding_loss`` adds the printed term.
 - Importance weights are 1/(N p_n), which is 1 for uniform steps; eq. 18's 1/p_n would multiply the
   squared error by N against the cross entropy (``step_weight="literal"``). Errors are averaged
-  over the width (``mse_reduction``).
+  over the width (``mse_reduction="sum"``) and weigh 0.01 (``mse_weight=1``).
 - ``normalize``: embeddings are divided by their standard deviation before they are diffused. Those
-  of a tied softmax are fifty times smaller than unit noise, which drowns them.
+  of a tied softmax are fifty times smaller than unit noise, which drowns them. The step's embedding
+  is scaled with them.
+- ``damping``: the slot holds the noised embedding times sqrt(alpha_bar_n), at least times 0.3; as
+  it is, its noise runs through the residual stream into the prediction (``damping=None``).
 - ``carry_last`` adds the newest item's embedding to the slot; ``pure_noise`` is the share of
-  targets that train from pure noise, as recommending does; ``tie_head`` scores with the item
-  table. docs/methods/diffrec.md has what each of them is worth.
-- ``max_len`` counts the history alone; the slot has a position of its own.
+  targets that train from pure noise, as recommending does (0); ``tie_head`` scores with the item
+  table instead of one of its own.
+
+Not options: the reverse walk samples the posterior's variance, where the paper has beta_n;
+``max_len`` counts the history alone and the slot has a position of its own; norms follow the
+residuals, the feed-forward width is 4·dim with a GELU; batches hold equally many targets.
 """
 
 from collections.abc import Iterator
@@ -90,7 +97,8 @@ class DiffRec(GenerativeRecommender):
         detach_target: bool = False
         """Whether the squared error leaves the target's embedding alone."""
         keep_prior: bool = False
-        """Whether to add the norm of the fully noised embedding's mean, which the paper drops."""
+        """Whether to add the norm of the fully noised embedding's mean, which the paper drops; with
+        its schedule, which leaves 5e-7 of the signal, that is next to nothing."""
         rounding_loss: bool = False
         """Whether to add the cross entropy of the true embedding (eq. 13 as printed)."""
         targets: Literal["all", "last"] = "all"
@@ -113,9 +121,10 @@ class DiffRec(GenerativeRecommender):
         n_draws: int = Field(10, ge=1)
         """Noise draws whose probabilities are averaged."""
         num_inference_steps: int = Field(1, ge=1)
-        """1 predicts from pure noise at once; more walk back, N of them is algorithm 2."""
+        """1 predicts from pure noise at once; more walk back, N of them as in algorithm 2."""
         n_candidates: int | None = Field(None, ge=1)
-        """Average over so many items that the draws' mean state puts first, not over all."""
+        """Score by averaging over so many items that the draws' mean state puts first, not over
+        all; ``draws``, and what is made of them, stay exact."""
         learning_rate: float = Field(1e-3, gt=0)
         batch_size: int = Field(64, ge=1)
         """Rows a batch: users, or prefixes in that form (the paper has 256)."""

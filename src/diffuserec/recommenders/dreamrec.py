@@ -14,6 +14,8 @@ Departures:
   and hard-codes width 64; none of that is kept.
 - Every item of a history is a target once (``targets="all"``); the released code cuts sliding
   windows.
+- Linear betas are scaled by 1000/T; the released code has 1e-4 to 0.02 for every T, and ships other
+  schedules, steps and learning rates for each of its data sets.
 - ``num_inference_steps`` steps of DDPM (``eta=1``) or DDIM (0); the authors walk through all.
 - ``n_draws`` generated embeddings a user may be averaged: the mean of the softmaxes of their
   scores. The authors generate one.
