@@ -180,6 +180,10 @@ def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
         status, _, error = call(capsys, *words, *wrong)
         assert status == 2
         assert line in error
+    page = (run / "report.html").read_text()
+    assert "What one draw of noise shows" in page
+    for what in ("mean of 10 draws", "one draw, seed 0", "one draw, seed 2"):
+        assert page.count(f"{what}<span") == 3
     per_user = pl.read_parquet(run / "test" / "per_user.parquet")
     assert {"confidence", "entropy", "disagreement"} <= set(per_user.columns)
 
@@ -331,6 +335,9 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     report = json.loads((out / "report.json").read_text())
     everyone = {r["method"]: r["n_seeds"] for r in report["summary"] if r["group"] == "all"}
     assert everyone == {"Plain": 2, "With DiffuASR": 2, "popularity": 1, "markov": 1}
+    cost = [(run["method"], run["seed"], run["epochs"]) for run in report["training"]]
+    assert cost[:2] == [("Plain", 0, 1), ("Plain", 1, 1)]
+    assert all(run["seconds"] > 0 for run in report["training"])
     assert "With DiffuASR" in (out / "report.html").read_text()
     weights = out / "plain-seed1" / "model" / "weights.safetensors"
     before = weights.stat().st_mtime_ns

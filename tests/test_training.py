@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import diffuserec.recommenders.sasrec as sasrec_module
+from diffuserec import training
 from diffuserec.contracts import Run
 from diffuserec.data import Catalog, SequenceDataset, leave_one_out, training_batches
 from diffuserec.errors import ConfigError, DataError
@@ -84,18 +84,19 @@ torch.set_num_threads(1)
 from pathlib import Path
 from diffuserec.contracts import Run
 from diffuserec.data import leave_one_out, load_dataset
-import diffuserec.recommenders.sasrec as sasrec
-made = sasrec.training_batches
-def stopping(data, size, max_len, seed, epoch):
-    for n, batch in enumerate(made(data, size, max_len, seed, epoch)):
+import diffuserec.training as training
+from diffuserec.recommenders.sasrec import SASRec
+made = training.training_batches
+def stopping(data, size, max_len, seed, epoch, rows):
+    for n, batch in enumerate(made(data, size, max_len, seed, epoch, rows)):
         if epoch == 2 and n == 1:
             print("in the third epoch", flush=True)
             time.sleep(120)
         yield batch
-sasrec.training_batches = stopping
+training.training_batches = stopping
 split = leave_one_out(load_dataset(sys.argv[1]))
 run = Run(seed=3, checkpoint=Path(sys.argv[2]))
-sasrec.SASRec(**eval(sys.argv[3])).fit(split.train, split.valid, run)
+SASRec(**eval(sys.argv[3])).fit(split.train, split.valid, run)
 """
 
 
@@ -117,13 +118,13 @@ def test_sigkill_in_the_middle_of_an_epoch(random_log, whole, tmp_path) -> None:
 
 
 def interrupt(monkeypatch, at_epoch: int) -> None:
-    def stopping(data, size, max_len, seed, epoch):
-        for n, batch in enumerate(training_batches(data, size, max_len, seed, epoch)):
+    def stopping(data, size, max_len, seed, epoch, rows):
+        for n, batch in enumerate(training_batches(data, size, max_len, seed, epoch, rows)):
             if epoch == at_epoch and n == 1:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(sasrec_module, "training_batches", stopping)
+    monkeypatch.setattr(training, "training_batches", stopping)
 
 
 @pytest.mark.parametrize("at_epoch", [0, 1, 3])
@@ -389,3 +390,13 @@ def test_nothing_is_learned_from_the_last_two_items(random_log) -> None:
         for log in (random_log, changed)
     )
     assert_equal(state(first), state(second))
+
+
+@pytest.mark.parametrize("rows", ["users", "windows", "prefixes", "last"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_as_many_batches_as_are_announced(random_log, rows, batch_size) -> None:
+    n_rows = len(training.training_rows(random_log, 5, rows)[0])
+    made = list(training_batches(random_log, batch_size, 5, 0, 0, rows))
+    assert sum(len(batch.users) for batch in made) == n_rows
+    announced = training.next_item_batches(n_rows, batch_size)
+    assert abs(len(made) - announced) <= max(2, 0.05 * announced)

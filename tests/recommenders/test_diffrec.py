@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from diffuserec import training
 from diffuserec.contracts import Run, load
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, leave_one_out
 from diffuserec.diffusion import KeyedNoise
@@ -727,6 +728,29 @@ def test_training_records_every_target_once_an_epoch(cycle):
     model = DiffRec(**settings | {"pure_noise": 1.0, "form": "prefixes"}).fit(train)
     counts = model.steps.counts
     assert int(counts[-1]) == int(counts.sum()) == int((train.lengths - 1).sum())
+
+
+def test_records_of_losses_are_resumed(cycle, tmp_path, monkeypatch):
+    """An interrupted run ends with the same parameters and records as a whole one."""
+    train = leave_one_out(cycle).train
+    settings = SETTINGS | {"step_sampling": "importance", "num_train_timesteps": 5, "epochs": 4}
+    whole = DiffRec(**settings).fit(train, run=Run(seed=1))
+    assert int(whole.steps.counts.min()) >= 10  # the records have had a say
+    made_batches = training.training_batches
+
+    def stopping(*words):
+        for n, batch in enumerate(made_batches(*words)):
+            if words[4] == 2 and n == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            DiffRec(**settings).fit(train, run=Run(seed=1, checkpoint=tmp_path))
+    again = DiffRec(**settings).fit(train, run=Run(seed=1, checkpoint=tmp_path, resume=True))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
 
 
 # --- learning, saving, refusing ----------------------------------------------------------------
