@@ -2,6 +2,8 @@
 
     python benchmarks/schedules.py [--out docs/figures/schedules.svg]
 
+A table of the same stands beside the figure, as ``.md``.
+
 The left panel of figure 2 of DiffRec (Du et al. 2023, arXiv 2304.04541). Nothing is measured.
 """
 
@@ -39,6 +41,13 @@ def main() -> None:
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_figure(given.out, "Noise schedules", 1, draw)
+    shown = (1, 100, 200, 400, 600, 800, 900, 1000)
+    lines = [["schedule", *(f"n = {n}" for n in shown)], ["---"] * (1 + len(shown))]
+    for name in LOOKS:
+        alpha_bars = NoiseSchedule.named(name, N_STEPS).alpha_bars
+        lines.append([name, *(f"{alpha_bars[n - 1].item():.3g}" for n in shown)])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    given.out.with_suffix(".md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
