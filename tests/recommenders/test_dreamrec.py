@@ -117,6 +117,17 @@ def test_draws_average_to_the_score_and_depend_on_nobody_else() -> None:
     assert not torch.allclose(model.score(shown, 2), whole)
 
 
+def test_the_target_is_moved_only_when_asked() -> None:
+    batch = Batch(torch.tensor([7]), torch.tensor([[3]]), torch.tensor([1]), torch.tensor([[5]]))
+    for detach in (True, False):
+        model = made(detach_target=detach)
+        model._loss(batch).backward()
+        gradient = model.encoder.table.grad
+        assert gradient is not None
+        assert bool((gradient[3] != 0).any())  # the history's item learns either way
+        assert bool((gradient[5] != 0).any()) != detach
+
+
 def test_a_fixed_table_stays_and_the_cosine_is_recorded(random_log) -> None:
     split = leave_one_out(random_log)
     quick = {"epochs": 2, "dim": D, "num_train_timesteps": T, "num_inference_steps": 4}
