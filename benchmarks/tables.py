@@ -287,9 +287,19 @@ def cosines(*names: str) -> str:
         epochs = _read(name)
         shown = [0, 1, 2, 4, 9, 19, 29, 39, 59]
         picked = [epochs[at] for at in shown if at < len(epochs)]
-        told = ((e["epoch"] + 1, e["watched"]["mean pairwise cosine"], e["valid"]) for e in picked)
-        rows += [[name, str(n), f"{cosine:.4f}", f"{valid:.4f}"] for n, cosine, valid in told]
-    return table(["run", "epoch", "mean pairwise cosine", "validation NDCG@10"], rows)
+        rows += [
+            [
+                name,
+                str(e["epoch"] + 1),
+                f"{e['watched']['mean pairwise cosine']:.4f}",
+                f"{e['watched']['mean norm']:.2f}",
+                f"{e['loss']:.3f}",
+                f"{e['valid']:.4f}",
+            ]
+            for e in picked
+        ]
+    header = ["run", "epoch", "mean pairwise cosine", "mean norm", "loss", "validation NDCG@10"]
+    return table(header, rows)
 
 
 def ratios(*names: str) -> str:
