@@ -174,6 +174,29 @@ def test_parameters_of_another_shape_are_refused_at_inference(
     assert 'at = "training"' in told
 
 
+def test_a_setting_without_a_say_at_inference_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = HEAD + 'setting = "dropout"\nvalues = [0.1, 0.4]\nat = "inference"\n'
+    text = text.replace("dropout = 0.0, ", "").replace(", dropout = 0.0", "")
+    status, _, error = call(
+        capsys, "curve", written(tmp_path, text), data, "--out", tmp_path / "runs"
+    )
+    assert status == 2
+    told = error.strip().splitlines()[-1]
+    assert "every point measures the same: dropout has no say in a trained model" in told
+
+
+def test_a_point_of_the_common_settings_has_a_place_of_its_own(data: Path, tmp_path: Path) -> None:
+    points = '[[points]]\nname = "as trained"\nsettings = {}\n'
+    points += '[[points]]\nname = "one"\nsettings = { n_draws = 1 }\n'
+    out = tmp_path / "runs"
+    file = written(tmp_path, HEAD + 'at = "inference"\n' + points)
+    curves.run_curve(file, data, out, Run(device="cpu"))
+    (run,) = (path for path in out.iterdir() if path.is_dir())
+    assert {path.name for path in (run / "points").iterdir()} == {"common", "n_draws=1"}
+
+
 def test_points_with_names_stand_on_an_axis_of_names(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
