@@ -64,7 +64,7 @@ def trained(split: Split) -> DiffuASR:
         batch_size=128,
         learning_rate=3e-3,
         num_inference_steps=10,
-        pretrain_epochs=12,
+        pretrain_epochs=30,
         pretrain_batch_size=32,
         pretrain_learning_rate=3e-3,
         dropout=0.1,
@@ -201,7 +201,7 @@ def test_a_classifier_guides_towards_the_label(
             ),
             split.train,
         )
-        for scale in (0.0, 0.5)
+        for scale in (0.0, 2.0)
     ]
     assert figures[1] > figures[0]
 
