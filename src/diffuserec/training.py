@@ -189,10 +189,9 @@ def train_next_item(
     *,
     score: Callable[[Histories], Tensor],
     rows: Rows = "users",
-    optimizer: torch.optim.Optimizer | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
 ) -> list[Epoch]:
-    """:func:`train` on next-item batches, as most recommenders do.
+    """:func:`train` on next-item batches, by Adam, as most recommenders do.
 
     Takes ``batch_size, max_len, learning_rate, epochs, patience`` from the method's settings.
 
@@ -204,7 +203,6 @@ def train_next_item(
         run: surroundings.
         score: what validation ranks by.
         rows: what a row of a batch is, see :func:`training_rows`.
-        optimizer: by default Adam.
         watch: as for :func:`train`.
     """
     c: Any = method.config
@@ -217,7 +215,7 @@ def train_next_item(
         loss,
         batches,
         n_batches=next_item_batches(len(training_rows(data, c.max_len, rows)[0]), c.batch_size),
-        optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        optimizer=torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
         epochs=c.epochs,
         run=run,
         data=data,
