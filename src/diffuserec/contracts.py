@@ -25,12 +25,12 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from diffuserec.artifacts import Artifact, read_artifact, write_artifact
-from diffuserec.data import Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
+from diffuserec.data import Batch, Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
 from diffuserec.draws import Averaged
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import allowed_mask, hide, seen_pairs, top_k
@@ -354,6 +354,41 @@ class Recommender(Method):
                 f"{what}: the catalog does not hold item {raw[int(np.argmax(numbers == 0))]!r}"
             )
         return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One version of a batch's sequences that training tells from other sequences'.
+
+    Attributes:
+        name: what it is, for people.
+        items: item numbers, zeros after the end; a number beyond the catalog is ``[mask]``; (B, M).
+        lengths: real positions, (B,).
+        changed: the positions whose items were chosen anew, (B, L); None where positions do not
+            line up with the original's.
+        confidence: of the model in what it restores at each position, (B, L), if it has any.
+    """
+
+    name: str
+    items: Int[Tensor, "B M"]
+    lengths: Int[Tensor, " B"]
+    changed: Bool[Tensor, "B L"] | None = None
+    confidence: Float[Tensor, "B L"] | None = None
+
+
+class ContrastiveRecommender(Recommender):
+    """A recommender that also learns from other versions of its training sequences."""
+
+    @abstractmethod
+    def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
+        """The versions that training would make of these sequences now.
+
+        What is random is drawn from torch's default generator.
+
+        Args:
+            batch: on this method's device.
+            train: the dataset that the batch is of.
+        """
 
 
 class GenerativeRecommender(Recommender):

@@ -1,12 +1,14 @@
-"""Training objectives for next-item prediction: functions of states, item table and targets.
+"""Training objectives: next-item losses of states, item table and targets, and InfoNCE.
 
-All of them take only real positions, P of them, so that padding costs nothing. Sources: full
+Next-item losses take only real positions, P of them, so that padding costs nothing. Sources: full
 softmax for SASRec, Klenitskiy & Vasilev (RecSys 2023, arXiv 2309.07602); binary cross entropy with
-one negative, Kang & McAuley (ICDM 2018); gBCE, Petrov & Macdonald (RecSys 2023, arXiv 2308.07192).
+one negative, Kang & McAuley (ICDM 2018); gBCE, Petrov & Macdonald (RecSys 2023, arXiv 2308.07192);
+InfoNCE, van den Oord, Li & Vinyals (arXiv 1807.03748), as NT-Xent by Chen, Kornblith, Norouzi &
+Hinton (ICML 2020) and with labels by Khosla et al. (NeurIPS 2020).
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -145,6 +147,50 @@ def sampled_softmax(
     logits = logits.masked_fill(negatives == targets[:, None], -torch.inf)
     partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return (partition - positive).mean()
+
+
+def info_nce(
+    anchors: Float[Tensor, "B D"],
+    positives: Float[Tensor, "B D"],
+    *,
+    two_way: bool = True,
+    labels: Int[Tensor, " B"] | None = None,
+    negatives: Float[Tensor, "N D"] | None = None,
+    similarity: Literal["dot", "cosine"] = "dot",
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Mean of -log softmax(similarities / temperature)[positive], for two views of B sequences.
+
+    Args:
+        anchors: one view of each.
+        positives: the other view of each.
+        two_way: NT-Xent: all 2B views are anchors, each among the 2B - 1 others. Otherwise only
+            `anchors` are, each among the B `positives`.
+        labels: views of sequences with the same label are positives too; an anchor's loss is the
+            mean over its positives (Khosla et al., eq. 2). By default every sequence has its own.
+        negatives: more candidates, N of them, that are no one's positive.
+        similarity: of two vectors.
+        temperature: what similarities are divided by.
+
+    With one sequence and no `negatives` there is nothing to tell apart: the loss is 0.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        queries, candidates = anchors.float(), positives.float()
+        if labels is None:
+            labels = torch.arange(len(anchors), device=anchors.device)
+        if two_way:
+            queries = candidates = torch.cat([queries, candidates])
+            labels = labels.repeat(2)
+        itself = torch.eye(len(queries), dtype=torch.bool, device=queries.device) & two_way
+        if negatives is not None:
+            candidates = torch.cat([candidates, negatives.float()])
+        if similarity == "cosine":
+            queries, candidates = F.normalize(queries, dim=1), F.normalize(candidates, dim=1)
+        logits = queries @ candidates.T / temperature
+        logits[:, : len(itself)].masked_fill_(itself, -torch.inf)
+        own = (labels[:, None] == labels) & ~itself
+        log_p = logits[:, : len(itself)] - torch.logsumexp(logits, dim=1, keepdim=True)
+        return -(log_p.masked_fill(~own, 0).sum(1) / own.sum(1)).mean()
 
 
 def seen_keys(dataset: SequenceDataset) -> Int64[Tensor, " N"]:

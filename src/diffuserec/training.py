@@ -12,13 +12,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,9 +31,9 @@ from rich.progress import (
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffuserec.contracts import Method, Run
+from diffuserec.contracts import Method, Run, Settings
 from diffuserec.data import (
     Batch,
     Histories,
@@ -43,7 +45,87 @@ from diffuserec.data import (
     training_rows,
 )
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.losses import (
+    binary_cross_entropy,
+    gbce,
+    sampled_softmax,
+    seen_keys,
+    softmax_cross_entropy,
+    uniform_negatives,
+)
+from diffuserec.nn.encoders import TransformerEncoder
 from diffuserec.ranking import hide, seen_pairs, target_ranks
+
+
+class TransformerSettings(Settings):
+    """Hyper-parameters of a transformer and of its training."""
+
+    dim: int = Field(64, ge=1)
+    """Width D of items and states."""
+    max_len: int = Field(50, ge=1)
+    """Newest items that the model sees."""
+    n_layers: int = Field(2, ge=1)
+    n_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=1)
+    """Rows a batch, on average."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
+        return self
+
+
+class NextItemSettings(TransformerSettings):
+    """Those of a transformer that predicts each next item, as SASRec does."""
+
+    loss: Literal["softmax", "bce", "gbce", "sampled_softmax"] = "softmax"
+    """Of the next item; see diffuserec.losses."""
+    n_negatives: int | None = Field(None, ge=1)
+    """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for sampled_softmax."""
+    gbce_t: float = Field(0.75, ge=0, le=1)
+    """Calibration of gbce: 0 is plain bce."""
+    rows: Literal["users", "windows", "prefixes"] = "users"
+    """What a training row is: a user's newest max_len items, every one a target; as many such
+    windows as it takes for every item to be a target; or a row for every item, its only target."""
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the loss makes the softmax of the scores a distribution over the items."""
+        return self.loss in ("softmax", "sampled_softmax")
+
+    def encoder(self, vocab_size: int, n_extra: int = 0) -> TransformerEncoder:
+        """The causal encoder of these settings; `n_extra` tokens that are no items."""
+        return TransformerEncoder(
+            vocab_size,
+            self.dim,
+            self.n_layers,
+            self.n_heads,
+            self.max_len,
+            self.dropout,
+            n_extra=n_extra,
+        )
+
+
+class ContrastiveSettings(NextItemSettings):
+    """Those of one that also contrasts a batch's sequences with each other."""
+
+    temperature: float = Field(1.0, gt=0)
+    """What similarities of sequences are divided by."""
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if self.batch_size < 2:
+            raise ValueError(
+                "batch_size 1 leaves a sequence nothing to be told apart from: "
+                "a contrast needs 2 or more"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,9 +149,21 @@ class Epoch:
     watched: dict[str, float] = field(default_factory=dict)
 
 
+class Update(NamedTuple):
+    """One of several updates a batch.
+
+    Attributes:
+        loss: of one batch.
+        moved: the only parameters that it moves; None moves all.
+    """
+
+    loss: Callable[[Any], Tensor]
+    moved: Sequence[nn.Parameter] | None = None
+
+
 def train(
     method: Method,
-    loss: Callable[[Any], Tensor],
+    loss: Callable[[Any], Tensor] | Sequence[Update],
     batches: Callable[[int], Iterable[Any]],
     *,
     n_batches: int,
@@ -80,6 +174,7 @@ def train(
     validate: Callable[[], float] | None = None,
     patience: int | None = None,
     phase: str = "fit",
+    prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation figure, stops early and keeps the best parameters.
@@ -87,7 +182,8 @@ def train(
     Args:
         method: whose parameters are trained; it is moved to the run's device and left in
             evaluation mode.
-        loss: of one batch, which is on the device already.
+        loss: of one batch, which is on the device already. Several updates are made one after the
+            other on each batch; the loss of the first is the one that is recorded.
         batches: the batches of an epoch, fixed by the epoch's number.
         n_batches: how many an epoch has, for the progress bar.
         optimizer: over the method's parameters.
@@ -97,6 +193,8 @@ def train(
         validate: called after each epoch in evaluation mode.
         patience: epochs without a better figure before stopping; None never stops early.
         phase: name of this call within a fit.
+        prepare: called before each epoch, with gradients off, in evaluation mode; what it makes
+            must follow from the parameters alone, so that a resumed run makes the same.
         watch: figures to record after each epoch, by name; they decide nothing.
 
     Returns:
@@ -110,21 +208,28 @@ def train(
     method.to(accelerator.device)
     checkpoint = _Checkpoint(method, optimizer, run, data, phase)
     records, best = checkpoint.load() if run.resume else ([], None)
+    updates = [Update(loss)] if callable(loss) else loss
     with _progress(run) as progress, torch.random.fork_rng():
         bar = progress.add_task(phase, total=n_batches, status="")
         while len(records) < epochs and not _exhausted(records, patience):
             epoch = len(records)
             torch.manual_seed(_epoch_seed(run.seed, phase, epoch))
+            if prepare is not None:
+                method.eval()
+                with torch.no_grad():
+                    prepare()
             method.train()
             progress.reset(bar, total=n_batches, description=f"{phase} {epoch + 1}/{epochs}")
             total, n, start = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
             for batch in batches(epoch):
-                with accelerator.autocast():
-                    value = loss(batch.to(accelerator.device))
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(value)
-                optimizer.step()
-                total += value.detach()
+                batch = batch.to(accelerator.device)
+                for number, update in enumerate(updates):
+                    with accelerator.autocast():
+                        value = update.loss(batch)
+                    optimizer.zero_grad(set_to_none=True)
+                    accelerator.backward(value, inputs=update.moved)
+                    optimizer.step()  # passes over parameters without a gradient
+                    total += value.detach() if number == 0 else 0
                 n += 1
                 if n % 50 == 0 or n == 1:
                     _require_finite(total, phase, epoch)
@@ -180,15 +285,48 @@ def validation(
     return figure
 
 
+def next_item(
+    c: NextItemSettings, data: SequenceDataset
+) -> Callable[[Batch, Float[Tensor, "B L D"], Float[Tensor, "V D"]], Float[Tensor, ""]]:
+    """The next-item loss of these settings: of a batch, its states and the item table.
+
+    Args:
+        c: settings.
+        data: whose interactions are no negatives of bce.
+    """
+    defaults = {"softmax": 0, "bce": 1, "gbce": 256, "sampled_softmax": 1000}
+    n = c.n_negatives or defaults[c.loss]
+    seen = seen_keys(data) if c.loss == "bce" else None
+
+    def loss(batch: Batch, states: Tensor, table: Tensor) -> Tensor:
+        chosen, targets, users = real_positions(batch, states)
+        if c.loss == "softmax":
+            return softmax_cross_entropy(chosen, table, targets)
+        if c.loss == "sampled_softmax":
+            shared = uniform_negatives(users[:1], n, len(table))[0]
+            return sampled_softmax(chosen, table, targets, shared)
+        drawn = uniform_negatives(
+            users, n, len(table), None if seen is None else seen.to(users.device)
+        )
+        positive = (chosen * table[targets]).sum(-1)
+        negative = torch.bmm(table[drawn], chosen[:, :, None])[:, :, 0]
+        if c.loss == "bce":
+            return binary_cross_entropy(positive, negative)
+        return gbce(positive, negative, len(table), c.gbce_t)
+
+    return loss
+
+
 def train_next_item(
     method: Method,
-    loss: Callable[[Batch], Tensor],
+    loss: Callable[[Batch], Tensor] | Sequence[Update],
     data: SequenceDataset,
     valid: Queries | None,
     run: Run,
     *,
     score: Callable[[Histories], Tensor],
     rows: Rows = "users",
+    prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
 ) -> list[Epoch]:
     """:func:`train` on next-item batches, by Adam, as most recommenders do.
@@ -197,15 +335,25 @@ def train_next_item(
 
     Args:
         method: begun; its parameters are trained.
-        loss: of one batch.
+        loss: of one batch, or several updates, as for :func:`train`.
         data: the sequences.
         valid: what decides when to stop, by full ranking; None trains all epochs.
         run: surroundings.
         score: what validation ranks by.
         rows: what a row of a batch is, see :func:`training_rows`.
+        prepare: as for :func:`train`.
         watch: as for :func:`train`.
+
+    Raises:
+        DataError: a method that contrasts sequences is given a single one.
     """
     c: Any = method.config
+    n_rows = len(training_rows(data, c.max_len, rows)[0])
+    if isinstance(c, ContrastiveSettings) and n_rows < 2:
+        raise DataError(
+            f"{method.name} tells sequences apart and needs 2 with a next item, got {n_rows}: "
+            "give it more users"
+        )
 
     def batches(epoch: int) -> Iterator[Batch]:
         return training_batches(data, c.batch_size, c.max_len, run.seed, epoch, rows)
@@ -214,13 +362,14 @@ def train_next_item(
         method,
         loss,
         batches,
-        n_batches=next_item_batches(len(training_rows(data, c.max_len, rows)[0]), c.batch_size),
+        n_batches=next_item_batches(n_rows, c.batch_size),
         optimizer=torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
         epochs=c.epochs,
         run=run,
         data=data,
         validate=None if valid is None else validation(method, score, valid),
         patience=c.patience,
+        prepare=prepare,
         watch=watch,
     )
 

@@ -571,7 +571,7 @@ def batch_of(lists: list[list[int]], synthetic: tuple[int, ...] = ()) -> Batch:
         targets[row, : len(one) - 1] = torch.tensor(one[1:])
     targets[list(synthetic), 0] = 0
     lengths = torch.tensor([len(one) - 1 for one in lists])
-    return Batch(torch.arange(len(lists)), items, lengths, targets)
+    return Batch(torch.arange(len(lists)), items, lengths, targets, lengths)
 
 
 LOSSES = [

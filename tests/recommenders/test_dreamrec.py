@@ -48,6 +48,7 @@ def test_the_loss_written_out(monkeypatch, targets) -> None:
         torch.tensor([[3, 1, 4], [1, 5, 0]]),
         torch.tensor([3, 2]),
         torch.tensor([[1, 4, 6], [5, 2, 0]] if targets == "all" else [[0, 0, 6], [0, 2, 0]]),
+        torch.tensor([3, 6]),
     )
     places = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)] if targets == "all" else [(0, 2), (1, 1)]
     n = len(places)
@@ -118,7 +119,13 @@ def test_draws_average_to_the_score_and_depend_on_nobody_else() -> None:
 
 
 def test_the_target_is_moved_only_when_asked() -> None:
-    batch = Batch(torch.tensor([7]), torch.tensor([[3]]), torch.tensor([1]), torch.tensor([[5]]))
+    batch = Batch(
+        torch.tensor([7]),
+        torch.tensor([[3]]),
+        torch.tensor([1]),
+        torch.tensor([[5]]),
+        torch.tensor([1]),
+    )
     for detach in (True, False):
         model = made(detach_target=detach, cond_dropout=0.0)
         model._loss(batch).backward()

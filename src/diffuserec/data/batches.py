@@ -63,20 +63,17 @@ class Batch:
         lengths: real positions, shape (B,).
         targets: the next item at each position, shape (B, L); 0 where there is none to learn
             (padding, and wherever the next item is synthetic).
+        places: where in the dataset's flat items the newest target stands, shape (B,).
     """
 
     users: Int[Tensor, " B"]
     items: Int[Tensor, "B L"]
     lengths: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
+    places: Int[Tensor, " B"]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            self.users.to(device),
-            self.items.to(device),
-            self.lengths.to(device),
-            self.targets.to(device),
-        )
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def training_batches(
@@ -106,23 +103,39 @@ def training_batches(
     weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights):
-        index, begins, ends = owners[chosen], starts[chosen], all_ends[chosen]
-        window = _pad(dataset.items, begins, ends)
-        targets = window[:, 1:].copy()
-        if dataset.synthetic.strides != (0,):
-            targets[_pad(dataset.synthetic, begins, ends)[:, 1:] != 0] = PAD
-        items = window[:, :-1].copy()
-        lengths = ends - begins - 1
-        place = np.arange(items.shape[1])
-        items[place >= lengths[:, None]] = PAD
+        batch = _batch(dataset, owners[chosen], starts[chosen], all_ends[chosen])
         if one_target:
-            targets[place != lengths[:, None] - 1] = PAD
-        yield Batch(
-            users=torch.from_numpy(np.asarray(dataset.users[index])),
-            items=torch.from_numpy(items),
-            lengths=torch.from_numpy(lengths),
-            targets=torch.from_numpy(targets),
-        )
+            places = torch.arange(batch.items.shape[1])
+            batch.targets[places != batch.lengths[:, None] - 1] = PAD
+        yield batch
+
+
+def batch_of(dataset: SequenceDataset, rows: Int64[np.ndarray, " B"], max_len: int) -> Batch:
+    """These sequences of two items or more as one batch, as ``rows="users"`` trains on them."""
+    ends = dataset.offsets[rows + 1]
+    return _batch(dataset, rows, np.maximum(dataset.offsets[rows], ends - max_len - 1), ends)
+
+
+def _batch(
+    dataset: SequenceDataset,
+    owners: Int64[np.ndarray, " B"],
+    starts: Int64[np.ndarray, " B"],
+    ends: Int64[np.ndarray, " B"],
+) -> Batch:
+    window = padded(dataset.items, starts, ends)
+    targets = window[:, 1:].copy()
+    if dataset.synthetic.strides != (0,):
+        targets[padded(dataset.synthetic, starts, ends)[:, 1:] != 0] = PAD
+    items = window[:, :-1].copy()
+    lengths = ends - starts - 1
+    items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD
+    return Batch(
+        users=torch.from_numpy(np.asarray(dataset.users[owners])),
+        items=torch.from_numpy(items),
+        lengths=torch.from_numpy(lengths),
+        targets=torch.from_numpy(targets),
+        places=torch.from_numpy(ends - 1),
+    )
 
 
 def training_rows(
@@ -209,7 +222,7 @@ def histories_of(
         starts = np.maximum(starts, ends - max_len)
     return Histories(
         users=torch.from_numpy(np.asarray(dataset.users[rows])),
-        items=torch.from_numpy(_pad(dataset.items, starts, ends)),
+        items=torch.from_numpy(padded(dataset.items, starts, ends)),
         lengths=torch.from_numpy(ends - starts),
     )
 
@@ -260,9 +273,10 @@ def _share(weights: Int64[np.ndarray, " N"], n: int) -> float:
     return float(max(1.0, shares[np.argmax(shares >= ordered[heavier])]))
 
 
-def _pad(
+def padded(
     flat: np.ndarray, starts: Int64[np.ndarray, " B"], ends: Int64[np.ndarray, " B"]
 ) -> Int64[np.ndarray, "B L"]:
+    """The values from each start to its end as one array, zeros after the ends."""
     lengths = ends - starts
     width = max(1, int(lengths.max(initial=0)))
     columns = np.arange(width)

@@ -5,10 +5,14 @@ and after each residual (post-norm), GELU, weights drawn from N(0, 0.02²). On s
 recipe learned several times faster than pre-norm (docs/methods/sasrec.md).
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from diffuserec.nn.embeddings import sinusoidal
 
 _INIT_STD = 0.02
 
@@ -26,6 +30,7 @@ class TransformerEncoder(nn.Module):
             changed no validation figure and keeps the fused attention kernel from running.
         causal: whether a position sees only itself and what came before. With right-padded
             batches a causal encoder needs no mask.
+        n_extra: rows after the catalog's, for tokens that are no items (``[mask]`` is row V).
     """
 
     def __init__(
@@ -37,9 +42,11 @@ class TransformerEncoder(nn.Module):
         max_len: int,
         dropout: float,
         causal: bool = True,
+        n_extra: int = 0,
     ) -> None:
         super().__init__()
-        self.items = nn.Embedding(vocab_size, dim, padding_idx=0)
+        self.vocab_size = vocab_size
+        self.items = nn.Embedding(vocab_size + n_extra, dim, padding_idx=0)
         self.positions = nn.Embedding(max_len, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -51,8 +58,9 @@ class TransformerEncoder(nn.Module):
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
-        """The item embeddings; row 0 is zero."""
-        return self.items.weight
+        """The item embeddings; row 0 is zero, extra tokens are left out."""
+        weight: Tensor = self.items.weight
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def layers(self) -> "list[TransformerBlock]":
@@ -76,13 +84,14 @@ class TransformerEncoder(nn.Module):
         """States of embeddings, for callers that bring their own (noisy ones, for example)."""
         length = embeddings.shape[1]
         states = self.enter(embeddings + self.positions.weight[:length])
-        seen = None
-        if not self.causal:
-            places = torch.arange(length, device=embeddings.device)
-            seen = (places < lengths[:, None])[:, None, None, :]
+        seen = None if self.causal else real_keys(lengths, length)
         for block in self.layers:
             states = block(states, seen)
         return states
+
+    def scores(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Products of each history's newest state and the item embeddings."""
+        return last_states(self(items, lengths), lengths) @ self.table.T
 
 
 class TransformerBlock(nn.Module):
@@ -101,11 +110,12 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, states: Float[Tensor, "B L D"], seen: Bool[Tensor, "B 1 1 L"] | None
+        self, states: Float[Tensor, "B L D"], seen: Bool[Tensor, "B 1 1 L"] | None = None
     ) -> Float[Tensor, "B L D"]:
+        """The next states; `seen` are the keys that every position sees, in a causal block too."""
         query, key, value = self.heads(states)
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, is_causal=self.causal
+            query, key, value, attn_mask=seen, is_causal=self.causal and seen is None
         )
         return self.after(states, attended)
 
@@ -127,6 +137,52 @@ class TransformerBlock(nn.Module):
         widened = F.gelu(self.widen(states))
         states = self.norm_forward(states + self.dropout(self.narrow(widened)))
         return states
+
+
+class SequenceDenoiser(nn.Module):
+    """Restores clean embeddings at every position from noised ones; each position sees all others.
+
+    The step is told as the sum of a small network of its sinusoid and the noised embeddings.
+
+    Args:
+        dim: width D, even.
+        n_layers: blocks of its own; 0 where it is always called with another encoder's.
+        n_heads: attention heads; divides `dim`.
+        max_len: positions that have an embedding.
+        dropout: as in :class:`TransformerEncoder`.
+    """
+
+    def __init__(self, dim: int, n_layers: int, n_heads: int, max_len: int, dropout: float) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(max_len, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.of_step = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, n_heads, dropout, causal=False) for _ in range(n_layers)
+        )
+        self.apply(_initialize)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "B L D"],
+        t: Int[Tensor, " B"],
+        lengths: Int[Tensor, " B"],
+        blocks: Iterable[nn.Module] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """The restored embeddings; `blocks` are used instead of its own."""
+        step = self.of_step(sinusoidal(t, x_t.shape[2]))[:, None]
+        states: Tensor = self.norm(x_t + step + self.positions.weight[: x_t.shape[1]])
+        states = self.dropout(states)
+        seen = real_keys(lengths, x_t.shape[1])
+        for block in self.blocks if blocks is None else blocks:
+            states = block(states, seen)
+        return states
+
+
+def real_keys(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 L"]:
+    """The mask of an attention in which every position sees all real ones."""
+    return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None, :]
 
 
 def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:

@@ -48,12 +48,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec import training
-from diffuserec.contracts import GenerativeRecommender, Run, Settings
+from diffuserec.contracts import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, Rows, SequenceDataset
 from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
 from diffuserec.losses import mixture_cross_entropy
 from diffuserec.nn.embeddings import interleaved_sinusoidal
 from diffuserec.nn.encoders import TransformerEncoder
+from diffuserec.training import TransformerSettings
 
 Memory = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, L, E) of a history in each block."""
@@ -68,7 +69,7 @@ _DRAWS = 32
 class DiffRec(GenerativeRecommender):
     """Transformer that denoises the embedding of the next item."""
 
-    class Config(Settings):
+    class Config(TransformerSettings):
         """Hyper-parameters of DiffRec."""
 
         form: Literal["two_stream", "prefixes"] = "two_stream"
@@ -76,10 +77,6 @@ class DiffRec(GenerativeRecommender):
         bidirectional attention."""
         dim: int = Field(64, ge=2)
         """Width D of items and states; the paper has 256."""
-        max_len: int = Field(50, ge=1)
-        """Newest items that the model sees."""
-        n_layers: int = Field(2, ge=1)
-        n_heads: int = Field(2, ge=1)
         dropout: float = Field(0.5, ge=0, lt=1)
         """The paper has 0.3 for Amazon and 0.2 for MovieLens, at width 256."""
         num_train_timesteps: int = Field(1000, ge=2)
@@ -125,17 +122,11 @@ class DiffRec(GenerativeRecommender):
         n_candidates: int | None = Field(None, ge=1)
         """Score by averaging over so many items that the draws' mean state puts first, not over
         all; ``draws``, and what is made of them, stay exact."""
-        learning_rate: float = Field(1e-3, gt=0)
         batch_size: int = Field(64, ge=1)
         """Rows a batch: users, or prefixes in that form (the paper has 256)."""
-        epochs: int = Field(100, ge=1)
-        patience: int = Field(10, ge=1)
-        """Epochs without a better validation NDCG@10 before training stops."""
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
-            if self.dim % self.n_heads:
-                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
             if self.num_inference_steps > self.num_train_timesteps:
                 raise ValueError(
                     f"num_inference_steps {self.num_inference_steps} is more than the "

@@ -39,7 +39,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec import training
-from diffuserec.contracts import GenerativeRecommender, Run, Settings
+from diffuserec.contracts import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import (
     KeyedNoise,
@@ -50,12 +50,13 @@ from diffuserec.diffusion import (
 )
 from diffuserec.nn.embeddings import sinusoidal
 from diffuserec.nn.encoders import TransformerEncoder, last_states
+from diffuserec.training import TransformerSettings
 
 
 class DreamRec(GenerativeRecommender):
     """Guided diffusion of the next item's embedding, trained by squared error alone."""
 
-    class Config(Settings):
+    class Config(TransformerSettings):
         """Hyper-parameters of DreamRec."""
 
         dim: int = Field(64, ge=4)
@@ -63,7 +64,6 @@ class DreamRec(GenerativeRecommender):
         max_len: int = Field(50, ge=1)
         """Newest items that the model sees; the authors keep 10."""
         n_layers: int = Field(1, ge=1)
-        n_heads: int = Field(2, ge=1)
         dropout: float = Field(0.1, ge=0, lt=1)
         denoiser: Literal["mlp1", "mlp2"] = "mlp1"
         """One linear layer, or two with a GELU between."""
@@ -87,15 +87,9 @@ class DreamRec(GenerativeRecommender):
         """Generated embeddings whose softmaxes are averaged."""
         targets: Literal["all", "last"] = "all"
         learning_rate: float = Field(3e-3, gt=0)
-        batch_size: int = Field(64, ge=1)
-        epochs: int = Field(100, ge=1)
-        patience: int = Field(10, ge=1)
-        """Epochs without a better validation NDCG@10 before training stops."""
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
-            if self.dim % self.n_heads:
-                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
             if self.dim % 2:
                 raise ValueError(f"dim {self.dim} must be even")
             if self.num_inference_steps > self.num_train_timesteps:

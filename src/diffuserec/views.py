@@ -1,0 +1,272 @@
+"""Views: other versions of a batch of sequences, for contrastive learning. Pure functions.
+
+A view takes right-padded item ids (B, L) and their lengths (B,) and returns new ids and lengths;
+what it was given stays as it was, padding stays padding, and every sequence keeps an item. What is
+random is drawn from torch's default generator, for the whole batch at once.
+
+- Crop, mask and reorder: Xie et al., "Contrastive Learning for Sequential Recommendation", ICDE
+  2022. Substitute and insert: Liu, Chen, Li, Yu, McAuley & Xiong, "Contrastive Self-supervised
+  Sequential Recommendation with Robust Augmentation", 2021 (arXiv 2108.06479).
+- The same target: Qiu, Huang, Yin & Wang, DuoRec, WSDM 2022 (:class:`SameTarget`).
+- Learned: Qin et al., MCLRec, SIGIR 2023, a view of a representation (:class:`LearnedView`).
+- Denoised: items at some positions replaced by what a denoiser restores there: SimDiffRec and
+  CaDiRec choose with :func:`random_positions`, :func:`most_confident`, :func:`confidences` and
+  :func:`top_items`.
+- Dropout needs nothing: the same ids pass the encoder twice.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Int64
+from scipy.sparse import coo_array
+from torch import Tensor, nn
+
+from diffuserec.data import PAD, SequenceDataset
+from diffuserec.data.batches import padded
+from diffuserec.errors import ConfigError
+
+Ragged = tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]
+"""Item ids and lengths."""
+
+_BLOCK = 2_500_000
+"""Logits held at once: 10 MB stay in the cache."""
+
+
+def crop(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float) -> Ragged:
+    """One contiguous run of floor(ratio · length) items, at least one."""
+    kept, first = _run(lengths, ratio)
+    kept = kept.clamp(min=1)
+    place = torch.arange(int(kept.max()), device=items.device)
+    found = items.gather(1, (first[:, None] + place).clamp(max=items.shape[1] - 1))
+    return found.masked_fill(place >= kept[:, None], PAD), kept
+
+
+def mask(
+    items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float, mask_id: int
+) -> Ragged:
+    """floor(ratio · length) random items, all but one at most, replaced by `mask_id`."""
+    n = torch.minimum(_share(lengths, ratio), lengths - 1)
+    where = random_positions(lengths, items.shape[1], n)
+    return items.masked_fill(where, mask_id), lengths.clone()
+
+
+def reorder(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float) -> Ragged:
+    """One contiguous run of floor(ratio · length) items, shuffled."""
+    n, first = _run(lengths, ratio)
+    place = torch.arange(items.shape[1], device=items.device).expand_as(items)
+    inside = (place >= first[:, None]) & (place < (first + n)[:, None])
+    shuffled = first[:, None] + torch.rand(items.shape, device=items.device) * n[:, None]
+    keys = torch.where(inside, shuffled, place + (place >= (first + n)[:, None]) * 1.0)
+    return items.gather(1, keys.argsort(dim=1, stable=True)), lengths.clone()
+
+
+def substitute(
+    items: Int[Tensor, "B L"],
+    lengths: Int[Tensor, " B"],
+    ratio: float,
+    similar: Int[Tensor, "V K"],
+) -> Ragged:
+    """max(1, floor(ratio · length)) random items replaced by one of their K similar ones."""
+    where = random_positions(lengths, items.shape[1], _share(lengths, ratio).clamp(min=1))
+    return torch.where(where, _one_of(similar, items), items), lengths.clone()
+
+
+def insert(
+    items: Int[Tensor, "B L"],
+    lengths: Int[Tensor, " B"],
+    ratio: float,
+    similar: Int[Tensor, "V K"],
+) -> Ragged:
+    """One of an item's K similar ones put before it, at max(1, floor(ratio · length)) places."""
+    n = torch.minimum(_share(lengths, ratio).clamp(min=1), lengths)
+    where = random_positions(lengths, items.shape[1], n)
+    place = torch.arange(items.shape[1], device=items.device)
+    width = items.shape[1] + int(n.max())
+    # an item moves up by the insertions at or before it; padding moves behind the end and is cut
+    moved = (place + where.cumsum(1)).masked_fill(place >= lengths[:, None], width)
+    longer = items.new_full((len(items), width + 1), PAD).scatter_(1, moved, items)
+    before = (moved - 1).masked_fill(~where, width)
+    longer.scatter_(1, before, _one_of(similar, items))
+    longer = longer[:, : int((lengths + n).max())]
+    return longer.masked_fill(_beyond(longer, lengths + n), PAD), lengths + n
+
+
+def random_positions(
+    lengths: Int[Tensor, " B"], width: int, n: Int[Tensor, " B"]
+) -> Bool[Tensor, "B L"]:
+    """n of each sequence's real positions, all of them where n is more."""
+    return most_confident(torch.rand(len(lengths), width, device=lengths.device), lengths, n)
+
+
+def most_confident(
+    confidence: Float[Tensor, "B L"], lengths: Int[Tensor, " B"], n: Int[Tensor, " B"]
+) -> Bool[Tensor, "B L"]:
+    """The n real positions of each sequence with the highest confidence, older ones first in ties.
+
+    All of them where n is more.
+    """
+    beyond = _beyond(confidence, lengths)
+    order = confidence.masked_fill(beyond, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(confidence.shape[1], device=order.device).expand_as(order)
+    )
+    return (rank < n[:, None]) & ~beyond
+
+
+def confidences(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Float[Tensor, " P"]:
+    """The probability of the likeliest item under softmax(states · tableᵀ), padding excluded.
+
+    The logits are made a block of rows at a time and never kept.
+    """
+    found = []
+    for logits in _logits(states, table):
+        found.append((logits.amax(1) - torch.logsumexp(logits, dim=1)).exp())
+    return torch.cat(found) if found else states.new_zeros(0)
+
+
+def top_items(
+    states: Float[Tensor, "P D"],
+    table: Float[Tensor, "V D"],
+    k: int,
+    excluded: Int[Tensor, " P"] | None = None,
+) -> Int64[Tensor, "P K"]:
+    """The k likeliest items, best first, padding and one `excluded` item each left out.
+
+    The logits are made a block of rows at a time and never kept.
+    """
+    found = []
+    first = 0
+    for logits in _logits(states, table):
+        if excluded is not None:
+            logits.scatter_(1, excluded[first : first + len(logits), None], -torch.inf)
+        found.append(logits.topk(k, dim=1).indices)
+        first += len(logits)
+    return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int64, device=states.device)
+
+
+def nearest_items(table: Float[Tensor, "V D"], k: int) -> Int64[Tensor, "V K"]:
+    """The k other items with the greatest product with each item, nearest first.
+
+    Padding is no item's neighbor, and has padding as its own.
+
+    Raises:
+        ConfigError: there are fewer than k other items.
+    """
+    if k > len(table) - 2:
+        raise ConfigError(
+            f"{k} nearest items were asked for, but an item of this catalog has only "
+            f"{max(0, len(table) - 2)} others: choose a smaller number"
+        )
+    items = torch.arange(1, len(table), device=table.device)
+    nearest = top_items(table[1:], table, k, excluded=items)
+    return torch.cat([nearest.new_zeros(1, k), nearest])
+
+
+class SameTarget:
+    """For a place in a dataset, another place that holds the same item.
+
+    Time and memory grow with the number of interactions. Only real items that something precedes
+    are targets.
+
+    Args:
+        dataset: the training sequences.
+        max_len: items kept of what comes before a target.
+    """
+
+    def __init__(self, dataset: SequenceDataset, max_len: int) -> None:
+        self.dataset, self.max_len = dataset, max_len
+        n = len(dataset.items)
+        self.owners = np.repeat(np.arange(len(dataset), dtype=np.int32), dataset.lengths)
+        target = ~dataset.synthetic & (np.arange(n) > dataset.offsets[self.owners])
+        places = np.flatnonzero(target)
+        # a sparse matrix in rows is sorted by counting: which places hold each item
+        where = coo_array(
+            (np.ones(len(places), dtype=bool), (dataset.items[places], places)),
+            shape=(dataset.vocab_size, n),
+        ).tocsr()
+        self.starts, self.places = where.indptr.astype(np.int64), where.indices
+        self.ranks = np.zeros(n, dtype=np.int32)
+        self.ranks[self.places] = np.arange(len(places)) - np.repeat(
+            self.starts[:-1], np.diff(self.starts)
+        )
+
+    def sample(self, places: Int[Tensor, " B"]) -> tuple[Ragged, Int64[Tensor, " B"]]:
+        """What comes before another training target that is the same item, chosen at random.
+
+        Args:
+            places: of the targets in the dataset's flat items.
+
+        Returns:
+            The ids and lengths of what comes before, and the places of the other targets. Where an
+            item is the target of no other prefix, the given place itself.
+        """
+        own = places.cpu().numpy()
+        items = self.dataset.items[own]
+        n_others = self.starts[items + 1] - self.starts[items] - 1
+        drawn = (torch.rand(len(own), dtype=torch.float64).numpy() * n_others).astype(np.int64)
+        drawn += drawn >= self.ranks[own]  # skips itself
+        drawn = np.where(n_others > 0, drawn, self.ranks[own])
+        chosen = self.places[self.starts[items] + drawn].astype(np.int64)
+        starts = np.maximum(self.dataset.offsets[self.owners[chosen]], chosen - self.max_len)
+        before = padded(self.dataset.items, starts, chosen)
+        lengths = torch.from_numpy(chosen - starts)
+        device = places.device
+        view = torch.from_numpy(before).to(device), lengths.to(device)
+        return view, torch.from_numpy(chosen).to(device)
+
+
+class LearnedView(nn.Module):
+    """A view of a representation: D → D/2 → D/4 → D with GELUs, of length 1 (MCLRec's augmenter).
+
+    Args:
+        dim: width D, at least 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.GELU(),
+            nn.Linear(dim // 4, dim),
+        )
+
+    def forward(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return F.normalize(self.layers(states), dim=1)
+
+
+def _share(lengths: Int[Tensor, " B"], ratio: float) -> Int64[Tensor, " B"]:
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"the ratio of a view must be above 0 and at most 1, got {ratio}")
+    return (lengths.double() * ratio + 1e-9).long()
+
+
+def _run(
+    lengths: Int[Tensor, " B"], ratio: float
+) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]:
+    """Length and start of a random run of floor(ratio · length) positions."""
+    n = _share(lengths, ratio)
+    room = torch.minimum(lengths - n, lengths - 1) + 1
+    drawn = torch.rand(len(lengths), dtype=torch.float64, device=lengths.device)
+    return n, (drawn * room).long()
+
+
+def _one_of(similar: Int[Tensor, "V K"], items: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    drawn = torch.randint(similar.shape[1], items.shape, device=items.device)
+    return similar[items, drawn]
+
+
+def _beyond(values: Tensor, lengths: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
+    return torch.arange(values.shape[1], device=values.device) >= lengths[:, None]
+
+
+def _logits(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Iterator[Tensor]:
+    block = max(1, _BLOCK // len(table))
+    for first in range(0, len(states), block):
+        logits = (states[first : first + block] @ table.T).float()
+        logits[:, PAD] = -torch.inf
+        yield logits
