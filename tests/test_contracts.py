@@ -12,6 +12,7 @@ import torch
 
 from diffuserec.contracts import (
     Augmenter,
+    ContrastiveRecommender,
     GenerativeRecommender,
     Method,
     Recommender,
@@ -32,15 +33,19 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 
+TRANSFORMER = {
+    "epochs": 12,
+    "dim": 16,
+    "n_layers": 1,
+    "dropout": 0.0,
+    "learning_rate": 0.02,
+    "batch_size": 16,
+}
 QUICK: dict[str, dict[str, Any]] = {
-    "sasrec": {
-        "epochs": 12,
-        "dim": 16,
-        "n_layers": 1,
-        "dropout": 0.0,
-        "learning_rate": 0.02,
-        "batch_size": 16,
-    },
+    **dict.fromkeys(
+        ["sasrec", "cl4srec", "duorec", "mclrec", "ecl", "contrarec", "cadirec"], TRANSFORMER
+    ),
+    "simdiffrec": TRANSFORMER | {"k_noise": 2, "k_sample": 3, "num_train_timesteps": 40},
     "dreamrec": {
         "dim": 16,
         "epochs": 6,
@@ -154,7 +159,8 @@ def items_of(frame: pl.DataFrame, query: int = 0) -> list[Any]:
 def test_overrides_nothing_concrete(kind: str, name: str) -> None:
     method = find(kind, name)
     (base,) = method.__bases__
-    assert base in ((Recommender, GenerativeRecommender) if kind == "recommender" else (Augmenter,))
+    recommenders = (Recommender, GenerativeRecommender, ContrastiveRecommender)
+    assert base in (recommenders if kind == "recommender" else (Augmenter,))
     inherited = {attribute for parent in base.__mro__[:-1] for attribute in vars(parent)}
     every_class = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"}
     own = set(vars(method)) - every_class

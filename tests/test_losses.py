@@ -14,6 +14,7 @@ from diffuserec.data import SequenceDataset
 from diffuserec.losses import (
     binary_cross_entropy,
     gbce,
+    info_nce,
     mixture_cross_entropy,
     sampled_softmax,
     seen_keys,
@@ -306,3 +307,218 @@ def _keys(dataset: SequenceDataset, vocab_size: int) -> torch.Tensor:
         for item in dataset[row].tolist()
     }
     return torch.tensor(sorted(pairs))
+
+
+# of the views below: a·p = 1, a·a' = 0, a·p' = 0, a'·p = 1, a'·p' = 2, p·p' = 2
+ANCHORS, POSITIVES = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+
+
+def test_nt_xent_by_hand():
+    e = math.e
+    terms = [
+        -math.log(e / (1 + e + 1)),  # a finds p among a', p, p'
+        -math.log(e**2 / (1 + e + e**2)),  # a' finds p' among a, p, p'
+        -math.log(e / (e + e + e**2)),  # p finds a among a, a', p'
+        -math.log(e**2 / (1 + e**2 + e**2)),  # p' finds a' among a, a', p
+    ]
+    value = info_nce(ANCHORS, POSITIVES)
+    assert value.item() == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_nt_xent_where_all_are_positives_of_each_other_by_hand():
+    e = math.e
+    terms = [
+        math.log(1 + e + 1) - (0 + 1 + 0) / 3,
+        math.log(1 + e + e**2) - (0 + 1 + 2) / 3,
+        math.log(e + e + e**2) - (1 + 1 + 2) / 3,
+        math.log(1 + e**2 + e**2) - (0 + 2 + 2) / 3,
+    ]
+    value = info_nce(ANCHORS, POSITIVES, labels=torch.tensor([4, 4]))
+    assert value.item() == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_one_way_by_hand():
+    # cosines 1/√2 and 0, then 1/√2 and 1; halves as temperature
+    anchors = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    root = math.sqrt(2)
+    terms = [
+        -math.log(math.exp(root) / (math.exp(root) + 1)),
+        -math.log(math.exp(2) / (math.exp(root) + math.exp(2))),
+    ]
+    value = info_nce(anchors, POSITIVES, two_way=False, similarity="cosine", temperature=0.5)
+    assert value.item() == pytest.approx(sum(terms) / 2, rel=1e-6)
+
+
+def test_a_hard_negative_is_in_everyones_denominator_by_hand():
+    # the negative's cosines are 1 and 0
+    anchors, negatives = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[7.0, 0.0]])
+    root = math.sqrt(2)
+    terms = [
+        -math.log(math.exp(root) / (math.exp(root) + 1 + math.exp(2))),
+        -math.log(math.exp(2) / (math.exp(root) + math.exp(2) + 1)),
+    ]
+    value = info_nce(
+        anchors,
+        POSITIVES,
+        two_way=False,
+        negatives=negatives,
+        similarity="cosine",
+        temperature=0.5,
+    )
+    assert value.item() == pytest.approx(sum(terms) / 2, rel=1e-6)
+
+
+def two_views(n, n_negatives=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(m, D, generator=generator) for m in (n, n, n_negatives)]
+    return [tensor.requires_grad_() for tensor in made]
+
+
+def cosines(a, b):
+    return (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
+
+
+SIMILARITIES = pytest.mark.parametrize(
+    "similarity, product", [("dot", lambda a, b: a @ b.T), ("cosine", cosines)], ids=["dot", "cos"]
+)
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize("n, n_negatives", [(2, 0), (7, 0), (7, 1), (5, 9)])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_info_nce_is_cross_entropy_over_a_matrix_of_similarities(
+    similarity, product, two_way, n, n_negatives, temperature
+):
+    anchors, positives, negatives = two_views(n, n_negatives)
+    ours = info_nce(
+        anchors,
+        positives,
+        two_way=two_way,
+        negatives=negatives if n_negatives else None,
+        similarity=similarity,
+        temperature=temperature,
+    )
+    if two_way:
+        both = torch.cat([anchors, positives])
+        logits = product(both, torch.cat([both, negatives])) / temperature
+        logits = logits - torch.eye(2 * n, 2 * n + n_negatives) * 1e9
+        target = torch.cat([torch.arange(n, 2 * n), torch.arange(n)])
+    else:
+        logits = product(anchors, torch.cat([positives, negatives])) / temperature
+        target = torch.arange(n)
+    theirs = F.cross_entropy(logits, target)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    inputs = (anchors, positives, negatives) if n_negatives else (anchors, positives)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize("n_negatives", [0, 3])
+def test_info_nce_with_labels_is_the_supervised_sum(similarity, product, two_way, n_negatives):
+    anchors, positives, negatives = two_views(6, n_negatives)
+    labels = [3, 8, 3, 3, 1, 8]
+    queries, candidates, owners = anchors, torch.cat([positives, negatives]), [*labels]
+    if two_way:
+        queries = torch.cat([anchors, positives])
+        candidates = torch.cat([queries, negatives])
+        owners = labels * 2
+    similarities = (product(queries, candidates) / 0.5).tolist()
+    terms = []
+    for i, row in enumerate(similarities):
+        others = [j for j in range(len(row)) if not (two_way and j == i)]
+        partition = sum(math.exp(row[j]) for j in others)
+        own = [j for j in others if j < len(owners) and owners[j] == owners[i]]
+        terms.append(-sum(math.log(math.exp(row[j]) / partition) for j in own) / len(own))
+    value = info_nce(
+        anchors,
+        positives,
+        two_way=two_way,
+        labels=torch.tensor(labels),
+        negatives=negatives if n_negatives else None,
+        similarity=similarity,
+        temperature=0.5,
+    )
+    assert value.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_labels_that_nobody_shares_change_nothing(two_way):
+    anchors, positives, _ = two_views(4)
+    plain = info_nce(anchors, positives, two_way=two_way)
+    labeled = info_nce(anchors, positives, two_way=two_way, labels=torch.tensor([9, 2, 7, 0]))
+    assert torch.equal(plain, labeled)
+    shared = info_nce(anchors, positives, two_way=two_way, labels=torch.tensor([9, 2, 9, 0]))
+    assert abs(shared.item() - plain.item()) > 1e-3
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("two_way", [True, False])
+def test_one_sequence_is_told_apart_from_negatives_alone(two_way, similarity):
+    anchors, positives, negatives = two_views(1, 3)
+    settings = {"two_way": two_way, "similarity": similarity}
+    alone = info_nce(anchors, positives, **settings)
+    assert alone.item() == 0
+    alone.backward()
+    assert not anchors.grad.any()
+    assert not positives.grad.any()
+    assert info_nce(anchors, positives, negatives=negatives, **settings).item() > 0.01
+
+
+def test_two_way_does_not_care_which_view_is_first():
+    anchors, positives, negatives = two_views(5, 2)
+    for more in ({}, {"negatives": negatives}, {"labels": torch.tensor([1, 2, 1, 3, 3])}):
+        first, second = info_nce(anchors, positives, **more), info_nce(positives, anchors, **more)
+        assert first.item() == pytest.approx(second.item(), rel=1e-6)
+    one_way = [
+        info_nce(a, p, two_way=False) for a, p in ((anchors, positives), (positives, anchors))
+    ]
+    assert abs(one_way[0].item() - one_way[1].item()) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("labels", [None, [1, 1, 2, 3]])
+@pytest.mark.parametrize("n_negatives", [0, 2])
+@pytest.mark.parametrize("two_way", [True, False])
+def test_gradients_of_info_nce_are_numbers(two_way, n_negatives, labels, similarity, scale):
+    anchors, positives, negatives = two_views(4, n_negatives)
+    value = info_nce(
+        anchors * scale,
+        positives * scale,
+        two_way=two_way,
+        labels=None if labels is None else torch.tensor(labels),
+        negatives=negatives * scale if n_negatives else None,
+        similarity=similarity,
+        temperature=0.05,
+    )
+    value.backward()
+    assert torch.isfinite(value)
+    for tensor in (anchors, positives, negatives)[: 3 if n_negatives else 2]:
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.any()
+
+
+def test_gradients_of_info_nce_are_numbers_where_two_views_are_one():
+    anchors, _, _ = two_views(3)
+    value = info_nce(anchors, anchors, similarity="cosine", temperature=0.05)
+    value.backward()
+    assert torch.isfinite(anchors.grad).all()
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_info_nce_counts_in_float32_under_autocast(two_way):
+    given = [tensor.detach().bfloat16() for tensor in two_views(6, 2)]
+    settings = {"two_way": two_way, "similarity": "cosine", "temperature": 0.05}
+    anchors, positives, negatives = (tensor.float() for tensor in given)
+    expected = info_nce(anchors, positives, negatives=negatives, **settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = info_nce(given[0], given[1], negatives=given[2], **settings)
+        high = info_nce(anchors, positives, negatives=negatives, **settings)
+    assert low.dtype == high.dtype == torch.float32
+    assert torch.equal(low, expected)
+    assert torch.equal(high, expected)

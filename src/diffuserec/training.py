@@ -99,8 +99,8 @@ class NextItemSettings(TransformerSettings):
         """Whether the loss makes the softmax of the scores a distribution over the items."""
         return self.loss in ("softmax", "sampled_softmax")
 
-    def encoder(self, vocab_size: int, n_extra: int = 0) -> TransformerEncoder:
-        """The causal encoder of these settings; `n_extra` tokens that are no items."""
+    def encoder(self, vocab_size: int, causal: bool = True, n_extra: int = 0) -> TransformerEncoder:
+        """The encoder of these settings; `n_extra` tokens that are no items."""
         return TransformerEncoder(
             vocab_size,
             self.dim,
@@ -108,7 +108,8 @@ class NextItemSettings(TransformerSettings):
             self.n_heads,
             self.max_len,
             self.dropout,
-            n_extra=n_extra,
+            causal,
+            n_extra,
         )
 
 

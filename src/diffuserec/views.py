@@ -15,12 +15,12 @@ random is drawn from torch's default generator, for the whole batch at once.
 - Dropout needs nothing: the same ids pass the encoder twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from scipy.sparse import coo_array
 from torch import Tensor, nn
 
@@ -28,24 +28,25 @@ from diffuserec.data import PAD, SequenceDataset
 from diffuserec.data.batches import padded
 from diffuserec.errors import ConfigError
 
-Ragged = tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]
+Ragged = tuple[Int[Tensor, "_ _"], Int[Tensor, " _"]]
 """Item ids and lengths."""
 
 _BLOCK = 2_500_000
 """Logits held at once: 10 MB stay in the cache."""
 
 
-def crop(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float) -> Ragged:
+Ratio = float | Float64[Tensor, " B"]
+"""The same for all sequences, or each one's own."""
+
+
+def crop(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio) -> Ragged:
     """One contiguous run of floor(ratio · length) items, at least one."""
     kept, first = _run(lengths, ratio)
-    kept = kept.clamp(min=1)
-    place = torch.arange(int(kept.max()), device=items.device)
-    found = items.gather(1, (first[:, None] + place).clamp(max=items.shape[1] - 1))
-    return found.masked_fill(place >= kept[:, None], PAD), kept
+    return _cut(items, first, first + kept.clamp(min=1))
 
 
 def mask(
-    items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float, mask_id: int
+    items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio, mask_id: int
 ) -> Ragged:
     """floor(ratio · length) random items, all but one at most, replaced by `mask_id`."""
     n = torch.minimum(_share(lengths, ratio), lengths - 1)
@@ -53,7 +54,7 @@ def mask(
     return items.masked_fill(where, mask_id), lengths.clone()
 
 
-def reorder(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float) -> Ragged:
+def reorder(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio) -> Ragged:
     """One contiguous run of floor(ratio · length) items, shuffled."""
     n, first = _run(lengths, ratio)
     place = torch.arange(items.shape[1], device=items.device).expand_as(items)
@@ -66,7 +67,7 @@ def reorder(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: float)
 def substitute(
     items: Int[Tensor, "B L"],
     lengths: Int[Tensor, " B"],
-    ratio: float,
+    ratio: Ratio,
     similar: Int[Tensor, "V K"],
 ) -> Ragged:
     """max(1, floor(ratio · length)) random items replaced by one of their K similar ones."""
@@ -77,10 +78,14 @@ def substitute(
 def insert(
     items: Int[Tensor, "B L"],
     lengths: Int[Tensor, " B"],
-    ratio: float,
+    ratio: Ratio,
     similar: Int[Tensor, "V K"],
+    max_len: int | None = None,
 ) -> Ragged:
-    """One of an item's K similar ones put before it, at max(1, floor(ratio · length)) places."""
+    """One of an item's K similar ones put before it, at max(1, floor(ratio · length)) places.
+
+    Of what comes out the newest `max_len` items are kept.
+    """
     n = torch.minimum(_share(lengths, ratio).clamp(min=1), lengths)
     where = random_positions(lengths, items.shape[1], n)
     place = torch.arange(items.shape[1], device=items.device)
@@ -90,8 +95,50 @@ def insert(
     longer = items.new_full((len(items), width + 1), PAD).scatter_(1, moved, items)
     before = (moved - 1).masked_fill(~where, width)
     longer.scatter_(1, before, _one_of(similar, items))
-    longer = longer[:, : int((lengths + n).max())]
-    return longer.masked_fill(_beyond(longer, lengths + n), PAD), lengths + n
+    return _cut(longer, (lengths + n - (max_len or width)).clamp(min=0), lengths + n)
+
+
+def two_of(
+    items: Int[Tensor, "B L"],
+    lengths: Int[Tensor, " B"],
+    operators: Sequence[Callable[[Tensor, Tensor], Ragged]],
+    distinct: bool = True,
+) -> tuple[Ragged, Ragged]:
+    """Two views of each sequence, by operators drawn for it at random.
+
+    Args:
+        items: ids.
+        lengths: of the sequences.
+        operators: what makes a view.
+        distinct: whether a sequence's two operators differ, where there are two.
+    """
+    chance = torch.rand(2, len(items), len(operators), device=items.device)
+    first = chance[0].argmax(1)
+    if distinct and len(operators) > 1:
+        chance[1].scatter_(1, first[:, None], -1.0)
+    return (
+        _choose([operator(items, lengths) for operator in operators], first),
+        _choose([operator(items, lengths) for operator in operators], chance[1].argmax(1)),
+    )
+
+
+def joined(*views: Ragged) -> Ragged:
+    """All views as one batch, one after the other, as wide as the widest."""
+    width = max(items.shape[1] for items, _ in views)
+    return (
+        torch.cat([F.pad(items, (0, width - items.shape[1])) for items, _ in views]),
+        torch.cat([lengths for _, lengths in views]),
+    )
+
+
+def random_prefix(
+    items: Int[Tensor, "B L"], targets: Int[Tensor, "B L"]
+) -> tuple[Ragged, Int[Tensor, " B"]]:
+    """For each sequence, what comes before one of its targets, and that target."""
+    chance = torch.rand(items.shape, device=items.device).masked_fill(targets == PAD, -1.0)
+    newest = chance.argmax(1)
+    prefix = _cut(items, torch.zeros_like(newest), newest + 1)
+    return prefix, targets.gather(1, newest[:, None])[:, 0]
 
 
 def random_positions(
@@ -239,14 +286,27 @@ class LearnedView(nn.Module):
         return F.normalize(self.layers(states), dim=1)
 
 
-def _share(lengths: Int[Tensor, " B"], ratio: float) -> Int64[Tensor, " B"]:
-    if not 0 < ratio <= 1:
+def _choose(versions: Sequence[Ragged], which: Int[Tensor, " B"]) -> Ragged:
+    items, lengths = joined(*versions)
+    rows = which * len(which) + torch.arange(len(which), device=which.device)
+    return items[rows], lengths[rows]
+
+
+def _cut(items: Int[Tensor, "B L"], starts: Int[Tensor, " B"], ends: Int[Tensor, " B"]) -> Ragged:
+    lengths = ends - starts
+    place = torch.arange(int(lengths.max()), device=items.device)
+    found = items.gather(1, (starts[:, None] + place).clamp(max=items.shape[1] - 1))
+    return found.masked_fill(place >= lengths[:, None], PAD), lengths
+
+
+def _share(lengths: Int[Tensor, " B"], ratio: Ratio) -> Int64[Tensor, " B"]:
+    if isinstance(ratio, float | int) and not 0 < ratio <= 1:
         raise ConfigError(f"the ratio of a view must be above 0 and at most 1, got {ratio}")
     return (lengths.double() * ratio + 1e-9).long()
 
 
 def _run(
-    lengths: Int[Tensor, " B"], ratio: float
+    lengths: Int[Tensor, " B"], ratio: Ratio
 ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]:
     """Length and start of a random run of floor(ratio · length) positions."""
     n = _share(lengths, ratio)

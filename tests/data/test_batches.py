@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from diffuserec.data import (
     Batch,
     Histories,
+    Rows,
     SequenceDataset,
+    batch_of,
     histories_of,
     history_batches,
     trainable_rows,
@@ -335,3 +337,55 @@ def test_history_batches_show_everyone_once(size: int) -> None:
             shown[row] = items[:length]
             assert not any(items[length:])
     assert shown == dict(enumerate(SEQUENCES))
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=10),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.sampled_from(["users", "windows", "prefixes", "last"]),
+)
+def test_places_point_at_the_newest_target(
+    users: list[tuple[int, int]], max_len: int, size: int, rows: Rows
+) -> None:
+    # users with so many synthetic items in front of so many real ones; each item its own number
+    numbers = iter(range(1, 200))
+    dataset = dataset_of(
+        [[(next(numbers), n < made) for n in range(made + real)] for made, real in users]
+    )
+    found = []
+    for batch in training_batches(dataset, size, max_len, 0, 0, rows):
+        newest = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
+        places = batch.places.numpy()
+        assert dataset.items[places].tolist() == newest.tolist()
+        owners = np.searchsorted(dataset.offsets, places, side="right") - 1
+        assert dataset.users[owners].tolist() == batch.users.tolist()
+        found += places.tolist()
+    assert len(found) == len(set(found))
+
+
+def test_places_by_hand() -> None:
+    # flat positions: 1 2 3 at 0 to 2, 4 at 3, 5 6 7 at 4 to 6
+    dataset = SequenceDataset.from_lists([[1, 2, 3], [4], [5, 6, 7]])
+
+    def places(rows: Rows) -> list[int]:
+        batches = training_batches(dataset, 8, 1, 0, 0, rows)
+        return sorted(place for batch in batches for place in batch.places.tolist())
+
+    assert places("users") == [2, 6]
+    assert places("last") == [2, 6]
+    assert places("windows") == [1, 2, 5, 6]
+    assert places("prefixes") == [1, 2, 5, 6]
+
+
+@settings(max_examples=100)
+@given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5))
+def test_a_batch_of_some_rows_is_the_one_that_is_trained_on(
+    sequences: list[list[tuple[int, bool]]], max_len: int, size: int
+) -> None:
+    dataset = dataset_of(sequences)
+    for expected in epoch_of(dataset, size=size, max_len=max_len):
+        rows = (expected.users.numpy() - 100) // 3
+        for name, tensor in vars(batch_of(dataset, rows, max_len)).items():
+            assert torch.equal(tensor, getattr(expected, name)), name

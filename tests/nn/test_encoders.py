@@ -8,7 +8,12 @@ import torch.nn.functional as F
 
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.embeddings import interleaved_sinusoidal
-from diffuserec.nn.encoders import TransformerBlock, TransformerEncoder, last_states
+from diffuserec.nn.encoders import (
+    SequenceDenoiser,
+    TransformerBlock,
+    TransformerEncoder,
+    last_states,
+)
 
 V, D, L = 30, 12, 7
 
@@ -236,3 +241,123 @@ def test_interleaved_sines_and_cosines_by_hand(dim):
     ours = interleaved_sinusoidal(torch.tensor(steps), dim)
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # float32 angles up to 1000
     torch.testing.assert_close(ours[:3], expected[:3], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_extra_tokens_are_no_items():
+    torch.manual_seed(0)
+    model = TransformerEncoder(V, D, 1, 3, 10, 0.0, n_extra=2).eval()
+    assert model.items.weight.shape == (V + 2, D)
+    assert torch.equal(model.table, model.items.weight[:V])
+    before = model.scores(ITEMS, FULL)
+    assert before.shape == (1, V)
+    masked = ITEMS.clone()
+    masked[0, 2] = V
+    states = model(masked, FULL)
+    model.items.weight[V + 1] += 1
+    assert torch.equal(model.scores(ITEMS, FULL), before)
+    assert torch.equal(model(masked, FULL), states)
+    model.items.weight[V, 0] += 1
+    assert torch.equal(model.scores(ITEMS, FULL), before)
+    assert not torch.equal(model(masked, FULL), states)
+
+
+def denoiser(n_layers=2):
+    torch.manual_seed(0)
+    made = SequenceDenoiser(D, n_layers, 3, 10, 0.5)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made.eval()
+
+
+def noised(*shape):
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("place", range(L))
+@torch.no_grad()
+def test_a_restored_position_sees_all_others(place):
+    model, x_t, t = denoiser(), noised(1, L), torch.tensor([3])
+    changed = x_t.clone()
+    changed[0, place, 0] += 2
+    difference = (model(x_t, t, FULL) - model(changed, t, FULL)).abs().amax(2)
+    assert (difference > 1e-4).all()
+
+
+@torch.no_grad()
+def test_padding_restores_nothing_else():
+    model, x_t, t = denoiser(), noised(3, 5), torch.tensor([3, 0, 900])
+    lengths = torch.tensor([5, 2, 1])
+    restored = model(x_t, t, lengths)
+    other = x_t.clone()
+    other[1, 2:] = 7
+    other[2, 1:] = -7
+    wider = torch.cat([other, torch.full((3, 4, D), 9.0)], dim=1)
+    for row, length in enumerate(lengths.tolist()):
+        expected = restored[row, :length]
+        for padded in (other, wider, x_t[:, :length]):
+            found = model(padded[row : row + 1], t[row : row + 1], lengths[row : row + 1])
+            torch.testing.assert_close(found[0, :length], expected, rtol=0, atol=1e-5)
+        together = model(wider, t, lengths)[row, :length]
+        torch.testing.assert_close(together, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_step_reaches_every_restored_position():
+    model, x_t = denoiser(), noised(1, L)
+    early, late = (model(x_t, torch.tensor([t]), FULL) for t in (1, 500))
+    assert ((early - late).abs().amax(2) > 1e-3).all()
+
+
+@torch.no_grad()
+def test_without_blocks_the_restored_is_the_normed_sum_of_noised_step_and_position():
+    model, x_t = denoiser(n_layers=0), noised(1, L)
+    # sines and cosines of 3 at frequencies from 1 to 1e-4, then two layers with x·σ(x) between
+    angles = [3 * 10_000 ** (-place / 5) for place in range(6)]
+    sinusoid = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+    first, _, second = model.of_step
+    widened = first.weight @ sinusoid + first.bias
+    step = second.weight @ (widened * torch.sigmoid(widened)) + second.bias
+    expected = layer_norm(x_t + step + model.positions.weight[:L], model.norm)
+    torch.testing.assert_close(model(x_t, torch.tensor([3]), FULL), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_lent_blocks_look_both_ways_and_stay_causal_where_they_live():
+    model, owner, x_t, t = denoiser(n_layers=0), encoder(), noised(1, L), torch.tensor([3])
+    before = owner(ITEMS, FULL)
+    changed = x_t.clone()
+    changed[0, -1, 0] += 2
+    restored = model(x_t, t, FULL, owner.layers)
+    difference = (restored - model(changed, t, FULL, owner.layers)).abs().amax(2)
+    assert (difference > 1e-4).all()
+    assert torch.equal(owner(ITEMS, FULL), before)
+    later = ITEMS.clone()
+    later[0, -1] = 20
+    assert torch.equal(owner(later, FULL)[0, :-1], before[0, :-1])
+
+
+@torch.no_grad()
+def test_lent_blocks_are_used_instead_of_its_own():
+    owner, x_t, t = encoder(), noised(2, L), torch.tensor([3, 8])
+    lengths = torch.tensor([L, 4])
+    bare = denoiser(n_layers=0)
+    full = denoiser(n_layers=1)
+    full.load_state_dict(bare.state_dict(), strict=False)
+    expected = bare(x_t, t, lengths, owner.layers)
+    assert torch.equal(full(x_t, t, lengths, owner.layers), expected)
+    assert not torch.equal(full(x_t, t, lengths), expected)
+
+
+@torch.no_grad()
+def test_seen_keys_make_a_causal_block_bidirectional():
+    causal = encoder().layers[0]
+    both = TransformerBlock(D, 3, 0.0, causal=False).eval()
+    both.load_state_dict(causal.state_dict())
+    states = noised(2, 5)
+    seen = (torch.arange(5) < torch.tensor([5, 3])[:, None])[:, None, None, :]
+    assert torch.equal(causal(states, seen), both(states, seen))
+    expected = block_by_hand(causal, states, False, torch.tensor([5, 3]))
+    torch.testing.assert_close(causal(states, seen), expected, rtol=1e-3, atol=1e-4)
+    expected = block_by_hand(causal, states, True, torch.tensor([5, 3]))
+    torch.testing.assert_close(causal(states), expected, rtol=1e-3, atol=1e-4)

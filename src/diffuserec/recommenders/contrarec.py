@@ -1,0 +1,119 @@
+"""ContraRec: sequences with the same next item are versions of each other.
+
+Source: Wang, Ma, Zhang, Chen, Liu & Ma, "Sequential Recommendation with Multiple Contrast
+Signals", ACM TOIS 41(1), 2023, and its released code in ReChorus.
+
+Context-target contrast is the next-item loss, -tau_1 log softmax of scores / tau_1. For
+context-context contrast two views of each sequence are masked or reordered by shares drawn from
+Beta(3, 3); all views of a batch whose sequences have the same next item are positives of each other
+(Khosla et al., NeurIPS 2020), the representations are normalized, and the loss is scaled by tau_2.
+
+Departures and options:
+- ``loss="softmax"`` has all items as negatives; the released command has a single one, which is
+  little more than ``bce``.
+- The encoder is the causal transformer here; ``bidirectional`` is the released command's, for
+  ``rows="prefixes"`` alone.
+- ``rows="users"``: all positions of a user train in one row, and one prefix of it, drawn at random,
+  has two views in each epoch.
+"""
+
+from functools import partial
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from diffuserec import training
+from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.losses import info_nce
+from diffuserec.nn.encoders import last_states
+from diffuserec.training import ContrastiveSettings
+from diffuserec.views import Ragged, joined, mask, random_prefix, reorder, two_of
+
+
+class ContraRec(ContrastiveRecommender):
+    """Transformer with supervised contrast between sequences of the same next item."""
+
+    class Config(ContrastiveSettings):
+        """Hyper-parameters of ContraRec."""
+
+        temperature: float = Field(0.2, gt=0)
+        """tau_2, which cosines of sequences are divided by."""
+        score_temperature: float = Field(1.0, gt=0)
+        """tau_1, which scores of items are divided by."""
+        contrast_weight: float = Field(1.0, ge=0)
+        """gamma."""
+        bidirectional: bool = False
+
+        @model_validator(mode="after")
+        def _sees_no_target(self) -> Self:
+            if self.bidirectional and self.rows != "prefixes":
+                raise ValueError(
+                    "a bidirectional encoder would see the targets of a row: set rows to 'prefixes'"
+                )
+            return self
+
+    config: Config
+
+    @property
+    def gives_logits(self) -> bool:
+        return self.config.gives_logits
+
+    def build(self, catalog: Catalog) -> None:
+        c = self.config
+        self.encoder = c.encoder(catalog.vocab_size, causal=not c.bidirectional, n_extra=1)
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        run = run or Run()
+        c = self.config
+        self.begin(train, run)
+        next_item = training.next_item(c, train)
+
+        def loss(batch: Batch) -> Tensor:
+            n, length = batch.items.shape
+            prefix, targets = random_prefix(batch.items, batch.targets)
+            items, lengths = joined((batch.items, batch.lengths), *self._two_views(*prefix))
+            states = self.encoder(items, lengths)
+            _, first, second = last_states(states, lengths).split(n)
+            contrast = c.temperature * info_nce(
+                first, second, labels=targets, similarity="cosine", temperature=c.temperature
+            )
+            scaled = states[:n, :length] / c.score_temperature
+            predicted = c.score_temperature * next_item(batch, scaled, self.encoder.table)
+            return predicted + c.contrast_weight * contrast
+
+        self.curve = training.train_next_item(
+            self, loss, train, valid, run, score=self.score, rows=c.rows
+        )
+        return self
+
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        newest = histories.newest(self.config.max_len)
+        scores = self.encoder.scores(newest.items, newest.lengths)
+        return scores / self.config.score_temperature
+
+    @torch.no_grad()
+    def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
+        first, second = self._two_views(batch.items, batch.lengths)
+        return [View("first view", *first), View("second view", *second)]
+
+    def _two_views(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Ragged, Ragged]:
+        """Masked or reordered by shares from Beta(3, 3): the median of five uniform draws."""
+        shares = torch.rand(5, len(items), dtype=torch.float64, device=items.device).median(0)
+        ratio = shares.values.clamp(min=1e-9)
+        return two_of(
+            items,
+            lengths,
+            [
+                partial(mask, ratio=ratio, mask_id=self.encoder.vocab_size),
+                partial(reorder, ratio=ratio),
+            ],
+            distinct=False,
+        )

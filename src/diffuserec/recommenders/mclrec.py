@@ -1,0 +1,171 @@
+"""MCLRec: contrast with learned views, whose learners take turns with the encoder.
+
+Source: Qin, Yuan, Zhao, Fang, Zhuang, Liu, Liu & Sheng, "Meta-optimized Contrastive Learning for
+Sequential Recommendation", SIGIR 2023 (arXiv 2304.07763), and its released code.
+
+Two cropped, masked or reordered views of a sequence are encoded to z1 and z2, and two small
+networks make learned views g1(z1) and g2(z2) of them. ``C`` is NT-Xent between z1 and g2(z2),
+between z2 and g1(z1), and between the learned two, plus 0.1 times a regularizer that pulls the
+similarities of positives and of the hardest negatives apart. Each batch makes three updates: the
+encoder on ``next item + contrast_weight · NT-Xent(z1, z2) + learned_weight · C``; g1 and g2 on C;
+the encoder again, now with the new g.
+
+Departures and options:
+- The alternation is the code's: no gradient flows through an update, as the paper's name promises.
+  ``joint`` makes one update of everything.
+- Each update draws its views anew; the code keeps a batch's views for all three.
+- The networks' widths follow ``dim`` (64, 32, 16, 64 at width 64) and are saved with the model.
+- ``mask_with="padding"`` is the code's; a ``[mask]`` token the alternative.
+- All positions of a user train in one row; views are of rows (``rows="prefixes"``: of prefixes).
+"""
+
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from diffuserec import training
+from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.losses import info_nce
+from diffuserec.nn.encoders import last_states
+from diffuserec.training import ContrastiveSettings, Update
+from diffuserec.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
+
+_REGULARIZER = 0.1
+
+
+class MCLRec(ContrastiveRecommender):
+    """Causal transformer with NT-Xent between augmented and learned views."""
+
+    class Config(ContrastiveSettings):
+        """Hyper-parameters of MCLRec."""
+
+        contrast_weight: float = Field(0.0, ge=0)
+        """lambda; the authors have 0 for Beauty and ML-1M, .01 to .04 elsewhere."""
+        learned_weight: float = Field(0.05, ge=0)
+        """beta; the authors have .05 for Beauty, .01 for ML-1M, .1 to .4 elsewhere."""
+        crop_ratio: float = Field(0.5, gt=0, le=1)
+        mask_ratio: float = Field(0.5, gt=0, le=1)
+        reorder_ratio: float = Field(0.8, gt=0, le=1)
+        mask_with: Literal["padding", "token"] = "padding"
+        joint: bool = False
+
+        @model_validator(mode="after")
+        def _is_wide(self) -> Self:
+            if self.dim < 4:
+                raise ValueError(
+                    f"dim {self.dim} leaves the learned views no width: 4 is the least"
+                )
+            return self
+
+    config: Config
+
+    @property
+    def gives_logits(self) -> bool:
+        return self.config.gives_logits
+
+    def build(self, catalog: Catalog) -> None:
+        self.encoder = self.config.encoder(catalog.vocab_size, n_extra=1)
+        self.learned = torch.nn.ModuleList(LearnedView(self.config.dim) for _ in range(2))
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        run = run or Run()
+        c = self.config
+        self.begin(train, run)
+        next_item = training.next_item(c, train)
+
+        def loss(batch: Batch) -> Tensor:
+            n, length = batch.items.shape
+            original = batch.items, batch.lengths
+            items, lengths = joined(original, *self._two_views(*original))
+            states = self.encoder(items, lengths)
+            _, first, second = last_states(states, lengths).split(n)
+            total = next_item(batch, states[:n, :length], self.encoder.table)
+            if c.contrast_weight:
+                plain = info_nce(first, second, temperature=c.temperature)
+                total = total + c.contrast_weight * plain
+            return total + c.learned_weight * self._contrast(first, second)
+
+        def learned_loss(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                items, lengths = joined(*self._two_views(batch.items, batch.lengths))
+                states = last_states(self.encoder(items, lengths), lengths)
+            return self._contrast(*states.split(len(batch.items)))
+
+        encoder = list(self.encoder.parameters())
+        updates = [
+            Update(loss, encoder),
+            Update(learned_loss, list(self.learned.parameters())),
+            Update(loss, encoder),
+        ]
+        self.curve = training.train_next_item(
+            self, loss if c.joint else updates, train, valid, run, score=self.score, rows=c.rows
+        )
+        return self
+
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        newest = histories.newest(self.config.max_len)
+        return self.encoder.scores(newest.items, newest.lengths)
+
+    @torch.no_grad()
+    def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
+        first, second = self._two_views(batch.items, batch.lengths)
+        return [View("first view", *first), View("second view", *second)]
+
+    def _two_views(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Ragged, Ragged]:
+        c = self.config
+        mask_id = PAD if c.mask_with == "padding" else self.encoder.vocab_size
+        return two_of(
+            items,
+            lengths,
+            [
+                partial(crop, ratio=c.crop_ratio),
+                partial(mask, ratio=c.mask_ratio, mask_id=mask_id),
+                partial(reorder, ratio=c.reorder_ratio),
+            ],
+        )
+
+    def _contrast(
+        self, first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]
+    ) -> Float[Tensor, ""]:
+        """C of the learned views."""
+        learned_first, learned_second = self.learned[0](first), self.learned[1](second)
+        total = torch.zeros((), device=first.device)
+        for pair in (
+            (first, learned_second),
+            (second, learned_first),
+            (learned_first, learned_second),
+        ):
+            total = total + info_nce(*pair, temperature=self.config.temperature)
+            total = total + _REGULARIZER * apart(*pair)
+        return total
+
+
+def apart(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """The regularizer: how far similarities are on the wrong side of their boundaries.
+
+    With p an anchor's similarity to its positive and n its hardest negative's, positives lie above
+    min(p, n) by mean relu(p - min(p, n)) and negatives below max(p, n) by mean relu(max(p, n) - ·).
+    """
+    both = torch.cat([first, second]).float()
+    similarities = both @ both.T
+    count = len(first)
+    place = torch.arange(2 * count, device=both.device)
+    other = (place + count) % (2 * count)
+    positive = similarities[place, other]
+    if count < 2:
+        return positive.sum() * 0
+    theirs = torch.ones_like(similarities, dtype=torch.bool)
+    theirs[place, place] = theirs[place, other] = False
+    negatives = similarities[theirs].view(2 * count, -1)
+    hardest = negatives.amax(1)
+    low, high = torch.minimum(positive, hardest), torch.maximum(positive, hardest)
+    return (positive - low).relu().mean() + (high[:, None] - negatives).relu().mean()
