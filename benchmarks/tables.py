@@ -250,6 +250,93 @@ def kept(name: str) -> str:
     return table(["seen items kept", "method (seed 0)", "HR@10", "NDCG@10"], rows)
 
 
+def seen_kept(name: str) -> str:
+    """An experiment's rows with seen items kept in the ranking, seeds averaged."""
+    metrics = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+    rows = [
+        [method, *(f"{found[m]:.4f}" for m in metrics)]
+        for method, found in _read(name)["seen_kept"].items()
+    ]
+    return table(["seen items kept", *metrics], rows)
+
+
+def losses(name: str) -> str:
+    """Each method with each next-item loss on test, and what it adds to SASRec with that loss."""
+    cells = {
+        (r["method"], r["metric"]): r["value"]
+        for r in _read(name)["summary"]
+        if r["group"] == "all"
+    }
+    methods = dict.fromkeys(m.rpartition(" ")[0] for m, _ in cells if m.endswith("softmax"))
+    rows = []
+    for method in methods:
+        row = [method]
+        for loss in ("bce", "softmax"):
+            for metric in ("HR@10", "NDCG@10"):
+                value = cells.get((f"{method} {loss}", metric))
+                reference = cells.get((f"SASRec {loss}", metric))
+                if value is None or reference is None:
+                    row.append("")
+                else:
+                    row.append(f"{value:.4f} ({value / reference - 1:+.1%})")
+        rows.append(row)
+    heads = [f"{loss} {metric}" for loss in ("bce", "softmax") for metric in ("HR@10", "NDCG@10")]
+    return table(["method", *heads], rows)
+
+
+def rows_for(method: str) -> str:
+    """A method's own rows in the contrastive experiments, SASRec's beside them, and their cost."""
+    rows = []
+    for log, name in (("Beauty", "contrastive_beauty"), ("ML-1M", "contrastive_ml-1m")):
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        document = _read(name)
+        cells = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
+        tests = {
+            (r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"
+        }
+        for label in dict.fromkeys(m for m, _ in cells if m.startswith((method, "SASRec"))):
+            runs = [run for run in document["training"] if run["method"] == label]
+            if not runs:
+                continue
+            found = [cells[label, m] for m in ("HR@10", "NDCG@10")]
+            p = tests.get((label, "NDCG@10"), {}).get("p_holm")
+            kept = document["seen_kept"][label]
+            seconds = sum(r["seconds"] for r in runs) / sum(r["epochs"] for r in runs)
+            rows.append(
+                [
+                    log,
+                    label,
+                    str(len(runs)),
+                    *(f"{f['value']:.4f} ± {f['margin']:.4f}" for f in found),
+                    "" if p is None else f"{p:.2g}",
+                    f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}",
+                    f"{seconds:.0f}",
+                ]
+            )
+    if not rows:
+        raise FileNotFoundError(2, "no results", str(RESULTS))
+    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against SASRec softmax)"]
+    return table([*header, "seen kept", "s an epoch, in all"], rows)
+
+
+def trained(name: str) -> str:
+    """Trials on validation: what was set, the best figure and those after some epochs."""
+    rows = []
+    for row in _read(name):
+        valid = row["valid"]
+        rows.append(
+            [
+                row["what"],
+                *(f"{valid[at - 1]:.4f}" if len(valid) >= at else "" for at in (3, 5, 7, 8)),
+                f"{max(valid):.4f}",
+                f"{valid.index(max(valid)) + 1} of {len(valid)}",
+            ]
+        )
+    header = ["what", "after 3 epochs", "5", "7", "8", "best", "epoch"]
+    return table(header, rows)
+
+
 def forms(name: str) -> str:
     """DiffRec's two forms: best validation figure so far at equal updates and at equal time."""
     found = _read(name)
@@ -325,6 +412,27 @@ def ratios(*names: str) -> str:
     )
 
 
+def epoch_costs(name: str, only: str | None = None) -> str:
+    """Seconds of an epoch of the contrastive methods beside SASRec's."""
+    document = _read(name)
+    rows = [
+        [
+            model,
+            f"{sorted(found['seconds'])[len(found['seconds']) // 2]:.1f}",
+            f"{found['times_sasrec']:.2f}",
+            f"{found['memory_grown_mib']:.0f}",
+        ]
+        for model, found in document["models"].items()
+        if only in (None, model)
+    ]
+    note = (
+        f"{document['data']}, {document['precision']}, {document['threads']} threads, models in "
+        f"turns, median of {len(document['models']['sasrec']['seconds'])} turns."
+    )
+    header = ["epoch", "seconds", "times SASRec", "MiB more at its peak than those above"]
+    return f"{table(header, rows)}\n\n{note}"
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -348,6 +456,25 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffrec_calibration": lambda: calibrated("diffrec_calibration"),
     "diffrec_curves": lambda: curves("schedules", "steps", "embeddings", "noising", "draws"),
     "diffrec_speed": lambda: ratios("diffrec_speed", "diffrec_speed_ml-1m"),
+    "contrastive": lambda: f"{report('contrastive_beauty')}\n\n{costs('contrastive_beauty')}",
+    "contrastive_ml-1m": lambda: f"{report('contrastive_ml-1m')}\n\n{costs('contrastive_ml-1m')}",
+    "contrastive_kept": lambda: seen_kept("contrastive_beauty"),
+    "contrastive_kept_ml-1m": lambda: seen_kept("contrastive_ml-1m"),
+    "contrastive_losses": lambda: losses("contrastive_beauty"),
+    "contrastive_speed": lambda: epoch_costs("contrastive_speed"),
+    "cadirec_speed": lambda: epoch_costs("contrastive_speed", "cadirec"),
+    "simdiffrec_trials": lambda: trained("simdiffrec_trials"),
+    **{
+        f"rows_{name}": lambda label=label: rows_for(label)
+        for name, label in (
+            ("cl4srec", "CL4SRec"),
+            ("duorec", "DuoRec"),
+            ("mclrec", "MCLRec"),
+            ("ecl", "ECL-SR"),
+            ("contrarec", "ContraRec"),
+            ("cadirec", "CaDiRec"),
+        )
+    },
     "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
 
