@@ -35,6 +35,7 @@ def main() -> None:
         commands = [
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
             ["diffrec_speed.py", log, "--json", out / "diffrec_speed.json"],
+            ["contrastive_speed.py", log, "--json", out / "contrastive_speed.json"],
             ["prepare.py", "--json", out / "prepare.json"],
             ["store.py"],
             [

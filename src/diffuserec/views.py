@@ -170,7 +170,8 @@ def confidences(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Fl
     """
     found = []
     for logits in _logits(states, table):
-        found.append((logits.amax(1) - torch.logsumexp(logits, dim=1)).exp())
+        logits -= logits.amax(1, keepdim=True)
+        found.append(1 / logits.exp_().sum(1, dtype=torch.float32))
     return torch.cat(found) if found else states.new_zeros(0)
 
 
@@ -327,6 +328,6 @@ def _beyond(values: Tensor, lengths: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
 def _logits(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Iterator[Tensor]:
     block = max(1, _BLOCK // len(table))
     for first in range(0, len(states), block):
-        logits = (states[first : first + block] @ table.T).float()
+        logits = states[first : first + block] @ table.T
         logits[:, PAD] = -torch.inf
         yield logits

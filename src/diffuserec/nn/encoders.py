@@ -89,6 +89,21 @@ class TransformerEncoder(nn.Module):
             states = block(states, seen)
         return states
 
+    def newest(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], n_parts: int = 4
+    ) -> Float[Tensor, "B D"]:
+        """Each sequence's newest state, for lengths that differ widely.
+
+        The sequences are encoded in parts of like length: padding all to the longest would cost
+        several times as much.
+        """
+        order = lengths.argsort()
+        found = []
+        for part in order.chunk(n_parts):
+            width = int(lengths[part].max())
+            found.append(last_states(self(items[part, :width], lengths[part]), lengths[part]))
+        return torch.cat(found)[order.argsort()]
+
     def scores(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Products of each history's newest state and the item embeddings."""
         return last_states(self(items, lengths), lengths) @ self.table.T
@@ -189,6 +204,15 @@ def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> F
     """The state at each history's newest item."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
     return states.gather(1, index)[:, 0]
+
+
+def mean_of_last(
+    states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], n: int
+) -> Float[Tensor, "B D"]:
+    """The mean of each sequence's newest n states, or of all if there are fewer."""
+    place = torch.arange(states.shape[1], device=states.device)
+    newest = (place < lengths[:, None]) & (place >= lengths[:, None] - n)
+    return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True)
 
 
 def _initialize(module: nn.Module) -> None:

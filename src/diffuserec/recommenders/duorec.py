@@ -61,11 +61,11 @@ class DuoRec(ContrastiveRecommender):
 
         def loss(batch: Batch) -> Tensor:
             n, length = batch.items.shape
-            items, lengths = joined(
-                (batch.items, batch.lengths), *self._two_views(batch, same_target)
-            )
+            prefix, other = self._two_views(batch, same_target)
+            items, lengths = joined((batch.items, batch.lengths), prefix)
             states = self.encoder(items, lengths)
-            _, first, second = last_states(states, lengths).split(n)
+            first = last_states(states, lengths)[n:]
+            second = self.encoder.newest(*other)
             contrast = info_nce(first, second, temperature=self.config.temperature)
             predicted = next_item(batch, states[:n, :length], self.encoder.table)
             return predicted + self.config.contrast_weight * contrast

@@ -29,6 +29,7 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.losses import info_nce, softmax_cross_entropy
+from diffuserec.nn.encoders import mean_of_last
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import random_positions, top_items
 
@@ -133,12 +134,3 @@ class ECL(ContrastiveRecommender):
         real = items > 0
         logits = self.replaced(seen)[:, :, 0][real].float()
         return F.binary_cross_entropy_with_logits(logits, (filled != items)[real].float())
-
-
-def mean_of_last(
-    states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], n: int
-) -> Float[Tensor, "B D"]:
-    """The mean of each sequence's newest n states, or of all if there are fewer."""
-    place = torch.arange(states.shape[1], device=states.device)
-    newest = (place < lengths[:, None]) & (place >= lengths[:, None] - n)
-    return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True)

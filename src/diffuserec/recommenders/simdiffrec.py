@@ -20,7 +20,7 @@ distribution by random numbers and cannot evaluate; docs/methods/simdiffrec.md h
   dropout; ``"random"`` takes them from the training pass, as the code does.
 - ``augment_count``: ceil(ratio · length) positions; ``"max_len"`` is the code's
   floor(ratio · max_len) whatever the length, here never more than there are.
-- ``positions="random"`` and ``k_sample=None`` are the paper's other two ablations.
+- ``positions="random"`` and ``k_sample=0`` are the paper's other two ablations.
 - ``exclude_original``: the item that stands there is left out of the restored ones. Otherwise the
   positive often equals the original, which the paper allows.
 - ``mse_weight``: of eq. 13's squared error, averaged over real positions and the width (code: 0).
@@ -69,16 +69,16 @@ class SimDiffRec(ContrastiveRecommender):
 
         temperature: float = Field(0.05, gt=0)
         """What cosines of sequences are divided by."""
-        contrast_weight: float = Field(0.1, ge=0)
+        contrast_weight: float = Field(0.02, ge=0)
         """alpha of eq. 18; the paper has 0.4 for Beauty, 0.1 for Toys and Sports."""
         diffusion_weight: float = Field(0.1, ge=0)
         """beta of eq. 18; likewise."""
         mse_weight: float = Field(1.0, ge=0)
         k_noise: int = Field(25, ge=1)
         """Similar items whose mean is the noise."""
-        k_sample: int | None = Field(5, ge=1)
-        """Rank of the hard negative among the restored items; 1 is the positive itself. None
-        makes no hard negatives."""
+        k_sample: int = Field(5, ge=0)
+        """Rank of the hard negative among the restored items; 1 is the positive itself, 0 makes no
+        hard negatives."""
         augment_ratio: float = Field(0.2, gt=0, le=1)
         """Share of a sequence's positions that are replaced."""
         augment_count: Literal["length", "max_len"] = "length"
@@ -121,7 +121,7 @@ class SimDiffRec(ContrastiveRecommender):
                 f"k_noise {c.k_noise} is more than the {catalog.n_items - 1} other items of this "
                 "catalog: choose a smaller one"
             )
-        if (c.k_sample or 1) > catalog.n_items - c.exclude_original:
+        if c.k_sample > catalog.n_items - c.exclude_original:
             raise ConfigError(
                 f"k_sample {c.k_sample} is a rank beyond the {catalog.n_items} items of this "
                 "catalog: choose a smaller one"
@@ -262,7 +262,7 @@ class SimDiffRec(ContrastiveRecommender):
         best = top_items(
             restored[where],
             table,
-            c.k_sample or 1,
+            max(1, c.k_sample),
             excluded=items[where] if c.exclude_original else None,
         )
         ranks = {"positive": 0} | ({"hard negative": c.k_sample - 1} if c.k_sample else {})
