@@ -382,8 +382,124 @@ def test_a_temporal_split_trains(
 
 
 def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("prepare", "train", "evaluate", "recommend", "experiment", "curve"):
+    for command in ("prepare", "train", "evaluate", "recommend", "experiment", "curve", "views"):
         status, printed, _ = call(capsys, command, "--help")
         assert status == 0
         lines = [line.strip() for line in printed.splitlines()]
         assert any(line.startswith(f"diffuserec {command} ") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def contrastive(folder: Path, log: Path) -> Path:
+    """A SimDiffRec run on the log and a user of three items, of whom training sees one."""
+    from diffuserec import read_log
+
+    frame = pl.read_csv(log)
+    short = frame.head(3).with_columns(user_id=pl.lit("short"))
+    path, run = folder / "with-short.csv", folder / "simdiffrec"
+    pl.concat([frame, short]).write_csv(path)
+    read_log(path).to_dataset().save(folder / "with-short", note={"source": "a test"})
+    settings = ["epochs=1", "dim=8", "n_layers=1", "max_len=10", "k_noise=2"]
+    settings += ["num_train_timesteps=40"]
+    pairs = [word for setting in settings for word in ("--set", setting)]
+    words = ["train", folder / "with-short", "--model", "simdiffrec", *pairs, "--out", run]
+    assert run_main(*words) == 0
+    return run
+
+
+def test_views_show_what_training_contrasts(
+    log: Path, contrastive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = pl.read_csv(log).sort("user_id", "timestamp", maintain_order=True)
+    by_user = dict(taken.group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
+    users = [user for user, items in by_user.items() if len(items) >= 8][:2]
+    out = tmp_path / "views.html"
+    words = ["views", contrastive, "--user", users[1], "--user", users[0]]
+    status, printed, _ = call(capsys, *words, "--json")
+    assert status == 0
+    found = json.loads(printed)
+    assert [shown["user"] for shown in found["sequences"]] == users[::-1]
+    for shown in found["sequences"]:
+        # two items are for validation and test, the newest in training is only a target
+        assert shown["items"] == by_user[shown["user"]][:-3][-10:]
+        for view in shown["views"]:
+            for item, own, mark in zip(view["items"], shown["items"], view["marks"], strict=True):
+                assert mark in ("", "replaced", "kept")
+                assert (item != own) == (mark == "replaced")
+            assert 0 < min(view["confidence"]) <= max(view["confidence"]) < 1
+            n_chosen = sum(mark != "" for mark in view["marks"])
+            assert n_chosen == -(-len(shown["items"]) // 5)  # a fifth, rounded up
+    positive, negative = found["figures"]
+    assert (positive["view"], negative["view"]) == ("positive", "hard negative")
+    assert positive["changed"] == negative["changed"] >= 1
+    assert positive["confidence_changed"] > positive["confidence"]  # the most confident ones
+
+    status, printed, _ = call(capsys, *words, "--out", out)
+    assert status == 0
+    marks = [m for shown in found["sequences"] for view in shown["views"] for m in view["marks"]]
+    signs = ("* ", "replaced"), ("= ", "kept")
+    rows = [line for line in printed.splitlines() if line.startswith("│ ")]
+    page = out.read_text()
+    for sign, mark in signs:
+        assert sum(row.count(f"│ {sign}") for row in rows) == marks.count(mark)
+        assert page.count(f"<b>{sign[0]}&nbsp;") == marks.count(mark)
+    for word in ("confidence", "similarity of two random items", users[0], users[1]):
+        assert word in printed
+        assert word in page
+
+
+def test_views_of_drawn_users_are_those_of_the_seed(
+    contrastive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def users(*words: object) -> list[str]:
+        status, printed, _ = call(capsys, "views", contrastive, *words, "--json")
+        assert status == 0
+        return [shown["user"] for shown in json.loads(printed)["sequences"]]
+
+    assert len(users()) == 3
+    assert users("--n", 2, "--seed", 1) == users("--n", 2, "--seed", 1)
+    assert users("--n", 2, "--seed", 1) != users("--n", 2, "--seed", 2)
+    assert "short" not in users("--n", 9999)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["VIEWS", "--user", "nobody"], "the training part holds no user 'nobody'"),
+        (["VIEWS", "--user", "short"], "user 'short' has too few training items (1)"),
+        (["VIEWS", "--n", "0"], "n must be at least 1, got 0"),
+        (["PLAIN"], "sasrec, which contrasts no views; these do: cadirec, cl4srec"),
+        (["nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_views_refuse_in_one_line(
+    words: list[str],
+    told: str,
+    contrastive: Path,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"VIEWS": str(contrastive), "PLAIN": str(runs["plain"])}
+    out = tmp_path / "views.html"
+    run, *rest = (places.get(word, word) for word in words)
+    status, printed, error = call(capsys, "views", run, *rest, "--out", out)
+    assert status == 2
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+    assert printed == ""
+    assert not out.exists()
+
+
+def test_reports_of_contrastive_runs_alone_show_views(
+    contrastive: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    heading = "<h2>What training contrasts</h2>"
+    page = (contrastive / "report.html").read_text()
+    assert page.count(heading) == 1
+    assert page.count("<h3>simdiffrec, user ") == 3
+    assert "similarity of two random items" in page
+    assert heading not in (runs["plain"] / "report.html").read_text()
+    out = tmp_path / "compared.html"
+    assert run_main("compare", contrastive, "--out", out) == 0
+    assert out.read_text().count("<h3>simdiffrec, user ") == 3

@@ -5,14 +5,19 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffuserec.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from diffuserec.evaluation.inspection import Inspection, ShownView
 
 app = typer.Typer(
     help="Diffusion models for sequential recommendation: augment, recommend, measure, deploy.",
@@ -217,6 +222,48 @@ def compare(
         _out.print_json(report.json())
     else:
         _out.print(report.text(width=_out.width), markup=False, highlight=False)
+
+
+@app.command()
+def views(
+    run: Annotated[Path, typer.Argument(help="A finished run of a contrastive recommender.")],
+    user: Annotated[
+        list[str] | None, typer.Option(help="A user's id in the log; may be repeated.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Users to draw where none is named.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the views and of who is drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write an HTML page here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a contrastive recommender is trained to tell apart: the views it makes of users now.
+
+    Below some users' views stand figures over up to 2,000 training sequences: how many positions
+    change, how often the item stays, and how near replacements are to what they replace.
+
+    Examples:
+
+        diffuserec views runs/simdiffrec --n 2
+        diffuserec views runs/simdiffrec --user U0012 --user U0440 --out views.html
+    """
+    from diffuserec.evaluation.html import write_inspection
+    from diffuserec.experiments import inspection, open_run
+
+    opened = open_run(run)
+    found = inspection(opened, user, n, seed)
+    if out is not None:
+        data, split = Path(opened.plan.data).name, opened.split.protocol
+        write_inspection(
+            out,
+            found,
+            title=f"Views of {found.method} on {data}",
+            facts=f"{data}, training part of {split} · without dropout · seed {seed}",
+        )
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _show_inspection(found)
+        if out is not None:
+            _out.print(f"page: {out}", markup=False, highlight=False)
 
 
 @app.command()
@@ -463,6 +510,54 @@ def _show_evaluation(result: Any, as_json: bool) -> None:
     _out.print(str(result.protocol), markup=False, highlight=False)
     if result.repeat_note:
         _out.print(f"Note: {result.repeat_note}.", markup=False, highlight=False)
+
+
+def _show_inspection(found: "Inspection") -> None:
+    from diffuserec.evaluation.inspection import figure_rows
+
+    for sequence in found.sequences:
+        _out.print(Text(f"{found.method}, user {sequence.user}"))
+        in_line = [view for view in sequence.views if view.lines_up]
+        if in_line:
+            table = Table()
+            table.add_column("position", justify="right")
+            for heading in ("original", *sequence.confidences, *(view.name for view in in_line)):
+                table.add_column(Text(heading))
+            for place, item in enumerate(sequence.items):
+                table.add_row(
+                    str(place + 1),
+                    Text(item),
+                    *(f"{values[place]:.3f}" for values in sequence.confidences.values()),
+                    *(_marked(view, place) for view in in_line),
+                )
+            _out.print(table)
+        else:
+            _out.print(Text(f"original: {', '.join(sequence.items)}"))
+        for view in sequence.views:
+            if not view.lines_up:
+                items = Text(", ").join(_marked(view, place) for place in range(len(view.items)))
+                same = view.items == sequence.items
+                _out.print(Text(f"{view.name}: ") + (Text("the same items") if same else items))
+        _out.print()
+    _out.print(
+        "* another item than the original's, or one that it does not hold; "
+        "= chosen anew, and the original's item again",
+        markup=False,
+        highlight=False,
+    )
+    _out.print(f"\nover {found.n_sequences:,} training sequences", highlight=False)
+    table = Table("")
+    for figures in found.figures:
+        table.add_column(Text(figures.view), justify="right")
+    for label, cells in figure_rows(found.figures):
+        table.add_row(label, *cells)
+    _out.print(table)
+
+
+def _marked(view: "ShownView", place: int) -> Text:
+    signs = {"replaced": ("* ", "bold"), "kept": ("= ", "dim"), "": ("", "")}
+    sign, style = signs[view.marks[place]]
+    return Text(sign + view.items[place], style=style)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from diffuserec.artifacts import Artifact, read_artifact, write_artifact
 from diffuserec.data import Batch, Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
 from diffuserec.draws import Averaged
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.nn.encoders import TransformerEncoder
 from diffuserec.ranking import allowed_mask, hide, seen_pairs, top_k
 
 
@@ -377,7 +378,13 @@ class View:
 
 
 class ContrastiveRecommender(Recommender):
-    """A recommender that also learns from other versions of its training sequences."""
+    """A recommender that also learns from other versions of its training sequences.
+
+    Attributes:
+        encoder: of the sequences; it holds the item embeddings.
+    """
+
+    encoder: TransformerEncoder
 
     @abstractmethod
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

@@ -26,11 +26,13 @@ import polars as pl
 
 from diffuserec.contracts import (
     Augmenter,
+    ContrastiveRecommender,
     GenerativeRecommender,
     Recommender,
     Run,
     find,
     load,
+    method_names,
     parse_settings,
 )
 from diffuserec.data import (
@@ -44,9 +46,17 @@ from diffuserec.data import (
     read_log,
     temporal,
 )
+from diffuserec.data.batches import trainable_rows
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, Report, evaluate, has_distribution, load_evaluation
 from diffuserec.evaluation.html import DrawnLists, Example, write_html
+from diffuserec.evaluation.inspection import (
+    Inspection,
+    inspected,
+    sampled_rows,
+    shown_sequence,
+    view_figures,
+)
 from diffuserec.evaluation.oracle import Oracle
 from diffuserec.ranking import hide, seen_pairs, top_k
 from diffuserec.training import Epoch, checkpoint_files
@@ -97,6 +107,11 @@ class TrainedRun:
     augmenter: Augmenter | None
     split: Split
     facts: dict[str, Any]
+
+    def training_data(self) -> SequenceDataset:
+        """What the model was trained on: the training part, lengthened by the augmenter if any."""
+        train = self.split.train
+        return train if self.augmenter is None else self.augmenter.augment(train, self.plan.seed)
 
     def evaluate(
         self,
@@ -221,6 +236,7 @@ def train_run(
         curves={plan.label: curve},
         examples=examples(trained),
         drawn=drawn_lists(trained),
+        inspection=short_inspection(trained, train_data),
     )
     _write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
@@ -311,6 +327,10 @@ def compare_runs(
         shown = next((run for run in first.values() if run.augmenter is not None), None)
         generative = [run for run in first.values() if isinstance(run.model, GenerativeRecommender)]
         drawing = max(generative, key=lambda run: run.evaluate().metrics["MRR"], default=None)
+        contrastive = [
+            run for run in first.values() if isinstance(run.model, ContrastiveRecommender)
+        ]
+        viewed = max(contrastive, key=lambda run: run.evaluate().metrics["MRR"], default=None)
         write_html(
             out,
             report,
@@ -318,6 +338,7 @@ def compare_runs(
             curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
             drawn=drawn_lists(drawing) if drawing else [],
+            inspection=short_inspection(viewed, viewed.training_data()) if viewed else None,
         )
     return report
 
@@ -338,7 +359,8 @@ def run_experiment(
         file: TOML with ``title``, ``seeds`` and ``[[rows]]`` of ``name``, ``model``, ``settings``,
             ``augment``, ``augment_settings`` and, where a row has its own, ``seeds``.
         data: the prepared dataset.
-        out: directory of all runs, and of report.txt, report.json and report.html.
+        out: directory of all runs, and of report.txt, report.json (which has the same runs measured
+            with seen items kept, too) and report.html.
         run: surroundings; seeds come from the file.
 
     Raises:
@@ -367,6 +389,13 @@ def run_experiment(
     document["training"] = [
         {"method": name, **cost(path)} for name, path in zip(names, paths, strict=True)
     ]
+    kept: dict[str, list[Evaluation]] = {}
+    for name, path in zip(names, paths, strict=True):
+        kept.setdefault(name, []).append(seen_kept(path))
+    document["seen_kept"] = {
+        name: {m: sum(e.metrics[m] for e in found) / len(found) for m in found[0].metrics}
+        for name, found in kept.items()
+    }
     _write_json(out / "report.json", document)
     return report
 
@@ -399,6 +428,13 @@ def complete_run(
     say(f"{name}, seed {plan.seed}")
     resumed = replace(run, resume=path.exists())
     train_run(plan, path, resumed, augmenter_from=augmenter_from, say=say)
+
+
+def seen_kept(path: Path) -> Evaluation:
+    """A finished run measured on test with seen items kept in the ranking, once for all."""
+    if not (path / "test_seen_kept").is_dir():
+        open_run(path).evaluate(filter_seen=False).save(path / "test_seen_kept")
+    return load_evaluation(path / "test_seen_kept")
 
 
 def cost(path: Path) -> dict[str, Any]:
@@ -625,6 +661,103 @@ def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[Dra
         )
         for place, row in enumerate(rows)
     ]
+
+
+def inspection(
+    run: TrainedRun, users: Sequence[str] | None = None, n: int = 3, seed: int = 0
+) -> Inspection:
+    """What training would contrast now: the views of some users in raw ids, and their figures.
+
+    Args:
+        run: of a contrastive recommender.
+        users: raw user ids; None draws users from the seed.
+        n: how many users to draw.
+        seed: of what is random in the views and in who is drawn.
+
+    Raises:
+        ConfigError: the run's recommender is not contrastive, or n is below 1.
+        DataError: a user is not in the training part, or has fewer than two items there.
+    """
+    if n < 1:
+        raise ConfigError(f"n must be at least 1, got {n}")
+    if not isinstance(run.model, ContrastiveRecommender):
+        contrastive = [
+            name
+            for name in method_names("recommender")
+            if issubclass(find("recommender", name), ContrastiveRecommender)
+        ]
+        raise ConfigError(
+            f"{run.path} is of {run.plan.model}, which contrasts no views; "
+            f"these do: {', '.join(contrastive)}"
+        )
+    train = run.training_data()
+    rows = sampled_rows(train, n, seed) if users is None else _rows_of(train, users)
+
+    def names(items: np.ndarray) -> list[str]:
+        return [str(raw) for raw in train.catalog.decode(items)]
+
+    return _inspection(run.model, run.plan.label, train, rows, seed, names)
+
+
+def short_inspection(
+    run: TrainedRun, train: SequenceDataset, n_users: int = 3
+) -> Inspection | None:
+    """What training contrasts for some users of short histories; None for other recommenders.
+
+    Args:
+        run: the run.
+        train: what its model was trained on.
+        n_users: how many to show.
+    """
+    rows = trainable_rows(train)
+    if not isinstance(run.model, ContrastiveRecommender) or not len(rows):
+        return None
+    short = rows[(train.lengths[rows] >= 5) & (train.lengths[rows] <= 10)]
+    chosen = (short if len(short) else rows)[:n_users]
+    names = _display_names(train)
+    return _inspection(run.model, run.plan.label, train, chosen, run.plan.seed, names)
+
+
+def _inspection(
+    model: ContrastiveRecommender,
+    label: str,
+    train: SequenceDataset,
+    rows: np.ndarray,
+    seed: int,
+    names: Callable[[np.ndarray], list[str]],
+) -> Inspection:
+    max_len = model.config.max_len
+    sample = sampled_rows(train, seed=seed)
+    return Inspection(
+        label,
+        seed,
+        [
+            shown_sequence(sequence, str(_user_name(train, sequence.user)), names, train.vocab_size)
+            for sequence in inspected(model, train, rows, max_len, seed)
+        ],
+        view_figures(inspected(model, train, sample, max_len, seed), model.encoder.table),
+        len(sample),
+    )
+
+
+def _rows_of(train: SequenceDataset, users: Sequence[str]) -> np.ndarray:
+    """The rows of raw user ids, each with two items or more."""
+    ids = train.catalog.user_ids
+    known = (pl.Series(np.arange(train.catalog.n_users)) if ids is None else ids).cast(pl.String)
+    rows, trainable = [], trainable_rows(train)
+    for user in users:
+        number = known.index_of(user)
+        found = np.flatnonzero(train.users == (-1 if number is None else number))
+        if not len(found):
+            raise DataError(f"the training part holds no user {user!r}")
+        row = int(found[0])
+        if not (trainable == row).any():
+            raise DataError(
+                f"user {user!r} has too few training items ({train.real_lengths[row]}): a sequence "
+                "to contrast and the item that comes next take two"
+            )
+        rows.append(row)
+    return np.array(rows)
 
 
 def description(data: Path | str) -> dict[str, Any]:

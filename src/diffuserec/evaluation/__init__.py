@@ -10,6 +10,14 @@ from diffuserec.evaluation.evaluate import (
     uniform_candidates,
 )
 from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
+from diffuserec.evaluation.inspection import (
+    InspectedSequence,
+    InspectedView,
+    ViewFigures,
+    inspected,
+    sampled_rows,
+    view_figures,
+)
 from diffuserec.evaluation.metrics import Metric, list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.report import Report
 from diffuserec.evaluation.significance import (
@@ -30,9 +38,12 @@ __all__ = [
     "GROUPS",
     "Comparison",
     "Evaluation",
+    "InspectedSequence",
+    "InspectedView",
     "Metric",
     "Protocol",
     "Report",
+    "ViewFigures",
     "Violation",
     "calibration",
     "check_consistency",
@@ -43,6 +54,7 @@ __all__ = [
     "has_distribution",
     "history_groups",
     "holm",
+    "inspected",
     "list_metrics",
     "load_evaluation",
     "parse_metric",
@@ -50,6 +62,8 @@ __all__ = [
     "protocol_line",
     "rank",
     "rank_metrics",
+    "sampled_rows",
     "uncertainty",
     "uniform_candidates",
+    "view_figures",
 ]

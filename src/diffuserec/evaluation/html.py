@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from diffuserec.evaluation.board import Board
 from diffuserec.evaluation.figures import (
@@ -24,6 +24,7 @@ from diffuserec.evaluation.figures import (
     length_figure,
     marks_of,
 )
+from diffuserec.evaluation.inspection import Inspection, figure_rows
 from diffuserec.evaluation.report import Report
 from diffuserec.training import Epoch
 
@@ -73,6 +74,7 @@ def write_html(
     curves: Mapping[str, Sequence[Epoch]],
     examples: Sequence[Example],
     drawn: Sequence[DrawnLists] = (),
+    inspection: Inspection | None = None,
 ) -> None:
     """Writes a report as one self-contained HTML file, whole or not at all.
 
@@ -83,6 +85,7 @@ def write_html(
         curves: the epochs of training, by method; may be empty.
         examples: augmented users; may be empty.
         drawn: users with the lists of single draws of noise.
+        inspection: what training contrasts, if it does.
     """
     import matplotlib as mpl  # here, since reading a log or training needs no figures
 
@@ -104,10 +107,8 @@ def write_html(
             *(figure for figure in certain if figure is not None),
             *([curve_figure(trained, marks)] if trained else []),
         ]
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-    text = page.render(
+    text = _page(
+        "report.html.j2",
         title=title,
         summaries=[board.summary() for board in boards],
         protocols=report.protocol.splitlines(),
@@ -120,7 +121,41 @@ def write_html(
         drawn=[_side_by_side(shown) for shown in drawn],
         beyond=[table for board in boards if (table := board.beyond())["columns"]],
         made=_made(report, trained),
+        **_views(inspection),
     )
+    _write(path, text)
+
+
+def write_inspection(path: Path | str, inspection: Inspection, *, title: str, facts: str) -> None:
+    """Writes what training contrasts as one self-contained HTML file, whole or not at all.
+
+    Args:
+        path: of the file; its directory is made when missing.
+        inspection: users with their views, and figures.
+        title: of the page.
+        facts: on what data and with which seed, in a line.
+    """
+    _write(path, _page("inspection.html.j2", title=title, facts=facts, **_views(inspection)))
+
+
+def _views(inspection: Inspection | None) -> dict[str, Any]:
+    if inspection is None:
+        return {"inspection": None}
+    return {"inspection": inspection, "figure_rows": figure_rows(inspection.figures)}
+
+
+def _page(template: str, **content: Any) -> str:
+    pages = Environment(
+        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(**content)
+
+
+def _write(path: Path | str, text: str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.partial")
