@@ -62,10 +62,10 @@ def demo(
 
         diffuserec demo --out demo
     """
-    from diffuserec import experiments
     from diffuserec.contracts import Run
+    from diffuserec.demo import run_demo
 
-    report = experiments.demo(out, Run(seed=seed), say=_say)
+    report = run_demo(out, Run(seed=seed), say=_say)
     _out.print(report.text(width=_out.width), markup=False, highlight=False)
     _out.print(f"report: {out / 'report.html'}", markup=False, highlight=False)
 
@@ -118,7 +118,7 @@ def describe(
 
     diffuserec describe data/clicks
     """
-    from diffuserec.experiments import description
+    from diffuserec.data.statistics import description
 
     facts = description(data)
     if as_json:
@@ -158,7 +158,8 @@ def train(
     """
     from diffuserec.contracts import Run
     from diffuserec.data import load_dataset
-    from diffuserec.experiments import Plan, split_dataset, train_run
+    from diffuserec.experiments import train_run
+    from diffuserec.runs import Plan, split_dataset
 
     split_dataset(load_dataset(data), split)
     plan = Plan(
@@ -195,7 +196,7 @@ def evaluate(
     diffuserec evaluate runs/sasrec
     diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
     """
-    from diffuserec.experiments import open_run
+    from diffuserec.runs import open_run
 
     result = open_run(run).evaluate(split, candidates, filter_seen=not keep_seen)
     _show_evaluation(result, as_json)
@@ -245,8 +246,9 @@ def views(
         diffuserec views runs/simdiffrec --n 2
         diffuserec views runs/simdiffrec --user U0012 --user U0440 --out views.html
     """
+    from diffuserec.case_studies import inspection
     from diffuserec.evaluation.html import write_inspection
-    from diffuserec.experiments import inspection, open_run
+    from diffuserec.runs import open_run
 
     opened = open_run(run)
     found = inspection(opened, user, n, seed)
@@ -295,7 +297,7 @@ def augment(
     from diffuserec.contracts import Run
     from diffuserec.data import from_dataset
     from diffuserec.data.formats import writable_format
-    from diffuserec.experiments import augment_log
+    from diffuserec.exports import augment_log
 
     values = _settings(settings)
     if max_history is not None:
@@ -350,7 +352,7 @@ def recommend(
     diffuserec recommend runs/diffrec --history "B0012,B0440" --n-draws 10
     diffuserec recommend runs/diffrec --history "B0012,B0440" --diversity 1 --seed 7
     """
-    from diffuserec.experiments import recommend_from
+    from diffuserec.exports import recommend_from
 
     if (history is None) == (histories is None):
         raise ConfigError("give either --history or --histories")

@@ -38,16 +38,8 @@ import polars as pl
 from diffuserec.contracts import Recommender, Run, find, parse_settings
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, Report, evaluate, load_evaluation
-from diffuserec.experiments import (
-    Plan,
-    TrainedRun,
-    complete_run,
-    open_run,
-    read_curve,
-    read_toml,
-    seeds_of,
-    slug,
-)
+from diffuserec.experiments import complete_run, read_toml, seeds_of, slug
+from diffuserec.runs import Plan, TrainedRun, open_run, read_curve
 from diffuserec.training import device_of
 
 if TYPE_CHECKING:

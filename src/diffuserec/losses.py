@@ -64,27 +64,31 @@ class _BlockedSoftmax(torch.autograd.Function):
             low_states = low_states.to(low_table.dtype)
             need = any(ctx.needs_input_grad)
             grad_states = torch.empty_like(states)
-            grad_table = torch.zeros_like(table)
+            # transposed where the product that is added to it comes out so
+            grad_table = table.new_zeros(table.shape if precision is None else table.shape[::-1])
             total = torch.zeros((), device=states.device)
             block = max(1, _BLOCK // table.shape[0] // n_draws) * n_draws
             targets = targets.repeat_interleave(n_draws)
+            # one piece of memory for all blocks: fresh pages cost more than the products
+            memory = low_states.new_empty(min(block, len(states)), len(table))
             for first in range(0, len(states), block):
                 rows = slice(first, first + block)
-                logits = low_states[rows] @ low_table.T
+                logits = memory[: len(low_states[rows])]
+                torch.mm(low_states[rows], low_table.T, out=logits)
                 logits[:, 0] = -torch.inf
                 own = targets[rows, None]
                 if n_draws > 1:  # shares of a target's draws need logarithms: all may underflow
                     partition = torch.logsumexp(logits.float(), dim=1)
                     log_p = (logits.gather(1, own)[:, 0].float() - partition).view(-1, n_draws)
                     total -= (torch.logsumexp(log_p, dim=1) - math.log(n_draws)).sum()
-                probabilities = torch.softmax(logits, dim=1)
+                probabilities = torch.softmax(logits, dim=1, out=logits)
                 if n_draws == 1:
                     # a probability too small for the format is only reported at its smallest;
                     # the gradient p - 1 does not need it
                     tiny = torch.finfo(torch.float32).tiny
                     total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
                 if need:
-                    probabilities.scatter_add_(1, own, torch.full_like(own, -1, dtype=logits.dtype))
+                    probabilities[torch.arange(len(own), device=own.device), own[:, 0]] -= 1
                     grad_states[rows] = probabilities @ low_table
                     own_states = low_states[rows]
                     if n_draws > 1:
@@ -94,7 +98,8 @@ class _BlockedSoftmax(torch.autograd.Function):
                     if precision is None:
                         grad_table.addmm_(probabilities.T, own_states)
                     else:
-                        grad_table += (own_states.T @ probabilities).T
+                        grad_table += own_states.T @ probabilities
+            grad_table = grad_table if precision is None else grad_table.T
         n = max(1, len(states) // n_draws)
         ctx.save_for_backward(grad_states / n, grad_table / n)
         return total / n

@@ -138,7 +138,7 @@ class Epoch:
         epoch: from 0.
         loss: mean of the batches' losses.
         valid: the validation figure, higher is better; None where there is none.
-        seconds: of training, without validation.
+        seconds: of training and what prepares it, without validation.
         watched: other figures of this epoch, by name.
     """
 
@@ -215,13 +215,14 @@ def train(
         while len(records) < epochs and not _exhausted(records, patience):
             epoch = len(records)
             torch.manual_seed(_epoch_seed(run.seed, phase, epoch))
+            start = time.perf_counter()
             if prepare is not None:
                 method.eval()
                 with torch.no_grad():
                     prepare()
             method.train()
             progress.reset(bar, total=n_batches, description=f"{phase} {epoch + 1}/{epochs}")
-            total, n, start = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+            total, n = torch.zeros((), device=accelerator.device), 0
             for batch in batches(epoch):
                 batch = batch.to(accelerator.device)
                 for number, update in enumerate(updates):

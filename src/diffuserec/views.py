@@ -163,6 +163,7 @@ def most_confident(
     return (rank < n[:, None]) & ~beyond
 
 
+@torch.no_grad()
 def confidences(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Float[Tensor, " P"]:
     """The probability of the likeliest item under softmax(states · tableᵀ), padding excluded.
 
@@ -175,6 +176,7 @@ def confidences(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Fl
     return torch.cat(found) if found else states.new_zeros(0)
 
 
+@torch.no_grad()
 def top_items(
     states: Float[Tensor, "P D"],
     table: Float[Tensor, "V D"],
@@ -326,8 +328,15 @@ def _beyond(values: Tensor, lengths: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
 
 
 def _logits(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Iterator[Tensor]:
+    """A block of rows at a time, in one piece of memory: fresh pages cost more than the product."""
+    device = states.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    states, columns = states.to(precision or table.dtype), table.T.to(precision or table.dtype)
     block = max(1, _BLOCK // len(table))
-    for first in range(0, len(states), block):
-        logits = states[first : first + block] @ table.T
-        logits[:, PAD] = -torch.inf
-        yield logits
+    memory = states.new_empty(min(block, len(states)), len(table))
+    with torch.autocast(device, enabled=False):
+        for first in range(0, len(states), block):
+            rows = states[first : first + block]
+            logits = torch.mm(rows, columns, out=memory[: len(rows)])
+            logits[:, PAD] = -torch.inf
+            yield logits
