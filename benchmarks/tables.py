@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffuserec.evaluation.inspection import ViewFigures, figure_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -435,6 +437,15 @@ def epoch_costs(name: str, only: str | None = None) -> str:
     return f"{table(header, rows)}\n\n{note}"
 
 
+def viewed(name: str) -> str:
+    """What `diffuserec views --json` found over many sequences."""
+    document = _read(name)
+    figures = [ViewFigures(**found) for found in document["figures"]]
+    rows = [[label, *cells] for label, cells in figure_rows(figures)]
+    note = f"Over {document['n_sequences']:,} training sequences of one trained model."
+    return f"{table(['', *(f.view for f in figures)], rows)}\n\n{note}"
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -465,6 +476,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "contrastive_losses": lambda: losses("contrastive_beauty"),
     "contrastive_speed": lambda: epoch_costs("contrastive_speed"),
     "cadirec_speed": lambda: epoch_costs("contrastive_speed", "cadirec"),
+    "simdiffrec_views": lambda: viewed("simdiffrec_views"),
     "simdiffrec_trials": lambda: trained("simdiffrec_trials"),
     **{
         f"rows_{name}": lambda label=label: rows_for(label)

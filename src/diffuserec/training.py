@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import (
@@ -48,6 +48,7 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import (
     binary_cross_entropy,
     gbce,
+    info_nce,
     sampled_softmax,
     seen_keys,
     softmax_cross_entropy,
@@ -116,8 +117,29 @@ class NextItemSettings(TransformerSettings):
 class ContrastiveSettings(NextItemSettings):
     """Those of one that also contrasts a batch's sequences with each other."""
 
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of two sequences' states, whose norm is about the square root of dim."""
     temperature: float = Field(1.0, gt=0)
     """What similarities of sequences are divided by."""
+
+    def contrast(
+        self,
+        anchors: Float[Tensor, "B D"],
+        positives: Float[Tensor, "B D"],
+        two_way: bool = True,
+        labels: Int[Tensor, " B"] | None = None,
+        negatives: Float[Tensor, "N D"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """:func:`diffuserec.losses.info_nce` with these settings."""
+        return info_nce(
+            anchors,
+            positives,
+            two_way=two_way,
+            labels=labels,
+            negatives=negatives,
+            similarity=self.similarity,
+            temperature=self.temperature,
+        )
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:

@@ -33,7 +33,7 @@ from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import NoiseSchedule
 from diffuserec.errors import ConfigError
-from diffuserec.losses import info_nce, softmax_cross_entropy
+from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import SequenceDenoiser, last_states
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import top_items
@@ -107,7 +107,7 @@ class CaDiRec(ContrastiveRecommender):
             embedded = torch.cat([self.encoder.items(items), table.detach()[versions]])
             states = self.encoder.encode(embedded, lengths.repeat(3))
             _, first, second = last_states(states, lengths.repeat(3)).split(len(items))
-            contrast = info_nce(first, second, temperature=c.temperature)
+            contrast = c.contrast(first, second)
             predicted = next_item(batch, states[: len(items)], table)
             return predicted + c.contrast_weight * contrast + c.diffusion_weight * denoising
 

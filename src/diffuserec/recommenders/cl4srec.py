@@ -30,7 +30,6 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import info_nce
 from diffuserec.nn.encoders import last_states
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import (
@@ -91,7 +90,7 @@ class CL4SRec(ContrastiveRecommender):
             items, lengths = joined(original, *self._two_views(*original))
             states = self.encoder(items, lengths)
             _, first, second = last_states(states, lengths).split(n)
-            contrast = info_nce(first, second, temperature=self.config.temperature)
+            contrast = self.config.contrast(first, second)
             predicted = next_item(batch, states[:n, :length], self.encoder.table)
             return predicted + self.config.contrast_weight * contrast
 

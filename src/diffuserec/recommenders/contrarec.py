@@ -18,7 +18,7 @@ Departures and options:
 """
 
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,6 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import info_nce
 from diffuserec.nn.encoders import last_states
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import Ragged, joined, mask, random_prefix, reorder, two_of
@@ -40,8 +39,9 @@ class ContraRec(ContrastiveRecommender):
     class Config(ContrastiveSettings):
         """Hyper-parameters of ContraRec."""
 
+        similarity: Literal["dot", "cosine"] = "cosine"
         temperature: float = Field(0.2, gt=0)
-        """tau_2, which cosines of sequences are divided by."""
+        """tau_2, which similarities of sequences are divided by."""
         score_temperature: float = Field(1.0, gt=0)
         """tau_1, which scores of items are divided by."""
         contrast_weight: float = Field(1.0, ge=0)
@@ -80,9 +80,7 @@ class ContraRec(ContrastiveRecommender):
             items, lengths = joined((batch.items, batch.lengths), *self._two_views(*prefix))
             states = self.encoder(items, lengths)
             _, first, second = last_states(states, lengths).split(n)
-            contrast = c.temperature * info_nce(
-                first, second, labels=targets, similarity="cosine", temperature=c.temperature
-            )
+            contrast = c.temperature * c.contrast(first, second, labels=targets)
             scaled = states[:n, :length] / c.score_temperature
             predicted = c.score_temperature * next_item(batch, scaled, self.encoder.table)
             return predicted + c.contrast_weight * contrast

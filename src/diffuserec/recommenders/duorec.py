@@ -26,7 +26,6 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import info_nce
 from diffuserec.nn.encoders import last_states
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import Ragged, SameTarget, joined, random_prefix
@@ -66,7 +65,7 @@ class DuoRec(ContrastiveRecommender):
             states = self.encoder(items, lengths)
             first = last_states(states, lengths)[n:]
             second = self.encoder.newest(*other)
-            contrast = info_nce(first, second, temperature=self.config.temperature)
+            contrast = self.config.contrast(first, second)
             predicted = next_item(batch, states[:n, :length], self.encoder.table)
             return predicted + self.config.contrast_weight * contrast
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import info_nce, softmax_cross_entropy
+from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import mean_of_last
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import random_positions, top_items
@@ -40,8 +40,8 @@ class ECL(ContrastiveRecommender):
     class Config(ContrastiveSettings):
         """Hyper-parameters of ECL-SR."""
 
+        similarity: Literal["dot", "cosine"] = "cosine"
         temperature: float = Field(0.05, gt=0)
-        """What cosines of sequences are divided by."""
         contrast_weight: float = Field(0.1, ge=0)
         discriminator_weight: float = Field(0.01, ge=0)
         generator_weight: float = Field(0.02, ge=0)
@@ -76,12 +76,10 @@ class ECL(ContrastiveRecommender):
         def loss(batch: Batch) -> Tensor:
             items, lengths = batch.items, batch.lengths
             states, again = self.encoder(items.repeat(2, 1), lengths.repeat(2)).split(len(items))
-            contrast = info_nce(
+            contrast = c.contrast(
                 mean_of_last(states, lengths, c.n_last),
                 mean_of_last(again, lengths, c.n_last),
                 two_way=False,
-                similarity="cosine",
-                temperature=c.temperature,
             )
             filled, masked, restored = self._fill(items, lengths)
             generated = softmax_cross_entropy(restored, self.encoder.table, items[masked])

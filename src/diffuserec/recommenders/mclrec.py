@@ -30,7 +30,6 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import info_nce
 from diffuserec.nn.encoders import last_states
 from diffuserec.training import ContrastiveSettings, Update
 from diffuserec.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
@@ -88,7 +87,7 @@ class MCLRec(ContrastiveRecommender):
             _, first, second = last_states(states, lengths).split(n)
             total = next_item(batch, states[:n, :length], self.encoder.table)
             if c.contrast_weight:
-                plain = info_nce(first, second, temperature=c.temperature)
+                plain = c.contrast(first, second)
                 total = total + c.contrast_weight * plain
             return total + c.learned_weight * self._contrast(first, second)
 
@@ -144,7 +143,7 @@ class MCLRec(ContrastiveRecommender):
             (second, learned_first),
             (learned_first, learned_second),
         ):
-            total = total + info_nce(*pair, temperature=self.config.temperature)
+            total = total + self.config.contrast(*pair)
             total = total + _REGULARIZER * apart(*pair)
         return total
 

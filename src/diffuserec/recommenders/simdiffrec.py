@@ -49,7 +49,7 @@ from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import NoiseSchedule, timesteps
 from diffuserec.errors import ConfigError
-from diffuserec.losses import info_nce, softmax_cross_entropy
+from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import SequenceDenoiser, last_states
 from diffuserec.training import ContrastiveSettings
 from diffuserec.views import (
@@ -67,8 +67,8 @@ class SimDiffRec(ContrastiveRecommender):
     class Config(ContrastiveSettings):
         """Hyper-parameters of SimDiffRec."""
 
+        similarity: Literal["dot", "cosine"] = "cosine"
         temperature: float = Field(0.05, gt=0)
-        """What cosines of sequences are divided by."""
         contrast_weight: float = Field(0.02, ge=0)
         """alpha of eq. 18; the paper has 0.4 for Beauty, 0.1 for Toys and Sports."""
         diffusion_weight: float = Field(0.1, ge=0)
@@ -156,14 +156,7 @@ class SimDiffRec(ContrastiveRecommender):
             own, other, *hard = last_states(states, lengths.repeat(len(negative) + 2)).split(
                 len(items)
             )
-            contrast = info_nce(
-                own,
-                other,
-                two_way=False,
-                negatives=hard[0] if hard else None,
-                similarity="cosine",
-                temperature=c.temperature,
-            )
+            contrast = c.contrast(own, other, two_way=False, negatives=hard[0] if hard else None)
             predicted = next_item(batch, states[: len(items)], self.encoder.table)
             return predicted + c.contrast_weight * contrast + c.diffusion_weight * denoising
 
