@@ -15,12 +15,13 @@ import torch
 from safetensors import safe_open
 
 from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.contracts import Recommender, Run, Settings
 from diffuserec.data import Catalog, SequenceDataset, leave_one_out, training_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.recommenders.sasrec import SASRec
-from diffuserec.training import Epoch, real_positions, train
+from diffuserec.recommenders.simdiffrec import SimDiffRec
+from diffuserec.training import Epoch, Update, next_item, real_positions, train, train_next_item
 
 # dropout and drawn negatives, so that a wrong random state shows
 SETTINGS = {
@@ -400,3 +401,248 @@ def test_as_many_batches_as_are_announced(random_log, rows, batch_size) -> None:
     assert sum(len(batch.users) for batch in made) == n_rows
     announced = training.next_item_batches(n_rows, batch_size)
     assert abs(len(made) - announced) <= max(2, 0.05 * announced)
+
+
+class Pair(Recommender):
+    """Two numbers, a = 1 and b = 2."""
+
+    class Config(Settings):
+        """Nothing to choose."""
+
+    def build(self, catalog):
+        self.a = torch.nn.Parameter(torch.tensor(1.0))
+        self.b = torch.nn.Parameter(torch.tensor(2.0))
+
+    def fit(self, train, valid=None, run=None):
+        raise NotImplementedError
+
+    def score(self, histories, seed=0):
+        raise NotImplementedError
+
+
+TWO_USERS = SequenceDataset.from_lists([[1, 2], [2, 1]])
+
+
+def pair_after(losses, *, n_batches=1, epochs=1, optimizer=torch.optim.SGD):
+    """A pair, its optimizer and its records; `losses` makes the updates of a pair."""
+    model = Pair()
+    model.begin(TWO_USERS, Run())
+    made = optimizer(model.parameters(), lr=0.1)
+    records = train(
+        model,
+        losses(model),
+        lambda epoch: [torch.zeros(1)] * n_batches,
+        n_batches=n_batches,
+        optimizer=made,
+        epochs=epochs,
+        run=Run(),
+        data=TWO_USERS,
+    )
+    return model, made, records
+
+
+def test_several_updates_are_made_one_after_the_other_on_each_batch() -> None:
+    def updates(model):
+        return [
+            Update(lambda batch: model.a * model.b, [model.a]),
+            Update(lambda batch: model.a * model.b, [model.b]),
+        ]
+
+    # a = 1 - 0.1 · 2 = 0.8, then b = 2 - 0.1 · 0.8 = 1.92
+    # a = 0.8 - 0.1 · 1.92 = 0.608, then b = 1.92 - 0.1 · 0.608 = 1.8592
+    model, _, records = pair_after(updates, n_batches=2)
+    assert model.a.item() == pytest.approx(0.608, rel=1e-6)
+    assert model.b.item() == pytest.approx(1.8592, rel=1e-6)
+    # the first update's loss: 1 · 2, then 0.8 · 1.92
+    assert records[0].loss == pytest.approx((2 + 1.536) / 2, rel=1e-6)
+
+
+def test_an_update_that_names_no_parameters_moves_all() -> None:
+    # both by the other's value: a = 1 - 0.2, b = 2 - 0.1
+    for losses in (
+        lambda model: lambda batch: model.a * model.b,
+        lambda model: [Update(lambda batch: model.a * model.b)],
+    ):
+        model, _, _ = pair_after(losses)
+        assert (model.a.item(), model.b.item()) == pytest.approx((0.8, 1.9), rel=1e-6)
+
+
+def test_gradients_of_one_update_do_not_reach_the_next() -> None:
+    def updates(model):
+        return [
+            Update(lambda batch: 3 * model.a + 5 * model.b, [model.a]),
+            Update(lambda batch: 7 * model.b),
+        ]
+
+    model, _, _ = pair_after(updates)
+    assert (model.a.item(), model.b.item()) == pytest.approx((1 - 0.3, 2 - 0.7), rel=1e-6)
+
+
+def test_parameters_that_no_update_moves_stay_and_have_no_moments() -> None:
+    model, optimizer, _ = pair_after(
+        lambda model: [Update(lambda batch: model.a * model.b, [model.a])],
+        epochs=3,
+        optimizer=torch.optim.Adam,
+    )
+    assert model.b.item() == 2
+    assert model.a.item() < 1
+    assert list(optimizer.state) == [model.a]
+
+
+def test_what_is_moved_once_a_batch_takes_one_step_of_adam_a_batch() -> None:
+    def updates(model):
+        return [
+            Update(lambda batch: model.a.square() + model.b, [model.a]),
+            Update(lambda batch: model.b.square() + model.a, [model.b]),
+        ]
+
+    model, optimizer, _ = pair_after(updates, n_batches=4, optimizer=torch.optim.Adam)
+    assert [int(optimizer.state[p]["step"]) for p in (model.a, model.b)] == [4, 4]
+    alone, _, _ = pair_after(
+        lambda model: [Update(lambda batch: model.b.square(), [model.b])],
+        n_batches=4,
+        optimizer=torch.optim.Adam,
+    )
+    assert torch.equal(model.b, alone.b)
+
+
+def fit_positions(log: SequenceDataset, run: Run) -> SASRec:
+    """Two updates a batch: all by the next item, then the positions alone by their size."""
+    model = SASRec(**SETTINGS | {"epochs": 3})
+    model.begin(log, run)
+    predict = next_item(model.config, log)
+    positions = model.encoder.positions.weight
+
+    def loss(batch):
+        return predict(batch, model.encoder(batch.items, batch.lengths), model.encoder.table)
+
+    updates = [
+        Update(loss, [p for p in model.parameters() if p is not positions]),
+        Update(lambda batch: loss(batch) + positions.square().sum(), [positions]),
+    ]
+    model.curve = train_next_item(model, updates, log, None, run, score=model.score)
+    return model
+
+
+def test_several_updates_resume_to_the_same_parameters(random_log, tmp_path, monkeypatch) -> None:
+    whole = fit_positions(random_log, Run())
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            fit_positions(random_log, Run(checkpoint=tmp_path))
+    resumed = fit_positions(random_log, Run(checkpoint=tmp_path, resume=True))
+    assert_equal(state(resumed), state(whole))
+    assert without_seconds(resumed.curve) == without_seconds(whole.curve)
+
+
+def test_an_update_leaves_every_other_parameter_bit_for_bit(random_log) -> None:
+    model = SASRec(**SETTINGS)
+    model.begin(random_log, Run())
+    before = state(model)
+    moved = model.encoder.layers[0].narrow.weight
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+
+    def loss(batch):
+        states, targets, _ = real_positions(batch, model.encoder(batch.items, batch.lengths))
+        return softmax_cross_entropy(states, model.encoder.table, targets)
+
+    train(
+        model,
+        [Update(loss, [moved])],
+        lambda epoch: training_batches(random_log, 16, 50, 0, epoch),
+        n_batches=3,
+        optimizer=optimizer,
+        epochs=2,
+        run=Run(),
+        data=random_log,
+    )
+    changed = [name for name, value in state(model).items() if not torch.equal(value, before[name])]
+    assert changed == ["encoder.blocks.0.narrow.weight"]
+    assert list(optimizer.state) == [moved]
+
+
+def test_what_an_epoch_needs_is_prepared_before_it_without_gradients_or_dropout() -> None:
+    said = []
+    model = Pair()
+    model.begin(TWO_USERS, Run())
+    model.train()
+
+    def say(what):
+        said.append((what, model.training, torch.is_grad_enabled(), model.a.item()))
+
+    def loss(batch):
+        say("batch")
+        return model.a * 1.0
+
+    train(
+        model,
+        loss,
+        lambda epoch: [torch.zeros(1)] * 2,
+        n_batches=2,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.25),
+        epochs=2,
+        run=Run(),
+        data=TWO_USERS,
+        prepare=lambda: say("prepare"),
+    )
+    assert said == [
+        ("prepare", False, False, 1.0),
+        ("batch", True, True, 1.0),
+        ("batch", True, True, 0.75),
+        ("prepare", False, False, 0.5),
+        ("batch", True, True, 0.5),
+        ("batch", True, True, 0.25),
+    ]
+
+
+SIMDIFFREC = {
+    "dim": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.4,
+    "batch_size": 16,
+    "learning_rate": 0.02,
+    "epochs": 3,
+    "k_noise": 2,
+    "k_sample": 2,
+    "num_train_timesteps": 40,
+}
+
+
+def test_what_is_prepared_is_prepared_again_after_a_resume(
+    random_log, tmp_path, monkeypatch
+) -> None:
+    def fitted(run: Run) -> SimDiffRec:
+        split = leave_one_out(random_log)
+        return SimDiffRec(**SIMDIFFREC).fit(split.train, split.valid, run)
+
+    whole = fitted(Run(seed=3))
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(Run(seed=3, checkpoint=tmp_path))
+    resumed = fitted(Run(seed=3, checkpoint=tmp_path, resume=True))
+    assert_equal(state(resumed), state(whole))
+    assert without_seconds(resumed.curve) == without_seconds(whole.curve)
+    assert whole.neighbors[1:].all()
+    assert torch.equal(resumed.neighbors, whole.neighbors)
+    with monkeypatch.context() as patch:
+        patch.setattr(SimDiffRec, "_find_neighbors", lambda self: None)
+        assert not torch.equal(fitted(Run(seed=3)).encoder.table, whole.encoder.table)
+
+
+def test_a_contrast_of_one_sequence_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"^SimDiffRec: .*batch_size 1 leaves.*needs 2") as caught:
+        SimDiffRec(batch_size=1)
+    assert "\n" not in str(caught.value)
+    assert SimDiffRec(batch_size=2).config.batch_size == 2
+
+
+@pytest.mark.parametrize("sequences, n", [([[1, 2, 3, 4], [5]], 1), ([[1], [2], [], [3]], 0)])
+def test_a_contrast_needs_two_users_with_a_next_item(sequences, n) -> None:
+    log = SequenceDataset.from_lists(sequences)
+    settings = SIMDIFFREC | {"k_noise": 1, "epochs": 1}
+    with pytest.raises(DataError, match=rf"^simdiffrec .*needs 2 .*got {n}: give it more users$"):
+        SimDiffRec(**settings).fit(log)
+    two = SequenceDataset.from_lists([[1, 2, 3], [3, 1]])
+    assert len(SimDiffRec(**settings).fit(two).curve) == 1

@@ -237,7 +237,7 @@ class SameTarget:
             (np.ones(len(places), dtype=bool), (dataset.items[places], places)),
             shape=(dataset.vocab_size, n),
         ).tocsr()
-        self.starts, self.places = where.indptr.astype(np.int64), where.indices
+        self.starts, self.places = where.indptr.astype(np.int64), where.indices.astype(np.int32)
         self.ranks = np.zeros(n, dtype=np.int32)
         self.ranks[self.places] = np.arange(len(places)) - np.repeat(
             self.starts[:-1], np.diff(self.starts)
@@ -247,7 +247,7 @@ class SameTarget:
         """What comes before another training target that is the same item, chosen at random.
 
         Args:
-            places: of the targets in the dataset's flat items.
+            places: of targets in the dataset's flat items, and of nothing else.
 
         Returns:
             The ids and lengths of what comes before, and the places of the other targets. Where an

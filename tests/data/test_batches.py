@@ -43,7 +43,7 @@ def epoch_of(dataset: SequenceDataset, *, size=4, max_len=5, seed=0, epoch=0) ->
     return list(training_batches(dataset, size, max_len, seed, epoch))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
 def test_every_pair_of_every_newest_window_exactly_once(
     sequences: list[list[tuple[int, bool]]], max_len: int, size: int, epoch: int
@@ -75,7 +75,7 @@ def test_every_pair_of_every_newest_window_exactly_once(
     assert set(with_pair) <= set(seen_users)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5))
 def test_windows_hold_every_target_once(
     sequences: list[list[tuple[int, bool]]], max_len: int, size: int
@@ -234,7 +234,7 @@ def test_synthetic_items_do_not_count_as_targets() -> None:
     assert min(targets) >= 72 - 10
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3))
 def test_every_prefix_and_its_target_exactly_once(
     sequences: list[list[tuple[int, bool]]], max_len: int, size: int, epoch: int
@@ -339,7 +339,7 @@ def test_history_batches_show_everyone_once(size: int) -> None:
     assert shown == dict(enumerate(SEQUENCES))
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=10),
     st.integers(1, 7),
@@ -379,7 +379,7 @@ def test_places_by_hand() -> None:
     assert places("prefixes") == [1, 2, 5, 6]
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5))
 def test_a_batch_of_some_rows_is_the_one_that_is_trained_on(
     sequences: list[list[tuple[int, bool]]], max_len: int, size: int

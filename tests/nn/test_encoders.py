@@ -13,6 +13,7 @@ from diffuserec.nn.encoders import (
     TransformerBlock,
     TransformerEncoder,
     last_states,
+    mean_of_last,
 )
 
 V, D, L = 30, 12, 7
@@ -361,3 +362,22 @@ def test_seen_keys_make_a_causal_block_bidirectional():
     torch.testing.assert_close(causal(states, seen), expected, rtol=1e-3, atol=1e-4)
     expected = block_by_hand(causal, states, True, torch.tensor([5, 3]))
     torch.testing.assert_close(causal(states), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n_parts", [1, 3, 4, 9])
+@torch.no_grad()
+def test_newest_states_in_parts_are_those_of_the_whole(causal, n_parts):
+    model = encoder(causal)
+    lengths = torch.tensor([3, 7, 1, 2, 7, 1])
+    items = torch.randint(1, V, (6, 8), generator=torch.Generator().manual_seed(0))
+    items[torch.arange(8) >= lengths[:, None]] = 0
+    expected = last_states(model(items, lengths), lengths)
+    found = model.newest(items, lengths, n_parts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_the_last_by_hand():
+    states = torch.tensor([[[1.0], [2.0], [6.0]], [[3.0], [5.0], [100.0]], [[7.0], [9.0], [9.0]]])
+    found = mean_of_last(states, torch.tensor([3, 2, 1]), 2)
+    assert found.tolist() == [[4.0], [4.0], [7.0]]

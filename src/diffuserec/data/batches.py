@@ -63,7 +63,8 @@ class Batch:
         lengths: real positions, shape (B,).
         targets: the next item at each position, shape (B, L); 0 where there is none to learn
             (padding, and wherever the next item is synthetic).
-        places: where in the dataset's flat items the newest target stands, shape (B,).
+        places: where in the dataset's flat items the item after the newest history item stands,
+            which is the newest target unless it is synthetic, shape (B,).
     """
 
     users: Int[Tensor, " B"]
