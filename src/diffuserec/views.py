@@ -1,4 +1,4 @@
-"""Views: other versions of a batch of sequences, for contrastive learning. Pure functions.
+"""Views: other versions of a batch of sequences, for contrastive learning.
 
 A view takes right-padded item ids (B, L) and their lengths (B,) and returns new ids and lengths;
 what it was given stays as it was, padding stays padding, and every sequence keeps an item. What is
@@ -334,9 +334,9 @@ def _logits(states: Float[Tensor, "P D"], table: Float[Tensor, "V D"]) -> Iterat
     states, columns = states.to(precision or table.dtype), table.T.to(precision or table.dtype)
     block = max(1, _BLOCK // len(table))
     memory = states.new_empty(min(block, len(states)), len(table))
-    with torch.autocast(device, enabled=False):
-        for first in range(0, len(states), block):
-            rows = states[first : first + block]
+    for first in range(0, len(states), block):
+        rows = states[first : first + block]
+        with torch.autocast(device, enabled=False):
             logits = torch.mm(rows, columns, out=memory[: len(rows)])
-            logits[:, PAD] = -torch.inf
-            yield logits
+        logits[:, PAD] = -torch.inf
+        yield logits

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from diffuserec.data.dataset import PAD, SequenceDataset
@@ -65,6 +65,8 @@ class Batch:
             (padding, and wherever the next item is synthetic).
         places: where in the dataset's flat items the item after the newest history item stands,
             which is the newest target unless it is synthetic, shape (B,).
+        real: the positions whose item is no padding and not synthetic, shape (B, L); by default
+            all that hold an item.
     """
 
     users: Int[Tensor, " B"]
@@ -72,6 +74,11 @@ class Batch:
     lengths: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
     places: Int[Tensor, " B"]
+    real: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.real is None:
+            object.__setattr__(self, "real", self.items > 0)
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -125,17 +132,21 @@ def _batch(
 ) -> Batch:
     window = padded(dataset.items, starts, ends)
     targets = window[:, 1:].copy()
-    if dataset.synthetic.strides != (0,):
-        targets[padded(dataset.synthetic, starts, ends)[:, 1:] != 0] = PAD
     items = window[:, :-1].copy()
     lengths = ends - starts - 1
     items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD
+    real = items > 0
+    if dataset.synthetic.strides != (0,):
+        synthetic = padded(dataset.synthetic, starts, ends) != 0
+        targets[synthetic[:, 1:]] = PAD
+        real &= ~synthetic[:, :-1]
     return Batch(
         users=torch.from_numpy(np.asarray(dataset.users[owners])),
         items=torch.from_numpy(items),
         lengths=torch.from_numpy(lengths),
         targets=torch.from_numpy(targets),
         places=torch.from_numpy(ends - 1),
+        real=torch.from_numpy(real),
     )
 
 

@@ -15,7 +15,7 @@ Departures and options:
 - ``operators`` may include ``substitute`` and ``insert`` (CoSeRec, arXiv 2108.06479), with the ten
   items whose embeddings are nearest before each epoch; its short-sequence rule and its counted
   similarities are left out.
-- One view of each user's row, not of each prefix (``rows="prefixes"``).
+- Two views of each user's row, not of each prefix (``rows="prefixes"``).
 """
 
 from collections.abc import Callable

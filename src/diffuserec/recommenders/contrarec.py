@@ -17,11 +17,10 @@ Departures and options:
   has two views in each epoch.
 """
 
-from functools import partial
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -97,21 +96,23 @@ class ContraRec(ContrastiveRecommender):
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
-        first, second = self._two_views(batch.items, batch.lengths)
+        prefix, _ = random_prefix(batch.items, batch.targets)
+        first, second = self._two_views(*prefix)
         return [View("first view", *first), View("second view", *second)]
 
     def _two_views(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Ragged, Ragged]:
-        """Masked or reordered by shares from Beta(3, 3): the median of five uniform draws."""
-        shares = torch.rand(5, len(items), dtype=torch.float64, device=items.device).median(0)
-        ratio = shares.values.clamp(min=1e-9)
-        return two_of(
-            items,
-            lengths,
-            [
-                partial(mask, ratio=ratio, mask_id=self.encoder.vocab_size),
-                partial(reorder, ratio=ratio),
-            ],
-            distinct=False,
-        )
+        def masked(items: Tensor, lengths: Tensor) -> Ragged:
+            return mask(items, lengths, beta_shares(lengths), self.encoder.vocab_size)
+
+        def reordered(items: Tensor, lengths: Tensor) -> Ragged:
+            return reorder(items, lengths, beta_shares(lengths))
+
+        return two_of(items, lengths, [masked, reordered], distinct=False)
+
+
+def beta_shares(lengths: Int[Tensor, " B"]) -> Float64[Tensor, " B"]:
+    """A draw from Beta(3, 3), the median of five uniform ones, for each sequence."""
+    drawn = torch.rand(5, len(lengths), dtype=torch.float64, device=lengths.device)
+    return drawn.median(0).values.clamp(min=1e-9)

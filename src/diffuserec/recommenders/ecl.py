@@ -12,6 +12,7 @@ generator learns the masked items (d). All share the item table.
 Departures and options:
 - ``discriminator="shared"``: the discriminator is the encoder itself with a linear layer, as in the
   released commands; ``"own"`` gives it its own blocks.
+- The mean is over the newest states there are; the code's has padding in it for short sequences.
 - Padding is no target; the released softmax over all positions learns it.
 - The authors give weights for Sports, Toys, Yelp and ML-1M; the defaults are those for Toys.
 - All positions of a user train in one row (``rows="prefixes"``: a row for each item).
@@ -81,12 +82,12 @@ class ECL(ContrastiveRecommender):
                 mean_of_last(again, lengths, c.n_last),
                 two_way=False,
             )
-            filled, masked, restored = self._fill(items, lengths)
+            filled, masked, restored = self._fill(batch)
             generated = softmax_cross_entropy(restored, self.encoder.table, items[masked])
             return (
                 next_item(batch, states, self.encoder.table)
                 + c.contrast_weight * contrast
-                + c.discriminator_weight * self._discriminate(filled, items, states, lengths)
+                + c.discriminator_weight * self._discriminate(batch, filled, states)
                 + c.generator_weight * generated
             )
 
@@ -101,18 +102,19 @@ class ECL(ContrastiveRecommender):
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
-        filled, masked, _ = self._fill(batch.items, batch.lengths)
+        filled, masked, _ = self._fill(batch)
         return [
             View("dropout view", batch.items, batch.lengths),
             View("replaced items", filled, batch.lengths, changed=masked),
         ]
 
     def _fill(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+        self, batch: Batch
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"], Float[Tensor, "P D"]]:
         """The sequences with masked positions filled, which they are, and the states there."""
+        items, lengths = batch.items, batch.lengths
         n = (lengths.double() * self.config.mask_ratio + 1e-9).long() + 1
-        masked = random_positions(lengths, items.shape[1], n)
+        masked = random_positions(lengths, items.shape[1], n) & batch.real
         shown = self.encoder.items(items.masked_fill(masked, self.encoder.vocab_size))
         restored = self.generator.encode(shown, lengths)[masked]
         with torch.no_grad():
@@ -120,15 +122,11 @@ class ECL(ContrastiveRecommender):
         return items.masked_scatter(masked, best), masked, restored
 
     def _discriminate(
-        self,
-        filled: Int[Tensor, "B L"],
-        items: Int[Tensor, "B L"],
-        states: Float[Tensor, "B L D"],
-        lengths: Int[Tensor, " B"],
+        self, batch: Batch, filled: Int[Tensor, "B L"], states: Float[Tensor, "B L D"]
     ) -> Float[Tensor, ""]:
         """Binary cross entropy of what was replaced; a filled-in original counts as original."""
         discriminator = self.encoder if self.discriminator is None else self.discriminator
-        seen = discriminator.encode(self.encoder.items(filled) + states, lengths)
-        real = items > 0
-        logits = self.replaced(seen)[:, :, 0][real].float()
-        return F.binary_cross_entropy_with_logits(logits, (filled != items)[real].float())
+        seen = discriminator.encode(self.encoder.items(filled) + states, batch.lengths)
+        logits = self.replaced(seen)[:, :, 0][batch.real].float()
+        replaced = (filled != batch.items)[batch.real]
+        return F.binary_cross_entropy_with_logits(logits, replaced.float())

@@ -5,10 +5,10 @@ Sequential Recommendation", SIGIR 2023 (arXiv 2304.07763), and its released code
 
 Two cropped, masked or reordered views of a sequence are encoded to z1 and z2, and two small
 networks make learned views g1(z1) and g2(z2) of them. ``C`` is NT-Xent between z1 and g2(z2),
-between z2 and g1(z1), and between the learned two, plus 0.1 times a regularizer that pulls the
-similarities of positives and of the hardest negatives apart. Each batch makes three updates: the
-encoder on ``next item + contrast_weight · NT-Xent(z1, z2) + learned_weight · C``; g1 and g2 on C;
-the encoder again, now with the new g.
+between z2 and g1(z1), and between the learned two, plus 0.1 times a regularizer that narrows the
+spread of similarities, so that the learned views do not become all alike. Each batch makes three
+updates: the encoder on ``next item + contrast_weight · NT-Xent(z1, z2) + learned_weight · C``; g1
+and g2 on C; the encoder again, now with the new g.
 
 Departures and options:
 - The alternation is the code's: no gradient flows through an update, as the paper's name promises.
@@ -144,18 +144,19 @@ class MCLRec(ContrastiveRecommender):
             (learned_first, learned_second),
         ):
             total = total + self.config.contrast(*pair)
-            total = total + _REGULARIZER * apart(*pair)
+            total = total + _REGULARIZER * spread(*pair)
         return total
 
 
-def apart(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """The regularizer: how far similarities are on the wrong side of their boundaries.
+def spread(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """The regularizer: how far similarities, as dot products, lie within their bounds.
 
     With p an anchor's similarity to its positive and n its hardest negative's, positives lie above
     min(p, n) by mean relu(p - min(p, n)) and negatives below max(p, n) by mean relu(max(p, n) - ·).
     """
     both = torch.cat([first, second]).float()
-    similarities = both @ both.T
+    with torch.autocast(both.device.type, enabled=False):
+        similarities = both @ both.T
     count = len(first)
     place = torch.arange(2 * count, device=both.device)
     other = (place + count) % (2 * count)

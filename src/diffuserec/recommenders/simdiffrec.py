@@ -14,7 +14,8 @@ Options, with the paper's and its released code's readings (the code replaces th
 distribution by random numbers and cannot evaluate; docs/methods/simdiffrec.md has more):
 - ``forward="convex"`` is eq. 8 with alpha_t = 1 - beta_t: the weights of item and noise always sum
   to 1. ``"vp"`` is the code's one jump with square roots and a last step without signal.
-  ``"gaussian"`` is the ablation without similarity: chance with the embeddings' own deviation.
+  ``"gaussian"`` is the ablation without similarity: chance with the embeddings' own deviation, with
+  the weights of ``"vp"``, whose last step shows nothing of the sequence.
 - ``loss="bce"`` is eq. 3; the code has the softmax, which is the default here.
 - ``augment_step``: confidences come from the fully noised sequence, in a pass of their own without
   dropout; ``"random"`` takes them from the training pass, as the code does.
@@ -100,8 +101,12 @@ class SimDiffRec(ContrastiveRecommender):
                     f"num_inference_steps {self.num_inference_steps} is more than the "
                     f"{self.num_train_timesteps} steps there are"
                 )
-            if self.dim % 2:
-                raise ValueError(f"dim {self.dim} must be even, for the step's sinusoid")
+            if self.num_inference_steps > 1 and self.augment_step == "random":
+                raise ValueError("num_inference_steps above 1 works with augment_step='last' only")
+            if self.dim % 2 or self.dim < 4:
+                raise ValueError(
+                    f"dim {self.dim} must be even and at least 4, for the step's sinusoid"
+                )
             NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
             return self
 
@@ -116,7 +121,7 @@ class SimDiffRec(ContrastiveRecommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        if c.k_noise > catalog.n_items - 1:
+        if c.k_noise > catalog.n_items - 1 and c.forward_process != "gaussian":
             raise ConfigError(
                 f"k_noise {c.k_noise} is more than the {catalog.n_items - 1} other items of this "
                 "catalog: choose a smaller one"
@@ -147,7 +152,7 @@ class SimDiffRec(ContrastiveRecommender):
 
         def loss(batch: Batch) -> Tensor:
             items, lengths = batch.items, batch.lengths
-            denoising, restored = self._denoising_loss(items, lengths)
+            denoising, restored = self._denoising_loss(batch)
             if c.augment_step == "last":
                 restored = self._restored(items, lengths)
             positive, *negative = self._views(items, lengths, restored)
@@ -179,9 +184,15 @@ class SimDiffRec(ContrastiveRecommender):
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
         self._find_neighbors()
-        return self._views(batch.items, batch.lengths, self._restored(batch.items, batch.lengths))
+        if self.config.augment_step == "random":
+            _, restored = self._denoising_loss(batch)
+        else:
+            restored = self._restored(batch.items, batch.lengths)
+        return self._views(batch.items, batch.lengths, restored)
 
     def _find_neighbors(self) -> None:
+        if self.config.forward_process == "gaussian":
+            return
         self.neighbors = nearest_items(self.encoder.table.detach(), self.config.k_noise)
 
     def _noise(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
@@ -192,15 +203,13 @@ class SimDiffRec(ContrastiveRecommender):
         mean = F.embedding_bag(self.neighbors[items].flatten(0, 1), table, mode="mean")
         return mean.view(*items.shape, -1)
 
-    def _denoising_loss(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L D"]]:
+    def _denoising_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, "B L D"]]:
         """Eq. 13 at a uniform step for each sequence, and what was restored."""
+        items, lengths, real = batch.items, batch.lengths, batch.real
         z_0 = self.encoder.items(items)
         t = torch.randint(self.config.num_train_timesteps, lengths.shape, device=items.device)
         z_t = self.signal[t, None, None] * z_0 + self.noise[t, None, None] * self._noise(items)
         restored = self._denoise(z_t, t, lengths)
-        real = items > 0
         error = F.mse_loss(restored[real].float(), z_0[real])
         loss = softmax_cross_entropy(restored[real], self.encoder.table, items[real])
         return loss + self.config.mse_weight * error, restored
