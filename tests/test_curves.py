@@ -11,6 +11,7 @@ import pytest
 from diffuserec import Store, cli, curves, evaluate, experiments
 from diffuserec.contracts import Run, load
 from diffuserec.errors import ConfigError
+from diffuserec.runs import Plan, open_run
 
 HEAD = """
 title = "Draws & <steps>"
@@ -60,7 +61,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     really = experiments.train_run
 
-    def counted(plan: experiments.Plan, out: Path, run: Run, **options: Any) -> Any:
+    def counted(plan: Plan, out: Path, run: Run, **options: Any) -> Any:
         done.append(out.name)
         return really(plan, out, run, **options)
 
@@ -139,7 +140,7 @@ def test_at_inference_one_model_is_measured_at_every_point(
     assert one != three
     by_seed = []  # the models themselves, asked for three draws
     for seed in (0, 1):
-        run = experiments.open_run(out / f"diffrec-seed{seed}")
+        run = open_run(out / f"diffrec-seed{seed}")
         run.model.config = run.model.config.model_copy(update={"n_draws": 3})
         by_seed.append(evaluate(run.model, run.split.test, seed=seed).metrics["MRR"])
     assert by_seed[0] != by_seed[1]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuserec.case_studies import inspection, short_inspection
 from diffuserec.contracts import (
     ContrastiveRecommender,
     Run,
@@ -34,7 +35,7 @@ from diffuserec.evaluation.inspection import (
     shown_sequence,
     view_figures,
 )
-from diffuserec.experiments import Plan, TrainedRun, inspection, short_inspection
+from diffuserec.runs import Plan, TrainedRun
 
 EVIL = "<script>alert('x')</script>&\"]]>"
 CONTRASTIVE = [
