@@ -1,0 +1,478 @@
+"""CaDiRec: what is noised and what is not, which items the views get, and its loss written out."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, SequenceDataset
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders.cadirec import CaDiRec
+
+V, D, T = 14, 8, 40
+
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "denoiser_dropout": 0.0,
+    "n_denoiser_layers": 1,
+    "batch_size": 8,
+    "epochs": 1,
+    "n_best": 3,
+    "num_train_timesteps": T,
+    "noise_ratio": 0.3,
+    "contrast_weight": 0.7,
+    "diffusion_weight": 0.4,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2]),
+    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
+    lengths=torch.tensor([6, 3, 1]),
+    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    places=torch.tensor([6, 10, 12]),
+)
+# the first items of two histories are generated: never a target of anything
+PSEUDO = replace(
+    BATCH,
+    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0)),
+    real=(BATCH.items > 0).index_put(
+        (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])), torch.tensor(False)
+    ),
+)
+
+
+def wild(model: CaDiRec) -> CaDiRec:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+        model.encoder.items.weight[0] = 0
+    return model
+
+
+def made(**settings) -> CaDiRec:
+    model = CaDiRec(**SETTINGS | settings)
+    model.begin(LOG, Run(seed=2))
+    return wild(model)
+
+
+def begun(monkeypatch, **settings):
+    """A model, not trained, and the loss that its fit would minimize."""
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = CaDiRec(**SETTINGS | settings).fit(LOG)
+    return wild(model), taken[0]
+
+
+class Watched(nn.Module):
+    """A denoiser that notes what it is given and what it makes of it."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser, self.calls = denoiser, []
+
+    def forward(self, x_t, t, lengths):
+        restored = self.denoiser(x_t, t, lengths)
+        self.calls.append((x_t.detach(), t, restored.detach()))
+        return restored
+
+
+def watched(model: CaDiRec) -> list[tuple]:
+    model.denoiser = Watched(model.denoiser)
+    return model.denoiser.calls
+
+
+def many(n: int, lists: list[list[int]]) -> Batch:
+    """These sequences, n times each."""
+    width = max(map(len, lists))
+    items = torch.tensor([items + [0] * (width - len(items)) for items in lists]).repeat(n, 1)
+    lengths = torch.tensor([len(items) for items in lists]).repeat(n)
+    return Batch(torch.arange(len(items)), items, lengths, torch.zeros_like(items), lengths)
+
+
+# --- the loss written out, one sequence at a time ----------------------------------------------
+
+NOISED = [[False, True, False, True, True, False], [False, True, False], [True]]
+STEPS = [7, T - 1, 0]
+
+
+def alpha_bars() -> list[float]:
+    """The sqrt schedule in the form of ratios, capped at 0.999."""
+
+    def wanted(u: float) -> float:
+        return 1 - math.sqrt(u + 1e-4)
+
+    left, out = 1.0, []
+    for n in range(T):
+        left *= 1 - min(1 - wanted((n + 1) / T) / wanted(n / T), 0.999)
+        out.append(left)
+    return out
+
+
+def fixed_draws(patch, noised: list[list[bool]], noise, ranks) -> None:
+    """Takes chance away: which positions, the noise, the steps and the ranks of the views."""
+    chance = torch.full((3, 6), 0.99)
+    for row, flags in enumerate(noised):
+        for place, flag in enumerate(flags):
+            chance[row, place] = 0.29 if flag else 0.31
+    chance[1:, 3:] = 0.0  # which would noise padding, were it real
+
+    def integers(high, shape, **_):
+        if tuple(shape) == (3,):
+            assert high == T
+            return torch.tensor(STEPS)
+        assert (high, tuple(shape)) == (3, (2, len(ranks[0]), 1))
+        return torch.tensor(ranks)[:, :, None]
+
+    patch.setattr(torch, "rand", lambda *_, **__: chance)
+    patch.setattr(torch, "randn_like", lambda _: noise)
+    patch.setattr(torch, "randint", integers)
+
+
+def last_state(model: CaDiRec, embedded):
+    n = len(embedded)
+    return model.encoder.encode(embedded[None], torch.tensor([n]))[0, -1]
+
+
+def similarity(a, b, kind: str):
+    product = a @ b
+    return product / (a.square().sum() * b.square().sum()).sqrt() if kind == "cosine" else product
+
+
+def nt_xent_by_hand(first, second, c):
+    """All views are anchors; all but the anchor are candidates; the other view is the positive."""
+    views, n = [*first, *second], len(first)
+    losses = []
+    for anchor in range(2 * n):
+        others = [place for place in range(2 * n) if place != anchor]
+        logits = [similarity(views[anchor], views[place], c.similarity) for place in others]
+        logits = torch.stack(logits) / c.temperature
+        other_view = anchor + n if anchor < n else anchor - n
+        losses.append(-torch.log_softmax(logits, 0)[others.index(other_view)])
+    return torch.stack(losses).mean()
+
+
+def deviation(model: CaDiRec) -> float:
+    rows = model.encoder.items.weight[1:].detach().double().flatten()
+    return math.sqrt(float(((rows - rows.mean()) ** 2).sum()) / (len(rows) - 1))
+
+
+def loss_by_hand(model: CaDiRec, batch: Batch, noised: list[list[bool]], noise, ranks):
+    c, table = model.config, model.encoder.items.weight
+    scale = deviation(model) if c.normalize else 1.0
+    predicted, entropies, errors, first, second = [], [], [], [], []
+    n_noised = 0
+    for row, length in enumerate(batch.lengths.tolist()):
+        items = batch.items[row, :length].tolist()
+        embedded = torch.stack([table[item] for item in items])
+        for place in range(length):
+            scores = table[1:] @ last_state(model, embedded[: place + 1])
+            target = int(batch.targets[row, place])
+            if target:
+                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
+        left = alpha_bars()[STEPS[row]]
+        x_t = torch.stack(
+            [
+                math.sqrt(left) * x_0 + math.sqrt(1 - left) * scale * noise[row, place]
+                if noised[row][place]
+                else x_0
+                for place, x_0 in enumerate(embedded)
+            ]
+        )
+        restored = model.denoiser(x_t[None], torch.tensor([STEPS[row]]), torch.tensor([length]))[0]
+        views = [list(items), list(items)]
+        for place, item in enumerate(items):
+            if noised[row][place]:
+                log_p = torch.log_softmax(table[1:] @ restored[place], 0)
+                entropies.append(-log_p[item - 1])
+                errors.append((restored[place] - table[item]).square().mean())
+                likeliest = (log_p.argsort(descending=True) + 1).tolist()
+                for view in (0, 1):
+                    views[view][place] = likeliest[ranks[view][n_noised]]
+                n_noised += 1
+        for view, states in zip(views, (first, second), strict=True):
+            states.append(last_state(model, torch.stack([table[i].detach() for i in view])))
+    denoising = 0.0
+    if entropies:
+        entropy, error = sum(entropies) / len(entropies), sum(errors) / len(errors)
+        denoising = c.diffusion_weight * entropy + c.mse_weight * error
+    return (
+        sum(predicted) / len(predicted)
+        + c.contrast_weight * nt_xent_by_hand(first, second, c)
+        + denoising
+    )
+
+
+def assert_same(model: CaDiRec, loss, expected) -> None:
+    """The same figure and the same gradients."""
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
+    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
+        mine = torch.zeros_like(parameter) if mine is None else mine
+        other = torch.zeros_like(parameter) if other is None else other
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"normalize": False},
+        {"mse_weight": 1.5},
+        {"similarity": "cosine", "temperature": 0.1},
+        {"temperature": 0.4, "contrast_weight": 2.0, "diffusion_weight": 1.1},
+        {"n_denoiser_layers": 2, "n_layers": 2},
+    ],
+    ids=str,
+)
+def test_the_loss_written_out(monkeypatch, settings) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    noise = torch.randn(3, 6, D, generator=torch.Generator().manual_seed(1))
+    ranks = [[0, 2, 1, 0, 1], [1, 2, 0, 2, 0]]
+    with monkeypatch.context() as patch:
+        fixed_draws(patch, NOISED, noise, ranks)
+        ours = loss(BATCH)
+    assert_same(model, ours, loss_by_hand(model, BATCH, NOISED, noise, ranks))
+
+
+def test_generated_items_are_not_noised(monkeypatch) -> None:
+    model, loss = begun(monkeypatch, mse_weight=0.5)
+    noise = torch.randn(3, 6, D, generator=torch.Generator().manual_seed(1))
+    kept = [[False, False, False, True, True, False], [False, True, False], [True]]
+    ranks = [[0, 2, 1, 0], [1, 2, 0, 2]]
+    chosen = [[True, True, False, True, True, False], [True, True, False], [True]]
+    with monkeypatch.context() as patch:
+        fixed_draws(patch, chosen, noise, ranks)
+        ours = loss(PSEUDO)
+    assert_same(model, ours, loss_by_hand(model, PSEUDO, kept, noise, ranks))
+
+
+def test_similarity_is_the_product_unless_asked_otherwise() -> None:
+    assert CaDiRec().config.similarity == "dot"
+
+
+@pytest.mark.parametrize("mse_weight", [0.0, 1.0])
+def test_a_batch_without_noise_has_a_loss(monkeypatch, mse_weight) -> None:
+    model, loss = begun(monkeypatch, mse_weight=mse_weight)
+    noise = torch.zeros(3, 6, D)
+    nowhere = [[False] * len(flags) for flags in NOISED]
+    with monkeypatch.context() as patch:
+        fixed_draws(patch, nowhere, noise, [[], []])
+        ours = loss(BATCH)
+    assert torch.isfinite(ours)
+    assert_same(model, ours, loss_by_hand(model, BATCH, nowhere, noise, [[], []]))
+
+
+# --- what is noised ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_a_random_share_of_the_positions_is_noised_and_padding_is_not(ratio) -> None:
+    model = made(noise_ratio=ratio)
+    batch = many(800, [[3, 1, 4, 1, 5, 9], [2, 6, 5], [8]])
+    torch.manual_seed(0)
+    first, second = model.views(batch, LOG)
+    assert torch.equal(first.changed, second.changed)
+    real = batch.items > 0
+    assert not first.changed[~real].any()
+    counts = first.changed.view(800, 3, 6).sum(0)[real[:3]]
+    assert len(counts) == 10
+    for count in counts.tolist():  # at each position alike
+        assert abs(count - 800 * ratio) <= 4 * math.sqrt(800 * ratio * (1 - ratio))
+
+
+def test_only_noised_positions_change() -> None:
+    model = made()
+    before = BATCH.items.clone()
+    torch.manual_seed(1)
+    for _ in range(20):
+        for view in model.views(BATCH, LOG):
+            assert torch.equal(view.items[~view.changed], BATCH.items[~view.changed])
+            assert torch.equal(view.lengths, BATCH.lengths)
+            if view.changed.any():
+                assert int(view.items[view.changed].min()) >= 1
+            assert int(view.items.max()) < V
+            view.items.fill_(7)
+        assert torch.equal(BATCH.items, before)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_others_are_shown_clean_and_noise_is_scaled(monkeypatch, normalize) -> None:
+    model = made(normalize=normalize)
+    calls = watched(model)
+    noise = torch.randn(3, 6, D, generator=torch.Generator().manual_seed(2))
+    with monkeypatch.context() as patch:
+        fixed_draws(patch, NOISED, noise, [[0] * 5, [0] * 5])
+        model.views(BATCH, LOG)
+    ((x_t, t, _),) = calls
+    assert t.tolist() == STEPS
+    scale = deviation(model) if normalize else 1.0
+    for row, flags in enumerate(NOISED):
+        left = alpha_bars()[STEPS[row]]
+        for place, flag in enumerate(flags):
+            x_0 = model.encoder.items.weight[BATCH.items[row, place]].detach()
+            noisy = math.sqrt(left) * x_0 + math.sqrt(1 - left) * scale * noise[row, place]
+            torch.testing.assert_close(x_t[row, place], noisy if flag else x_0)
+    assert not x_t[BATCH.items == 0].any()
+
+
+def test_noise_is_normal_and_of_any_step() -> None:
+    model = made(noise_ratio=1.0, normalize=False)
+    calls = watched(model)
+    batch = many(4000, [[3]])
+    torch.manual_seed(3)
+    model.views(batch, LOG)
+    ((x_t, t, _),) = calls
+    assert stats.chisquare(np.bincount(t.numpy(), minlength=T)).pvalue > 1e-3
+    left = torch.tensor(alpha_bars())[t][:, None]
+    x_0 = model.encoder.items.weight[3].detach()
+    noise = (x_t[:, 0] - left.sqrt() * x_0) / (1 - left).sqrt()
+    assert stats.kstest(noise.flatten()[:8000].numpy(), "norm").pvalue > 1e-3
+
+
+# --- the views ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_each_view_draws_its_item_from_the_likeliest(n_best) -> None:
+    model = made(noise_ratio=0.5, n_best=n_best)
+    calls = watched(model)
+    batch = many(600, [[3, 1, 4, 1, 5], [2, 6, 5]])
+    torch.manual_seed(4)
+    first, second = model.views(batch, LOG)
+    ((_, _, restored),) = calls
+    where = first.changed.nonzero().tolist()
+    assert len(where) > 1500
+    scores = (restored @ model.encoder.items.weight[1:].detach().T).tolist()
+    pairs = np.zeros((n_best, n_best), dtype=int)
+    for row, place in where:
+        of_place = scores[row][place]
+        likeliest = sorted(range(1, V), key=lambda item, s=of_place: -s[item - 1])[:n_best]
+        pairs[
+            likeliest.index(int(first.items[row, place])),
+            likeliest.index(int(second.items[row, place])),
+        ] += 1
+    # all equally often, whatever the other view has drawn
+    assert n_best == 1 or stats.chisquare(pairs.flatten()).pvalue > 1e-3
+
+
+def test_the_contrast_trains_the_encoder_and_not_the_items(monkeypatch) -> None:
+    found = []
+    for weight in (0.0, 1.0):
+        model, loss = begun(monkeypatch, contrast_weight=weight, diffusion_weight=0.0)
+        torch.manual_seed(5)
+        loss(BATCH).backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    without, with_it = found
+    torch.testing.assert_close(with_it["encoder.items.weight"], without["encoder.items.weight"])
+    for name in with_it:
+        if name.startswith("encoder.blocks.") or name == "encoder.positions.weight":
+            assert not torch.allclose(with_it[name], without[name], atol=1e-4), name
+        if name.startswith("denoiser."):
+            assert not with_it[name].any(), name
+
+
+def test_the_denoiser_has_a_dropout_of_its_own() -> None:
+    model = made(dropout=0.0, denoiser_dropout=0.4)
+    model.train()
+    passes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        x_0, t = model.encoder.items(BATCH.items), torch.zeros(3, dtype=torch.int64)
+        passes.append(model.denoiser(x_0, t, BATCH.lengths))
+        passes.append(model.encoder(BATCH.items, BATCH.lengths))
+    assert not torch.equal(passes[0], passes[2])
+    assert torch.equal(passes[1], passes[3])
+
+
+# --- fitting, refusing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "softmax"},
+        {"loss": "bce"},
+        {"loss": "gbce"},
+        {"loss": "sampled_softmax"},
+        {"rows": "windows", "max_len": 4},
+        {"rows": "prefixes"},
+        {"normalize": False, "mse_weight": 0.5, "beta_schedule": "linear", "dropout": 0.3},
+        {"noise_ratio": 1.0, "n_best": 25, "beta_schedule": "cosine"},
+        {"noise_ratio": 1e-9},
+    ],
+    ids=str,
+)
+def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+    model = CaDiRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not model.encoder.table[0].any()
+    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+
+
+def test_fits_in_bfloat16(random_log) -> None:
+    model = CaDiRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
+    with pytest.raises(ConfigError, match=f"n_best {V} is more than the {V - 1} items") as refusal:
+        CaDiRec(**SETTINGS | {"n_best": V}).fit(LOG)
+    assert "\n" not in str(refusal.value)
+    model = CaDiRec(**SETTINGS | {"n_best": V - 1}).fit(LOG)
+    assert np.isfinite(model.curve[0].loss)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"noise_ratio": 0}, "noise_ratio: .*greater than 0, got 0"),
+        ({"noise_ratio": 1.5}, "noise_ratio: .*less than or equal to 1, got 1.5"),
+        ({"n_best": 0}, "n_best: .*greater than or equal to 1, got 0"),
+        ({"denoiser_dropout": 1.0}, "denoiser_dropout: .*less than 1, got 1.0"),
+        ({"n_denoiser_layers": 0}, "n_denoiser_layers: .*greater than or equal to 1, got 0"),
+        ({"mse_weight": -1}, "mse_weight: .*greater than or equal to 0, got -1"),
+        ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
+        ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
+        ({"dim": 2}, "dim 2 must be even and at least 4"),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+        (
+            {"num_train_timesteps": 10, "beta_schedule": "linear"},
+            r"outside \(0, 1\): use more training steps",
+        ),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        CaDiRec(**SETTINGS | settings)
+    assert str(refusal.value).startswith("CaDiRec")
+    assert "\n" not in str(refusal.value)
+
+
+def test_pseudo_items_are_not_noised() -> None:
+    model = made(noise_ratio=1.0)
+    real = BATCH.real.clone()
+    real[:, 0] = False
+    noised, restored = model._restore(replace(BATCH, real=real))
+    assert torch.equal(noised, real)
+    assert len(restored) == int(real.sum())

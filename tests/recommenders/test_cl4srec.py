@@ -1,0 +1,418 @@
+"""CL4SRec: two different operators a sequence, NT-Xent written out, data that stays as it was."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffuserec import training
+from diffuserec.contracts import Run, load
+from diffuserec.data import Batch, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders.cl4srec import CL4SRec
+
+V, D = 14, 8
+MASK = V
+
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+    "contrast_weight": 0.7,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2]),
+    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
+    lengths=torch.tensor([6, 3, 1]),
+    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    places=torch.tensor([6, 10, 12]),
+)
+ALL = ("crop", "mask", "reorder", "substitute", "insert")
+
+
+def wild(model: CL4SRec) -> CL4SRec:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+        model.encoder.items.weight[0] = 0
+    return model
+
+
+def made(**settings) -> CL4SRec:
+    model = CL4SRec(**SETTINGS | settings)
+    model.begin(LOG, Run(seed=2))
+    return wild(model)
+
+
+def begun(monkeypatch, **settings):
+    """A model, not trained, and the loss that its fit would minimize."""
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = CL4SRec(**SETTINGS | settings).fit(LOG)
+    return wild(model), taken[0]
+
+
+def rows_of(lists: list[list[int]]) -> Batch:
+    width = max(map(len, lists))
+    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
+    lengths = torch.tensor([len(items) for items in lists])
+    return Batch(torch.arange(len(lists)), items, lengths, torch.zeros_like(items), lengths)
+
+
+def two_views(model: CL4SRec, items: list[int], n: int) -> list[tuple[list[int], list[int]]]:
+    """n pairs of views of one sequence."""
+    first, second = model.views(rows_of([items] * n), LOG)
+    return [
+        (
+            first.items[row, : first.lengths[row]].tolist(),
+            second.items[row, : second.lengths[row]].tolist(),
+        )
+        for row in range(n)
+    ]
+
+
+# --- the views ---------------------------------------------------------------------------------
+
+SHOWN = [1, 2, 3, 4, 5]
+MARKED = {
+    "max_len": 10,
+    "crop_ratio": 0.6,
+    "mask_ratio": 0.2,
+    "reorder_ratio": 0.6,
+    "substitute_ratio": 0.2,
+    "insert_ratio": 0.4,
+}
+
+
+def operator_of(view: list[int]) -> str:
+    """Which operator has been at SHOWN: each one leaves a mark of its own."""
+    if len(view) != 5:
+        return "crop" if len(view) == 3 else "insert"
+    if MASK in view:
+        return "mask"
+    return "reorder" if sorted(view) == SHOWN else "substitute"
+
+
+@pytest.mark.parametrize(
+    "operators", [("crop", "mask", "reorder"), ALL, ("reorder", "insert")], ids=str
+)
+def test_a_sequences_two_operators_differ_and_all_pairs_are_equally_likely(operators) -> None:
+    model = made(**MARKED, operators=operators)
+    torch.manual_seed(0)
+    drawn = [(operator_of(a), operator_of(b)) for a, b in two_views(model, SHOWN, 3000)]
+    pairs = list(itertools.permutations(operators, 2))
+    assert set(drawn) == set(pairs)
+    assert stats.chisquare([drawn.count(pair) for pair in pairs]).pvalue > 1e-3
+
+
+def test_the_default_operators_are_the_papers() -> None:
+    assert CL4SRec().config.operators == ("crop", "mask", "reorder")
+    torch.manual_seed(0)
+    drawn = {operator_of(a) for a, _ in two_views(made(**MARKED), SHOWN, 200)}
+    assert drawn == {"crop", "mask", "reorder"}
+
+
+@pytest.mark.parametrize("operator", ALL)
+def test_every_operator_has_a_ratio_of_its_own(operator) -> None:
+    items = [*range(1, 11)]
+    model = made(
+        max_len=20,
+        operators=(operator,),
+        crop_ratio=0.7,
+        mask_ratio=0.3,
+        reorder_ratio=0.5,
+        substitute_ratio=0.2,
+        insert_ratio=0.4,
+    )
+    torch.manual_seed(1)
+    views = [view for pair in two_views(model, items, 300) for view in pair]
+    if operator == "crop":
+        assert {tuple(view) for view in views} == {tuple(items[n : n + 7]) for n in range(4)}
+    elif operator == "mask":
+        assert {sum(item == MASK for item in view) for view in views} == {3}
+        assert {view.count(n) for n in range(1, 11) for view in views} == {0, 1}
+    elif operator == "reorder":
+        spans = set()
+        for view in views:
+            assert sorted(view) == items
+            moved = [place for place in range(10) if view[place] != items[place]]
+            spans.add(moved[-1] - moved[0] + 1 if moved else 0)
+        assert max(spans) == 5
+    elif operator == "substitute":
+        assert {sum(a != b for a, b in zip(view, items, strict=True)) for view in views} == {2}
+    else:
+        assert {len(view) for view in views} == {14}
+
+
+def nearest_by_hand(table, item: int, k: int) -> list[int]:
+    products = (table.detach() @ table[item].detach()).tolist()
+    others = [other for other in range(1, len(table)) if other != item]
+    return sorted(others, key=lambda other: -products[other])[:k]
+
+
+def test_what_is_substituted_and_inserted_is_one_of_the_ten_most_similar() -> None:
+    for operator in ("substitute", "insert"):
+        model = made(operators=(operator,), insert_ratio=0.3, substitute_ratio=0.3)
+        similar = set(nearest_by_hand(model.encoder.table, 4, 10))
+        assert len(similar) == 10 < V - 2
+        torch.manual_seed(2)
+        drawn = [view[0] for pair in two_views(model, [4], 200) for view in pair]
+        assert set(drawn) == similar
+
+
+def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log) -> None:
+    seen = []
+    two_views = CL4SRec._two_views
+
+    def watched(self, items, lengths):
+        seen.append((self.encoder.table.detach().clone(), self.similar.clone()))
+        return two_views(self, items, lengths)
+
+    monkeypatch.setattr(CL4SRec, "_two_views", watched)
+    settings = {"epochs": 3, "learning_rate": 0.05, "operators": ("substitute", "insert")}
+    CL4SRec(**SETTINGS | settings).fit(random_log)
+    n_batches, rest = divmod(len(seen), 3)
+    assert n_batches > 1
+    assert rest == 0
+    for first in range(0, len(seen), n_batches):
+        table, similar = seen[first]
+        for item in range(1, len(table)):
+            assert similar[item].tolist() == nearest_by_hand(table, item, 10), item
+        for _, later in seen[first : first + n_batches]:
+            assert torch.equal(later, similar)  # and stay for the epoch
+    assert not torch.equal(seen[0][1], seen[-1][1])
+
+
+def test_a_small_catalog_has_fewer_similar_items() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3], [3, 2, 1, 2]])
+    model = CL4SRec(**SETTINGS | {"operators": ("substitute", "insert")}).fit(log)
+    assert model.similar.shape == (4, 2)
+    assert [set(row) for row in model.similar.tolist()] == [{0}, {2, 3}, {1, 3}, {1, 2}]
+
+
+def test_no_view_is_longer_than_the_encoder_sees() -> None:
+    model = made(operators=("insert",), max_len=8, insert_ratio=1.0)
+    torch.manual_seed(3)
+    for view in itertools.chain(*two_views(model, [*range(1, 9)], 50)):
+        # one before each: the newest four of them are left
+        assert len(view) == 8
+        assert view[1::2] == [5, 6, 7, 8]
+
+
+def test_what_is_masked_is_a_token_of_its_own_or_padding() -> None:
+    for mask_with, masked in (("token", MASK), ("padding", 0)):
+        model = made(operators=("mask",), mask_with=mask_with, mask_ratio=0.4)
+        torch.manual_seed(4)
+        for pair in two_views(model, SHOWN, 50):
+            for view in pair:
+                assert [item for item in view if item not in SHOWN] == [masked] * 2
+
+
+def test_views_leave_the_batch_as_it_was() -> None:
+    model = made(operators=ALL)
+    before = {name: tensor.clone() for name, tensor in vars(BATCH).items()}
+    first, second = model.views(BATCH, LOG)
+    for view in (first, second):
+        view.items.fill_(7)
+    for name, tensor in vars(BATCH).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_no_batch_is_changed_in_training(monkeypatch, random_log) -> None:
+    kept = []
+    training_batches = training.training_batches
+
+    def watched(*words):
+        for batch in training_batches(*words):
+            kept.append((batch, {name: tensor.clone() for name, tensor in vars(batch).items()}))
+            yield batch
+
+    monkeypatch.setattr(training, "training_batches", watched)
+    items = random_log.items.copy()
+    CL4SRec(**SETTINGS | {"epochs": 2, "operators": ALL}).fit(random_log)
+    assert len(kept) > 4
+    for batch, before in kept:
+        for name, tensor in vars(batch).items():
+            assert torch.equal(tensor, before[name]), name
+    np.testing.assert_array_equal(random_log.items, items)
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+
+def last_state(model: CL4SRec, items: list[int]):
+    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
+
+
+def similarity(a, b, kind: str):
+    product = a @ b
+    return product / (a.square().sum() * b.square().sum()).sqrt() if kind == "cosine" else product
+
+
+def nt_xent_by_hand(first, second, c):
+    """All views are anchors; all but the anchor are candidates; the other view is the positive."""
+    views, n = [*first, *second], len(first)
+    losses = []
+    for anchor in range(2 * n):
+        others = [place for place in range(2 * n) if place != anchor]
+        logits = [similarity(views[anchor], views[place], c.similarity) for place in others]
+        logits = torch.stack(logits) / c.temperature
+        other_view = anchor + n if anchor < n else anchor - n
+        losses.append(-torch.log_softmax(logits, 0)[others.index(other_view)])
+    return torch.stack(losses).mean()
+
+
+def loss_by_hand(model: CL4SRec, batch: Batch, first: list[list[int]], second: list[list[int]]):
+    c, table = model.config, model.encoder.items.weight[:V]
+    predicted = []
+    for row, length in enumerate(batch.lengths.tolist()):
+        for place in range(length):
+            scores = table[1:] @ last_state(model, batch.items[row, : place + 1].tolist())
+            predicted.append(-torch.log_softmax(scores, 0)[batch.targets[row, place] - 1])
+    contrast = nt_xent_by_hand(
+        [last_state(model, view) for view in first],
+        [last_state(model, view) for view in second],
+        c,
+    )
+    return torch.stack(predicted).mean() + c.contrast_weight * contrast
+
+
+def assert_same(model: CL4SRec, loss, expected) -> None:
+    """The same figure and the same gradients."""
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
+    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
+        mine = torch.zeros_like(parameter) if mine is None else mine
+        other = torch.zeros_like(parameter) if other is None else other
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"operators": ("mask",), "mask_ratio": 0.1},
+        {"operators": ("crop",), "crop_ratio": 1.0, "temperature": 0.3},
+        {"operators": ("mask", "reorder"), "mask_ratio": 0.1, "reorder_ratio": 0.1},
+    ],
+    ids=str,
+)
+def test_the_loss_of_views_that_change_nothing_written_out(monkeypatch, settings) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    same = [[3, 1, 4, 1, 5, 9], [2, 6, 5], [8]]
+    assert_same(model, loss(BATCH), loss_by_hand(model, BATCH, same, same))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 2.5, "contrast_weight": 3.0},
+        {"similarity": "cosine", "temperature": 0.1},
+    ],
+    ids=str,
+)
+def test_the_loss_of_shorter_and_longer_views_written_out(monkeypatch, settings) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    first = [[4, 1], [2, MASK, 5], [8]]
+    second = [[3, 4, 1, 1, 5, 7, 9, 2], [6, 2, 5], [11, 8]]
+    views = [(rows.items, rows.lengths) for rows in map(rows_of, (first, second))]
+    monkeypatch.setattr(model, "_two_views", lambda items, lengths: tuple(views))
+    assert_same(model, loss(BATCH), loss_by_hand(model, BATCH, first, second))
+
+
+def test_similarity_is_the_product_unless_asked_otherwise() -> None:
+    assert CL4SRec().config.similarity == "dot"
+
+
+# --- the mask token ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask_with, learned", [("token", True), ("padding", False)])
+def test_the_mask_token_is_learned_and_never_recommended(
+    random_log, tmp_path, mask_with, learned
+) -> None:
+    model = CL4SRec(**SETTINGS | {"mask_with": mask_with})
+    model.begin(random_log, Run(seed=1))
+    before = model.encoder.items.weight.detach().clone()
+    assert len(before) == random_log.vocab_size + 1
+    model.fit(random_log, run=Run(seed=1))
+    after = model.encoder.items.weight.detach()
+    assert bool((before[-1] != after[-1]).any()) == learned
+    assert not torch.equal(before[:-1], after[:-1])
+    assert not after[0].any()
+    shown = histories_of(random_log, np.arange(5))
+    with torch.no_grad():
+        scores = model.score(shown)
+        assert scores.shape == (5, random_log.vocab_size)
+        model.save(tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model").score(shown), scores)
+
+
+# --- fitting, refusing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "softmax"},
+        {"loss": "bce"},
+        {"loss": "gbce"},
+        {"loss": "sampled_softmax"},
+        {"rows": "windows", "max_len": 4},
+        {"rows": "prefixes"},
+        {"operators": ALL, "mask_with": "padding", "dropout": 0.3},
+        {"operators": ("insert",), "insert_ratio": 1.0, "max_len": 2},
+        {"operators": ("crop", "crop")},
+    ],
+    ids=str,
+)
+def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+    model = CL4SRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+
+
+def test_fits_in_bfloat16(random_log) -> None:
+    model = CL4SRec(**SETTINGS | {"operators": ALL}).fit(random_log, run=Run(precision="bf16"))
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"crop_ratio": 0}, "crop_ratio: .*greater than 0, got 0"),
+        ({"mask_ratio": 1.5}, "mask_ratio: .*less than or equal to 1, got 1.5"),
+        ({"reorder_ratio": -0.1}, "reorder_ratio: .*greater than 0, got -0.1"),
+        ({"substitute_ratio": 2}, "substitute_ratio: .*less than or equal to 1, got 2"),
+        ({"insert_ratio": 0.0}, "insert_ratio: .*greater than 0, got 0.0"),
+        ({"operators": ()}, r"operators: .*at least 1 item.*got \(\)"),
+        ({"operators": ("crop", "drop")}, "operators.1: .*'substitute' or 'insert', got 'drop'"),
+        ({"mask_with": "zero"}, "mask_with: .*'token' or 'padding', got 'zero'"),
+        ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
+        ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        CL4SRec(**SETTINGS | settings)
+    assert str(refusal.value).startswith("CL4SRec")
+    assert "\n" not in str(refusal.value)

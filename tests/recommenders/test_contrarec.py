@@ -1,0 +1,359 @@
+"""ContraRec: positives by next item, two temperatures, shares from Beta(3, 3)."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, training_batches
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders import contrarec
+from diffuserec.recommenders.contrarec import ContraRec
+
+V, D = 14, 8
+MASK = V
+
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+    "contrast_weight": 0.7,
+    "temperature": 0.3,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2, 3]),
+    items=torch.tensor(
+        [[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0], [4, 10, 0, 0, 0, 0]]
+    ),
+    lengths=torch.tensor([6, 3, 1, 2]),
+    targets=torch.tensor(
+        [[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [5, 0, 0, 0, 0, 0], [10, 3, 0, 0, 0, 0]]
+    ),
+    places=torch.tensor([6, 10, 12, 15]),
+)
+
+
+def wild(model: ContraRec) -> ContraRec:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+        model.encoder.items.weight[0] = 0
+    return model
+
+
+def made(**settings) -> ContraRec:
+    model = ContraRec(**SETTINGS | settings)
+    model.begin(LOG, Run(seed=2))
+    return wild(model)
+
+
+def begun(monkeypatch, **settings):
+    """A model, not trained, and the loss that its fit would minimize."""
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = ContraRec(**SETTINGS | settings).fit(LOG)
+    return wild(model), taken[0]
+
+
+def rows_of(lists: list[list[int]]):
+    width = max(map(len, lists))
+    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
+    return items, torch.tensor([len(items) for items in lists])
+
+
+# --- the loss written out ----------------------------------------------------------------------
+
+
+def last_state(model: ContraRec, items: list[int]):
+    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
+
+
+def contrast_by_hand(views, next_items: list[int], similarity: str, temperature: float):
+    """Khosla et al., equation 2: all views are anchors, those of the same next item positives."""
+    if similarity == "cosine":
+        views = [view / view.square().sum().sqrt() for view in views]
+    losses = []
+    for anchor, own in enumerate(next_items):
+        others = [place for place in range(len(views)) if place != anchor]
+        total = sum(torch.exp(views[anchor] @ views[place] / temperature) for place in others)
+        positives = [place for place in others if next_items[place] == own]
+        terms = [
+            torch.log(torch.exp(views[anchor] @ views[place] / temperature) / total)
+            for place in positives
+        ]
+        losses.append(-sum(terms) / len(terms))
+    return sum(losses) / len(losses)
+
+
+def loss_by_hand(model: ContraRec, batch: Batch, first, second, next_items: list[int]):
+    c, table = model.config, model.encoder.items.weight[:V]
+    tau_1, tau_2 = c.score_temperature, c.temperature
+    predicted = []
+    for row, length in enumerate(batch.lengths.tolist()):
+        for place in range(length):
+            target = int(batch.targets[row, place])
+            if target:
+                scores = table[1:] @ last_state(model, batch.items[row, : place + 1].tolist())
+                predicted.append(-tau_1 * torch.log_softmax(scores / tau_1, 0)[target - 1])
+    views = [last_state(model, view) for view in [*first, *second]]
+    contrast = tau_2 * contrast_by_hand(views, next_items * 2, c.similarity, tau_2)
+    return torch.stack(predicted).mean() + c.contrast_weight * contrast
+
+
+def assert_same(model: ContraRec, loss, expected) -> None:
+    """The same figure and the same gradients."""
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    for name, mine, other in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.0},
+        {"similarity": "dot", "temperature": 2.0},
+        {"score_temperature": 0.5},
+        {"score_temperature": 3.0, "contrast_weight": 2.0},
+    ],
+    ids=str,
+)
+def test_the_loss_of_rows_with_many_targets_written_out(monkeypatch, settings) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    # prefixes with the next items 5, 5, 5 and 3: three sequences are versions of each other
+    prefixes = rows_of([[3, 1, 4, 1], [2, 6], [8], [4, 10]])
+    next_items = [5, 5, 5, 3]
+    first = [[3, MASK, 4, MASK], [6, 2], [8], [MASK, 10]]
+    second = [[3, 1, 1, 4], [2, MASK], [8], [10, 4]]
+    asked = []
+
+    def chosen(items, targets):
+        assert torch.equal(items, BATCH.items)
+        assert torch.equal(targets, BATCH.targets)
+        return prefixes, torch.tensor(next_items)
+
+    def views(items, lengths):
+        asked.append((items, lengths))
+        return rows_of(first), rows_of(second)
+
+    monkeypatch.setattr(contrarec, "random_prefix", chosen)
+    monkeypatch.setattr(model, "_two_views", views)
+    assert_same(model, loss(BATCH), loss_by_hand(model, BATCH, first, second, next_items))
+    assert asked == [prefixes]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_loss_of_rows_with_one_target_written_out(monkeypatch, bidirectional) -> None:
+    settings = {"rows": "prefixes", "bidirectional": bidirectional, "score_temperature": 0.8}
+    model, loss = begun(monkeypatch, **settings)
+    log = SequenceDataset.from_lists([[1, 2, 3, 4, 5], [6, 3], [9, 8, 5], [7, 4, 3], [10, 2]])
+    (batch,) = training_batches(log, 64, 8, 0, 0, "prefixes")
+    rows = [batch.items[row, :length].tolist() for row, length in enumerate(batch.lengths.tolist())]
+    next_items = [int(batch.targets[row, len(items) - 1]) for row, items in enumerate(rows)]
+    assert sorted(next_items) == [2, 2, 3, 3, 3, 4, 4, 5, 5, 8]
+    first = [items[::-1] for items in rows]
+    second = [[MASK] * (len(items) - 1) + items[-1:] for items in rows]
+    monkeypatch.setattr(model, "_two_views", lambda *_: (rows_of(first), rows_of(second)))
+    expected = loss_by_hand(model, batch, first, second, next_items)
+    assert_same(model, loss(batch), expected)
+
+
+def test_similarity_is_the_cosine_unless_asked_otherwise() -> None:
+    assert ContraRec().config.similarity == "cosine"
+
+
+@torch.no_grad()
+def test_scores_are_divided_by_their_temperature() -> None:
+    model = made(score_temperature=0.4)
+    lists = [[3, 1, 4], [1, 5], [9]]
+    items, lengths = rows_of(lists)
+    scores = model.score(Histories(torch.arange(3), items, lengths))
+    assert scores.shape == (3, V)
+    for row, history in enumerate(lists):
+        for item in range(1, V):
+            product = float(last_state(model, history) @ model.encoder.items.weight[item])
+            assert float(scores[row, item]) == pytest.approx(product / 0.4, rel=1e-4, abs=1e-5)
+
+
+# --- the views ---------------------------------------------------------------------------------
+
+
+def test_shares_are_drawn_from_beta_3_3(monkeypatch) -> None:
+    drawn = {"mask": [], "reorder": []}
+    for name, shares in drawn.items():
+        operator = getattr(contrarec, name)
+
+        def watched(items, lengths, ratio, *more, operator=operator, shares=shares):
+            shares.append(ratio)
+            return operator(items, lengths, ratio, *more)
+
+        monkeypatch.setattr(contrarec, name, watched)
+    model = made()
+    n = 20_000
+    torch.manual_seed(0)
+    model._two_views(torch.ones(n, 2, dtype=torch.int64), torch.full((n,), 2))
+    for shares in drawn["mask"] + drawn["reorder"]:
+        assert shares.shape == (n,)
+        assert stats.kstest(shares.numpy(), stats.beta(3, 3).cdf).pvalue > 1e-3
+        assert float(shares.mean()) == pytest.approx(1 / 2, abs=4 * (1 / 28 / n) ** 0.5)
+        assert float(shares.var()) == pytest.approx(1 / 28, rel=0.05)
+
+
+LONG = 200
+SHOWN = torch.arange(1, LONG + 1)
+
+
+@pytest.fixture(scope="module")
+def long_views():
+    """Two views of 2000 sequences of the items 1 to 200, [mask] being 201."""
+    model = ContraRec(**SETTINGS | {"max_len": LONG})
+    model.begin(SequenceDataset.from_lists([SHOWN.tolist()]), Run(seed=2))
+    torch.manual_seed(1)
+    (first, lengths), (second, _) = model._two_views(
+        SHOWN.repeat(2000, 1), torch.full((2000,), LONG)
+    )
+    assert set(lengths.tolist()) == {LONG}
+    return first, second
+
+
+def test_each_view_is_masked_or_reordered_with_even_chances(long_views) -> None:
+    kinds = []
+    for pair in zip(*long_views, strict=True):
+        kind = []
+        for view in pair:
+            masked = view > LONG
+            if masked.any():
+                assert torch.equal(view[~masked], SHOWN[~masked])
+                kind.append("mask")
+            else:
+                assert torch.equal(view.sort().values, SHOWN)
+                assert not torch.equal(view, SHOWN)
+                kind.append("reorder")
+        kinds.append(tuple(kind))
+    pairs = list(itertools.product(["mask", "reorder"], repeat=2))  # a pair may be twice the same
+    assert stats.chisquare([kinds.count(pair) for pair in pairs]).pvalue > 1e-3
+
+
+def test_shares_of_masked_views_are_spread_as_beta_3_3(long_views) -> None:
+    shares = (long_views[0] > LONG).sum(1)
+    shares = shares[shares > 0].double() / LONG
+    # counts are rounded down: half a position is missing on average
+    assert stats.kstest((shares + 0.5 / LONG).numpy(), stats.beta(3, 3).cdf).pvalue > 1e-3
+
+
+def test_two_views_of_a_sequence_draw_their_shares_apart(long_views) -> None:
+    shares = torch.stack([(view > LONG).sum(1) for view in long_views])
+    shares = shares[:, (shares > 0).all(0)].double()
+    assert shares.shape[1] > 400
+    assert abs(float(torch.corrcoef(shares)[0, 1])) < 0.2
+
+
+def test_what_is_shown_is_views_of_random_prefixes_as_in_training() -> None:
+    many = Batch(*(tensor[:1].repeat_interleave(2000, 0) for tensor in vars(BATCH).values()))
+    torch.manual_seed(2)
+    first, second = made().views(many, LOG)
+    assert torch.equal(first.lengths, second.lengths)
+    assert stats.chisquare(np.bincount(first.lengths.numpy(), minlength=7)[1:]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("rows", ["users", "prefixes"])
+def test_views_leave_the_batch_as_it_was(rows) -> None:
+    model = made(rows=rows)
+    before = {name: tensor.clone() for name, tensor in vars(BATCH).items()}
+    for view in model.views(BATCH, LOG):
+        real = torch.arange(view.items.shape[1]) < view.lengths[:, None]
+        assert not view.items[~real].any()
+        assert int(view.items[real].min()) >= 1
+        assert int(view.items.max()) <= MASK
+        view.items.fill_(7)
+    for name, tensor in vars(BATCH).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+# --- fitting, refusing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "softmax"},
+        {"loss": "bce"},
+        {"loss": "gbce"},
+        {"loss": "sampled_softmax"},
+        {"rows": "windows", "max_len": 4},
+        {"rows": "prefixes"},
+        {"rows": "prefixes", "bidirectional": True, "dropout": 0.3},
+        {"score_temperature": 0.1, "temperature": 0.05},
+    ],
+    ids=str,
+)
+def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+    model = ContraRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not model.encoder.table[0].any()
+    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    with torch.no_grad():
+        scores = model.score(histories_of(random_log, np.arange(5)))
+    assert scores.shape == (5, random_log.vocab_size)  # none for [mask]
+
+
+@torch.no_grad()
+def test_a_bidirectional_encoder_sees_what_comes_after() -> None:
+    shown = torch.tensor([[3, 1, 4]]), torch.tensor([[3, 1, 5]])
+    for settings, same in (({}, True), ({"bidirectional": True}, False)):
+        model = made(rows="prefixes", **settings)
+        one, other = (model.encoder(items, torch.tensor([3]))[0, 0] for items in shown)
+        assert torch.allclose(one, other) == same
+
+
+def test_the_mask_token_is_learned(random_log) -> None:
+    model = ContraRec(**SETTINGS)
+    model.begin(random_log, Run(seed=1))
+    before = model.encoder.items.weight.detach().clone()
+    assert len(before) == random_log.vocab_size + 1
+    model.fit(random_log, run=Run(seed=1))
+    assert not torch.equal(model.encoder.items.weight[-1], before[-1])
+
+
+def test_fits_in_bfloat16(random_log) -> None:
+    model = ContraRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"bidirectional": True}, "a bidirectional encoder would see the targets of a row"),
+        ({"bidirectional": True, "rows": "windows"}, "set rows to 'prefixes'"),
+        ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
+        ({"score_temperature": 0}, "score_temperature: .*greater than 0, got 0"),
+        ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        ContraRec(**SETTINGS | settings)
+    assert str(refusal.value).startswith("ContraRec")
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,709 @@
+"""SimDiffRec: forward process, noise, views and loss against the same written out slowly."""
+
+import itertools
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from scipy import stats
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, SequenceDataset
+from diffuserec.diffusion import NoiseSchedule
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders.simdiffrec import SimDiffRec, forward_weights
+
+V, D, T = 14, 8, 40
+
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+    "k_noise": 2,
+    "k_sample": 3,
+    "num_train_timesteps": T,
+    "contrast_weight": 0.7,
+    "diffusion_weight": 0.4,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2]),
+    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
+    lengths=torch.tensor([6, 3, 1]),
+    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    places=torch.tensor([6, 10, 12]),
+)
+# the first items of two histories are generated: never a target of anything
+PSEUDO = replace(
+    BATCH,
+    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0)),
+    real=(BATCH.items > 0).index_put(
+        (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])), torch.tensor(False)
+    ),
+)
+
+
+def wild(model: SimDiffRec) -> SimDiffRec:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+        model.encoder.items.weight[0] = 0
+    model._find_neighbors()
+    return model
+
+
+def made(**settings) -> SimDiffRec:
+    model = SimDiffRec(**SETTINGS | settings)
+    model.begin(LOG, Run(seed=2))
+    return wild(model)
+
+
+def begun(monkeypatch, **settings):
+    """A model, not trained, and the loss that its fit would minimize."""
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = SimDiffRec(**SETTINGS | settings).fit(LOG)
+    return wild(model), taken[0]
+
+
+def views_of(model: SimDiffRec, lists: list[list[int]]):
+    """The views of these sequences, and the batch they are of."""
+    width = max(map(len, lists))
+    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
+    lengths = torch.tensor([len(items) for items in lists])
+    batch = Batch(torch.arange(len(lists)), items, lengths, torch.zeros_like(items), lengths)
+    return model.views(batch, LOG), batch
+
+
+def some_lists(n: int, longest: int = 8, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [
+        generator.integers(1, V, length).tolist()
+        for length in generator.integers(1, longest + 1, n)
+    ]
+
+
+# --- the method written out, one sequence at a time --------------------------------------------
+
+
+def weights_by_hand(model: SimDiffRec) -> tuple[list[float], list[float]]:
+    """Of item and noise after each step; only the betas are taken from elsewhere."""
+    c = model.config
+    left, products = 1.0, []
+    for beta in NoiseSchedule.named(c.beta_schedule, T).betas.tolist():
+        left *= 1 - beta
+        products.append(left)
+    if c.forward_process == "convex":
+        return products, [1 - a for a in products]
+    roots = [math.sqrt(a) for a in products]
+    roots = [(r - roots[-1]) * roots[0] / (roots[0] - roots[-1]) for r in roots]
+    return roots, [math.sqrt(1 - r * r) for r in roots]
+
+
+def nearest_by_hand(table, item: int, k: int) -> list[int]:
+    products = (table.detach() @ table[item].detach()).tolist()
+    others = [other for other in range(1, len(table)) if other != item]
+    return sorted(others, key=lambda other: -products[other])[:k]
+
+
+def noise_by_hand(model: SimDiffRec, items: list[int]):
+    table = model.encoder.table
+    rows = []
+    for item in items:
+        near = nearest_by_hand(table, item, model.config.k_noise)
+        rows.append(sum(table[other] for other in near) / len(near))
+    return torch.stack(rows)
+
+
+def denoise_by_hand(model: SimDiffRec, z_t, t: int):
+    blocks = model.encoder.blocks if model.config.share_encoder else model.denoiser.blocks
+    return model.denoiser(z_t[None], torch.tensor([t]), torch.tensor([len(z_t)]), blocks)[0]
+
+
+@torch.no_grad()
+def restored_by_hand(model: SimDiffRec, items: list[int]):
+    """From the fully noised sequence back: a step less noisy replaces noise by what is restored."""
+    n = model.config.num_inference_steps
+    signal, weight = weights_by_hand(model)
+    z_0, noise = model.encoder.table[torch.tensor(items)], noise_by_hand(model, items)
+    visited = [T * left // n - 1 for left in range(n, 0, -1)]
+    z_t = signal[-1] * z_0 + weight[-1] * noise
+    for now, after in itertools.pairwise(visited):
+        z_0 = denoise_by_hand(model, z_t, now)
+        z_t = z_t + (signal[after] - signal[now]) * z_0 + (weight[after] - weight[now]) * noise
+    return denoise_by_hand(model, z_t, visited[-1])
+
+
+def ranked_by_hand(model: SimDiffRec, restored, items: list[int]) -> tuple[list, list[list[int]]]:
+    """Of each position the greatest probability, and the items from the likeliest on."""
+    probabilities = torch.softmax(restored.detach() @ model.encoder.table[1:].detach().T, dim=1)
+    ranked = [
+        sorted(range(1, V), key=lambda item, p=p: -p[item - 1]) for p in probabilities.tolist()
+    ]
+    if model.config.exclude_original:
+        ranked = [
+            [item for item in order if item != own]
+            for order, own in zip(ranked, items, strict=True)
+        ]
+    return [max(p.tolist()) for p in probabilities], ranked
+
+
+def count_by_hand(model: SimDiffRec, length: int) -> int:
+    ratio = Fraction(str(model.config.augment_ratio))
+    if model.config.augment_count == "max_len":
+        return min(length, max(1, math.floor(ratio * model.config.max_len)))
+    return math.ceil(ratio * length)
+
+
+def views_by_hand(model: SimDiffRec, restored, items: list[int]) -> list[list[int]]:
+    confidence, ranked = ranked_by_hand(model, restored, items)
+    chosen = sorted(range(len(items)), key=lambda place: -confidence[place])
+    chosen = chosen[: count_by_hand(model, len(items))]
+    ranks = [0] + ([model.config.k_sample - 1] if model.config.k_sample else [])
+    return [
+        [ranked[place][rank] if place in chosen else item for place, item in enumerate(items)]
+        for rank in ranks
+    ]
+
+
+def last_state(model: SimDiffRec, items: list[int]):
+    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
+
+
+def loss_by_hand(model: SimDiffRec, batch: Batch, t: list[int]):
+    c, table = model.config, model.encoder.table
+    signal, weight = weights_by_hand(model)
+    predicted, entropies, errors = [], [], []
+    anchors, positives, negatives = [], [], []
+    for row, length in enumerate(batch.lengths.tolist()):
+        items = batch.items[row, :length].tolist()
+        for place in range(length):
+            scores = table[1:] @ last_state(model, items[: place + 1])
+            target = int(batch.targets[row, place])
+            if target:
+                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
+        z_0 = table[torch.tensor(items)]
+        z_t = signal[t[row]] * z_0 + weight[t[row]] * noise_by_hand(model, items)
+        restored = denoise_by_hand(model, z_t, t[row])
+        for place, item in enumerate(items):
+            if not batch.real[row, place]:
+                continue
+            entropies.append(-torch.log_softmax(table[1:] @ restored[place], 0)[item - 1])
+            errors.append((restored[place] - z_0[place]).square().mean())
+        if c.augment_step == "last":
+            restored = restored_by_hand(model, items)
+        positive, *negative = views_by_hand(model, restored, items)
+        anchors.append(last_state(model, items))
+        positives.append(last_state(model, positive))
+        negatives += [last_state(model, view) for view in negative]
+    contrast = []
+    for own, anchor in enumerate(anchors):
+        logits = [anchor @ other for other in positives + negatives]
+        if c.similarity == "cosine":
+            logits = [F.cosine_similarity(anchor, other, dim=0) for other in positives + negatives]
+        contrast.append(-torch.log_softmax(torch.stack(logits) / c.temperature, 0)[own])
+    denoising = torch.stack(entropies).mean() + c.mse_weight * torch.stack(errors).mean()
+    return (
+        torch.stack(predicted).mean()
+        + c.contrast_weight * torch.stack(contrast).mean()
+        + c.diffusion_weight * denoising
+    )
+
+
+def assert_same(model: SimDiffRec, loss, expected) -> None:
+    """The same figure and the same gradients."""
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
+    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
+        mine = torch.zeros_like(parameter) if mine is None else mine
+        other = torch.zeros_like(parameter) if other is None else other
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+# --- the forward process -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, n", [("linear", 1000), ("cosine", 50), ("sqrt", 50)])
+def test_convex_weights_are_those_of_the_recursion(name, n) -> None:
+    schedule = NoiseSchedule.named(name, n)
+    signal, weight = forward_weights("convex", schedule)
+    generator = torch.Generator().manual_seed(0)
+    z_0, noise = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    z_t = z_0
+    for t, beta in enumerate(schedule.betas.tolist()):
+        z_t = (1 - beta) * z_t + beta * noise
+        torch.testing.assert_close(signal[t] * z_0 + weight[t] * noise, z_t, rtol=0, atol=1e-12)
+    torch.testing.assert_close(signal + weight, torch.ones(n, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "step, of_item, of_noise",
+    [
+        (1, (0.9999, 5e-5), (0.0001, 5e-5)),
+        (100, (0.897, 5e-4), (0.103, 5e-4)),
+        (500, (0.0786, 5e-5), (0.921, 5e-4)),
+        (1000, (4e-5, 5e-6), (1.000, 5e-4)),
+    ],
+)
+def test_convex_weights_of_a_thousand_linear_betas(step, of_item, of_noise) -> None:
+    signal, weight = forward_weights("convex", NoiseSchedule.named("linear", 1000))
+    assert float(signal[step - 1]) == pytest.approx(of_item[0], abs=of_item[1])
+    assert float(weight[step - 1]) == pytest.approx(of_noise[0], abs=of_noise[1])
+
+
+@pytest.mark.parametrize("process", ["vp", "gaussian"])
+@pytest.mark.parametrize("name, n", [("linear", 1000), ("cosine", 50), ("sqrt", 50)])
+def test_the_last_step_has_no_signal(process, name, n) -> None:
+    schedule = NoiseSchedule.named(name, n)
+    signal, weight = forward_weights(process, schedule)
+    assert float(signal[0]) == pytest.approx(math.sqrt(1 - float(schedule.betas[0])), rel=1e-12)
+    assert (float(signal[-1]), float(weight[-1])) == (0.0, 1.0)
+    torch.testing.assert_close(signal**2 + weight**2, torch.ones(n, dtype=torch.float64))
+    assert bool((signal.diff() < 0).all())
+    rescaled = 1 - rescale_zero_terminal_snr(schedule.betas)
+    torch.testing.assert_close(signal**2, rescaled.cumprod(0), rtol=1e-9, atol=1e-12)
+
+
+# --- noise -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, V - 2])
+def test_noise_is_the_mean_of_the_most_similar_items(k) -> None:
+    model = made(k_noise=k)
+    noise = model._noise(BATCH.items)
+    for row, length in enumerate(BATCH.lengths.tolist()):
+        expected = noise_by_hand(model, BATCH.items[row, :length].tolist())
+        torch.testing.assert_close(noise[row, :length], expected)
+
+
+def test_neither_padding_nor_the_item_itself_is_similar_to_it() -> None:
+    model = made(k_noise=3)
+    with torch.no_grad():
+        # item 13 is most like itself, then like padding; all others are on the other side
+        model.encoder.items.weight[1:] = torch.arange(1.0, V)[:, None]
+        model.encoder.items.weight[V - 1] *= -1
+    model._find_neighbors()
+    noise = model._noise(torch.tensor([[V - 1, V - 2]]))
+    assert noise[0, 0].tolist() == [2.0] * D  # items 1, 2 and 3
+    assert noise[0, 1].tolist() == [10.0] * D  # items 11, 10 and 9
+
+
+def test_noise_teaches_the_similar_items_and_nobody_else() -> None:
+    model = made(k_noise=3)
+    model._noise(torch.tensor([[4]])).sum().backward()
+    expected = torch.zeros(V, D)
+    expected[nearest_by_hand(model.encoder.table, 4, 3)] = 1 / 3
+    torch.testing.assert_close(model.encoder.items.weight.grad, expected)
+
+
+def test_padding_has_no_noise_and_no_influence(monkeypatch) -> None:
+    model, loss = begun(monkeypatch)
+    padded = BATCH.items == 0
+    assert not model._noise(BATCH.items)[padded].any()
+    wider = Batch(
+        BATCH.users,
+        F.pad(BATCH.items, (0, 2)),
+        BATCH.lengths,
+        F.pad(BATCH.targets, (0, 2)),
+        BATCH.places,
+    )
+    torch.manual_seed(3)
+    narrow = loss(BATCH)
+    torch.manual_seed(3)
+    assert_same(model, loss(wider), narrow)
+    (gradient,) = torch.autograd.grad(loss(BATCH), [model.encoder.items.weight])
+    assert not gradient[0].any()
+
+
+def test_gaussian_noise_has_the_deviation_of_the_table() -> None:
+    model = made(forward_process="gaussian")
+    rows = model.encoder.table[1:].detach().double().flatten()
+    deviation = math.sqrt(float(((rows - rows.mean()) ** 2).sum()) / (len(rows) - 1))
+    torch.manual_seed(0)
+    noise = model._noise(torch.ones(4000, 6, dtype=torch.int64))
+    assert not noise.requires_grad
+    assert float(noise.std()) == pytest.approx(deviation, rel=0.01)
+    assert abs(float(noise.mean())) < 0.01 * deviation
+    drawn = noise.flatten()[:2000].double().numpy() / deviation
+    assert stats.kstest(drawn, "norm").pvalue > 1e-3
+
+
+def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log) -> None:
+    seen = []
+    denoising_loss = SimDiffRec._denoising_loss
+
+    def watched(self, batch):
+        seen.append((self.encoder.table.detach().clone(), self.neighbors.clone()))
+        return denoising_loss(self, batch)
+
+    monkeypatch.setattr(SimDiffRec, "_denoising_loss", watched)
+    SimDiffRec(**SETTINGS | {"epochs": 3, "learning_rate": 0.05}).fit(random_log)
+    n_batches, rest = divmod(len(seen), 3)
+    assert n_batches > 1
+    assert rest == 0
+    for first in range(0, len(seen), n_batches):
+        table, neighbors = seen[first]
+        for item in range(1, len(table)):
+            assert neighbors[item].tolist() == nearest_by_hand(table, item, 2), item
+        for _, later in seen[first : first + n_batches]:
+            assert torch.equal(later, neighbors)  # and stay for the epoch
+    assert not torch.equal(seen[0][1], seen[-1][1])
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"k_sample": 0},
+        {"k_sample": 1},
+        {"mse_weight": 0.0},
+        {"similarity": "dot", "temperature": 2.0},
+        {"share_encoder": True, "n_layers": 2},
+        {"share_encoder": True, "augment_step": "random"},
+        {"augment_step": "random"},
+        {"exclude_original": True},
+        {"forward_process": "vp"},
+        {"forward_process": "vp", "num_inference_steps": 3, "beta_schedule": "cosine"},
+        {"num_inference_steps": 4},
+        {"augment_count": "max_len", "augment_ratio": 0.3},
+        {"augment_ratio": 1.0, "k_sample": V - 1},
+        {"n_denoiser_layers": 2, "k_noise": V - 2},
+        {"contrast_weight": 0.2, "diffusion_weight": 1.5, "mse_weight": 3.0, "temperature": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [BATCH, PSEUDO], ids=["all real", "some generated"])
+def test_the_loss_written_out(monkeypatch, settings, batch) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    asked = []
+
+    def steps(high, shape, **_):
+        asked.append((high, tuple(shape)))
+        return torch.tensor([17, T - 1, 0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", steps)
+        ours = loss(batch)
+    assert asked == [(T, (3,))]  # a step for each sequence
+    assert_same(model, ours, loss_by_hand(model, batch, [17, T - 1, 0]))
+
+
+def test_similarity_is_the_cosine_unless_asked_otherwise() -> None:
+    assert SimDiffRec().config.similarity == "cosine"
+
+
+def test_every_step_is_equally_likely(monkeypatch) -> None:
+    model = made(num_train_timesteps=25)
+    drawn = []
+    monkeypatch.setattr(model, "_denoise", lambda z_t, t, _: drawn.append(t) or z_t)
+    torch.manual_seed(1)
+    same = torch.ones(5000, dtype=torch.int64)
+    model._denoising_loss(Batch(same, same[:, None], same, same[:, None], same))
+    counts = np.bincount(drawn[0].numpy(), minlength=25)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+# --- the views ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.28, 1 / 3, 0.7, 1.0])
+def test_a_share_of_the_length_is_replaced_rounded_up(ratio) -> None:
+    model = made(augment_ratio=ratio, max_len=25)
+    views, batch = views_of(model, [[1 + n % (V - 1) for n in range(n)] for n in range(1, 26)])
+    share = Fraction(1, 3) if ratio == 1 / 3 else Fraction(str(ratio))
+    for view in views:
+        assert view.changed.sum(1).tolist() == [math.ceil(share * n) for n in range(1, 26)]
+        assert not (view.changed & (batch.items == 0)).any()
+
+
+@pytest.mark.parametrize("ratio, n", [(0.2, 2), (0.01, 1), (0.3, 3), (1.0, 10)])
+def test_or_a_share_of_the_longest_length_rounded_down(ratio, n) -> None:
+    model = made(augment_ratio=ratio, augment_count="max_len", max_len=10)
+    views, batch = views_of(model, [[*range(1, length + 1)] for length in (1, 2, 3, 5, 10)])
+    for view in views:
+        assert view.changed.sum(1).tolist() == [min(length, n) for length in (1, 2, 3, 5, 10)]
+        assert not (view.changed & (batch.items == 0)).any()
+
+
+@pytest.mark.parametrize("exclude_original", [False, True])
+@pytest.mark.parametrize("k_sample", [2, 5, V - 2])
+def test_views_are_the_likeliest_items_where_they_are_surest(exclude_original, k_sample) -> None:
+    model = made(exclude_original=exclude_original, k_sample=k_sample, augment_ratio=0.4)
+    lists = some_lists(30)
+    (positive, negative), batch = views_of(model, lists)
+    assert [positive.name, negative.name] == ["positive", "hard negative"]
+    before = batch.items.clone()
+    for row, items in enumerate(lists):
+        restored = restored_by_hand(model, items)
+        confidence, _ = ranked_by_hand(model, restored, items)
+        np.testing.assert_allclose(positive.confidence[row, : len(items)], confidence, rtol=1e-4)
+        best, worse = views_by_hand(model, restored, items)
+        assert positive.items[row, : len(items)].tolist() == best
+        assert negative.items[row, : len(items)].tolist() == worse
+    assert torch.equal(batch.items, before)
+    for view in (positive, negative):
+        assert not view.items[batch.items == 0].any()
+        assert torch.equal(view.lengths, batch.lengths)
+        assert torch.equal(view.items[~view.changed], batch.items[~view.changed])
+        assert int(view.items[batch.items > 0].min()) >= 1
+        assert int(view.items.max()) < V
+    changed = positive.changed
+    assert torch.equal(negative.changed, changed)
+    assert bool((positive.items != negative.items)[changed].all())
+    if exclude_original:
+        assert bool((positive.items != batch.items)[changed].all())
+        assert bool((negative.items != batch.items)[changed].all())
+
+
+def test_the_first_rank_is_the_positive_and_rank_zero_is_no_view() -> None:
+    (positive, negative), _ = views_of(made(k_sample=1, augment_ratio=0.5), some_lists(20))
+    assert torch.equal(positive.items, negative.items)
+    (alone,), _ = views_of(made(k_sample=0, augment_ratio=0.5), some_lists(20))
+    assert alone.name == "positive"
+    assert torch.equal(alone.items, positive.items)
+
+
+def test_a_restored_original_may_stand_where_it_stood(monkeypatch) -> None:
+    for exclude in (False, True):
+        model = made(exclude_original=exclude, augment_ratio=1.0, num_inference_steps=1)
+        with torch.no_grad():  # so that every embedding is nearest to itself
+            model.encoder.items.weight.copy_(F.normalize(model.encoder.items.weight))
+        known = {}
+        monkeypatch.setattr(model, "_denoise", lambda z_t, t, _, known=known: known["items"])
+        lists = some_lists(10)
+        width = max(map(len, lists))
+        items = torch.tensor([row + [0] * (width - len(row)) for row in lists])
+        known["items"] = model.encoder.table[items].detach()
+        (positive, _), batch = views_of(model, lists)
+        real = batch.items > 0
+        assert bool((positive.items == batch.items)[real].all()) != exclude
+        assert bool((positive.items != batch.items)[real].all()) == exclude
+
+
+def test_random_positions_are_equally_likely() -> None:
+    model = made(positions="random", augment_ratio=0.2)
+    torch.manual_seed(4)
+    (positive, negative), _ = views_of(model, [[3, 1, 4, 1, 5]] * 3000 + [[*range(1, 9)]])
+    assert torch.equal(positive.changed, negative.changed)
+    where = positive.changed[:-1]
+    assert set(where.sum(1).tolist()) == {1}
+    counts = where.sum(0).tolist()
+    assert counts[5:] == [0, 0, 0]
+    assert stats.chisquare(counts[:5]).pvalue > 1e-3
+    # confident positions are the same for all of these
+    (confident, _), _ = views_of(made(augment_ratio=0.2), [[3, 1, 4, 1, 5]] * 10)
+    assert sorted(confident.changed.sum(0).tolist()) == [0, 0, 0, 0, 10]
+
+
+@pytest.mark.parametrize("process", ["convex", "vp"])
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 7, T])
+def test_who_knows_the_items_restores_them_in_any_number_of_steps(
+    monkeypatch, process, n_steps
+) -> None:
+    model = made(forward_process=process, num_inference_steps=n_steps)
+    signal, weight = weights_by_hand(model)
+    items, lengths = BATCH.items, BATCH.lengths
+    z_0, noise = model.encoder.table[items].detach(), model._noise(items).detach()
+    visited = []
+
+    def knows(z_t, t, _):
+        # and the way back is the way there
+        (step,) = set(t.tolist())
+        visited.append(step)
+        torch.testing.assert_close(z_t, signal[step] * z_0 + weight[step] * noise)
+        return z_0
+
+    monkeypatch.setattr(model, "_denoise", knows)
+    assert torch.equal(model._restored(items, lengths), z_0)
+    assert len(visited) == n_steps
+    assert visited[0] == T - 1
+    assert visited == sorted(set(visited), reverse=True)
+
+
+def test_more_steps_ask_the_denoiser_about_what_it_restored() -> None:
+    one, four = (made(num_inference_steps=n) for n in (1, 4))
+    for model in (one, four):
+        restored = model._restored(BATCH.items, BATCH.lengths)
+        for row, length in enumerate(BATCH.lengths.tolist()):
+            expected = restored_by_hand(model, BATCH.items[row, :length].tolist())
+            torch.testing.assert_close(restored[row, :length], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(
+        one._restored(BATCH.items, BATCH.lengths), four._restored(BATCH.items, BATCH.lengths)
+    )
+
+
+def test_dropout_acts_in_training_and_not_where_views_are_made() -> None:
+    model = made(dropout=0.5)
+    model.eval()
+    surely = model._restored(BATCH.items, BATCH.lengths)
+    model.train()
+    assert torch.equal(model._restored(BATCH.items, BATCH.lengths), surely)
+    assert all(module.training for module in model.modules())  # as before
+    passes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        z_0 = model.encoder.items(BATCH.items)
+        passes.append(model._denoise(z_0, torch.zeros(3, dtype=torch.int64), BATCH.lengths))
+    assert not torch.equal(*passes)
+    model.eval()
+    model._restored(BATCH.items, BATCH.lengths)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("augment_step", ["last", "random"])
+def test_confidences_of_a_random_step_are_those_of_the_training_pass(
+    monkeypatch, augment_step
+) -> None:
+    model, loss = begun(monkeypatch, dropout=0.5, augment_step=augment_step)
+    asked = []
+    denoise = model._denoise
+
+    def watched(z_t, t, lengths):
+        asked.append((t.tolist(), model.training))
+        return denoise(z_t, t, lengths)
+
+    monkeypatch.setattr(model, "_denoise", watched)
+    model.train()
+    torch.manual_seed(0)
+    loss(BATCH)
+    random_step = asked[0][0]
+    assert asked[0][1]
+    assert random_step != [T - 1] * 3
+    assert asked[1:] == ([([T - 1] * 3, False)] if augment_step == "last" else [])
+    # and what is shown is what training would make
+    asked.clear()
+    torch.manual_seed(0)
+    model.eval()
+    model.views(BATCH, LOG)
+    assert asked == [([T - 1] * 3 if augment_step == "last" else random_step, False)]
+
+
+# --- fitting, refusing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "softmax"},
+        {"loss": "bce"},
+        {"loss": "gbce"},
+        {"loss": "sampled_softmax"},
+        {"rows": "windows", "max_len": 4},
+        {"rows": "prefixes"},
+        {"forward_process": "gaussian", "positions": "random", "dropout": 0.3},
+        {"share_encoder": True, "augment_step": "random", "augment_count": "max_len"},
+        {"n_heads": 1, "dim": 6, "k_sample": 0, "num_inference_steps": T},
+    ],
+    ids=str,
+)
+def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+    model = SimDiffRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not model.encoder.table[0].any()
+    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+
+
+def test_fits_in_bfloat16(random_log) -> None:
+    model = SimDiffRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
+    assert np.isfinite(model.curve[0].loss)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"augment_ratio": 0}, "augment_ratio: .*greater than 0, got 0"),
+        ({"augment_ratio": 1.5}, "augment_ratio: .*less than or equal to 1, got 1.5"),
+        ({"k_noise": 0}, "k_noise: .*greater than or equal to 1, got 0"),
+        ({"k_sample": -1}, "k_sample: .*greater than or equal to 0, got -1"),
+        ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
+        ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),
+        ({"num_inference_steps": 0}, "num_inference_steps: .*greater than or equal to 1, got 0"),
+        (
+            {"num_inference_steps": T + 1},
+            f"num_inference_steps {T + 1} is more than the {T} steps there are",
+        ),
+        ({"num_train_timesteps": 10}, r"outside \(0, 1\): use more training steps"),
+        ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
+        ({"dim": 2}, "dim 2 must be even and at least 4"),
+        (
+            {"num_inference_steps": 2, "augment_step": "random"},
+            "num_inference_steps above 1 works with augment_step='last' only",
+        ),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"forward_process": "ve"}, "forward_process: .*'convex', 'vp' or 'gaussian', got 've'"),
+        ({"augment_step": "first"}, "augment_step: .*'last' or 'random', got 'first'"),
+        ({"k_samples": 2}, r"SimDiffRec has no setting 'k_samples' \(did you mean 'k_sample'\?\)"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        SimDiffRec(**SETTINGS | settings)
+    assert str(refusal.value).startswith("SimDiffRec")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"k_noise": V - 1}, f"k_noise {V - 1} is more than the {V - 2} other items"),
+        ({"k_sample": V}, f"k_sample {V} is a rank beyond the {V - 1} items"),
+        ({"k_sample": V - 1, "exclude_original": True}, f"k_sample {V - 1} is a rank beyond"),
+    ],
+    ids=str,
+)
+def test_ranks_beyond_the_catalog_are_refused(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        SimDiffRec(**SETTINGS | settings).fit(LOG)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k_noise": V - 2},
+        {"k_noise": 99, "forward_process": "gaussian"},
+        {"k_sample": V - 1},
+        {"k_sample": V - 2, "exclude_original": True},
+    ],
+    ids=str,
+)
+def test_all_of_the_catalog_may_be_used(settings) -> None:
+    model = SimDiffRec(**SETTINGS | settings).fit(LOG)
+    assert np.isfinite(model.curve[0].loss)
+
+
+def test_pseudo_items_are_not_restored() -> None:
+    model = made(forward_process="convex")
+    real = BATCH.real.clone()
+    real[:, 0] = False
+    torch.manual_seed(0)
+    loss, restored = model._denoising_loss(replace(BATCH, real=real))
+    scores = torch.log_softmax(restored @ model.encoder.table[1:].T, 2)
+    own = scores.gather(2, (BATCH.items - 1).clamp(min=0)[:, :, None])[:, :, 0]
+    error = (restored - model.encoder.table[BATCH.items]).square().mean(2)
+    expected = -own[real].mean() + model.config.mse_weight * error[real].mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
