@@ -1,7 +1,6 @@
 """ECL-SR: its four losses written out, what the discriminator is asked, and who learns from it."""
 
 from dataclasses import replace
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
