@@ -670,8 +670,8 @@ def test_wrong_settings_are_named(settings, message) -> None:
     "settings, message",
     [
         ({"k_noise": V - 1}, f"k_noise {V - 1} is more than the {V - 2} other items"),
-        ({"k_sample": V}, f"k_sample {V} is a rank beyond the {V - 1} items"),
-        ({"k_sample": V - 1, "exclude_original": True}, f"k_sample {V - 1} is a rank beyond"),
+        ({"k_sample": V}, f"k_sample {V} is more than the {V - 1} ranks"),
+        ({"k_sample": V - 1, "exclude_original": True}, f"k_sample {V - 1} is more than the {V - 2} ranks"),
     ],
     ids=str,
 )

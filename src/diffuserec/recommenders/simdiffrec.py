@@ -126,9 +126,10 @@ class SimDiffRec(ContrastiveRecommender):
                 f"k_noise {c.k_noise} is more than the {catalog.n_items - 1} other items of this "
                 "catalog: choose a smaller one"
             )
-        if c.k_sample > catalog.n_items - c.exclude_original:
+        n_ranks = catalog.n_items - c.exclude_original
+        if c.k_sample > n_ranks:
             raise ConfigError(
-                f"k_sample {c.k_sample} is a rank beyond the {catalog.n_items} items of this "
+                f"k_sample {c.k_sample} is more than the {n_ranks} ranks that there are in this "
                 "catalog: choose a smaller one"
             )
         self.encoder = c.encoder(catalog.vocab_size)
