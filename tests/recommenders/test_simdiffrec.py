@@ -671,7 +671,10 @@ def test_wrong_settings_are_named(settings, message) -> None:
     [
         ({"k_noise": V - 1}, f"k_noise {V - 1} is more than the {V - 2} other items"),
         ({"k_sample": V}, f"k_sample {V} is more than the {V - 1} ranks"),
-        ({"k_sample": V - 1, "exclude_original": True}, f"k_sample {V - 1} is more than the {V - 2} ranks"),
+        (
+            {"k_sample": V - 1, "exclude_original": True},
+            f"k_sample {V - 1} is more than the {V - 2} ranks",
+        ),
     ],
     ids=str,
 )
