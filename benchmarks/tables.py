@@ -78,8 +78,8 @@ def summary() -> str:
     for log, name in (
         ("Amazon Beauty (5-core)", "diffrec_beauty"),
         ("MovieLens-1M, 50 positions", "diffrec_ml-1m"),
-        ("Amazon Beauty, contrast", "contrastive_beauty"),
-        ("MovieLens-1M, 50 positions, contrast", "contrastive_ml-1m"),
+        ("Amazon Beauty, contrast (bce: 3 epochs)", "contrastive_beauty"),
+        ("MovieLens-1M, contrast (4 epochs)", "contrastive_ml-1m"),
         ("Amazon Beauty, pseudo items (batches as before)", "augmentation_beauty"),
         ("MovieLens-1M, 200 positions", "sasrec_ml-1m"),
     ):
