@@ -160,7 +160,7 @@ class SequenceDenoiser(nn.Module):
     The step is told as the sum of a small network of its sinusoid and the noised embeddings.
 
     Args:
-        dim: width D, even.
+        dim: width D, even and at least 4, for the sinusoid.
         n_layers: blocks of its own; 0 where it is always called with another encoder's.
         n_heads: attention heads; divides `dim`.
         max_len: positions that have an embedding.
