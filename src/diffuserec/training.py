@@ -352,6 +352,9 @@ def train_next_item(
     rows: Rows = "users",
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
+    phase: str = "fit",
+    epochs: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> list[Epoch]:
     """:func:`train` on next-item batches, by Adam, as most recommenders do.
 
@@ -367,6 +370,9 @@ def train_next_item(
         rows: what a row of a batch is, see :func:`training_rows`.
         prepare: as for :func:`train`.
         watch: as for :func:`train`.
+        phase: as for :func:`train`.
+        epochs: at most so many, if not as in the settings.
+        optimizer: over the method's parameters, if not Adam.
 
     Raises:
         DataError: a method that contrasts sequences is given a single one.
@@ -387,12 +393,13 @@ def train_next_item(
         loss,
         batches,
         n_batches=next_item_batches(n_rows, c.batch_size),
-        optimizer=torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
-        epochs=c.epochs,
+        optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        epochs=epochs or c.epochs,
         run=run,
         data=data,
         validate=None if valid is None else validation(method, score, valid),
         patience=c.patience,
+        phase=phase,
         prepare=prepare,
         watch=watch,
     )

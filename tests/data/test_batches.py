@@ -389,3 +389,13 @@ def test_a_batch_of_some_rows_is_the_one_that_is_trained_on(
         rows = (expected.users.numpy() - 100) // 3
         for name, tensor in vars(batch_of(dataset, rows, max_len)).items():
             assert torch.equal(tensor, getattr(expected, name)), name
+
+
+def test_the_whole_row_ends_with_its_newest_target() -> None:
+    data = dataset_of([[(1, True), (2, False), (3, False)], [(4, False), (5, False)]])
+    whole = batch_of(data, np.array([0, 1]), 50).whole()
+    assert whole.items.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert whole.lengths.tolist() == [3, 2]
+    assert whole.users.tolist() == [100, 103]
+    cut = batch_of(data, np.array([0]), 1).whole()
+    assert cut.items.tolist() == [[2, 3]]

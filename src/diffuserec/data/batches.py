@@ -80,6 +80,13 @@ class Batch:
         if self.real is None:
             object.__setattr__(self, "real", self.items > 0)
 
+    def whole(self) -> Histories:
+        """The rows with their newest item, which ``items`` leaves out, where it is a target."""
+        newest = self.targets.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]
+        items = torch.cat([self.items, torch.zeros_like(self.items[:, :1])], dim=1)
+        items = items.scatter(1, self.lengths[:, None], newest[:, None])
+        return Histories(self.users, items, self.lengths + (newest > 0))
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
