@@ -226,6 +226,52 @@ def test_augment_writes_the_whole_log_with_marked_additions(
     assert added.to_list() == [2] * real["user_id"].n_unique()
 
 
+def test_augment_writes_variants_as_users_of_their_own(
+    folder: Path, log: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "variants.parquet"
+    words = ["augment", data, "--method", "diff4rec", "--out", out]
+    for setting in ("n_variants=2", "epochs=1", "latent_dim=4", "hidden_dim=8", "reorder=none"):
+        words += ["--set", setting]
+    assert call(capsys, *words)[0] == 0
+    real = pl.read_csv(log).sort(["user_id", "timestamp"], maintain_order=True)
+    made = pl.read_parquet(out)
+    kept = made.filter(~pl.col("synthetic"))
+    assert sorted(kept["item_id"].to_list()) == sorted(real["item_id"].to_list())
+    lengths = {user: rows.height for (user,), rows in made.group_by("user_id")}
+    own = {
+        str(user): rows["item_id"]
+        for (user,), rows in real.group_by("user_id", maintain_order=True)
+    }
+    assert len(lengths) == 3 * len(own)
+    for user, items in own.items():
+        for number in (1, 2):
+            variant = made.filter(pl.col("user_id") == f"{user}#{number}")
+            assert variant["synthetic"].all()
+            # of the training part: all but the last two
+            assert variant.height == len(items) - 2 if len(items) > 2 else len(items)
+            same = (variant["item_id"] == items[: variant.height]).sum()
+            assert 0 < variant.height - same <= max(1, 0.2 * variant.height + 0.5)
+
+
+def test_a_run_on_variants_shows_them_and_is_compared(
+    folder: Path, data: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "varied"
+    words = ["train", data, "--model", "sasrec", *QUICK, "--augment", "diff4rec", "--out", out]
+    for setting in ("n_variants=2", "epochs=1", "latent_dim=4", "hidden_dim=8"):
+        words += ["--augment-set", setting]
+    assert call(capsys, *words)[0] == 0
+    text = (out / "report.html").read_text()
+    assert "What was trained on beside the sequences" in text
+    assert "variant 2, difficulty" in text
+    assert "What the augmenter made up" not in text
+    status, printed, _ = call(capsys, "compare", runs["plain"], out, "--out", folder / "v.html")
+    assert status == 0
+    assert "sasrec + diff4rec" in printed
+    assert "variant 2, difficulty" in (folder / "v.html").read_text()
+
+
 def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     _, printed, _ = call(capsys, "models", "--json")
     names = {row["name"] for row in json.loads(printed)["methods"]}

@@ -27,6 +27,7 @@ from diffuserec.data import (
     Queries,
     SequenceDataset,
     Split,
+    Store,
     histories_of,
     leave_one_out,
     load_dataset,
@@ -46,6 +47,14 @@ QUICK: dict[str, dict[str, Any]] = {
         ["sasrec", "cl4srec", "duorec", "mclrec", "ecl", "contrarec", "cadirec"], TRANSFORMER
     ),
     "simdiffrec": TRANSFORMER | {"k_noise": 2, "k_sample": 3, "num_train_timesteps": 40},
+    "stosa": TRANSFORMER,
+    "gru4rec": {"epochs": 12, "dim": 16, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16},
+    "caser": {"epochs": 12, "dim": 16, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16},
+    "vsan": TRANSFORMER,
+    "mfgan": TRANSFORMER | {"rounds": 1, "generator_epochs": 2, "n_candidates": 3},
+    "acvae": {"epochs": 12, "dim": 16, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16},
+    "bpr": {"dim": 8, "epochs": 5, "learning_rate": 0.02, "batch_size": 64},
+    "neumf": {"dim": 8, "epochs": 5, "learning_rate": 0.02, "batch_size": 64, "hidden": (8, 4)},
     "dreamrec": {
         "dim": 16,
         "epochs": 6,
@@ -65,6 +74,14 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_train_timesteps": 20,
         "n_draws": 3,
     },
+    "asrep": {"n_items": 2, "model_settings": TRANSFORMER},
+    "diff4rec": {
+        "latent_dim": 8,
+        "hidden_dim": 16,
+        "epochs": 3,
+        "num_train_timesteps": 20,
+        "n_variants": 3,
+    },
     "diffuasr": {
         "n_items": 2,
         "min_condition": 1,
@@ -75,14 +92,22 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_inference_steps": 4,
     },
 }
-WITHOUT_ORDER = {"popularity"}
-"""Recommenders whose scores have nothing to do with the history."""
+WITHOUT_ORDER = {"popularity", "bpr", "neumf"}
+"""Recommenders whose scores know nothing of a history's order."""
+
+WITHOUT_NOISE = {"asrep"}
+"""Augmenters that take what is likeliest."""
+
+WITHOUT_CONTEXT = {"bpr", "neumf"}
+"""Recommenders that learn which user has which item: items that are context say nothing."""
 
 RECOMMENDERS = method_names("recommender")
 GENERATIVE = [
     name for name in RECOMMENDERS if issubclass(find("recommender", name), GenerativeRecommender)
 ]
 AUGMENTERS = method_names("augmenter")
+VARYING = [name for name in AUGMENTERS if find("augmenter", name).makes_variants]
+PREPENDING = [name for name in AUGMENTERS if name not in VARYING]
 METHODS = [("recommender", name) for name in RECOMMENDERS] + [
     ("augmenter", name) for name in AUGMENTERS
 ]
@@ -141,8 +166,13 @@ def recommender(request, split: Split) -> Recommender:
     return fitted("recommender", request.param, split)
 
 
-@pytest.fixture(params=AUGMENTERS)
+@pytest.fixture(params=PREPENDING)
 def augmenter(request, split: Split) -> Augmenter:
+    return fitted("augmenter", request.param, split)
+
+
+@pytest.fixture(params=VARYING)
+def varying(request, split: Split) -> Augmenter:
     return fitted("augmenter", request.param, split)
 
 
@@ -165,7 +195,8 @@ def test_overrides_nothing_concrete(kind: str, name: str) -> None:
     every_class = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"}
     own = set(vars(method)) - every_class
     declared = base.__abstractmethods__ | {"Config"}
-    assert (own & inherited) - {"gives_logits"} == declared  # which says something of a method
+    said = {"gives_logits", "makes_variants"}  # which say something of a method
+    assert (own & inherited) - said == declared
     assert not method.__abstractmethods__
 
 
@@ -605,6 +636,11 @@ def test_an_empty_history_among_others_has_no_spread(generative, split: Split) -
 def assert_same_dataset(a: SequenceDataset, b: SequenceDataset) -> None:
     for field in ("items", "offsets", "users", "synthetic"):
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
+    assert (a.variants is None) == (b.variants is None)
+    if a.variants is not None and b.variants is not None:
+        np.testing.assert_array_equal(a.variants.items, b.variants.items)
+        np.testing.assert_allclose(a.variants.difficulty, b.variants.difficulty, atol=1e-6)
+        assert a.variants.schedule == b.variants.schedule
 
 
 @pytest.fixture(scope="session")
@@ -641,7 +677,8 @@ def test_augmenting_keeps_users_and_what_they_really_had(augmenter, mixed) -> No
 def test_augmenting_is_by_user_and_seed(augmenter, mixed) -> None:
     longer = augmenter.augment(mixed, seed=3)
     assert_same_dataset(augmenter.augment(mixed, seed=3), longer)
-    assert augmenter.augment(mixed, seed=4).items.tolist() != longer.items.tolist()
+    other = augmenter.augment(mixed, seed=4)
+    assert (other.items.tolist() == longer.items.tolist()) == (augmenter.name in WITHOUT_NOISE)
     # whoever else is in the call
     some = np.array([20, 3, 4, 11])
     assert_same_dataset(augmenter.augment(mixed.select(some), seed=3), longer.select(some))
@@ -665,7 +702,7 @@ def test_augmenting_leaves_the_callers_random_numbers_alone(augmenter, mixed) ->
     assert_same_dataset(augmenter.augment(mixed, seed=3), first)
 
 
-@pytest.mark.parametrize("name", AUGMENTERS)
+@pytest.mark.parametrize("name", PREPENDING)
 def test_only_short_histories_when_asked(name: str, split: Split) -> None:
     longest = 5
     chosen = find("augmenter", name)(**QUICK.get(name, {}), max_history=longest).fit(split.train)
@@ -682,6 +719,101 @@ def test_a_saved_augmenter_adds_the_same(augmenter, mixed, tmp_path: Path) -> No
     assert loaded.config == augmenter.config
     assert_same_state(loaded, augmenter)
     assert_same_dataset(loaded.augment(mixed, seed=3), augmenter.augment(mixed, seed=3))
+
+
+def test_variants_stand_beside_sequences_that_stay_as_they_are(varying, mixed) -> None:
+    before = mixed.items.copy()
+    varied = varying.augment(mixed, seed=3)
+    np.testing.assert_array_equal(mixed.items, before)
+    assert mixed.variants is None
+    for field in ("items", "offsets", "users", "synthetic"):
+        np.testing.assert_array_equal(getattr(varied, field), getattr(mixed, field))
+    assert varied.catalog is mixed.catalog
+    variants = varied.variants
+    assert variants.items.dtype == np.int32
+    assert variants.items.shape == (len(variants), len(mixed.items))
+    assert variants.difficulty.shape == (len(variants), len(mixed))
+    assert variants.items.min() >= 1
+    assert variants.items.max() <= 20
+    assert (variants.items != mixed.items).any(1).all()
+    # a history that is only scored is left alone
+    assert varying.lengthened(mixed, seed=3) is mixed
+
+
+def test_variants_are_by_user_and_seed(varying, mixed) -> None:
+    varied = varying.augment(mixed, seed=3)
+    assert_same_dataset(varying.augment(mixed, seed=3), varied)
+    other = varying.augment(mixed, seed=4)
+    assert other.variants.items.tolist() != varied.variants.items.tolist()
+    for some in (np.array([20, 3, 4, 11]), np.array([29])):
+        alone = varying.augment(mixed.select(some), seed=3)
+        assert_same_dataset(alone, varied.select(some))
+
+
+def test_variants_of_no_one(varying, mixed) -> None:
+    nobody = mixed.select(np.zeros(len(mixed), dtype=bool))
+    assert varying.augment(nobody).variants.items.shape[1] == 0
+    empty = SequenceDataset.from_lists([[], []], mixed.catalog)
+    assert varying.augment(empty).variants.difficulty.shape[1] == 2
+
+
+def test_variants_leave_the_callers_random_numbers_alone(varying, mixed) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = varying.augment(mixed, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_same_dataset(varying.augment(mixed, seed=3), first)
+
+
+def test_a_saved_augmenter_makes_the_same_variants(varying, mixed, tmp_path: Path) -> None:
+    varying.save(tmp_path / "augmenter")
+    loaded = load(tmp_path / "augmenter")
+    assert_same_state(loaded, varying)
+    assert_same_dataset(loaded.augment(mixed, seed=3), varying.augment(mixed, seed=3))
+
+
+TRAINED = sorted(set(RECOMMENDERS) - {"popularity", "markov", "itemknn"})
+
+
+def in_store(kind: str, name: str, store: Split) -> Any:
+    """Fitted on the built-in store, a recommender for two epochs, once for all tests."""
+    key = (f"{kind} in the store", name)
+    if key not in _FITTED:
+        _FITTED[key] = shortly(kind, name).fit(store.train, run=Run(seed=1))
+    return _FITTED[key]
+
+
+def shortly(kind: str, name: str) -> Any:
+    settings = made(kind, name).config.model_dump(mode="json")
+    return find(kind, name)(**settings | ({"epochs": 2} if kind == "recommender" else {}))
+
+
+@pytest.mark.parametrize("kind", AUGMENTERS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_recommender_trains_on_what_every_augmenter_makes(
+    name: str, kind: str, built_in_store: Split
+) -> None:
+    augmenter = in_store("augmenter", kind, built_in_store)
+    train = augmenter.augment(built_in_store.train)
+    assert train.variants is not None or train.synthetic.any()
+    model = shortly("recommender", name).fit(train, run=Run(seed=1))
+    # what was made counts neither as popular ...
+    counts = np.bincount(built_in_store.train.items, minlength=train.vocab_size)
+    assert model.popularity.tolist() == counts.tolist()
+    histories = all_histories(augmenter.lengthened(built_in_store.test.histories))
+    with torch.no_grad():
+        assert torch.isfinite(model.score(histories)[:, 1:]).all()
+    # ... nor is it passed over, but by those for whom there is no context
+    plain = in_store("recommender", name, built_in_store).state_dict()
+    same = all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
+    assert same == (name in WITHOUT_CONTEXT and not augmenter.makes_variants)
+
+
+@pytest.fixture(scope="session")
+def built_in_store() -> Split:
+    """The built-in store, small."""
+    return leave_one_out(Store(n_users=80, n_items=60, seed=0).dataset())
 
 
 def test_a_recommender_accepts_what_an_augmenter_adds(augmenter, split: Split) -> None:

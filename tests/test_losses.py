@@ -13,6 +13,7 @@ from diffuserec import losses
 from diffuserec.data import SequenceDataset
 from diffuserec.losses import (
     binary_cross_entropy,
+    bpr_max,
     gbce,
     info_nce,
     mixture_cross_entropy,
@@ -262,6 +263,46 @@ def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, 
     ]
     mean = torch.stack(estimates).mean()
     assert mean.item() == pytest.approx(score[1:].exp().sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_bpr_max_is_the_sum_over_negatives(penalty):
+    states, table, targets = problem(torch.float64, scale=0.6)
+    negatives = torch.tensor([4, 9, 9, 30, int(targets[0])])
+
+    def by_hand(states, table, targets):
+        total = 0
+        for state, target in zip(states, targets, strict=True):
+            others = [state @ table[item] for item in negatives if item != target]
+            whole = sum(torch.exp(other) for other in others)
+            better = penalized = 0
+            for other in others:
+                weight = torch.exp(other) / whole
+                better = better + weight / (1 + torch.exp(other - state @ table[target]))
+                penalized = penalized + weight * other**2
+            total = total - torch.log(better) + penalty * penalized
+        return total / len(states)
+
+    def ours(states, table, targets):
+        return bpr_max(states, table, targets, negatives, penalty)
+
+    assert (targets == targets[0]).sum() < P
+    for mine, other in zip(
+        with_gradients(ours, states, table, targets),
+        with_gradients(by_hand, states, table, targets),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_bpr_max_where_the_only_negative_is_the_target_is_a_number():
+    states, table, targets = problem()
+    value, of_states, of_table = with_gradients(
+        lambda *given: bpr_max(*given, targets[:1]), states, table, targets
+    )
+    assert value.isfinite()
+    assert of_states.isfinite().all()
+    assert of_table.isfinite().all()
 
 
 def test_seen_keys_are_real_pairs_of_global_user_numbers():
@@ -522,3 +563,31 @@ def test_info_nce_counts_in_float32_under_autocast(two_way):
     assert low.dtype == high.dtype == torch.float32
     assert torch.equal(low, expected)
     assert torch.equal(high, expected)
+
+
+@pytest.mark.parametrize("likelihood", ["multinomial", "bernoulli"])
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_the_likelihood_of_sets_and_its_gradients(likelihood, block, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    torch.manual_seed(0)
+    sets = [[1, 4, 2], [5], [], [3, 2]]
+    states = torch.randn(4, 6, requires_grad=True)
+    table = torch.randn(7, 6, requires_grad=True)
+    items = torch.tensor([item for own in sets for item in own])
+    offsets = torch.tensor([0, 3, 4, 4])
+    found = losses.set_likelihood(states, table, items, offsets, likelihood)
+    found_grads = torch.autograd.grad(found, [states, table])
+    logits = states @ table.T
+    expected = torch.zeros(())
+    for row, own in enumerate(sets):
+        if likelihood == "multinomial":
+            expected = expected + torch.log_softmax(logits[row, 1:], 0)[[i - 1 for i in own]].sum()
+        else:
+            present = torch.zeros(6)
+            present[[i - 1 for i in own]] = 1.0
+            bernoulli = torch.distributions.Bernoulli(logits=logits[row, 1:])
+            expected = expected + bernoulli.log_prob(present).sum()
+    expected = expected / 4
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(found_grads, torch.autograd.grad(expected, [states, table]), strict=True):
+        torch.testing.assert_close(one, other)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,14 @@ from safetensors import safe_open
 
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run, Settings
-from diffuserec.data import Catalog, SequenceDataset, leave_one_out, training_batches
+from diffuserec.data import (
+    Catalog,
+    Schedule,
+    SequenceDataset,
+    Variants,
+    leave_one_out,
+    training_batches,
+)
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.recommenders.sasrec import SASRec
@@ -646,3 +653,74 @@ def test_a_contrast_needs_two_users_with_a_next_item(sequences, n) -> None:
         SimDiffRec(**settings).fit(log)
     two = SequenceDataset.from_lists([[1, 2, 3], [3, 1]])
     assert len(SimDiffRec(**settings).fit(two).curve) == 1
+
+
+class _Line(Recommender):
+    """One parameter w whose loss on a batch is w times the sum of its items; for the loop alone."""
+
+    def build(self, catalog: Catalog) -> None:
+        self.w = torch.nn.Parameter(torch.ones(()))
+
+    def fit(self, train, valid=None, run=None):
+        raise NotImplementedError
+
+    def score(self, histories, seed=0):
+        raise NotImplementedError
+
+
+def test_the_loss_of_variants_is_added_by_their_weight() -> None:
+    data = SequenceDataset.from_lists([[1, 2], [3, 4]])
+    items = np.array([[5, 6, 7, 8], [9, 9, 9, 9]], dtype=np.int32)
+    schedule = Schedule(weight=0.5, each_step="all")
+    difficulty = np.zeros((2, 2), dtype=np.float32)
+    data = replace(data, variants=Variants(items, difficulty, schedule))
+    model = _Line()
+    model.begin(data, Run())
+    seen = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def loss(batch):
+        seen.append(batch.items[:, 0].tolist())
+        return model.w * batch.items[:, 0].float().mean()
+
+    for n_epochs in (1, 2):
+        model.begin(data, Run())
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        train(
+            model,
+            loss,
+            lambda epoch: training_batches(data, 2, 5, 0, epoch),
+            n_batches=1,
+            optimizer=optimizer,
+            epochs=n_epochs,
+            run=Run(),
+            data=data,
+        )
+        # the first epoch has the first variant, the second both with the weight of two
+        first = 2 + 0.5 * 6
+        expected = [1 - first, 1 - first - (2 + 2 * 0.5 * 7.5)][n_epochs - 1]
+        assert float(model.w.detach()) == expected
+    assert [sorted(items) for items in seen[-2:]] == [[1, 3], [5, 7, 9, 9]]
+
+
+@pytest.mark.parametrize("pacing, n_epochs", [("none", 3), ("cumulative", 6), ("one_pass", 7)])
+def test_no_early_stop_before_every_variant_was_in_use(pacing, n_epochs) -> None:
+    data = SequenceDataset.from_lists([[1, 2], [3, 4]])
+    items = np.tile(data.items, (4, 1))
+    variants = Variants(items, np.zeros((4, 2), dtype=np.float32), Schedule(pacing))
+    data = replace(data, variants=variants)
+    model = _Line()
+    model.begin(data, Run())
+    records = train(
+        model,
+        lambda batch: model.w * 1.0,
+        lambda epoch: training_batches(data, 2, 5, 0, epoch),
+        n_batches=1,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        epochs=50,
+        run=Run(),
+        data=data,
+        validate=lambda: 0.0,  # never better than the first
+        patience=2,
+    )
+    assert len(records) == n_epochs

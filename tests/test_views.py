@@ -29,6 +29,7 @@ from diffuserec.views import (
     nearest_items,
     random_positions,
     random_prefix,
+    random_share,
     reorder,
     substitute,
     top_items,
@@ -358,6 +359,20 @@ def test_random_positions_are_real_and_as_many_as_asked(data, width, seed):
         assert not where[row, length:].any()
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.6, 1.0])
+def test_a_random_share_is_a_chance_for_each_and_one_for_certain(ratio):
+    eligible = torch.tensor([[True] * 6, [False, True, True, False, True, False], [False] * 6])
+    torch.manual_seed(0)
+    drawn = torch.stack([random_share(eligible, ratio) for _ in range(4000)])
+    assert not (drawn & ~eligible).any()
+    assert drawn[:, :2].any(2).all()
+    for row, n in enumerate([6, 3]):
+        # what came up by itself, or was chosen because nothing had
+        expected = ratio + (1 - ratio) ** n / n
+        shares = drawn[:, row][:, eligible[row]].double().mean(0)
+        assert (shares - expected).abs().max() <= 4 * math.sqrt(expected * (1 - expected) / 4000)
+
+
 def test_random_positions_are_equally_likely_for_every_length():
     torch.manual_seed(0)
     lengths = torch.tensor([3, 5]).repeat(DRAWS)
@@ -490,6 +505,10 @@ def targets_of(dataset: SequenceDataset) -> dict[int, int]:
     }
 
 
+def items_at(dataset, places):
+    return torch.from_numpy(dataset.items.astype(np.int64))[places]
+
+
 @settings(max_examples=150, deadline=None)
 @given(FLAGGED, st.integers(1, 7), SEEDS)
 def test_the_same_target_by_brute_force(sequences, max_len, seed):
@@ -497,7 +516,9 @@ def test_the_same_target_by_brute_force(sequences, max_len, seed):
     dataset = dataset_of(sequences)
     starts = targets_of(dataset)
     places = torch.tensor([*starts, *starts, *starts], dtype=torch.int64)
-    (items, lengths), others = SameTarget(dataset, max_len).sample(places)
+    (items, lengths), others = SameTarget(dataset, max_len).sample(
+        places, items_at(dataset, places)
+    )
     assert len(items) == len(lengths) == len(others) == len(places)
     for place, other, row, length in zip(
         places.tolist(), others.tolist(), items.tolist(), lengths.tolist(), strict=True
@@ -516,10 +537,21 @@ def test_the_same_target_by_hand():
     torch.manual_seed(0)
     found = set()
     for _ in range(50):
-        (items, lengths), others = same.sample(torch.tensor([2, 1]))
+        (items, lengths), others = same.sample(torch.tensor([2, 1]), torch.tensor([3, 2]))
         found.add((others[0].item(), *items[0, : lengths[0]].tolist()))
         assert (others[1].item(), *items[1, : lengths[1]].tolist()) == (1, 1)
     assert found == {(4, 2), (6, 3, 1)}
+
+
+def test_the_same_target_of_a_variant_is_any_place_that_holds_its_item():
+    # place 1 of the original holds 2, that of its variant 3 or 7, which no one was given next
+    dataset = SequenceDataset.from_lists([[1, 2, 3], [2, 3, 1, 3], [7]])
+    torch.manual_seed(0)
+    places = torch.ones(50, dtype=torch.int64)
+    _, others = SameTarget(dataset, 2).sample(places, torch.full((50,), 3))
+    assert set(others.tolist()) == {2, 4, 6}
+    _, others = SameTarget(dataset, 2).sample(places, torch.full((50,), 7))
+    assert set(others.tolist()) == {1}
 
 
 @pytest.mark.parametrize("place", [1, 5, 13])
@@ -527,7 +559,8 @@ def test_every_other_place_of_a_target_is_equally_likely(place):
     # item 9 at places 1, 3, 5, 7, 10 and 13
     dataset = SequenceDataset.from_lists([[1, 9, 2, 9], [3, 9], [4, 9, 5], [6, 9], [9, 7, 9]])
     torch.manual_seed(0)
-    _, others = SameTarget(dataset, 5).sample(torch.full((DRAWS,), place))
+    places = torch.full((DRAWS,), place)
+    _, others = SameTarget(dataset, 5).sample(places, items_at(dataset, places))
     assert_equally_likely(Counter(others.tolist()), {1, 3, 5, 7, 10, 13} - {place})
 
 
@@ -536,7 +569,7 @@ def test_the_same_target_of_a_batch_is_its_newest_target(random_log):
     for rows in ("users", "prefixes"):
         for batch in training_batches(random_log, 8, 5, 0, 0, rows):
             newest = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
-            _, others = same.sample(batch.places)
+            _, others = same.sample(batch.places, newest)
             assert random_log.items[others.numpy()].tolist() == newest.tolist()
             owners = same.owners[batch.places.numpy()]
             assert random_log.users[owners].tolist() == batch.users.tolist()
@@ -544,7 +577,7 @@ def test_the_same_target_of_a_batch_is_its_newest_target(random_log):
 
 def test_a_log_without_targets_has_none_to_sample():
     (items, lengths), others = SameTarget(SequenceDataset.from_lists([[1], [], [2]]), 3).sample(
-        torch.zeros(0, dtype=torch.int64)
+        torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     )
     assert len(items) == len(lengths) == len(others) == 0
 

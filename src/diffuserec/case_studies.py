@@ -15,7 +15,7 @@ from diffuserec.contracts import ContrastiveRecommender, GenerativeRecommender, 
 from diffuserec.data import SequenceDataset
 from diffuserec.data.batches import trainable_rows
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation.html import DrawnLists, Example
+from diffuserec.evaluation.html import DrawnLists, Example, Varied
 from diffuserec.evaluation.inspection import (
     Inspection,
     inspected,
@@ -29,7 +29,7 @@ from diffuserec.runs import TrainedRun
 
 def examples(run: TrainedRun, n: int = 5) -> list[Example]:
     """Some users' generated items beside their real ones and what came next; short users first."""
-    if run.augmenter is None:
+    if run.augmenter is None or run.augmenter.makes_variants:
         return []
     queries = run.split.test
     rows = np.flatnonzero((queries.histories.lengths >= 3) & (queries.histories.lengths <= 8))[:n]
@@ -53,6 +53,35 @@ def examples(run: TrainedRun, n: int = 5) -> list[Example]:
     return found
 
 
+def varied_sequences(run: TrainedRun, n: int = 3) -> list[Varied]:
+    """Some users' training sequences with the easiest and the hardest of their variants.
+
+    Empty where the augmenter makes none.
+    """
+    if run.augmenter is None or not run.augmenter.makes_variants:
+        return []
+    train = run.split.train
+    rows = np.flatnonzero((train.lengths >= 4) & (train.lengths <= 8))[:n]
+    if not len(rows):
+        rows = np.flatnonzero(train.lengths > 0)[:n]
+    beside = run.augmenter.augment(train.select(rows), run.plan.seed)
+    variants = beside.variants
+    assert variants is not None
+    names = _display_names(train)
+    found = []
+    for place in range(len(rows)):
+        own = beside[place]
+        shown = {}
+        for number in dict.fromkeys((0, len(variants) - 1)):
+            items = variants.items[number, beside.offsets[place] : beside.offsets[place + 1]]
+            what = f"variant {number + 1}, difficulty {variants.difficulty[number, place]:.3f}"
+            new = (~np.isin(items, own)).tolist()
+            shown[what] = list(zip(names(items), new, strict=True))
+        user = str(_user_name(train, int(beside.users[place])))
+        found.append(Varied(user, names(own), shown))
+    return found
+
+
 def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
     """What a generative recommender shows some users: ten draws averaged, and three seeds alone.
 
@@ -65,7 +94,9 @@ def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[Dra
     rows = np.flatnonzero((queries.histories.lengths >= 4) & (queries.histories.lengths <= 10))
     rows = rows[:n_users] if len(rows) else np.arange(min(n_users, len(queries)))
     histories = queries.histories.select(rows)
-    longer = histories if run.augmenter is None else run.augmenter.augment(histories, run.plan.seed)
+    longer = (
+        histories if run.augmenter is None else run.augmenter.lengthened(histories, run.plan.seed)
+    )
     everyone = np.arange(len(rows))
     tables = {"mean of 10 draws": model.averaged(longer, everyone, run.plan.seed, 10).mean}
     for seed in range(3):

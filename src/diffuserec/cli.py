@@ -284,15 +284,17 @@ def augment(
     precision: Precision = "fp32",
     settings: Set = None,
 ) -> None:
-    """Writes the log with synthetic items in front, for training any other system on.
+    """Writes the log with synthetic items, for training any other system on.
 
     The augmenter learns from, and looks at, the training part only; validation and test items
-    stand untouched at the end of each history.
+    stand untouched at the end of each history. Items come in front of histories; an augmenter that
+    makes variants of them instead adds a user for each, U#1, U#2, and so on.
 
     Examples:
 
         diffuserec augment data/clicks --method diffuasr --out clicks-augmented.csv
         diffuserec augment data/clicks --method random --max-history 5 --out augmented.parquet
+        diffuserec augment data/clicks --method diff4rec --set n_variants=3 --out variants.csv
     """
     from diffuserec.contracts import Run
     from diffuserec.data import from_dataset
@@ -483,7 +485,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"a setting is written name=value, got {pair!r}")
         try:
-            settings[name] = None if text == "none" else tomllib.loads(f"value = {text}")["value"]
+            settings[name] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             settings[name] = text
     return settings

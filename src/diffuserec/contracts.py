@@ -20,20 +20,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from jaxtyping import Bool, Float, Int, Int64
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from diffuserec.artifacts import Artifact, read_artifact, write_artifact
 from diffuserec.data import Batch, Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
 from diffuserec.draws import Averaged
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.nn.encoders import TransformerEncoder
+from diffuserec.nn.encoders import SequenceEncoder
 from diffuserec.ranking import allowed_mask, hide, seen_pairs, top_k
 
 
@@ -66,6 +67,17 @@ class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Neither a command line nor TOML can say None but by its name."""
+
+        def may_be_none(name: str) -> bool:
+            field = cls.model_fields.get(name)
+            return field is not None and NoneType in get_args(field.annotation)
+
+        return {k: None if v == "none" and may_be_none(k) else v for k, v in values.items()}
 
 
 class Method(nn.Module, ABC):
@@ -222,7 +234,7 @@ class Recommender(Method):
         mask = allowed_mask(
             self.catalog.vocab_size, self._listed("allow", allow), self._listed("deny", deny)
         )
-        longer = dataset if augmenter is None else augmenter.augment(dataset, seed)
+        longer = dataset if augmenter is None else augmenter.lengthened(dataset, seed)
         frames = [_no_recommendations(self.catalog, drawing is not None)]
         self.eval()
         for first in range(0, len(dataset), batch_size):
@@ -384,7 +396,7 @@ class ContrastiveRecommender(Recommender):
         encoder: of the sequences; it holds the item embeddings.
     """
 
-    encoder: TransformerEncoder
+    encoder: SequenceEncoder
 
     @abstractmethod
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -441,19 +453,46 @@ class GenerativeRecommender(Recommender):
 
 
 class Augmenter(Method):
-    """Makes sequences longer: dataset in, dataset out, the additions marked synthetic."""
+    """Adds to sequences: dataset in, dataset out.
+
+    Either items in front of them, marked synthetic, or variants beside them for training.
+
+    Attributes:
+        makes_variants: whether it is variants that it adds, so that histories which are only
+            scored stay as they are.
+    """
+
+    makes_variants: ClassVar[bool] = False
 
     @abstractmethod
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users, with generated items added.
 
         Pure, and by user: what a user is given depends on (seed, user, that user's own history).
-        The one call serves the training part, validation, test and serving histories.
 
         Args:
             dataset: the histories as they are allowed to be seen.
             seed: of the noise.
         """
+
+    def lengthened(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """What a recommender that learned from augmented sequences is shown of histories."""
+        return histories if self.makes_variants else self.augment(histories, seed)
+
+
+class PrependingSettings(Settings):
+    """Those of an augmenter that puts items in front of histories."""
+
+    n_items: int = Field(10, ge=1)
+    """M, the items put in front of a history."""
+    max_history: int | None = Field(None, ge=1)
+    """Only users with at most so many real items are given any; None means all."""
+
+    def rows(self, dataset: SequenceDataset) -> Int64[np.ndarray, " R"]:
+        """The sequences that are given items; empty ones stay empty."""
+        lengths = dataset.real_lengths
+        longest = np.inf if self.max_history is None else self.max_history
+        return np.flatnonzero((lengths > 0) & (lengths <= longest))
 
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)

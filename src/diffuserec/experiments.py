@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from diffuserec.case_studies import drawn_lists, examples, short_inspection
+from diffuserec.case_studies import drawn_lists, examples, short_inspection, varied_sequences
 from diffuserec.contracts import (
     Augmenter,
     ContrastiveRecommender,
@@ -120,6 +120,7 @@ def train_run(
         curves={plan.label: curve},
         examples=examples(trained),
         drawn=drawn_lists(trained),
+        varied=varied_sequences(trained),
         inspection=short_inspection(trained, train_data),
     )
     finish(path, plan, seconds)
@@ -130,7 +131,7 @@ def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queri
     """The queries with lengthened histories."""
     if augmenter is None:
         return queries
-    return Queries(augmenter.augment(queries.histories, seed), queries.targets)
+    return Queries(augmenter.lengthened(queries.histories, seed), queries.targets)
 
 
 def compare_runs(
@@ -186,6 +187,7 @@ def compare_runs(
             curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             examples=examples(shown) if shown else [],
             drawn=drawn_lists(drawing) if drawing else [],
+            varied=varied_sequences(shown) if shown else [],
             inspection=short_inspection(viewed, viewed.training_data()) if viewed else None,
         )
     return report

@@ -1,6 +1,7 @@
 """What leaves for other systems: lists of a trained run, and logs with synthetic items."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from diffuserec.contracts import Recommender, Run, find, load
-from diffuserec.data import SequenceDataset, leave_one_out, load_dataset, read_log
+from diffuserec.data import SequenceDataset, Variants, leave_one_out, load_dataset, read_log
 from diffuserec.errors import ConfigError, DataError
 
 
@@ -87,7 +88,36 @@ def augment_log(
     split = leave_one_out(dataset)
     augmenter = find("augmenter", method)(**settings)
     augmenter.fit(split.train, split.valid, run)
-    return append_rest(augmenter.augment(split.train, run.seed), dataset, split.train)
+    augmented = augmenter.augment(split.train, run.seed)
+    if augmented.variants is not None:
+        return with_variants(dataset, augmented, augmented.variants)
+    return append_rest(augmented, dataset, split.train)
+
+
+def with_variants(
+    whole: SequenceDataset, part: SequenceDataset, variants: Variants
+) -> SequenceDataset:
+    """The whole sequences, and after them each variant as a synthetic user of its own.
+
+    Variant k of user ``B12`` is user ``B12#k``, counted from 1, the first that training uses.
+
+    Args:
+        whole: the full sequences.
+        part: the training part, of the same users.
+        variants: of the training part.
+    """
+    n_variants, n_users = variants.difficulty.shape
+    starts = np.arange(n_variants)[:, None] * len(part.items) + part.offsets[None, 1:]
+    offsets = np.concatenate([whole.offsets, len(whole.items) + starts.reshape(-1)])
+    known = whole.catalog.user_ids
+    names = pl.Series(np.asarray(whole.users)) if known is None else known.gather(whole.users)
+    names = names.cast(pl.String)
+    made = [names.gather(np.arange(n_users)) + f"#{number + 1}" for number in range(n_variants)]
+    user_ids = pl.concat([names, *made]).rename("user_id")
+    catalog = replace(whole.catalog, n_users=len(user_ids), user_ids=user_ids)
+    items = np.concatenate([whole.items, variants.items.reshape(-1)])
+    synthetic = np.arange(len(items)) >= len(whole.items)
+    return SequenceDataset(items, offsets, catalog, synthetic=synthetic)
 
 
 def append_rest(

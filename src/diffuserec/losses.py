@@ -3,6 +3,8 @@
 Next-item losses take only real positions, P of them, so that padding costs nothing. Sources: full
 softmax for SASRec, Klenitskiy & Vasilev (RecSys 2023, arXiv 2309.07602); binary cross entropy with
 one negative, Kang & McAuley (ICDM 2018); gBCE, Petrov & Macdonald (RecSys 2023, arXiv 2308.07192);
+BPR-max, Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847);
+sets of items, Liang, Krishnan, Hoffman & Jebara (WWW 2018);
 InfoNCE, van den Oord, Li & Vinyals (arXiv 1807.03748), as NT-Xent by Chen, Kornblith, Norouzi &
 Hinton (ICML 2020) and with labels by Khosla et al. (NeurIPS 2020).
 """
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffuserec.data import SequenceDataset
 
@@ -110,6 +113,47 @@ class _BlockedSoftmax(torch.autograd.Function):
         return grad_states * grad, grad_table * grad, None, None
 
 
+def set_likelihood(
+    states: Float[Tensor, "B D"],
+    table: Float[Tensor, "V D"],
+    items: Int[Tensor, " N"],
+    offsets: Int[Tensor, " B"],
+    likelihood: Literal["multinomial", "bernoulli"] = "multinomial",
+) -> Float[Tensor, ""]:
+    """Mean over rows of the log likelihood of a set of items, the logits being states · tableᵀ.
+
+    ``multinomial``: the sum over the set of log softmax over the items 1..V-1 (Liang et al., WWW
+    2018). ``bernoulli``: every item is in the set or not, by the sigmoid of its logit. The logits
+    are made a block of rows at a time, once forward and once backward, and never kept.
+
+    Args:
+        states: one for each set.
+        table: of the items.
+        items: of the sets, one after another.
+        offsets: where each begins.
+        likelihood: which.
+    """
+
+    def normalizer(rows: Tensor) -> Tensor:
+        logits = rows @ table[1:].T
+        if likelihood == "bernoulli":
+            return F.softplus(logits).float().sum(1)
+        return torch.logsumexp(logits.float(), dim=1)
+
+    blocks = states.split(max(1, _BLOCK // len(table)))
+    normalizers = torch.cat(
+        [
+            checkpoint(normalizer, block, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks
+        ]
+    )
+    if likelihood == "multinomial":
+        ends = torch.cat([offsets[1:], offsets.new_tensor([len(items)])])
+        normalizers = normalizers * (ends - offsets)
+    chosen = F.embedding_bag(items, table, offsets, mode="sum")
+    return ((states * chosen).sum(1) - normalizers).mean()
+
+
 def binary_cross_entropy(
     positive: Float[Tensor, " P"], negative: Float[Tensor, "P K"]
 ) -> Float[Tensor, ""]:
@@ -152,6 +196,27 @@ def sampled_softmax(
     logits = logits.masked_fill(negatives == targets[:, None], -torch.inf)
     partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return (partition - positive).mean()
+
+
+def bpr_max(
+    states: Float[Tensor, "P D"],
+    table: Float[Tensor, "V D"],
+    targets: Int[Tensor, " P"],
+    negatives: Int[Tensor, " K"],
+    penalty: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Mean of -log Σ_k w_k σ(s⁺ - s⁻_k) + penalty · Σ_k w_k s⁻_k², w the softmax of the s⁻.
+
+    K uniform negatives are shared by all positions; one that is a position's own target is left
+    out there. The penalty keeps scores near 0, and its weight is the released code's (Hidasi &
+    Karatzoglou, CIKM 2018).
+    """
+    positive = (states * table[targets]).sum(dim=1, keepdim=True).float()
+    negative = (states @ table[negatives].T).float()
+    own = negatives == targets[:, None]
+    log_weights = torch.log_softmax(negative.masked_fill(own, torch.finfo().min), dim=1)
+    better = torch.logsumexp(log_weights + F.logsigmoid(positive - negative), dim=1)
+    return (penalty * (log_weights.exp() * negative.square()).sum(dim=1) - better).mean()
 
 
 def info_nce(

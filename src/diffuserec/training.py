@@ -14,11 +14,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -37,16 +39,19 @@ from diffuserec.contracts import Method, Run, Settings
 from diffuserec.data import (
     Batch,
     Histories,
+    Pairs,
     Queries,
     Rows,
     SequenceDataset,
     history_batches,
+    pair_batches,
     training_batches,
     training_rows,
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import (
     binary_cross_entropy,
+    bpr_max,
     gbce,
     info_nce,
     sampled_softmax,
@@ -54,26 +59,23 @@ from diffuserec.losses import (
     softmax_cross_entropy,
     uniform_negatives,
 )
-from diffuserec.nn.encoders import TransformerEncoder
+from diffuserec.nn.convolutional import CaserEncoder
+from diffuserec.nn.encoders import SequenceEncoder, TransformerEncoder
+from diffuserec.nn.recurrent import GRUEncoder
+from diffuserec.nn.users import UserTable
 from diffuserec.ranking import hide, seen_pairs, target_ranks
 
 
-class TransformerSettings(Settings):
-    """Hyper-parameters of a transformer and of its training."""
-
+class _Widths(Settings):
     dim: int = Field(64, ge=1)
     """Width D of items and states."""
     max_len: int = Field(50, ge=1)
     """Newest items that the model sees."""
+
+
+class _Blocks(_Widths):
     n_layers: int = Field(2, ge=1)
     n_heads: int = Field(2, ge=1)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(64, ge=1)
-    """Rows a batch, on average."""
-    epochs: int = Field(100, ge=1)
-    patience: int = Field(10, ge=1)
-    """Epochs without a better validation NDCG@10 before training stops."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -82,13 +84,98 @@ class TransformerSettings(Settings):
         return self
 
 
-class NextItemSettings(TransformerSettings):
-    """Those of a transformer that predicts each next item, as SASRec does."""
+class SequenceSettings(_Widths):
+    """Hyper-parameters of a model of sequences, whatever its encoder, and of its training."""
 
-    loss: Literal["softmax", "bce", "gbce", "sampled_softmax"] = "softmax"
+    dropout: float = Field(0.5, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=1)
+    """Rows a batch, on average."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class TransformerSettings(SequenceSettings, _Blocks):
+    """Those of a transformer."""
+
+    def transformer(
+        self, vocab_size: int, causal: bool = True, n_extra: int = 0, n_more: int = 0
+    ) -> TransformerEncoder:
+        """The encoder of these settings.
+
+        `n_extra` tokens that are no items, and `n_more` positions than `max_len`.
+        """
+        return TransformerEncoder(
+            vocab_size,
+            self.dim,
+            self.n_layers,
+            self.n_heads,
+            self.max_len + n_more,
+            self.dropout,
+            causal,
+            n_extra,
+        )
+
+
+class RecurrentSettings(SequenceSettings):
+    """Those of gated recurrent units."""
+
+    hidden_dim: int = Field(128, ge=1)
+    """Units."""
+
+    def gru(self, vocab_size: int, n_extra: int = 0) -> GRUEncoder:
+        """The encoder of these settings; `n_extra` tokens that are no items."""
+        return GRUEncoder(vocab_size, self.dim, self.hidden_dim, self.dropout, n_extra)
+
+
+class ConvolutionalSettings(SequenceSettings):
+    """Those of Caser's convolutions."""
+
+    window: int = Field(5, ge=1)
+    """Newest items that a state sees; of filters, every height from 1 to it."""
+    n_horizontal: int = Field(16, ge=1)
+    """Filters of each height."""
+    n_vertical: int = Field(4, ge=1)
+    """Weighted sums of the window's items."""
+    rectified: bool = False
+    """Whether a state is a ReLU, without negative components, or a LayerNorm."""
+
+    def caser(self, vocab_size: int, n_extra: int = 0) -> CaserEncoder:
+        """The encoder of these settings; `n_extra` tokens that are no items."""
+        return CaserEncoder(
+            vocab_size,
+            self.dim,
+            self.window,
+            self.n_horizontal,
+            self.n_vertical,
+            self.dropout,
+            self.rectified,
+            n_extra,
+        )
+
+
+class AnyEncoderSettings(TransformerSettings, RecurrentSettings, ConvolutionalSettings):
+    """Those of a model for any encoder; each reads its own."""
+
+    encoder: Literal["transformer", "gru", "caser"] = "transformer"
+
+    def chosen(self, vocab_size: int, causal: bool = True, n_extra: int = 0) -> SequenceEncoder:
+        """The encoder that was chosen; only the transformer can be other than causal."""
+        if self.encoder == "gru":
+            return self.gru(vocab_size, n_extra)
+        if self.encoder == "caser":
+            return self.caser(vocab_size, n_extra)
+        return self.transformer(vocab_size, causal, n_extra)
+
+
+class LossSettings(Settings):
+    """Those of a model that predicts each next item, whatever its encoder."""
+
+    loss: Literal["softmax", "bce", "gbce", "sampled_softmax", "bpr_max"] = "softmax"
     """Of the next item; see diffuserec.losses."""
     n_negatives: int | None = Field(None, ge=1)
-    """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for sampled_softmax."""
+    """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for the other two."""
     gbce_t: float = Field(0.75, ge=0, le=1)
     """Calibration of gbce: 0 is plain bce."""
     rows: Literal["users", "windows", "prefixes"] = "users"
@@ -100,22 +187,19 @@ class NextItemSettings(TransformerSettings):
         """Whether the loss makes the softmax of the scores a distribution over the items."""
         return self.loss in ("softmax", "sampled_softmax")
 
-    def encoder(self, vocab_size: int, causal: bool = True, n_extra: int = 0) -> TransformerEncoder:
-        """The encoder of these settings; `n_extra` tokens that are no items."""
-        return TransformerEncoder(
-            vocab_size,
-            self.dim,
-            self.n_layers,
-            self.n_heads,
-            self.max_len,
-            self.dropout,
-            causal,
-            n_extra,
-        )
+
+class NextItemSettings(LossSettings, TransformerSettings):
+    """Those of a transformer that predicts each next item, as SASRec does."""
+
+    def encoder(
+        self, vocab_size: int, causal: bool = True, n_extra: int = 0, n_more: int = 0
+    ) -> TransformerEncoder:
+        """The encoder of these settings, see :meth:`TransformerSettings.transformer`."""
+        return self.transformer(vocab_size, causal, n_extra, n_more)
 
 
-class ContrastiveSettings(NextItemSettings):
-    """Those of one that also contrasts a batch's sequences with each other."""
+class ContrastSettings(SequenceSettings):
+    """Those of a model that contrasts a batch's sequences with each other."""
 
     similarity: Literal["dot", "cosine"] = "dot"
     """Of two sequences' states, whose norm is about the square root of dim."""
@@ -149,6 +233,23 @@ class ContrastiveSettings(NextItemSettings):
                 "a contrast needs 2 or more"
             )
         return self
+
+
+class ContrastiveSettings(ContrastSettings, NextItemSettings):
+    """Those of a next-item transformer that also contrasts a batch's sequences."""
+
+
+class PairSettings(Settings):
+    """Those of a model of users and items that knows nothing of sequences."""
+
+    dim: int = Field(64, ge=1)
+    """Width D of users and items."""
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(1024, ge=1)
+    """Interactions a batch."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +303,9 @@ def train(
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation figure, stops early and keeps the best parameters.
 
+    Where the data has variants, the loss of a batch's variants is added to its own by the weight
+    of their schedule, and training does not stop early before all of them were in use.
+
     Args:
         method: whose parameters are trained; it is moved to the run's device and left in
             evaluation mode.
@@ -232,9 +336,11 @@ def train(
     checkpoint = _Checkpoint(method, optimizer, run, data, phase)
     records, best = checkpoint.load() if run.resume else ([], None)
     updates = [Update(loss)] if callable(loss) else loss
+    others = data.variants
+    least = 0 if others is None else others.schedule.n_epochs(len(others))
     with _progress(run) as progress, torch.random.fork_rng():
         bar = progress.add_task(phase, total=n_batches, status="")
-        while len(records) < epochs and not _exhausted(records, patience):
+        while len(records) < epochs and not _exhausted(records, patience, least):
             epoch = len(records)
             torch.manual_seed(_epoch_seed(run.seed, phase, epoch))
             start = time.perf_counter()
@@ -250,6 +356,9 @@ def train(
                 for number, update in enumerate(updates):
                     with accelerator.autocast():
                         value = update.loss(batch)
+                        variants = getattr(batch, "variants", None)
+                        if variants is not None:
+                            value = value + batch.variants_weight * update.loss(variants)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(value, inputs=update.moved)
                     optimizer.step()  # passes over parameters without a gradient
@@ -310,25 +419,46 @@ def validation(
 
 
 def next_item(
-    c: NextItemSettings, data: SequenceDataset
+    c: LossSettings, data: SequenceDataset, n_targets: int = 1
 ) -> Callable[[Batch, Float[Tensor, "B L D"], Float[Tensor, "V D"]], Float[Tensor, ""]]:
     """The next-item loss of these settings: of a batch, its states and the item table.
 
     Args:
         c: settings.
         data: whose interactions are no negatives of bce.
+        n_targets: next items that each position predicts.
     """
-    defaults = {"softmax": 0, "bce": 1, "gbce": 256, "sampled_softmax": 1000}
+    of_items = item_loss(c, data)
+
+    def loss(batch: Batch, states: Tensor, table: Tensor) -> Tensor:
+        return of_items(*real_positions(batch, states, n_targets), table)
+
+    return loss
+
+
+def item_loss(
+    c: LossSettings, data: SequenceDataset
+) -> Callable[
+    [Float[Tensor, "P D"], Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, "V D"]],
+    Float[Tensor, ""],
+]:
+    """The same of single states: of states, the items they predict, their users and the table.
+
+    Args:
+        c: settings.
+        data: whose interactions are no negatives of bce.
+    """
+    defaults = {"softmax": 0, "bce": 1, "gbce": 256, "sampled_softmax": 1000, "bpr_max": 1000}
     n = c.n_negatives or defaults[c.loss]
     seen = seen_keys(data) if c.loss == "bce" else None
 
-    def loss(batch: Batch, states: Tensor, table: Tensor) -> Tensor:
-        chosen, targets, users = real_positions(batch, states)
+    def loss(chosen: Tensor, targets: Tensor, users: Tensor, table: Tensor) -> Tensor:
         if c.loss == "softmax":
             return softmax_cross_entropy(chosen, table, targets)
-        if c.loss == "sampled_softmax":
+        if c.loss in ("sampled_softmax", "bpr_max"):
             shared = uniform_negatives(users[:1], n, len(table))[0]
-            return sampled_softmax(chosen, table, targets, shared)
+            of_shared = bpr_max if c.loss == "bpr_max" else sampled_softmax
+            return of_shared(chosen, table, targets, shared)
         drawn = uniform_negatives(
             users, n, len(table), None if seen is None else seen.to(users.device)
         )
@@ -379,7 +509,7 @@ def train_next_item(
     """
     c: Any = method.config
     n_rows = len(training_rows(data, c.max_len, rows)[0])
-    if isinstance(c, ContrastiveSettings) and n_rows < 2:
+    if isinstance(c, ContrastSettings) and n_rows < 2:
         raise DataError(
             f"{method.name} tells sequences apart and needs 2 with a next item, got {n_rows}: "
             "give it more users"
@@ -405,16 +535,71 @@ def train_next_item(
     )
 
 
+def train_on_pairs(
+    method: Method,
+    loss: Callable[[Pairs], Tensor],
+    data: SequenceDataset,
+    valid: Queries | None,
+    run: Run,
+    *,
+    users: UserTable,
+    score: Callable[[Histories], Tensor],
+) -> list[Epoch]:
+    """:func:`train` on interactions, each once an epoch, by Adam.
+
+    Takes ``batch_size, learning_rate, epochs, patience`` from the method's settings.
+
+    Args:
+        method: begun; its parameters are trained.
+        loss: of one batch.
+        data: whose real items are the interactions.
+        valid: what decides when to stop, by full ranking; None trains all epochs.
+        run: surroundings.
+        users: the method's; it is left remembering the data.
+        score: what validation ranks by.
+    """
+    c: Any = method.config
+    users.remember(data)
+
+    def batches(epoch: int) -> Iterator[Pairs]:
+        return pair_batches(data, c.batch_size, run.seed, epoch)
+
+    def validate(figure: Callable[[], float]) -> float:
+        users.remember(data)
+        return figure()
+
+    records = train(
+        method,
+        loss,
+        batches,
+        n_batches=math.ceil(int(data.real_lengths.sum()) / c.batch_size),
+        optimizer=torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        epochs=c.epochs,
+        run=run,
+        data=data,
+        validate=None if valid is None else partial(validate, validation(method, score, valid)),
+        patience=c.patience,
+    )
+    users.remember(data)
+    return records
+
+
 def next_item_batches(n_sequences: int, batch_size: int) -> int:
     """How many batches an epoch has."""
     return math.ceil(n_sequences / batch_size)
 
 
-def real_positions(batch: Batch, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions that have a target: states (P, D), targets (P,), user numbers (P,)."""
-    real = batch.targets > 0
-    users = batch.users[:, None].expand_as(batch.targets)[real]
-    return states[real], batch.targets[real], users
+def real_positions(
+    batch: Batch, states: Float[Tensor, "B L D"], n_targets: int = 1
+) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Each position with each of its next `n_targets` items: states, those items, user numbers.
+
+    Positions that have fewer come with what they have.
+    """
+    ahead = F.pad(batch.targets, (0, n_targets - 1)).unfold(1, n_targets, 1)
+    real = ahead > 0
+    users = batch.users[:, None, None].expand_as(ahead)
+    return states[:, :, None].expand(-1, -1, n_targets, -1)[real], ahead[real], users[real]
 
 
 def device_of(run: Run) -> torch.device:
@@ -452,9 +637,10 @@ def _best_epoch(records: list[Epoch]) -> int:
     return figures.index(max(figures)) if figures else -1
 
 
-def _exhausted(records: list[Epoch], patience: int | None) -> bool:
+def _exhausted(records: list[Epoch], patience: int | None, least: int) -> bool:
     best = _best_epoch(records)
-    return patience is not None and best >= 0 and len(records) - 1 - best >= patience
+    waited = len(records) - 1 - max(best, least)
+    return patience is not None and best >= 0 and waited >= patience
 
 
 def _require_finite(total: Tensor, phase: str, epoch: int) -> None:
@@ -566,7 +752,8 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _fingerprint(data: SequenceDataset) -> str:
     digest = hashlib.sha256(str(data.vocab_size).encode())
-    for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic)):
+    variants = () if data.variants is None else (data.variants.items,)
+    for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic), *variants):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 

@@ -148,6 +148,12 @@ def random_positions(
     return most_confident(torch.rand(len(lengths), width, device=lengths.device), lengths, n)
 
 
+def random_share(eligible: Bool[Tensor, "B L"], ratio: float) -> Bool[Tensor, "B L"]:
+    """Each eligible position with this chance, and at least one of every row that has any."""
+    chance = torch.rand(eligible.shape, device=eligible.device).masked_fill(~eligible, 2.0)
+    return eligible & ((chance < ratio) | (chance == chance.amin(1, keepdim=True)))
+
+
 def most_confident(
     confidence: Float[Tensor, "B L"], lengths: Int[Tensor, " B"], n: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B L"]:
@@ -243,23 +249,27 @@ class SameTarget:
             self.starts[:-1], np.diff(self.starts)
         )
 
-    def sample(self, places: Int[Tensor, " B"]) -> tuple[Ragged, Int64[Tensor, " B"]]:
+    def sample(
+        self, places: Int[Tensor, " B"], items: Int[Tensor, " B"]
+    ) -> tuple[Ragged, Int64[Tensor, " B"]]:
         """What comes before another training target that is the same item, chosen at random.
 
         Args:
-            places: of targets in the dataset's flat items, and of nothing else.
+            places: of targets in the dataset's flat items.
+            items: the targets: those at the places or, of a variant, others.
 
         Returns:
             The ids and lengths of what comes before, and the places of the other targets. Where an
             item is the target of no other prefix, the given place itself.
         """
-        own = places.cpu().numpy()
-        items = self.dataset.items[own]
-        n_others = self.starts[items + 1] - self.starts[items] - 1
+        own, wanted = places.cpu().numpy(), items.cpu().numpy()
+        itself = self.dataset.items[own] == wanted
+        n_others = self.starts[wanted + 1] - self.starts[wanted] - itself
         drawn = (torch.rand(len(own), dtype=torch.float64).numpy() * n_others).astype(np.int64)
-        drawn += drawn >= self.ranks[own]  # skips itself
-        drawn = np.where(n_others > 0, drawn, self.ranks[own])
-        chosen = self.places[self.starts[items] + drawn].astype(np.int64)
+        drawn += itself & (drawn >= self.ranks[own])
+        chosen = own.astype(np.int64)
+        some = n_others > 0
+        chosen[some] = self.places[(self.starts[wanted] + drawn)[some]]
         starts = np.maximum(self.dataset.offsets[self.owners[chosen]], chosen - self.max_len)
         before = padded(self.dataset.items, starts, chosen)
         lengths = torch.from_numpy(chosen - starts)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from diffuserec.data import (
     Batch,
     Histories,
     Rows,
+    Schedule,
     SequenceDataset,
+    Variants,
     batch_of,
     histories_of,
     history_batches,
+    pair_batches,
     trainable_rows,
     training_batches,
     training_rows,
@@ -387,7 +391,7 @@ def test_a_batch_of_some_rows_is_the_one_that_is_trained_on(
     dataset = dataset_of(sequences)
     for expected in epoch_of(dataset, size=size, max_len=max_len):
         rows = (expected.users.numpy() - 100) // 3
-        for name, tensor in vars(batch_of(dataset, rows, max_len)).items():
+        for name, tensor in batch_of(dataset, rows, max_len).tensors.items():
             assert torch.equal(tensor, getattr(expected, name)), name
 
 
@@ -397,5 +401,125 @@ def test_the_whole_row_ends_with_its_newest_target() -> None:
     assert whole.items.tolist() == [[1, 2, 3], [4, 5, 0]]
     assert whole.lengths.tolist() == [3, 2]
     assert whole.users.tolist() == [100, 103]
+    real = batch_of(data, np.array([0, 1]), 50).whole_real()
+    assert real.tolist() == [[False, True, True], [True, True, False]]
     cut = batch_of(data, np.array([0]), 1).whole()
     assert cut.items.tolist() == [[2, 3]]
+
+
+def with_variants(sequences: list[list[int]], n_variants: int, **schedule) -> SequenceDataset:
+    """Variant k of item i is 100 (k + 1) + i."""
+    plain = SequenceDataset.from_lists(sequences)
+    items = np.stack([100 * (k + 1) + plain.items for k in range(n_variants)])
+    difficulty = np.zeros((n_variants, len(plain)), dtype=np.float32)
+    variants = Variants(items, difficulty, Schedule(**schedule))
+    return replace(plain, variants=variants)
+
+
+@pytest.mark.parametrize(
+    "schedule, stages",
+    [
+        ({}, [[0], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2]]),
+        ({"stage_epochs": 2}, [[0], [0], [0, 1], [0, 1], [0, 1, 2]]),
+        ({"pacing": "one_pass"}, [[0], [1], [2], [0, 1, 2], [0, 1, 2]]),
+        ({"pacing": "none"}, [[0, 1, 2]] * 5),
+    ],
+    ids=str,
+)
+def test_stages_of_a_curriculum(schedule, stages) -> None:
+    found = Schedule(**schedule)
+    assert [list(found.stage(epoch, 3)) for epoch in range(5)] == stages
+    whole = found.n_epochs(3)
+    assert list(found.stage(whole, 3)) == [0, 1, 2]
+    assert whole == 0 or list(found.stage(whole - 1, 3)) != [0, 1, 2]
+
+
+@pytest.mark.parametrize("rows", ["users", "windows", "prefixes"])
+@pytest.mark.parametrize("each_step", ["one", "all"])
+def test_a_batch_has_the_variants_of_its_own_rows(rows: Rows, each_step) -> None:
+    sequences = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10], [11]]
+    data = with_variants(sequences, 3, each_step=each_step, weight=0.25, stage_epochs=1)
+    for epoch, stage in enumerate([[0], [0, 1], [0, 1, 2]]):
+        met = set()
+        for batch in training_batches(data, 2, 2, 5, epoch, rows):
+            other = batch.variants
+            assert other is not None
+            assert batch.variants_weight == 0.25 * len(stage)
+            copies = len(stage) if each_step == "all" else 1
+            own = batch.items.repeat(copies, 1)
+            numbers = other.items[:, :1] // 100
+            assert torch.equal(other.items, own + 100 * numbers * (own > 0))
+            targets = batch.targets.repeat(copies, 1)
+            assert torch.equal(other.targets, targets + 100 * numbers * (targets > 0))
+            assert torch.equal(other.users, batch.users.repeat(copies))
+            assert torch.equal(other.places, batch.places.repeat(copies))
+            if each_step == "all":
+                expected = np.repeat(np.array(stage) + 1, len(batch.users))
+                assert numbers[:, 0].tolist() == expected.tolist()
+            met |= {int(number) - 1 for number in numbers}
+        assert met <= set(stage)
+    drawn = set()
+    for epoch in range(3, 30):
+        for batch in training_batches(data, 2, 2, 5, epoch, rows):
+            drawn |= {int(number) for number in batch.variants.items[:, 0] // 100}
+    assert drawn == {1, 2, 3}
+
+
+def test_variants_change_no_batch_but_are_added() -> None:
+    sequences = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
+    plain = training_batches(SequenceDataset.from_lists(sequences), 2, 9, 1, 2)
+    for alone, both in zip(plain, training_batches(with_variants(sequences, 2), 2, 9, 1, 2)):
+        assert alone.variants is None
+        for name in ("users", "items", "lengths", "targets", "places", "real"):
+            assert torch.equal(getattr(alone, name), getattr(both, name))
+
+
+def test_variants_stay_with_their_users() -> None:
+    data = with_variants([[1, 2], [], [3, 4, 5], [6]], 2)
+    variants = replace(data.variants, difficulty=np.arange(8, dtype=np.float32).reshape(2, 4))
+    part = replace(data, variants=variants).select(np.array([2, 0]))
+    assert part.variants.items.tolist() == [[103, 104, 105, 101, 102], [203, 204, 205, 201, 202]]
+    assert part.variants.difficulty.tolist() == [[2, 0], [6, 4]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(flagged_sequences(), st.integers(1, 7), st.integers(0, 3))
+def test_every_real_interaction_is_a_pair_exactly_once(
+    sequences: list[list[tuple[int, bool]]], size: int, epoch: int
+) -> None:
+    batches = list(pair_batches(dataset_of(sequences), size, 1, epoch))
+    pairs = Counter(
+        pair for b in batches for pair in zip(b.users.tolist(), b.items.tolist(), strict=True)
+    )
+    assert pairs == Counter(
+        (100 + 3 * row, item) for row, s in enumerate(sequences) for item, flag in s if not flag
+    )
+    sizes = [len(batch.users) for batch in batches]
+    assert len(sizes) == -(-sum(sizes) // size)
+    assert not sizes or (max(sizes) <= size and max(sizes) - min(sizes) <= 1)
+
+
+def test_the_order_of_pairs_is_that_of_the_seed_and_the_epoch() -> None:
+    data = SequenceDataset.from_lists([[*range(1, 31)]])
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return [item for b in pair_batches(data, 4, seed, epoch) for item in b.items.tolist()]
+
+    assert order(1, 2) == order(1, 2)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@pytest.mark.parametrize("each_step", ["one", "all"])
+def test_pairs_come_with_the_variants_of_their_interactions(each_step) -> None:
+    data = with_variants([[1, 2, 3, 4, 5], [6], [], [7, 8]], 3, each_step=each_step, weight=0.25)
+    met = set()
+    for pairs in pair_batches(data, 3, 0, 1):  # in the second stage, of two variants
+        other = pairs.variants
+        assert pairs.variants_weight == 0.5
+        copies = 2 if each_step == "all" else 1
+        assert torch.equal(other.users, pairs.users.repeat(copies))
+        assert torch.equal(other.items % 100, pairs.items.repeat(copies))
+        numbers = (other.items // 100).tolist()
+        assert each_step == "one" or numbers == [1] * len(pairs.items) + [2] * len(pairs.items)
+        met |= set(numbers)
+    assert met == {1, 2}

@@ -1,4 +1,4 @@
-"""The transformer: what each position may see, and its arithmetic written out."""
+"""What each position may see, for every encoder; the arithmetic of the transformer written out."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffuserec.losses import softmax_cross_entropy
+from diffuserec.nn.convolutional import CaserEncoder
 from diffuserec.nn.embeddings import interleaved_sinusoidal
 from diffuserec.nn.encoders import (
     SequenceDenoiser,
@@ -15,6 +16,7 @@ from diffuserec.nn.encoders import (
     last_states,
     mean_of_last,
 )
+from diffuserec.nn.recurrent import GRUEncoder
 
 V, D, L = 30, 12, 7
 
@@ -51,6 +53,18 @@ def test_a_bidirectional_state_sees_everything(place):
     changed[0, place] = 20
     difference = (model(ITEMS, FULL) - model(changed, FULL)).abs().amax(2)
     assert (difference > 1e-3).all()
+
+
+def test_a_causal_encoder_that_looks_both_ways_is_the_bidirectional_one():
+    causal, both = encoder(), encoder(causal=False)
+    both.load_state_dict(causal.state_dict())
+    items, lengths = torch.tensor([[3, 1, 4, 1], [5, 9, 0, 0]]), torch.tensor([4, 2])
+    expected = both(items, lengths)
+    found = causal.encode(causal.items(items), lengths, both_ways=True)
+    for row, length in enumerate([4, 2]):
+        torch.testing.assert_close(found[row, :length], expected[row, :length])
+        one_way = causal(items, lengths)[row, : length - 1]  # and is the same no more
+        assert (one_way - expected[row, : length - 1]).abs().amax(1).min() > 1e-3
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -381,3 +395,81 @@ def test_the_mean_of_the_last_by_hand():
     states = torch.tensor([[[1.0], [2.0], [6.0]], [[3.0], [5.0], [100.0]], [[7.0], [9.0], [9.0]]])
     found = mean_of_last(states, torch.tensor([3, 2, 1]), 2)
     assert found.tolist() == [[4.0], [4.0], [7.0]]
+
+
+# --- what all encoders promise -----------------------------------------------------------------
+
+
+@pytest.fixture(params=["transformer", "gru", "caser"])
+def any_encoder(request):
+    torch.manual_seed(0)
+    made = {
+        "transformer": lambda: TransformerEncoder(V, D, 2, 3, 10, 0.0, n_extra=2),
+        "gru": lambda: GRUEncoder(V, D, 8, 0.0, n_extra=2),
+        "caser": lambda: CaserEncoder(V, D, 4, 3, 2, 0.0, n_extra=2),
+    }[request.param]()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        made.table[0] = 0
+    return made.eval()
+
+
+def one_row(encoder, items):
+    return encoder(torch.tensor([items]), torch.tensor([len(items)]))[0]
+
+
+@torch.no_grad()
+def test_of_any_encoder_a_state_follows_from_what_came_before(any_encoder):
+    whole = any_encoder(ITEMS, FULL)[0]
+    for end in range(1, L + 1):
+        alone = one_row(any_encoder, ITEMS[0, :end].tolist())
+        torch.testing.assert_close(alone, whole[:end], rtol=1e-4, atol=1e-5)
+        if end < L:
+            other = one_row(any_encoder, [20, *ITEMS[0, 1:end].tolist()])
+            assert (other[0] - whole[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_of_any_encoder_padding_changes_nothing(any_encoder):
+    items = torch.tensor([[3, 1, 4, 8, 8], [1, 5, 8, 8, 8], [9, 8, 8, 8, 8]])  # 8 is garbage
+    lengths = torch.tensor([3, 2, 1])
+    states = any_encoder(items, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = one_row(any_encoder, items[row, :length].tolist())
+        torch.testing.assert_close(states[row, :length], alone, rtol=1e-4, atol=1e-5)
+    newest = any_encoder.newest(items, lengths, n_parts=2)
+    torch.testing.assert_close(newest, last_states(states, lengths), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_any_encoder_scores_items_by_products_and_no_extra_tokens(any_encoder):
+    scores = any_encoder.scores(ITEMS, FULL)[0]
+    state = any_encoder(ITEMS, FULL)[0, -1]
+    expected = torch.stack([state @ any_encoder.items.weight[item] for item in range(V)])
+    torch.testing.assert_close(scores, expected)
+    masked = one_row(any_encoder, [3, V, 4])  # a token may be read
+    assert (masked[1] - one_row(any_encoder, [3, V + 1, 4])[1]).abs().max() > 1e-3
+    assert torch.equal(any_encoder.encode(any_encoder.items(ITEMS), FULL)[0, -1], state)
+
+
+def test_gradients_reach_every_parameter_of_any_encoder_but_no_padding(any_encoder):
+    items, lengths = torch.tensor([[3, 1, 4, 1, 5], [9, V, 0, 0, 0]]), torch.tensor([5, 2])
+    states = any_encoder.train()(items, lengths)
+    (states[items > 0] * torch.randn(7, D)).sum().backward()
+    for name, parameter in any_encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    assert not any_encoder.items.weight.grad[0].any()
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: GRUEncoder(4000, 64, 128, 0.5), lambda: CaserEncoder(4000, 64, 5, 16, 4, 0.5)]
+)
+def test_item_embeddings_of_the_others_start_small_and_dropout_is_for_training(made):
+    torch.manual_seed(0)
+    model = made()
+    assert not model.table[0].any()
+    assert model.table[1:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert not torch.equal(model(ITEMS, FULL), model(ITEMS, FULL))
+    assert torch.equal(model.eval()(ITEMS, FULL), model(ITEMS, FULL))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,73 +10,40 @@ import torch
 from scipy import stats
 from torch import nn
 
-from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, SequenceDataset
+from diffuserec.data import Batch
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.cadirec import CaDiRec
 
-V, D, T = 14, 8, 40
+from .oracles import (
+    BATCH,
+    LOG,
+    PSEUDO,
+    SMALL,
+    D,
+    V,
+    assert_fits,
+    assert_refused,
+    assert_same,
+    batch_of,
+    next_item_by_hand,
+    nt_xent_by_hand,
+    untrained,
+    with_its_loss,
+)
 
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
+T = 40
+
+SETTINGS = SMALL | {
     "denoiser_dropout": 0.0,
     "n_denoiser_layers": 1,
-    "batch_size": 8,
-    "epochs": 1,
     "n_best": 3,
     "num_train_timesteps": T,
     "noise_ratio": 0.3,
-    "contrast_weight": 0.7,
     "diffusion_weight": 0.4,
 }
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-# the first items of two histories are generated: never a target of anything
-PSEUDO = replace(
-    BATCH,
-    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0)),
-    real=(BATCH.items > 0).index_put(
-        (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])), torch.tensor(False)
-    ),
-)
-
-
-def wild(model: CaDiRec) -> CaDiRec:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
-    return model
-
-
-def made(**settings) -> CaDiRec:
-    model = CaDiRec(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return wild(model)
-
-
-def begun(monkeypatch, **settings):
-    """A model, not trained, and the loss that its fit would minimize."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = CaDiRec(**SETTINGS | settings).fit(LOG)
-    return wild(model), taken[0]
+made = partial(untrained, CaDiRec, SETTINGS)
+begun = partial(with_its_loss, CaDiRec, SETTINGS)
 
 
 class Watched(nn.Module):
@@ -94,14 +62,6 @@ class Watched(nn.Module):
 def watched(model: CaDiRec) -> list[tuple]:
     model.denoiser = Watched(model.denoiser)
     return model.denoiser.calls
-
-
-def many(n: int, lists: list[list[int]]) -> Batch:
-    """These sequences, n times each."""
-    width = max(map(len, lists))
-    items = torch.tensor([items + [0] * (width - len(items)) for items in lists]).repeat(n, 1)
-    lengths = torch.tensor([len(items) for items in lists]).repeat(n)
-    return Batch(torch.arange(len(items)), items, lengths, torch.zeros_like(items), lengths)
 
 
 # --- the loss written out, one sequence at a time ----------------------------------------------
@@ -143,29 +103,6 @@ def fixed_draws(patch, noised: list[list[bool]], noise, ranks) -> None:
     patch.setattr(torch, "randint", integers)
 
 
-def last_state(model: CaDiRec, embedded):
-    n = len(embedded)
-    return model.encoder.encode(embedded[None], torch.tensor([n]))[0, -1]
-
-
-def similarity(a, b, kind: str):
-    product = a @ b
-    return product / (a.square().sum() * b.square().sum()).sqrt() if kind == "cosine" else product
-
-
-def nt_xent_by_hand(first, second, c):
-    """All views are anchors; all but the anchor are candidates; the other view is the positive."""
-    views, n = [*first, *second], len(first)
-    losses = []
-    for anchor in range(2 * n):
-        others = [place for place in range(2 * n) if place != anchor]
-        logits = [similarity(views[anchor], views[place], c.similarity) for place in others]
-        logits = torch.stack(logits) / c.temperature
-        other_view = anchor + n if anchor < n else anchor - n
-        losses.append(-torch.log_softmax(logits, 0)[others.index(other_view)])
-    return torch.stack(losses).mean()
-
-
 def deviation(model: CaDiRec) -> float:
     rows = model.encoder.items.weight[1:].detach().double().flatten()
     return math.sqrt(float(((rows - rows.mean()) ** 2).sum()) / (len(rows) - 1))
@@ -174,16 +111,11 @@ def deviation(model: CaDiRec) -> float:
 def loss_by_hand(model: CaDiRec, batch: Batch, noised: list[list[bool]], noise, ranks):
     c, table = model.config, model.encoder.items.weight
     scale = deviation(model) if c.normalize else 1.0
-    predicted, entropies, errors, first, second = [], [], [], [], []
+    entropies, errors, first, second = [], [], [], []
     n_noised = 0
     for row, length in enumerate(batch.lengths.tolist()):
         items = batch.items[row, :length].tolist()
         embedded = torch.stack([table[item] for item in items])
-        for place in range(length):
-            scores = table[1:] @ last_state(model, embedded[: place + 1])
-            target = int(batch.targets[row, place])
-            if target:
-                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
         left = alpha_bars()[STEPS[row]]
         x_t = torch.stack(
             [
@@ -205,28 +137,17 @@ def loss_by_hand(model: CaDiRec, batch: Batch, noised: list[list[bool]], noise, 
                     views[view][place] = likeliest[ranks[view][n_noised]]
                 n_noised += 1
         for view, states in zip(views, (first, second), strict=True):
-            states.append(last_state(model, torch.stack([table[i].detach() for i in view])))
+            shown = torch.stack([table[item].detach() for item in view])[None]
+            states.append(model.encoder.encode(shown, torch.tensor([length]))[0, -1])
     denoising = 0.0
     if entropies:
         entropy, error = sum(entropies) / len(entropies), sum(errors) / len(errors)
         denoising = c.diffusion_weight * entropy + c.mse_weight * error
     return (
-        sum(predicted) / len(predicted)
+        next_item_by_hand(model, batch)
         + c.contrast_weight * nt_xent_by_hand(first, second, c)
         + denoising
     )
-
-
-def assert_same(model: CaDiRec, loss, expected) -> None:
-    """The same figure and the same gradients."""
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
-    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
-    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
-        mine = torch.zeros_like(parameter) if mine is None else mine
-        other = torch.zeros_like(parameter) if other is None else other
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +197,8 @@ def test_a_batch_without_noise_has_a_loss(monkeypatch, mse_weight) -> None:
         fixed_draws(patch, nowhere, noise, [[], []])
         ours = loss(BATCH)
     assert torch.isfinite(ours)
-    assert_same(model, ours, loss_by_hand(model, BATCH, nowhere, noise, [[], []]))
+    expected = loss_by_hand(model, BATCH, nowhere, noise, [[], []])
+    assert_same(model, ours, expected, allow_unused=True)
 
 
 # --- what is noised ----------------------------------------------------------------------------
@@ -285,7 +207,7 @@ def test_a_batch_without_noise_has_a_loss(monkeypatch, mse_weight) -> None:
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 def test_a_random_share_of_the_positions_is_noised_and_padding_is_not(ratio) -> None:
     model = made(noise_ratio=ratio)
-    batch = many(800, [[3, 1, 4, 1, 5, 9], [2, 6, 5], [8]])
+    batch = batch_of([[3, 1, 4, 1, 5, 9], [2, 6, 5], [8]] * 800)
     torch.manual_seed(0)
     first, second = model.views(batch, LOG)
     assert torch.equal(first.changed, second.changed)
@@ -335,7 +257,7 @@ def test_the_others_are_shown_clean_and_noise_is_scaled(monkeypatch, normalize) 
 def test_noise_is_normal_and_of_any_step() -> None:
     model = made(noise_ratio=1.0, normalize=False)
     calls = watched(model)
-    batch = many(4000, [[3]])
+    batch = batch_of([[3]] * 4000)
     torch.manual_seed(3)
     model.views(batch, LOG)
     ((x_t, t, _),) = calls
@@ -353,7 +275,7 @@ def test_noise_is_normal_and_of_any_step() -> None:
 def test_each_view_draws_its_item_from_the_likeliest(n_best) -> None:
     model = made(noise_ratio=0.5, n_best=n_best)
     calls = watched(model)
-    batch = many(600, [[3, 1, 4, 1, 5], [2, 6, 5]])
+    batch = batch_of([[3, 1, 4, 1, 5], [2, 6, 5]] * 600)
     torch.manual_seed(4)
     first, second = model.views(batch, LOG)
     ((_, _, restored),) = calls
@@ -420,17 +342,11 @@ def test_the_denoiser_has_a_dropout_of_its_own() -> None:
     ids=str,
 )
 def test_every_loss_row_and_option_fits(random_log, settings) -> None:
-    model = CaDiRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not model.encoder.table[0].any()
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    assert_fits(CaDiRec, SETTINGS | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    model = CaDiRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert_fits(CaDiRec, SETTINGS, random_log, Run(precision="bf16"))
 
 
 def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
@@ -463,10 +379,7 @@ def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        CaDiRec(**SETTINGS | settings)
-    assert str(refusal.value).startswith("CaDiRec")
-    assert "\n" not in str(refusal.value)
+    assert_refused(CaDiRec, SETTINGS | settings, message)
 
 
 def test_pseudo_items_are_not_noised() -> None:

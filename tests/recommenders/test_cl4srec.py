@@ -1,6 +1,7 @@
 """CL4SRec: two different operators a sequence, NT-Xent written out, data that stays as it was."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,71 +10,37 @@ from scipy import stats
 
 from diffuserec import training
 from diffuserec.contracts import Run, load
-from diffuserec.data import Batch, SequenceDataset, histories_of
-from diffuserec.errors import ConfigError
+from diffuserec.data import SequenceDataset, histories_of
 from diffuserec.recommenders.cl4srec import CL4SRec
 
-V, D = 14, 8
-MASK = V
-
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "epochs": 1,
-    "contrast_weight": 0.7,
-}
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
+from .oracles import (
+    BATCH,
+    LOG,
+    MASK,
+    SMALL,
+    V,
+    assert_fits,
+    assert_found_anew,
+    assert_refused,
+    assert_same,
+    assert_unchanged,
+    batch_of,
+    copies,
+    loss_by_hand,
+    nearest_by_hand,
+    rows_of,
+    untrained,
+    with_its_loss,
 )
+
 ALL = ("crop", "mask", "reorder", "substitute", "insert")
-
-
-def wild(model: CL4SRec) -> CL4SRec:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
-    return model
-
-
-def made(**settings) -> CL4SRec:
-    model = CL4SRec(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return wild(model)
-
-
-def begun(monkeypatch, **settings):
-    """A model, not trained, and the loss that its fit would minimize."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = CL4SRec(**SETTINGS | settings).fit(LOG)
-    return wild(model), taken[0]
-
-
-def rows_of(lists: list[list[int]]) -> Batch:
-    width = max(map(len, lists))
-    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
-    lengths = torch.tensor([len(items) for items in lists])
-    return Batch(torch.arange(len(lists)), items, lengths, torch.zeros_like(items), lengths)
+made = partial(untrained, CL4SRec, SMALL)
+begun = partial(with_its_loss, CL4SRec, SMALL)
 
 
 def two_views(model: CL4SRec, items: list[int], n: int) -> list[tuple[list[int], list[int]]]:
     """n pairs of views of one sequence."""
-    first, second = model.views(rows_of([items] * n), LOG)
+    first, second = model.views(batch_of([items] * n), LOG)
     return [
         (
             first.items[row, : first.lengths[row]].tolist(),
@@ -156,12 +123,6 @@ def test_every_operator_has_a_ratio_of_its_own(operator) -> None:
         assert {len(view) for view in views} == {14}
 
 
-def nearest_by_hand(table, item: int, k: int) -> list[int]:
-    products = (table.detach() @ table[item].detach()).tolist()
-    others = [other for other in range(1, len(table)) if other != item]
-    return sorted(others, key=lambda other: -products[other])[:k]
-
-
 def test_what_is_substituted_and_inserted_is_one_of_the_ten_most_similar() -> None:
     for operator in ("substitute", "insert"):
         model = made(operators=(operator,), insert_ratio=0.3, substitute_ratio=0.3)
@@ -182,22 +143,13 @@ def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log)
 
     monkeypatch.setattr(CL4SRec, "_two_views", watched)
     settings = {"epochs": 3, "learning_rate": 0.05, "operators": ("substitute", "insert")}
-    CL4SRec(**SETTINGS | settings).fit(random_log)
-    n_batches, rest = divmod(len(seen), 3)
-    assert n_batches > 1
-    assert rest == 0
-    for first in range(0, len(seen), n_batches):
-        table, similar = seen[first]
-        for item in range(1, len(table)):
-            assert similar[item].tolist() == nearest_by_hand(table, item, 10), item
-        for _, later in seen[first : first + n_batches]:
-            assert torch.equal(later, similar)  # and stay for the epoch
-    assert not torch.equal(seen[0][1], seen[-1][1])
+    CL4SRec(**SMALL | settings).fit(random_log)
+    assert_found_anew(seen, 10)
 
 
 def test_a_small_catalog_has_fewer_similar_items() -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [3, 2, 1, 2]])
-    model = CL4SRec(**SETTINGS | {"operators": ("substitute", "insert")}).fit(log)
+    model = CL4SRec(**SMALL | {"operators": ("substitute", "insert")}).fit(log)
     assert model.similar.shape == (4, 2)
     assert [set(row) for row in model.similar.tolist()] == [{0}, {2, 3}, {1, 3}, {1, 2}]
 
@@ -222,12 +174,11 @@ def test_what_is_masked_is_a_token_of_its_own_or_padding() -> None:
 
 def test_views_leave_the_batch_as_it_was() -> None:
     model = made(operators=ALL)
-    before = {name: tensor.clone() for name, tensor in vars(BATCH).items()}
+    before = copies(BATCH)
     first, second = model.views(BATCH, LOG)
     for view in (first, second):
         view.items.fill_(7)
-    for name, tensor in vars(BATCH).items():
-        assert torch.equal(tensor, before[name]), name
+    assert_unchanged(BATCH, before)
 
 
 def test_no_batch_is_changed_in_training(monkeypatch, random_log) -> None:
@@ -236,69 +187,19 @@ def test_no_batch_is_changed_in_training(monkeypatch, random_log) -> None:
 
     def watched(*words):
         for batch in training_batches(*words):
-            kept.append((batch, {name: tensor.clone() for name, tensor in vars(batch).items()}))
+            kept.append((batch, copies(batch)))
             yield batch
 
     monkeypatch.setattr(training, "training_batches", watched)
     items = random_log.items.copy()
-    CL4SRec(**SETTINGS | {"epochs": 2, "operators": ALL}).fit(random_log)
+    CL4SRec(**SMALL | {"epochs": 2, "operators": ALL}).fit(random_log)
     assert len(kept) > 4
     for batch, before in kept:
-        for name, tensor in vars(batch).items():
-            assert torch.equal(tensor, before[name]), name
+        assert_unchanged(batch, before)
     np.testing.assert_array_equal(random_log.items, items)
 
 
 # --- the loss ----------------------------------------------------------------------------------
-
-
-def last_state(model: CL4SRec, items: list[int]):
-    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
-
-
-def similarity(a, b, kind: str):
-    product = a @ b
-    return product / (a.square().sum() * b.square().sum()).sqrt() if kind == "cosine" else product
-
-
-def nt_xent_by_hand(first, second, c):
-    """All views are anchors; all but the anchor are candidates; the other view is the positive."""
-    views, n = [*first, *second], len(first)
-    losses = []
-    for anchor in range(2 * n):
-        others = [place for place in range(2 * n) if place != anchor]
-        logits = [similarity(views[anchor], views[place], c.similarity) for place in others]
-        logits = torch.stack(logits) / c.temperature
-        other_view = anchor + n if anchor < n else anchor - n
-        losses.append(-torch.log_softmax(logits, 0)[others.index(other_view)])
-    return torch.stack(losses).mean()
-
-
-def loss_by_hand(model: CL4SRec, batch: Batch, first: list[list[int]], second: list[list[int]]):
-    c, table = model.config, model.encoder.items.weight[:V]
-    predicted = []
-    for row, length in enumerate(batch.lengths.tolist()):
-        for place in range(length):
-            scores = table[1:] @ last_state(model, batch.items[row, : place + 1].tolist())
-            predicted.append(-torch.log_softmax(scores, 0)[batch.targets[row, place] - 1])
-    contrast = nt_xent_by_hand(
-        [last_state(model, view) for view in first],
-        [last_state(model, view) for view in second],
-        c,
-    )
-    return torch.stack(predicted).mean() + c.contrast_weight * contrast
-
-
-def assert_same(model: CL4SRec, loss, expected) -> None:
-    """The same figure and the same gradients."""
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
-    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
-    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
-        mine = torch.zeros_like(parameter) if mine is None else mine
-        other = torch.zeros_like(parameter) if other is None else other
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +230,8 @@ def test_the_loss_of_shorter_and_longer_views_written_out(monkeypatch, settings)
     model, loss = begun(monkeypatch, **settings)
     first = [[4, 1], [2, MASK, 5], [8]]
     second = [[3, 4, 1, 1, 5, 7, 9, 2], [6, 2, 5], [11, 8]]
-    views = [(rows.items, rows.lengths) for rows in map(rows_of, (first, second))]
-    monkeypatch.setattr(model, "_two_views", lambda items, lengths: tuple(views))
+    views = rows_of(first), rows_of(second)
+    monkeypatch.setattr(model, "_two_views", lambda items, lengths: views)
     assert_same(model, loss(BATCH), loss_by_hand(model, BATCH, first, second))
 
 
@@ -345,7 +246,7 @@ def test_similarity_is_the_product_unless_asked_otherwise() -> None:
 def test_the_mask_token_is_learned_and_never_recommended(
     random_log, tmp_path, mask_with, learned
 ) -> None:
-    model = CL4SRec(**SETTINGS | {"mask_with": mask_with})
+    model = CL4SRec(**SMALL | {"mask_with": mask_with})
     model.begin(random_log, Run(seed=1))
     before = model.encoder.items.weight.detach().clone()
     assert len(before) == random_log.vocab_size + 1
@@ -381,16 +282,11 @@ def test_the_mask_token_is_learned_and_never_recommended(
     ids=str,
 )
 def test_every_loss_row_and_option_fits(random_log, settings) -> None:
-    model = CL4SRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    assert_fits(CL4SRec, SMALL | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    model = CL4SRec(**SETTINGS | {"operators": ALL}).fit(random_log, run=Run(precision="bf16"))
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert_fits(CL4SRec, SMALL | {"operators": ALL}, random_log, Run(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -412,7 +308,4 @@ def test_fits_in_bfloat16(random_log) -> None:
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        CL4SRec(**SETTINGS | settings)
-    assert str(refusal.value).startswith("CL4SRec")
-    assert "\n" not in str(refusal.value)
+    assert_refused(CL4SRec, SMALL | settings, message)

@@ -1,34 +1,32 @@
 """ContraRec: positives by next item, two temperatures, shares from Beta(3, 3)."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from diffuserec import training
 from diffuserec.contracts import Run
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, training_batches
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders import contrarec
 from diffuserec.recommenders.contrarec import ContraRec
 
-V, D = 14, 8
-MASK = V
+from .oracles import (
+    LOG,
+    MASK,
+    SMALL,
+    V,
+    assert_same,
+    last_state,
+    rows_of,
+    untrained,
+    with_its_loss,
+)
 
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "epochs": 1,
-    "contrast_weight": 0.7,
-    "temperature": 0.3,
-}
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+SETTINGS = SMALL | {"temperature": 0.3}
 BATCH = Batch(
     users=torch.tensor([0, 1, 2, 3]),
     items=torch.tensor(
@@ -40,46 +38,11 @@ BATCH = Batch(
     ),
     places=torch.tensor([6, 10, 12, 15]),
 )
-
-
-def wild(model: ContraRec) -> ContraRec:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
-    return model
-
-
-def made(**settings) -> ContraRec:
-    model = ContraRec(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return wild(model)
-
-
-def begun(monkeypatch, **settings):
-    """A model, not trained, and the loss that its fit would minimize."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = ContraRec(**SETTINGS | settings).fit(LOG)
-    return wild(model), taken[0]
-
-
-def rows_of(lists: list[list[int]]):
-    width = max(map(len, lists))
-    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
-    return items, torch.tensor([len(items) for items in lists])
+made = partial(untrained, ContraRec, SETTINGS)
+begun = partial(with_its_loss, ContraRec, SETTINGS)
 
 
 # --- the loss written out ----------------------------------------------------------------------
-
-
-def last_state(model: ContraRec, items: list[int]):
-    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
 
 
 def contrast_by_hand(views, next_items: list[int], similarity: str, temperature: float):
@@ -114,16 +77,6 @@ def loss_by_hand(model: ContraRec, batch: Batch, first, second, next_items: list
     return torch.stack(predicted).mean() + c.contrast_weight * contrast
 
 
-def assert_same(model: ContraRec, loss, expected) -> None:
-    """The same figure and the same gradients."""
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ours = torch.autograd.grad(loss, parameters)
-    theirs = torch.autograd.grad(expected, parameters)
-    for name, mine, other in zip(names, ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -132,6 +85,8 @@ def assert_same(model: ContraRec, loss, expected) -> None:
         {"similarity": "dot", "temperature": 2.0},
         {"score_temperature": 0.5},
         {"score_temperature": 3.0, "contrast_weight": 2.0},
+        {"encoder": "gru", "hidden_dim": 5},
+        {"encoder": "caser", "window": 3, "n_horizontal": 2},
     ],
     ids=str,
 )
@@ -266,7 +221,7 @@ def test_two_views_of_a_sequence_draw_their_shares_apart(long_views) -> None:
 
 
 def test_what_is_shown_is_views_of_random_prefixes_as_in_training() -> None:
-    many = Batch(*(tensor[:1].repeat_interleave(2000, 0) for tensor in vars(BATCH).values()))
+    many = Batch(*(tensor[:1].repeat_interleave(2000, 0) for tensor in BATCH.tensors.values()))
     torch.manual_seed(2)
     first, second = made().views(many, LOG)
     assert torch.equal(first.lengths, second.lengths)
@@ -276,14 +231,14 @@ def test_what_is_shown_is_views_of_random_prefixes_as_in_training() -> None:
 @pytest.mark.parametrize("rows", ["users", "prefixes"])
 def test_views_leave_the_batch_as_it_was(rows) -> None:
     model = made(rows=rows)
-    before = {name: tensor.clone() for name, tensor in vars(BATCH).items()}
+    before = {name: tensor.clone() for name, tensor in BATCH.tensors.items()}
     for view in model.views(BATCH, LOG):
         real = torch.arange(view.items.shape[1]) < view.lengths[:, None]
         assert not view.items[~real].any()
         assert int(view.items[real].min()) >= 1
         assert int(view.items.max()) <= MASK
         view.items.fill_(7)
-    for name, tensor in vars(BATCH).items():
+    for name, tensor in BATCH.tensors.items():
         assert torch.equal(tensor, before[name]), name
 
 
@@ -300,6 +255,8 @@ def test_views_leave_the_batch_as_it_was(rows) -> None:
         {"rows": "windows", "max_len": 4},
         {"rows": "prefixes"},
         {"rows": "prefixes", "bidirectional": True, "dropout": 0.3},
+        {"rows": "prefixes", "encoder": "gru"},
+        {"rows": "windows", "encoder": "caser", "max_len": 4},
         {"score_temperature": 0.1, "temperature": 0.05},
     ],
     ids=str,
@@ -344,6 +301,11 @@ def test_fits_in_bfloat16(random_log) -> None:
     [
         ({"bidirectional": True}, "a bidirectional encoder would see the targets of a row"),
         ({"bidirectional": True, "rows": "windows"}, "set rows to 'prefixes'"),
+        (
+            {"bidirectional": True, "rows": "prefixes", "encoder": "gru"},
+            "encoder 'gru' reads forward only: leave out bidirectional",
+        ),
+        ({"encoder": "lstm"}, "encoder: .*'transformer', 'gru' or 'caser', got 'lstm'"),
         ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
         ({"score_temperature": 0}, "score_temperature: .*greater than 0, got 0"),
         ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),

@@ -1,6 +1,7 @@
 """DuoRec: views with the same next item by brute force, and its loss written out."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,51 +11,25 @@ from scipy import stats
 from diffuserec import training
 from diffuserec.contracts import Run
 from diffuserec.data import Batch, SequenceDataset, training_batches
-from diffuserec.errors import ConfigError
 from diffuserec.recommenders import duorec
 from diffuserec.recommenders.duorec import DuoRec
 from diffuserec.views import SameTarget
 
-V, D = 14, 8
+from .oracles import (
+    SMALL,
+    assert_fits,
+    assert_refused,
+    assert_same,
+    assert_unchanged,
+    copies,
+    loss_by_hand,
+    rows_of,
+    untrained,
+    with_its_loss,
+)
 
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "epochs": 1,
-    "contrast_weight": 0.7,
-}
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1, 4], [5, 2, 6]])
-
-
-def wild(model: DuoRec) -> DuoRec:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
-    return model
-
-
-def begun(monkeypatch, log: SequenceDataset = LOG, **settings):
-    """A model, not trained, and the loss that its fit would minimize."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = DuoRec(**SETTINGS | settings).fit(log)
-    return wild(model), taken[0]
-
-
-def made(log: SequenceDataset, **settings) -> DuoRec:
-    model = DuoRec(**SETTINGS | settings)
-    model.begin(log, Run(seed=2))
-    return model
+made = partial(untrained, DuoRec, SMALL)
+begun = partial(with_its_loss, DuoRec, SMALL)
 
 
 def listed(items, lengths) -> list[list[int]]:
@@ -109,8 +84,8 @@ def test_the_second_view_is_another_training_history_with_the_same_next_item(
     asked = []
     sample = SameTarget.sample
 
-    def watched(self, places):
-        view, chosen = sample(self, places)
+    def watched(self, places, items):
+        view, chosen = sample(self, places, items)
         asked.append((places.tolist(), chosen.tolist()))
         return view, chosen
 
@@ -151,7 +126,7 @@ def test_the_first_view_ends_before_any_target_of_the_row(rows) -> None:
     model = made(log, max_len=4, rows=rows)
     (batch,) = list(training_batches(log, 64, 4, 0, 0, "users"))
     torch.manual_seed(1)
-    many = Batch(*(tensor.repeat_interleave(2000, 0) for tensor in vars(batch).values()))
+    many = Batch(*(tensor.repeat_interleave(2000, 0) for tensor in batch.tensors.values()))
     first, _ = model.views(many, log)
     counts = np.bincount(first.lengths.numpy(), minlength=5)
     assert counts[0] == 0
@@ -174,63 +149,13 @@ def test_views_leave_the_batch_as_it_was(positive) -> None:
     log = some_log()
     model = made(log, positive=positive)
     for batch in training_batches(log, 8, 8, 0, 0):
-        before = {name: tensor.clone() for name, tensor in vars(batch).items()}
+        before = copies(batch)
         for view in model.views(batch, log):
             view.items.fill_(7)
-        for name, tensor in vars(batch).items():
-            assert torch.equal(tensor, before[name]), name
+        assert_unchanged(batch, before)
 
 
 # --- the loss ----------------------------------------------------------------------------------
-
-
-def last_state(model: DuoRec, items: list[int]):
-    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
-
-
-def similarity(a, b, kind: str):
-    product = a @ b
-    return product / (a.square().sum() * b.square().sum()).sqrt() if kind == "cosine" else product
-
-
-def nt_xent_by_hand(first, second, c):
-    """All views are anchors; all but the anchor are candidates; the other view is the positive."""
-    views, n = [*first, *second], len(first)
-    losses = []
-    for anchor in range(2 * n):
-        others = [place for place in range(2 * n) if place != anchor]
-        logits = [similarity(views[anchor], views[place], c.similarity) for place in others]
-        logits = torch.stack(logits) / c.temperature
-        other_view = anchor + n if anchor < n else anchor - n
-        losses.append(-torch.log_softmax(logits, 0)[others.index(other_view)])
-    return torch.stack(losses).mean()
-
-
-def loss_by_hand(model: DuoRec, batch: Batch, first: list[list[int]], second: list[list[int]]):
-    c, table = model.config, model.encoder.items.weight
-    predicted = []
-    for row, length in enumerate(batch.lengths.tolist()):
-        for place in range(length):
-            target = int(batch.targets[row, place])
-            if target:
-                scores = table[1:] @ last_state(model, batch.items[row, : place + 1].tolist())
-                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
-    contrast = nt_xent_by_hand(
-        [last_state(model, view) for view in first],
-        [last_state(model, view) for view in second],
-        c,
-    )
-    return torch.stack(predicted).mean() + c.contrast_weight * contrast
-
-
-def assert_same(model: DuoRec, loss, expected) -> None:
-    """The same figure and the same gradients."""
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ours = torch.autograd.grad(loss, parameters)
-    theirs = torch.autograd.grad(expected, parameters)
-    for name, mine, other in zip(names, ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +183,7 @@ def test_the_loss_of_rows_with_many_targets_written_out(monkeypatch, positive) -
     first = {0: [1, 2], 1: [6, 5], 2: [9, 8], 3: [12]}
     second = {0: [6, 5, 4], 1: [1, 2, 3], 2: [9, 8], 3: [12]}  # 7 and 13 are nobody else's
     chosen = [first[user] for user in order]
-    width = max(map(len, chosen))
-    prefix = (
-        torch.tensor([items + [0] * (width - len(items)) for items in chosen]),
-        torch.tensor([len(items) for items in chosen]),
-    )
+    prefix = rows_of(chosen)
     monkeypatch.setattr(duorec, "random_prefix", lambda items, targets: (prefix, targets[:, 0]))
     views = first if positive == "dropout" else second
     expected = loss_by_hand(model, batch, chosen, [views[user] for user in order])
@@ -322,17 +243,11 @@ def test_dropout_differs_in_every_pass(monkeypatch, positive) -> None:
 @pytest.mark.parametrize("generated", [False, True])
 def test_every_loss_row_and_option_fits(random_log, settings, generated) -> None:
     log = with_synthetic(random_log) if generated else random_log
-    model = DuoRec(**SETTINGS | {"batch_size": 64} | settings).fit(log)
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not model.encoder.table[0].any()
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    assert_fits(DuoRec, SMALL | {"batch_size": 64} | settings, log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    model = DuoRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert_fits(DuoRec, SMALL, random_log, Run(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +263,4 @@ def test_fits_in_bfloat16(random_log) -> None:
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        DuoRec(**SETTINGS | settings)
-    assert str(refusal.value).startswith("DuoRec")
-    assert "\n" not in str(refusal.value)
+    assert_refused(DuoRec, SMALL | settings, message)

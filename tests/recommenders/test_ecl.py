@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,84 +11,43 @@ import torch.nn.functional as F
 
 from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, SequenceDataset, histories_of
-from diffuserec.errors import ConfigError
+from diffuserec.data import Batch, histories_of
 from diffuserec.recommenders import ecl
 from diffuserec.recommenders.ecl import ECL
 
-V, D = 14, 8
-MASK = V
+from .oracles import (
+    BATCH,
+    LOG,
+    MASK,
+    PSEUDO,
+    SMALL,
+    V,
+    assert_fits,
+    assert_refused,
+    assert_same,
+    gradients,
+    next_item_by_hand,
+    one_way_by_hand,
+    untrained,
+    with_its_loss,
+)
 
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "epochs": 1,
+SETTINGS = SMALL | {
     "n_last": 2,
-    "contrast_weight": 0.7,
     "discriminator_weight": 0.6,
     "generator_weight": 0.4,
 }
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-# the first items of two histories are generated: never a target of anything
-PSEUDO = replace(
-    BATCH,
-    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0)),
-    real=(BATCH.items > 0).index_put(
-        (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])), torch.tensor(False)
-    ),
-)
 MASKED = torch.tensor(
     [[False, True, False, False, True, False], [True] + [False] * 5, [True] + [False] * 5]
 )
-
-
-def wild(model: ECL) -> ECL:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-            if name.endswith("items.weight"):
-                parameter[0] = 0
-    return model
-
-
-def made(**settings) -> ECL:
-    model = ECL(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return wild(model)
+made = partial(untrained, ECL, SETTINGS)
 
 
 def begun(monkeypatch, **settings):
     """A model, not trained, and the loss that its fit would minimize, with fixed masks."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = ECL(**SETTINGS | settings).fit(LOG)
+    model, loss = with_its_loss(ECL, SETTINGS, monkeypatch, **settings)
     monkeypatch.setattr(ecl, "random_positions", lambda lengths, width, n: MASKED)
-    return wild(model), taken[0]
-
-
-def gradients(model: ECL, loss) -> dict[str, torch.Tensor]:
-    parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if gradient is None else gradient
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
-    }
+    return model, loss
 
 
 # --- the method written out, one sequence at a time --------------------------------------------
@@ -98,16 +58,11 @@ def loss_by_hand(model: ECL, batch: Batch, masked: torch.Tensor):
     c, table = model.config, model.encoder.items.weight[:V]
     token = model.encoder.items.weight[MASK]
     spotter = model.encoder if c.discriminator == "shared" else model.discriminator
-    predicted, generated, spotted, means = [], [], [], []
+    generated, spotted, means = [], [], []
     for row, length in enumerate(batch.lengths.tolist()):
         n = torch.tensor([length])
         items = batch.items[row, :length].tolist()
         states = model.encoder(torch.tensor([items]), n)[0]
-        for place in range(length):
-            scores = table[1:] @ states[place]
-            target = int(batch.targets[row, place])
-            if target:
-                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
         means.append(sum(states[max(0, length - c.n_last) :]) / min(length, c.n_last))
         shown = torch.stack(
             [token if masked[row, place] else table[item] for place, item in enumerate(items)]
@@ -126,15 +81,10 @@ def loss_by_hand(model: ECL, batch: Batch, masked: torch.Tensor):
             true = says if filled[place] != items[place] else 1 - says
             if batch.real[row, place]:
                 spotted.append(-torch.log(true))
-    contrast = []  # without dropout the second pass is the first
-    for own, mean in enumerate(means):
-        logits = torch.stack([mean @ other for other in means])
-        if c.similarity == "cosine":
-            logits = torch.stack([F.cosine_similarity(mean, other, dim=0) for other in means])
-        contrast.append(-torch.log_softmax(logits / c.temperature, 0)[own])
     return (
-        torch.stack(predicted).mean()
-        + c.contrast_weight * torch.stack(contrast).mean()
+        next_item_by_hand(model, batch)
+        # without dropout the second pass is the first
+        + c.contrast_weight * one_way_by_hand(means, means, c)
         + c.discriminator_weight * torch.stack(spotted).mean()
         + c.generator_weight * torch.stack(generated).mean()
     )
@@ -156,11 +106,8 @@ def loss_by_hand(model: ECL, batch: Batch, masked: torch.Tensor):
 @pytest.mark.parametrize("batch", [BATCH, PSEUDO], ids=["all real", "some generated"])
 def test_the_loss_written_out(monkeypatch, discriminator, settings, batch) -> None:
     model, loss = begun(monkeypatch, discriminator=discriminator, **settings)
-    ours, theirs = loss(batch), loss_by_hand(model, batch, MASKED)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
-    expected = gradients(model, theirs)
-    for name, mine in gradients(model, ours).items():
-        torch.testing.assert_close(mine, expected[name], rtol=2e-3, atol=2e-4, msg=name)
+    expected = loss_by_hand(model, batch, MASKED)
+    assert_same(model, loss(batch), expected, allow_unused=True)
 
 
 def test_two_passes_of_a_sequence_are_the_only_pair_of_the_contrast(monkeypatch) -> None:
@@ -281,7 +228,7 @@ def test_the_encoder_learns_from_the_discriminator_and_the_generator_does_not(
             generator_weight=0.0,
             discriminator_weight=weight,
         )
-        losses.append(gradients(model, loss(BATCH)))
+        losses.append(gradients(model, loss(BATCH), allow_unused=True))
     without, with_it = losses
     for name in with_it:
         if name.startswith("generator."):
@@ -336,11 +283,7 @@ def test_the_generator_learns_the_masked_items(monkeypatch) -> None:
     ids=str,
 )
 def test_every_loss_row_and_option_fits(random_log, settings) -> None:
-    model = ECL(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not model.encoder.table[0].any()
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    model = assert_fits(ECL, SETTINGS | {"batch_size": 64} | settings, random_log)
     with torch.no_grad():
         scores = model.score(histories_of(random_log, np.arange(5)))
     assert scores.shape == (5, random_log.vocab_size)  # none for [mask]
@@ -356,9 +299,7 @@ def test_the_mask_token_is_learned(random_log) -> None:
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    model = ECL(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert_fits(ECL, SETTINGS, random_log, Run(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -380,10 +321,7 @@ def test_fits_in_bfloat16(random_log) -> None:
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        ECL(**SETTINGS | settings)
-    assert str(refusal.value).startswith("ECL")
-    assert "\n" not in str(refusal.value)
+    assert_refused(ECL, SETTINGS | settings, message)
 
 
 def test_pseudo_items_are_neither_masked_nor_judged() -> None:

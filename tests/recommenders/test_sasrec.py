@@ -97,7 +97,10 @@ def test_every_epoch_is_validated(cycle) -> None:
         ({"learningrate": 1}, "did you mean 'learning_rate'"),
         ({"zzz": 1}, r"no setting 'zzz'; it has"),
         ({"dim": "wide"}, "SASRec: dim: .*integer.*got 'wide'"),
-        ({"loss": "cross"}, "SASRec: loss: .*'softmax', 'bce', 'gbce' or 'sampled_softmax'"),
+        (
+            {"loss": "cross"},
+            "SASRec: loss: .*'softmax', 'bce', 'gbce', 'sampled_softmax' or 'bpr_max'",
+        ),
         ({"dropout": 1.0}, "SASRec: dropout: .*less than 1, got 1.0"),
         ({"n_layers": 0}, "SASRec: n_layers: .*greater than or equal to 1"),
         ({"learning_rate": -1.0}, "SASRec: learning_rate"),

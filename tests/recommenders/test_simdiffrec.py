@@ -12,81 +12,59 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from scipy import stats
 
-from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, SequenceDataset
+from diffuserec.data import Batch
 from diffuserec.diffusion import NoiseSchedule
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.simdiffrec import SimDiffRec, forward_weights
 
-V, D, T = 14, 8, 40
+from .oracles import (
+    BATCH,
+    LOG,
+    PSEUDO,
+    SMALL,
+    D,
+    V,
+    assert_fits,
+    assert_found_anew,
+    assert_refused,
+    assert_same,
+    batch_of,
+    last_state,
+    nearest_by_hand,
+    next_item_by_hand,
+    one_way_by_hand,
+    rows_of,
+    untrained,
+    with_its_loss,
+)
 
-SETTINGS = {
-    "dim": D,
-    "max_len": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "epochs": 1,
+T = 40
+
+SETTINGS = SMALL | {
     "k_noise": 2,
     "k_sample": 3,
     "num_train_timesteps": T,
-    "contrast_weight": 0.7,
     "diffusion_weight": 0.4,
 }
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-# the first items of two histories are generated: never a target of anything
-PSEUDO = replace(
-    BATCH,
-    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0)),
-    real=(BATCH.items > 0).index_put(
-        (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])), torch.tensor(False)
-    ),
-)
 
 
-def wild(model: SimDiffRec) -> SimDiffRec:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
+def made(**settings) -> SimDiffRec:
+    model = untrained(SimDiffRec, SETTINGS, **settings)
     model._find_neighbors()
     return model
 
 
-def made(**settings) -> SimDiffRec:
-    model = SimDiffRec(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return wild(model)
-
-
 def begun(monkeypatch, **settings):
     """A model, not trained, and the loss that its fit would minimize."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = SimDiffRec(**SETTINGS | settings).fit(LOG)
-    return wild(model), taken[0]
+    model, loss = with_its_loss(SimDiffRec, SETTINGS, monkeypatch, **settings)
+    model._find_neighbors()
+    return model, loss
 
 
 def views_of(model: SimDiffRec, lists: list[list[int]]):
     """The views of these sequences, and the batch they are of."""
-    width = max(map(len, lists))
-    items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
-    lengths = torch.tensor([len(items) for items in lists])
-    batch = Batch(torch.arange(len(lists)), items, lengths, torch.zeros_like(items), lengths)
+    batch = batch_of(lists)
     return model.views(batch, LOG), batch
 
 
@@ -113,12 +91,6 @@ def weights_by_hand(model: SimDiffRec) -> tuple[list[float], list[float]]:
     roots = [math.sqrt(a) for a in products]
     roots = [(r - roots[-1]) * roots[0] / (roots[0] - roots[-1]) for r in roots]
     return roots, [math.sqrt(1 - r * r) for r in roots]
-
-
-def nearest_by_hand(table, item: int, k: int) -> list[int]:
-    products = (table.detach() @ table[item].detach()).tolist()
-    others = [other for other in range(1, len(table)) if other != item]
-    return sorted(others, key=lambda other: -products[other])[:k]
 
 
 def noise_by_hand(model: SimDiffRec, items: list[int]):
@@ -181,22 +153,13 @@ def views_by_hand(model: SimDiffRec, restored, items: list[int]) -> list[list[in
     ]
 
 
-def last_state(model: SimDiffRec, items: list[int]):
-    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
-
-
 def loss_by_hand(model: SimDiffRec, batch: Batch, t: list[int]):
     c, table = model.config, model.encoder.table
     signal, weight = weights_by_hand(model)
-    predicted, entropies, errors = [], [], []
+    entropies, errors = [], []
     anchors, positives, negatives = [], [], []
     for row, length in enumerate(batch.lengths.tolist()):
         items = batch.items[row, :length].tolist()
-        for place in range(length):
-            scores = table[1:] @ last_state(model, items[: place + 1])
-            target = int(batch.targets[row, place])
-            if target:
-                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
         z_0 = table[torch.tensor(items)]
         z_t = signal[t[row]] * z_0 + weight[t[row]] * noise_by_hand(model, items)
         restored = denoise_by_hand(model, z_t, t[row])
@@ -211,30 +174,12 @@ def loss_by_hand(model: SimDiffRec, batch: Batch, t: list[int]):
         anchors.append(last_state(model, items))
         positives.append(last_state(model, positive))
         negatives += [last_state(model, view) for view in negative]
-    contrast = []
-    for own, anchor in enumerate(anchors):
-        logits = [anchor @ other for other in positives + negatives]
-        if c.similarity == "cosine":
-            logits = [F.cosine_similarity(anchor, other, dim=0) for other in positives + negatives]
-        contrast.append(-torch.log_softmax(torch.stack(logits) / c.temperature, 0)[own])
     denoising = torch.stack(entropies).mean() + c.mse_weight * torch.stack(errors).mean()
     return (
-        torch.stack(predicted).mean()
-        + c.contrast_weight * torch.stack(contrast).mean()
+        next_item_by_hand(model, batch)
+        + c.contrast_weight * one_way_by_hand(anchors, positives + negatives, c)
         + c.diffusion_weight * denoising
     )
-
-
-def assert_same(model: SimDiffRec, loss, expected) -> None:
-    """The same figure and the same gradients."""
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
-    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
-    for name, parameter, mine, other in zip(names, parameters, ours, theirs, strict=True):
-        mine = torch.zeros_like(parameter) if mine is None else mine
-        other = torch.zeros_like(parameter) if other is None else other
-        torch.testing.assert_close(mine, other, rtol=2e-3, atol=2e-4, msg=name)
 
 
 # --- the forward process -----------------------------------------------------------------------
@@ -355,16 +300,7 @@ def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log)
 
     monkeypatch.setattr(SimDiffRec, "_denoising_loss", watched)
     SimDiffRec(**SETTINGS | {"epochs": 3, "learning_rate": 0.05}).fit(random_log)
-    n_batches, rest = divmod(len(seen), 3)
-    assert n_batches > 1
-    assert rest == 0
-    for first in range(0, len(seen), n_batches):
-        table, neighbors = seen[first]
-        for item in range(1, len(table)):
-            assert neighbors[item].tolist() == nearest_by_hand(table, item, 2), item
-        for _, later in seen[first : first + n_batches]:
-            assert torch.equal(later, neighbors)  # and stay for the epoch
-    assert not torch.equal(seen[0][1], seen[-1][1])
+    assert_found_anew(seen, 2)
 
 
 # --- the loss ----------------------------------------------------------------------------------
@@ -491,9 +427,7 @@ def test_a_restored_original_may_stand_where_it_stood(monkeypatch) -> None:
         known = {}
         monkeypatch.setattr(model, "_denoise", lambda z_t, t, _, known=known: known["items"])
         lists = some_lists(10)
-        width = max(map(len, lists))
-        items = torch.tensor([row + [0] * (width - len(row)) for row in lists])
-        known["items"] = model.encoder.table[items].detach()
+        known["items"] = model.encoder.table[rows_of(lists)[0]].detach()
         (positive, _), batch = views_of(model, lists)
         real = batch.items > 0
         assert bool((positive.items == batch.items)[real].all()) != exclude
@@ -617,17 +551,11 @@ def test_confidences_of_a_random_step_are_those_of_the_training_pass(
     ids=str,
 )
 def test_every_loss_row_and_option_fits(random_log, settings) -> None:
-    model = SimDiffRec(**SETTINGS | {"batch_size": 64} | settings).fit(random_log)
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not model.encoder.table[0].any()
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    assert_fits(SimDiffRec, SETTINGS | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    model = SimDiffRec(**SETTINGS).fit(random_log, run=Run(precision="bf16"))
-    assert np.isfinite(model.curve[0].loss)
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert_fits(SimDiffRec, SETTINGS, random_log, Run(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -660,10 +588,7 @@ def test_fits_in_bfloat16(random_log) -> None:
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        SimDiffRec(**SETTINGS | settings)
-    assert str(refusal.value).startswith("SimDiffRec")
-    assert "\n" not in str(refusal.value)
+    assert_refused(SimDiffRec, SETTINGS | settings, message)
 
 
 @pytest.mark.parametrize(

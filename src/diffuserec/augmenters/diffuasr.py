@@ -34,7 +34,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from diffuserec import training
-from diffuserec.contracts import Augmenter, Run, Settings
+from diffuserec.contracts import Augmenter, PrependingSettings, Run
 from diffuserec.data import (
     Batch,
     Catalog,
@@ -78,13 +78,9 @@ _CHUNK = 512
 class DiffuASR(Augmenter):
     """Diffusion in the embedding space of M items, conditioned on the history that follows."""
 
-    class Config(Settings):
+    class Config(PrependingSettings):
         """Hyper-parameters of DiffuASR."""
 
-        n_items: int = Field(10, ge=1)
-        """M, the items put in front of a history."""
-        max_history: int | None = Field(None, ge=1)
-        """Only users with at most so many real items are given any; None means all."""
         dim: int = Field(64, ge=1)
         """Width D of items: the square of a multiple of 8."""
 

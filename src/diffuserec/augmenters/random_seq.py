@@ -8,9 +8,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from diffuserec.contracts import Augmenter, Run, Settings
+from diffuserec.contracts import Augmenter, PrependingSettings, Run
 from diffuserec.data import Catalog, Queries, SequenceDataset
 from diffuserec.diffusion import KeyedNoise
 
@@ -18,13 +17,8 @@ from diffuserec.diffusion import KeyedNoise
 class RandomSeq(Augmenter):
     """Prepends items of the user's own real history, each equally likely."""
 
-    class Config(Settings):
+    class Config(PrependingSettings):
         """Hyper-parameters of Random-Seq."""
-
-        n_items: int = Field(10, ge=1)
-        """M, the items put in front of a history."""
-        max_history: int | None = Field(None, ge=1)
-        """Only users with at most so many real items are given any; None means all."""
 
     config: Config
 
@@ -42,8 +36,7 @@ class RandomSeq(Augmenter):
         """The same users with M of their own items in front; empty histories stay empty."""
         self.require_fitted()
         real = dataset.real()
-        longest = np.inf if self.config.max_history is None else self.config.max_history
-        rows = np.flatnonzero((real.lengths > 0) & (real.lengths <= longest))
+        rows = self.config.rows(dataset)
         keys = torch.from_numpy(np.asarray(dataset.users[rows]))
         uniform = KeyedNoise(seed, keys).uniform(self.config.n_items).numpy()
         lengths = real.lengths[rows][:, None]

@@ -5,7 +5,7 @@ because a real position never sees what comes after it, and padding is a few per
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from diffuserec.data.dataset import PAD, SequenceDataset
+from diffuserec.data.dataset import PAD, SequenceDataset, Variants
 
 Rows = Literal["users", "windows", "prefixes", "last"]
 """What a training row is: see :func:`training_rows`."""
@@ -67,6 +67,8 @@ class Batch:
             which is the newest target unless it is synthetic, shape (B,).
         real: the positions whose item is no padding and not synthetic, shape (B, L); by default
             all that hold an item.
+        variants: other versions of the same rows, to be trained on beside them; or None.
+        variants_weight: what the loss of these weighs against that of the rows.
     """
 
     users: Int[Tensor, " B"]
@@ -75,20 +77,58 @@ class Batch:
     targets: Int[Tensor, "B L"]
     places: Int[Tensor, " B"]
     real: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
+    variants: "Batch | None" = None
+    variants_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.real is None:
             object.__setattr__(self, "real", self.items > 0)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is of the rows themselves, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def whole(self) -> Histories:
         """The rows with their newest item, which ``items`` leaves out, where it is a target."""
-        newest = self.targets.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]
+        newest = self._newest()
         items = torch.cat([self.items, torch.zeros_like(self.items[:, :1])], dim=1)
-        items = items.scatter(1, self.lengths[:, None], newest[:, None])
-        return Histories(self.users, items, self.lengths + (newest > 0))
+        items = items.scatter(1, self.lengths[:, None], newest)
+        return Histories(self.users, items, self.lengths + (newest[:, 0] > 0))
+
+    def whole_real(self) -> Bool[Tensor, "B M"]:
+        """The positions of the whole rows whose item is no padding and not synthetic."""
+        real = torch.cat([self.real, torch.zeros_like(self.real[:, :1])], dim=1)
+        return real.scatter(1, self.lengths[:, None], self._newest() > 0)
+
+    def _newest(self) -> Int[Tensor, "B 1"]:
+        return self.targets.gather(1, (self.lengths - 1).clamp(min=0)[:, None])
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        variants = None if self.variants is None else self.variants.to(device)
+        return Batch(**moved, variants=variants, variants_weight=self.variants_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Interactions, for models that know nothing of their order.
+
+    Attributes:
+        users: user numbers, shape (P,).
+        items: what each had, shape (P,).
+        variants: what they might have had instead, to be trained on beside it; or None.
+        variants_weight: what the loss of these weighs.
+    """
+
+    users: Int[Tensor, " P"]
+    items: Int[Tensor, " P"]
+    variants: "Pairs | None" = None
+    variants_weight: float = 0.0
+
+    def to(self, device: torch.device) -> "Pairs":
+        variants = None if self.variants is None else self.variants.to(device)
+        return Pairs(self.users.to(device), self.items.to(device), variants, self.variants_weight)
 
 
 def training_batches(
@@ -101,7 +141,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
-    All batches have about as many targets: a loss that averages over the targets of a batch would
+    Where the dataset has variants, each batch has those of its own rows with it. All batches have
+    about as many targets: a loss that averages over the targets of a batch would
     otherwise give those of long histories, which share batches, less weight.
 
     Args:
@@ -118,10 +159,15 @@ def training_batches(
     weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights):
-        batch = _batch(dataset, owners[chosen], starts[chosen], all_ends[chosen])
-        if one_target:
-            places = torch.arange(batch.items.shape[1])
-            batch.targets[places != batch.lengths[:, None] - 1] = PAD
+        windows = owners[chosen], starts[chosen], all_ends[chosen]
+        batch = _batch(dataset, *windows)
+        if dataset.variants is not None:
+            others = _variants_of(dataset, dataset.variants, windows, epoch, generator)
+            batch = replace(batch, variants=others[0], variants_weight=others[1])
+        for part in (batch, batch.variants):
+            if one_target and part is not None:
+                places = torch.arange(part.items.shape[1])
+                part.targets[places != part.lengths[:, None] - 1] = PAD
         yield batch
 
 
@@ -155,6 +201,36 @@ def _batch(
         places=torch.from_numpy(ends - 1),
         real=torch.from_numpy(real),
     )
+
+
+def _variants_of(
+    dataset: SequenceDataset,
+    variants: Variants,
+    windows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    epoch: int,
+    generator: np.random.Generator,
+) -> tuple[Batch, float]:
+    """The same windows of the epoch's variants, and the weight of their loss."""
+    rows, numbers, weight = _drawn_variants(variants, len(windows[0]), epoch, generator)
+    owners, starts, ends = (array[rows] for array in windows)
+    n = len(dataset.items)
+    flat = SequenceDataset(
+        variants.items.reshape(-1), dataset.offsets, dataset.catalog, dataset.users
+    )
+    batch = _batch(flat, owners, starts + numbers * n, ends + numbers * n)
+    return replace(batch, places=torch.from_numpy(ends - 1)), weight
+
+
+def _drawn_variants(
+    variants: Variants, n_rows: int, epoch: int, generator: np.random.Generator
+) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"], float]:
+    """Rows, which variant of each is trained on beside them, and the weight of their loss."""
+    schedule = variants.schedule
+    stage = np.array(schedule.stage(epoch, len(variants)))
+    rows, weight = np.arange(n_rows), schedule.weight * len(stage)
+    if schedule.each_step == "all":
+        return np.tile(rows, len(stage)), np.repeat(stage, n_rows), weight
+    return rows, generator.choice(stage, n_rows), weight
 
 
 def training_rows(
@@ -205,6 +281,31 @@ def _n_targets(
     real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
     counted: np.ndarray = np.subtract(real[ends], real[starts + 1])
     return counted
+
+
+def pair_batches(
+    dataset: SequenceDataset, batch_size: int, seed: int, epoch: int
+) -> Iterator[Pairs]:
+    """Every real interaction once, shuffled by (seed, epoch), in batches of about one size.
+
+    Where the dataset has variants, each batch has those of its own interactions with it.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    owners = np.repeat(np.asarray(dataset.users), dataset.lengths)
+    order = generator.permutation(np.flatnonzero(~dataset.synthetic))
+    n_batches = -(-len(order) // batch_size)
+    for places in np.array_split(order, n_batches) if n_batches else []:
+        pairs = _pairs(owners[places], dataset.items[places])
+        variants = dataset.variants
+        if variants is not None:
+            rows, numbers, weight = _drawn_variants(variants, len(places), epoch, generator)
+            others = _pairs(owners[places[rows]], variants.items[numbers, places[rows]])
+            pairs = replace(pairs, variants=others, variants_weight=weight)
+        yield pairs
+
+
+def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pairs:
+    return Pairs(torch.from_numpy(users), torch.from_numpy(items.astype(np.int64)))
 
 
 def trainable_rows(dataset: SequenceDataset) -> Int64[np.ndarray, " R"]:

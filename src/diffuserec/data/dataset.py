@@ -9,13 +9,13 @@ in the :class:`Catalog`.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from diffuserec.errors import DataError
 
@@ -89,6 +89,59 @@ class Catalog:
         return self.item_ids.gather(flat - 1).to_list()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When training uses the variants of its sequences, and how much they weigh.
+
+    Attributes:
+        pacing: ``cumulative``: stage s has the first s variants; ``one_pass``: only the s-th, and
+            all of them after the last; ``none``: all from the start.
+        stage_epochs: epochs a stage.
+        weight: of the loss of one variant against that of the original.
+        each_step: what a training step has beside an original: ``one`` of the stage's variants,
+            drawn at random, which stands for all of them, or ``all``.
+    """
+
+    pacing: Literal["cumulative", "one_pass", "none"] = "cumulative"
+    stage_epochs: int = 1
+    weight: float = 1.0
+    each_step: Literal["one", "all"] = "one"
+
+    def stage(self, epoch: int, n_variants: int) -> range:
+        """The variants that the epoch uses, numbered from 0."""
+        begun = min(epoch // self.stage_epochs, n_variants) + 1
+        if self.pacing == "none" or begun > n_variants:
+            return range(n_variants)
+        return range(begun - 1 if self.pacing == "one_pass" else 0, begun)
+
+    def n_epochs(self, n_variants: int) -> int:
+        """Epochs before all variants are in use."""
+        stages = {"cumulative": n_variants - 1, "one_pass": n_variants, "none": 0}
+        return stages[self.pacing] * self.stage_epochs
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """Other versions of every sequence of a dataset, for training beside the original.
+
+    A variant is as long as its original and starts where that starts. All its items are targets,
+    and none is "seen": they say what a user might have done.
+
+    Attributes:
+        items: item numbers of K variants, flat like those of the dataset; int32, shape (K, N). The
+            first of a user is the first that training uses.
+        difficulty: of each variant, float32, shape (K, U).
+        schedule: when training uses which.
+    """
+
+    items: Int32[np.ndarray, "K N"]
+    difficulty: Float32[np.ndarray, "K U"]
+    schedule: Schedule
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
 @dataclass(frozen=True, eq=False)
 class SequenceDataset:
     """Sequences of items, oldest first, ragged.
@@ -103,6 +156,8 @@ class SequenceDataset:
             a target, never "seen".
         timestamps: time of each interaction, int64 microseconds or the log's own numbers, shape
             (N,), or None.
+        variants: other versions of the sequences, made by an augmenter; or None. They stay with
+            a subset of the users and are not saved.
     """
 
     items: Int32[np.ndarray, " N"]
@@ -111,6 +166,7 @@ class SequenceDataset:
     users: Int64[np.ndarray, " U"] = field(default=None)  # type: ignore[arg-type]
     synthetic: Bool[np.ndarray, " N"] = field(default=None)  # type: ignore[arg-type]
     timestamps: Int64[np.ndarray, " N"] | None = None
+    variants: Variants | None = None
 
     def __post_init__(self) -> None:
         if self.users is None:
@@ -188,10 +244,16 @@ class SequenceDataset:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         contiguous = len(starts) > 0 and bool(np.all(starts[1:] == ends[:-1]))
         where: Any
+        variants = self.variants
         if contiguous:
             where = np.s_[int(starts[0]) : int(ends[-1])]
         else:
             where = np.repeat(np.asarray(starts) - offsets[:-1], lengths) + np.arange(offsets[-1])
+        if variants is not None:
+            difficulty = variants.difficulty if rows is None else variants.difficulty[:, rows]
+            # in one piece, for batches to read it as a flat array
+            items = np.ascontiguousarray(variants.items[:, where])
+            variants = replace(variants, items=items, difficulty=difficulty)
         return SequenceDataset(
             items=self.items[where],
             offsets=offsets,
@@ -199,6 +261,7 @@ class SequenceDataset:
             users=self.users if rows is None else self.users[rows],
             synthetic=None if self.synthetic.strides == (0,) else self.synthetic[where],  # type: ignore[arg-type]
             timestamps=None if self.timestamps is None else self.timestamps[where],
+            variants=variants,
         )
 
     def prepend(

@@ -324,7 +324,7 @@ def rank(
     longer = queries.histories
     if augmenter is not None:
         augmenter.eval()
-        longer = augmenter.augment(queries.histories, seed)
+        longer = augmenter.lengthened(queries.histories, seed)
     target_rank = np.empty(len(queries))
     top_items = np.empty((len(queries), min(list_length, catalog.n_items)), dtype=np.int64)
     order = np.argsort(longer.lengths, kind="stable")  # equal lengths together: little padding

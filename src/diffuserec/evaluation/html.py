@@ -47,6 +47,22 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Varied:
+    """A training sequence and what an augmenter trains on beside it.
+
+    Attributes:
+        user: name of the user.
+        sequence: names of the real items, oldest first.
+        variants: by a word on its difficulty, each variant's items, oldest first: their names and
+            whether they are new.
+    """
+
+    user: str
+    sequence: list[str]
+    variants: dict[str, list[tuple[str, bool]]]
+
+
+@dataclass(frozen=True)
 class DrawnLists:
     """What a generative recommender shows one user, with its draws averaged and one by one.
 
@@ -74,6 +90,7 @@ def write_html(
     curves: Mapping[str, Sequence[Epoch]],
     examples: Sequence[Example],
     drawn: Sequence[DrawnLists] = (),
+    varied: Sequence[Varied] = (),
     inspection: Inspection | None = None,
 ) -> None:
     """Writes a report as one self-contained HTML file, whole or not at all.
@@ -85,6 +102,7 @@ def write_html(
         curves: the epochs of training, by method; may be empty.
         examples: augmented users; may be empty.
         drawn: users with the lists of single draws of noise.
+        varied: users with the variants that were trained on.
         inspection: what training contrasts, if it does.
     """
     import matplotlib as mpl  # here, since reading a log or training needs no figures
@@ -119,6 +137,7 @@ def write_html(
         figures=figures,
         examples=examples,
         drawn=[_side_by_side(shown) for shown in drawn],
+        varied=varied,
         beyond=[table for board in boards if (table := board.beyond())["columns"]],
         made=_made(report, trained),
         **_views(inspection),

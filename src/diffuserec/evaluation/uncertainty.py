@@ -66,7 +66,7 @@ def uncertainty(
     longer = queries.histories
     if augmenter is not None:
         augmenter.eval()
-        longer = augmenter.augment(longer, seed)
+        longer = augmenter.lengthened(longer, seed)
     columns = {name: np.empty(len(queries)) for name in COLUMNS}
     order = np.argsort(longer.lengths, kind="stable")
     for first in range(0, len(order), batch_size):

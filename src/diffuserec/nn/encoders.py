@@ -5,6 +5,7 @@ and after each residual (post-norm), GELU, weights drawn from N(0, 0.02²). On s
 recipe learned several times faster than pre-norm (docs/methods/sasrec.md).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,64 @@ from diffuserec.nn.embeddings import sinusoidal
 _INIT_STD = 0.02
 
 
-class TransformerEncoder(nn.Module):
+class SequenceEncoder(nn.Module, ABC):
+    """What all encoders are outside: an item table, and a state for each position.
+
+    Args:
+        vocab_size: V rows of the item table.
+        dim: width D.
+        n_extra: rows after the catalog's, for tokens that are no items (``[mask]`` is row V).
+    """
+
+    def __init__(self, vocab_size: int, dim: int, n_extra: int = 0) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.items = nn.Embedding(vocab_size + n_extra, dim, padding_idx=0)
+
+    @abstractmethod
+    def encode(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        """States of embeddings, for callers that bring their own (noisy ones, for example).
+
+        Args:
+            embeddings: right-padded; what stands in the padding changes no real state.
+            lengths: real positions.
+        """
+
+    @property
+    def table(self) -> Float[Tensor, "V D"]:
+        """The item embeddings; row 0 is zero, extra tokens are left out."""
+        weight: Tensor = self.items.weight
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
+
+    def forward(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        """States of right-padded item ids."""
+        return self.encode(self.items(items), lengths)
+
+    def newest(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], n_parts: int = 4
+    ) -> Float[Tensor, "B D"]:
+        """Each sequence's newest state, for lengths that differ widely.
+
+        The sequences are encoded in parts of like length: padding all to the longest would cost
+        several times as much.
+        """
+        order = lengths.argsort()
+        found = []
+        for part in order.chunk(n_parts):
+            width = int(lengths[part].max())
+            found.append(last_states(self(items[part, :width], lengths[part]), lengths[part]))
+        return torch.cat(found)[order.argsort()]
+
+    def scores(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Products of each history's newest state and the item embeddings."""
+        return last_states(self(items, lengths), lengths) @ self.table.T
+
+
+class TransformerEncoder(SequenceEncoder):
     """Item table, positions and self-attention blocks.
 
     Args:
@@ -44,9 +102,7 @@ class TransformerEncoder(nn.Module):
         causal: bool = True,
         n_extra: int = 0,
     ) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.items = nn.Embedding(vocab_size + n_extra, dim, padding_idx=0)
+        super().__init__(vocab_size, dim, n_extra)
         self.positions = nn.Embedding(max_len, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -54,13 +110,7 @@ class TransformerEncoder(nn.Module):
             TransformerBlock(dim, n_heads, dropout, causal) for _ in range(n_layers)
         )
         self.causal = causal
-        self.apply(_initialize)
-
-    @property
-    def table(self) -> Float[Tensor, "V D"]:
-        """The item embeddings; row 0 is zero, extra tokens are left out."""
-        weight: Tensor = self.items.weight
-        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
+        self.apply(initialize)
 
     @property
     def layers(self) -> "list[TransformerBlock]":
@@ -72,41 +122,22 @@ class TransformerEncoder(nn.Module):
         entered: Tensor = self.dropout(self.norm(embedded))
         return entered
 
-    def forward(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B L D"]:
-        """States of right-padded item ids."""
-        return self.encode(self.items(items), lengths)
-
     def encode(
-        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+        self,
+        embeddings: Float[Tensor, "B L D"],
+        lengths: Int[Tensor, " B"],
+        both_ways: bool = False,
     ) -> Float[Tensor, "B L D"]:
-        """States of embeddings, for callers that bring their own (noisy ones, for example)."""
+        """States of embeddings, for callers that bring their own (noisy ones, for example).
+
+        With `both_ways` a position of a causal encoder, too, sees what comes after it.
+        """
         length = embeddings.shape[1]
         states = self.enter(embeddings + self.positions.weight[:length])
-        seen = None if self.causal else real_keys(lengths, length)
+        seen = None if self.causal and not both_ways else real_keys(lengths, length)
         for block in self.layers:
             states = block(states, seen)
         return states
-
-    def newest(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], n_parts: int = 4
-    ) -> Float[Tensor, "B D"]:
-        """Each sequence's newest state, for lengths that differ widely.
-
-        The sequences are encoded in parts of like length: padding all to the longest would cost
-        several times as much.
-        """
-        order = lengths.argsort()
-        found = []
-        for part in order.chunk(n_parts):
-            width = int(lengths[part].max())
-            found.append(last_states(self(items[part, :width], lengths[part]), lengths[part]))
-        return torch.cat(found)[order.argsort()]
-
-    def scores(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """Products of each history's newest state and the item embeddings."""
-        return last_states(self(items, lengths), lengths) @ self.table.T
 
 
 class TransformerBlock(nn.Module):
@@ -176,7 +207,7 @@ class SequenceDenoiser(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, n_heads, dropout, causal=False) for _ in range(n_layers)
         )
-        self.apply(_initialize)
+        self.apply(initialize)
 
     def forward(
         self,
@@ -215,7 +246,8 @@ def mean_of_last(
     return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True)
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
+    """Draws weights from N(0, 0.02²); biases and the padding row are zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_INIT_STD)
     if isinstance(module, nn.Linear):

@@ -11,8 +11,8 @@ Beta(3, 3); all views of a batch whose sequences have the same next item are pos
 Departures and options:
 - ``loss="softmax"`` has all items as negatives; the released command has a single one, which is
   little more than ``bce``.
-- The encoder is the causal transformer here; ``bidirectional`` is the released command's, for
-  ``rows="prefixes"`` alone.
+- ``encoder`` may be any, as in the paper: the causal transformer, ``gru`` or ``caser``;
+  ``bidirectional`` makes the transformer the released command's, for ``rows="prefixes"`` alone.
 - ``rows="users"``: all positions of a user train in one row, and one prefix of it, drawn at random,
   has two views in each epoch.
 """
@@ -28,14 +28,14 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import last_states
-from diffuserec.training import ContrastiveSettings
+from diffuserec.training import AnyEncoderSettings, ContrastSettings, LossSettings
 from diffuserec.views import Ragged, joined, mask, random_prefix, reorder, two_of
 
 
 class ContraRec(ContrastiveRecommender):
-    """Transformer with supervised contrast between sequences of the same next item."""
+    """Any encoder, with supervised contrast between sequences of the same next item."""
 
-    class Config(ContrastiveSettings):
+    class Config(ContrastSettings, LossSettings, AnyEncoderSettings):
         """Hyper-parameters of ContraRec."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
@@ -46,9 +46,14 @@ class ContraRec(ContrastiveRecommender):
         contrast_weight: float = Field(1.0, ge=0)
         """gamma."""
         bidirectional: bool = False
+        """Whether a position of the transformer sees what comes after it."""
 
         @model_validator(mode="after")
         def _sees_no_target(self) -> Self:
+            if self.bidirectional and self.encoder != "transformer":
+                raise ValueError(
+                    f"encoder {self.encoder!r} reads forward only: leave out bidirectional"
+                )
             if self.bidirectional and self.rows != "prefixes":
                 raise ValueError(
                     "a bidirectional encoder would see the targets of a row: set rows to 'prefixes'"
@@ -63,7 +68,7 @@ class ContraRec(ContrastiveRecommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.encoder(catalog.vocab_size, causal=not c.bidirectional, n_extra=1)
+        self.encoder = c.chosen(catalog.vocab_size, causal=not c.bidirectional, n_extra=1)
 
     def fit(
         self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None

@@ -89,4 +89,6 @@ class DuoRec(ContrastiveRecommender):
         if self.config.positive == "dropout":
             return prefix, prefix
         # a row's targets end at its place, and the prefix's is so many before the newest
-        return prefix, same_target.sample(batch.places - batch.lengths + prefix[1])[0]
+        places = batch.places - batch.lengths + prefix[1]
+        targets = batch.targets.gather(1, prefix[1][:, None] - 1)[:, 0]
+        return prefix, same_target.sample(places, targets)[0]

@@ -1,0 +1,79 @@
+"""A vector for each user of a log, and one for everyone else, made from their history."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from diffuserec.data import PAD, Histories, SequenceDataset
+from diffuserec.errors import DataError
+
+
+class UserTable(nn.Module):
+    """Vectors of the users 0..n_users-1, drawn from N(0, 0.01²).
+
+    An item's audience is the mean vector of the training users who have it. Whoever is not among
+    those trained on is given the mean of the audiences of the items in their history: it needs
+    nothing but the history, and is state like the vectors themselves.
+
+    Args:
+        n_users: of the catalog.
+        vocab_size: V.
+        dim: D.
+    """
+
+    known: Bool[Tensor, " U"]
+    audience: Float[Tensor, "V D"]
+
+    def __init__(self, n_users: int, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(n_users, dim)
+        nn.init.normal_(self.vectors.weight, std=0.01)
+        self.register_buffer("known", torch.zeros(n_users, dtype=torch.bool))
+        self.register_buffer("audience", torch.zeros(vocab_size, dim))
+
+    def forward(self, users: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """The vectors of these users of the catalog."""
+        vectors: Tensor = self.vectors(users)
+        return vectors
+
+    def of(self, histories: Histories) -> Float[Tensor, "B D"]:
+        """Known users' own vectors; the others' from the items of their histories."""
+        found = F.embedding_bag(histories.items, self.audience, mode="mean", padding_idx=PAD)
+        own = histories.users < len(self.known)
+        own[own.clone()] = self.known[histories.users[own]]
+        found[own] = self(histories.users[own])
+        return found
+
+    @torch.no_grad()
+    def remember(self, data: SequenceDataset) -> None:
+        """Takes the audiences from the vectors as they are now.
+
+        The audience of an item that nobody has is everyone.
+
+        Args:
+            data: what is trained on; its real items count.
+
+        Raises:
+            DataError: a user number that the catalog does not have.
+        """
+        real = data.real()
+        users = np.repeat(np.asarray(real.users), real.lengths)
+        if users.max(initial=-1) >= len(self.known):
+            raise DataError(
+                f"user number {users.max()} has no vector: the catalog of the training data has "
+                f"{len(self.known)} users, numbered from 0"
+            )
+        known = np.zeros(len(self.known), dtype=bool)
+        known[users] = True
+        vectors = self.vectors.weight.cpu().numpy()
+        everyone = vectors[known].sum(0, keepdims=True) / max(1, known.sum())
+        size = (len(self.audience), len(known))
+        taken = csr_array((np.ones(len(users), dtype=np.float32), (real.items, users)), shape=size)
+        taken.data[:] = 1  # however often
+        n_users = taken.sum(axis=1)[:, None]
+        audience = np.where(n_users > 0, taken @ vectors / np.maximum(n_users, 1), everyone)
+        self.known.copy_(torch.from_numpy(known))
+        self.audience.copy_(torch.from_numpy(audience))

@@ -1,0 +1,148 @@
+"""VSAN: a variational autoencoder of self-attention: each position has a latent Gaussian.
+
+Source: Zhao, Zhao, Zhao, Liu, Sheng & Zhou, "Variational Self-attention Network for Sequential
+Recommendation", ICDE 2021. Its authors published no code.
+
+Causal inference blocks give each position a mean and a log variance; ``z = mean + deviation ·
+noise`` (the mean itself when scoring) passes through causal generative blocks to a state, whose
+products with the item table are the scores. The loss is the next-item loss plus a weight times
+``KL(N(mean, variance) || N(0, 1))``, summed over the width and averaged over the positions that
+hold an item. The weight rises from 0 to ``kl_weight`` in ``kl_annealing_steps`` updates.
+
+Departures and options:
+- ``n_targets=1``: the next item; the paper's next k items are more, the loss a mean over all pairs
+  of a position and one of them.
+- ``kl_weight=0.01``: the latent of one next item needs few of its D dimensions, and a weight of
+  .01 already pulls most of them to the prior. Means begin as large as the states and deviations at
+  e^-2; drawn as other weights are, the means begin far below the noise.
+- Scores are products with the item table, without a matrix of their own.
+- Blocks are this project's (nn.encoders); the generative ones are given no positions.
+"""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from diffuserec import training
+from diffuserec.contracts import Recommender, Run
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.nn.encoders import TransformerEncoder, last_states
+from diffuserec.training import NextItemSettings
+
+_LOG_VARIANCE = -4.0
+"""With which training begins."""
+
+
+class VSAN(Recommender):
+    """Causal transformer with a latent Gaussian at each position."""
+
+    class Config(NextItemSettings):
+        """Hyper-parameters of VSAN."""
+
+        n_layers: int = Field(1, ge=1)
+        """Inference blocks."""
+        n_generative_layers: int = Field(1, ge=1)
+        kl_weight: float = Field(0.01, ge=0)
+        """beta, at its highest."""
+        kl_annealing_steps: int = Field(10_000, ge=1)
+        """Updates until then."""
+        n_targets: int = Field(1, ge=1)
+        """Next items that a position learns."""
+
+        @model_validator(mode="after")
+        def _has_targets(self) -> Self:
+            if self.n_targets > 1 and self.rows == "prefixes":
+                raise ValueError(
+                    f"n_targets {self.n_targets} needs rows='users' or 'windows': a prefix has one"
+                )
+            return self
+
+    config: Config
+    n_updates: Tensor
+
+    @property
+    def gives_logits(self) -> bool:
+        return self.config.gives_logits
+
+    def build(self, catalog: Catalog) -> None:
+        c = self.config
+        self.encoder = c.encoder(catalog.vocab_size)
+        self.mean = nn.Linear(c.dim, c.dim)
+        self.log_variance = nn.Linear(c.dim, c.dim)
+        nn.init.normal_(self.mean.weight, std=c.dim**-0.5)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, _LOG_VARIANCE)
+        # of an encoder of nothing, for the weights that blocks begin with
+        self.generative = TransformerEncoder(
+            1, c.dim, c.n_generative_layers, c.n_heads, c.max_len, c.dropout
+        ).blocks
+        # a buffer, so that a resumed run goes on with the weight of the divergence where it was
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        run = run or Run()
+        c = self.config
+        self.begin(train, run)
+        predict = training.item_loss(c, train)
+        optimizer = torch.optim.Adam(self.parameters(), c.learning_rate, fused=True)
+        optimizer.register_step_post_hook(self._count)
+
+        def loss(batch: Batch) -> Tensor:
+            mean, log_variance = self._latent(batch.items, batch.lengths)
+            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            following = _pairs(batch, self._states(z), c.n_targets)
+            divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
+            return predict(*following, self.encoder.table) + self._beta() * divergence
+
+        self.curve = training.train_next_item(
+            self, loss, train, valid, run, score=self.score, rows=c.rows, optimizer=optimizer
+        )
+        return self
+
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        newest = histories.newest(self.config.max_len)
+        mean, _ = self._latent(newest.items, newest.lengths)
+        return last_states(self._states(mean), newest.lengths) @ self.encoder.table.T
+
+    def _beta(self) -> Float[Tensor, ""]:
+        """The weight of the next update's divergence."""
+        c = self.config
+        return c.kl_weight * (self.n_updates / c.kl_annealing_steps).clamp(max=1)
+
+    def _count(self, *_: object) -> None:
+        self.n_updates += 1
+
+    def _latent(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+        """Means and log variances."""
+        states = self.encoder(items, lengths)
+        return self.mean(states).float(), self.log_variance(states).float()
+
+    def _states(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        for block in self.generative:
+            z = block(z)
+        return z
+
+
+def kl_to_standard(
+    mean: Float[Tensor, "*n D"], log_variance: Float[Tensor, "*n D"]
+) -> Float[Tensor, "*n"]:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the width."""
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+
+
+def _pairs(
+    batch: Batch, states: Float[Tensor, "B L D"], n: int
+) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Each position with each of its next n items: states, those items, users."""
+    ahead = F.pad(batch.targets, (0, n - 1)).unfold(1, n, 1)  # (B, L, n)
+    real = ahead > 0
+    users = batch.users[:, None, None].expand_as(ahead)
+    return states[:, :, None].expand(-1, -1, n, -1)[real], ahead[real], users[real]

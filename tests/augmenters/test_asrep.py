@@ -1,0 +1,101 @@
+"""ASReP against a cycle, whose earlier items are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffuserec.augmenters.asrep import ASReP
+from diffuserec.contracts import Run
+from diffuserec.data import SequenceDataset
+from diffuserec.errors import ConfigError
+
+QUICK = {"epochs": 12, "dim": 16, "n_layers": 1, "dropout": 0.0, "learning_rate": 0.02}
+
+
+def before(item: int, n: int) -> list[int]:
+    """The n items that lead to this one in the cycle of 20."""
+    return [(item - 1 - step) % 20 + 1 for step in range(n, 0, -1)]
+
+
+@pytest.mark.parametrize("model, settings", [("markov", {}), ("sasrec", QUICK)])
+def test_it_goes_on_backwards(cycle: SequenceDataset, model, settings) -> None:
+    augmenter = ASReP(n_items=4, model=model, model_settings=settings)
+    augmenter.fit(cycle, run=Run(seed=1))
+    longer = augmenter.augment(cycle)
+    right = [longer[row][:4].tolist() == before(int(cycle[row][0]), 4) for row in range(len(cycle))]
+    assert np.mean(right) > 0.9
+    for row in range(len(cycle)):
+        assert longer[row][4:].tolist() == cycle[row].tolist()
+
+
+def test_no_item_comes_twice_until_all_are_used(cycle: SequenceDataset) -> None:
+    augmenter = ASReP(n_items=16, model="markov").fit(cycle)
+    longer = augmenter.augment(cycle)
+    for row in range(len(cycle)):
+        items = longer[row].tolist()
+        newest_first = items[::-1]
+        assert len(set(newest_first[:20])) == 20
+        assert min(items) >= 1
+
+
+def test_what_a_history_is_given_is_from_itself_alone(cycle: SequenceDataset) -> None:
+    augmenter = ASReP(n_items=3, model="markov").fit(cycle)
+    lists = [[4], [9, 10, 11, 12, 13, 14], [2, 1]]
+    longer = augmenter.augment(SequenceDataset.from_lists(lists, cycle.catalog))
+    for row, own in enumerate(lists):
+        alone = augmenter.augment(SequenceDataset.from_lists([own], cycle.catalog))
+        assert alone[0].tolist() == longer[row].tolist()
+    assert longer[0].tolist() == [1, 2, 3, 4]
+
+
+def test_the_reverse_model_sees_sequences_backwards_and_a_tenth_shorter(
+    cycle: SequenceDataset, monkeypatch
+) -> None:
+    from diffuserec.recommenders.markov import Markov
+
+    shown = []
+    fit = Markov.fit
+
+    def watched(self, train, valid=None, run=None):
+        shown.append((train, valid))
+        return fit(self, train, valid, run)
+
+    monkeypatch.setattr(Markov, "fit", watched)
+    ASReP(model="markov").fit(cycle)
+    ((train, valid),) = shown
+    assert len(valid) == len(cycle) // 10
+    held_out = valid.histories.users.tolist()
+    for row in range(len(cycle)):
+        turned = cycle[row][::-1].tolist()
+        assert train[row].tolist() == (turned[:-1] if row in held_out else turned)
+    for place, row in enumerate(held_out):
+        assert valid.targets[place] == cycle[row][0]
+        assert valid.histories[place].tolist() == cycle[row][:0:-1].tolist()
+
+
+def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
+    rows = np.arange(len(cycle))
+    strange = cycle.prepend(np.full((len(cycle), 1), 17, dtype=np.int32), rows)
+    plain, other = (ASReP(n_items=2, model="markov").fit(log) for log in (cycle, strange))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+    longer = other.augment(strange)
+    expected = plain.augment(cycle)
+    for row in range(len(cycle)):
+        assert longer[row][:2].tolist() == expected[row][:2].tolist()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"model": "sasrek"}, "no recommender 'sasrek'.*sasrec"),
+        ({"model_settings": {"dimm": 3}}, "model_settings of sasrec has no setting 'dimm'.*dim"),
+        ({"model_settings": {"dim": 0}}, "model_settings of sasrec: dim"),
+        ({"n_items": 0}, "n_items"),
+    ],
+    ids=str,
+)
+def test_bad_settings(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        ASReP(**settings)
+    assert "\n" not in str(refusal.value)

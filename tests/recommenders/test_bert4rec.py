@@ -1,0 +1,190 @@
+"""BERT4Rec: what is masked, the loss and the scores written out, and no item is dropped."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, SequenceDataset, histories_of
+from diffuserec.recommenders.bert4rec import BERT4Rec
+
+from .oracles import BATCH, LOG, PSEUDO, V, assert_fits, assert_refused, assert_same, with_its_loss
+
+L = 6
+SETTINGS = {
+    "dim": 8,
+    "max_len": L,
+    "n_layers": 2,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 64,
+    "epochs": 1,
+}
+ROWS = [[3, 1, 4, 1, 5, 9, 2], [2, 6, 5, 3], [8, 7]]
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, **settings):
+    """A model, not trained, whose bias tells items apart too, and its loss."""
+    return with_its_loss(BERT4Rec, SETTINGS, monkeypatch, **settings)
+
+
+def logits_by_hand(model: BERT4Rec, shown: list[int], place: int) -> torch.Tensor:
+    """Those of items 1 to V - 1 where `shown` has a mask."""
+    state = model.encoder(torch.tensor([shown]), torch.tensor([len(shown)]))[0, place]
+    linear, _, norm = model.head
+    h = F.gelu(linear.weight @ state + linear.bias)
+    h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False) + 1e-5) * norm.weight + norm.bias
+    return model.encoder.items.weight[1:V] @ h + model.bias[1:]
+
+
+def masks_by_hand(model: BERT4Rec, masked: list[list[int]]) -> list[tuple[torch.Tensor, int]]:
+    """The logits at each mask of the rows, and which item was there."""
+    found = []
+    for row, places in zip(ROWS, masked, strict=True):
+        shown = [V if place in places else item for place, item in enumerate(row)]
+        found += [(logits_by_hand(model, shown, place), row[place]) for place in places]
+    return found
+
+
+EVERY = {"mask_ratio": 1.0, "last_item_ratio": 0.0}
+NEWEST = {"mask_ratio": 1.0, "last_item_ratio": 1.0}
+
+
+@pytest.mark.parametrize(
+    "settings, batch, masked",
+    [
+        (EVERY, BATCH, [[*range(7)], [*range(4)], [0, 1]]),
+        (EVERY, PSEUDO, [[2, 3, 4, 5, 6], [1, 2, 3], [0, 1]]),
+        (NEWEST, BATCH, [[6], [3], [1]]),
+        (NEWEST, PSEUDO, [[6], [3], [1]]),
+    ],
+    ids=["all", "all real", "newest", "newest real"],
+)
+def test_the_loss_and_its_gradients_written_out(monkeypatch, settings, batch, masked) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    losses = [
+        -torch.log_softmax(logits, 0)[item - 1] for logits, item in masks_by_hand(model, masked)
+    ]
+    assert_same(model, loss(batch), torch.stack(losses).mean())
+
+
+def test_negatives_are_of_the_user_of_each_mask(monkeypatch) -> None:
+    model, loss = begun(monkeypatch, loss="bce", **EVERY)
+    owners = []
+
+    def sevens(users: torch.Tensor, n: int, vocab_size: int, seen: torch.Tensor) -> torch.Tensor:
+        owners.extend(users.tolist())
+        assert (n, vocab_size, len(seen)) == (1, V, len(LOG.items))
+        return torch.full((len(users), 1), 7)
+
+    monkeypatch.setattr(training, "uniform_negatives", sevens)
+    found = masks_by_hand(model, [[*range(7)], [*range(4)], [0, 1]])
+    losses = [F.softplus(-logits[item - 1]) + F.softplus(logits[6]) for logits, item in found]
+    assert_same(model, loss(BATCH), torch.stack(losses).mean())
+    assert owners == [0] * 7 + [1] * 4 + [2] * 2
+
+
+# --- what is masked ----------------------------------------------------------------------------
+
+
+def masks(model: BERT4Rec, batch: Batch, n: int = 2000) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.stack([model._masked(batch) for _ in range(n)])
+
+
+def assert_share(found: torch.Tensor, expected: float) -> None:
+    """The mean over draws, within four standard errors."""
+    error = 4 * np.sqrt(expected * (1 - expected) / len(found))
+    assert (found.double().mean(0) - expected).abs().max() < error
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.5])
+def test_every_real_item_has_its_chance_and_every_row_a_mask(monkeypatch, ratio) -> None:
+    model, _ = begun(monkeypatch, mask_ratio=ratio, last_item_ratio=0.0)
+    found = masks(model, PSEUDO)
+    assert found.any(2).all()
+    for row, real in enumerate([slice(2, 7), slice(1, 4), slice(0, 2)]):
+        n = real.stop - real.start
+        # its own chance; or none of the row came up, and it is the one of n
+        assert_share(found[:, row, real], ratio + (1 - ratio) ** n / n)
+        assert found[:, row].sum() == found[:, row, real].sum()
+
+
+def test_a_share_of_the_rows_has_its_newest_item_masked_alone(monkeypatch) -> None:
+    model, _ = begun(monkeypatch, mask_ratio=1.0, last_item_ratio=0.3)
+    found = masks(model, BATCH)
+    alone = found.sum(2) == 1
+    assert_share(alone, 0.3)
+    assert_share(alone.all(1), 0.3**3)  # each row by itself
+    for row, newest in enumerate([6, 3, 1]):
+        assert found[alone[:, row], row, newest].all()
+
+
+def test_a_row_that_ends_with_a_generated_item_has_others_masked(monkeypatch) -> None:
+    model, _ = begun(monkeypatch, last_item_ratio=1.0)
+    batch = Batch(
+        users=torch.tensor([0]),
+        items=torch.tensor([[3, 1, 4]]),
+        lengths=torch.tensor([3]),
+        targets=torch.tensor([[1, 0, 0]]),
+        places=torch.tensor([3]),
+        real=torch.tensor([[True, True, False]]),
+    )
+    found = masks(model, batch, 50)
+    assert found[:, 0, :2].any(1).all()
+    assert not found[:, 0, 2:].any()
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_scores_are_those_of_an_appended_mask(monkeypatch) -> None:
+    model, _ = begun(monkeypatch)
+    histories = [[3, 1, 4], [5], [*range(1, L + 1)]]
+    queries = SequenceDataset.from_lists(histories, LOG.catalog)
+    scores = model.score(histories_of(queries, np.arange(3)))
+    for row, history in enumerate(histories):
+        expected = logits_by_hand(model, [*history, V], len(history))
+        torch.testing.assert_close(scores[row, 1:], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_mask_drops_no_item_of_a_full_history(monkeypatch) -> None:
+    model, _ = begun(monkeypatch)
+    full = [*range(1, L + 1)]
+    others = [full, [9, *full[1:]], [7, *full], [8, *full]]
+    scores = model.score(
+        histories_of(SequenceDataset.from_lists(others, LOG.catalog), np.arange(4))
+    )
+    assert (scores[1] - scores[0]).abs().max() > 1e-3
+    torch.testing.assert_close(scores[2:], scores[:1].expand(2, -1), rtol=1e-4, atol=1e-5)
+
+
+# --- fitting, refusing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", ["users", "windows", "prefixes"])
+@pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "sampled_softmax"])
+def test_every_loss_and_row_fits(random_log, loss, rows) -> None:
+    settings = SETTINGS | {"loss": loss, "rows": rows, "n_layers": 1}
+    model = assert_fits(BERT4Rec, settings, random_log, Run(precision="bf16"))
+    assert model.bias[0] == 0
+    assert (model.bias[1:] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"mask_ratio": 0}, "mask_ratio: .*greater than 0, got 0"),
+        ({"mask_ratio": 1.1}, "mask_ratio: .*less than or equal to 1, got 1.1"),
+        ({"last_item_ratio": -0.1}, "last_item_ratio: .*greater than or equal to 0, got -0.1"),
+        ({"last_item_ratio": 2}, "last_item_ratio: .*less than or equal to 1, got 2"),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    assert_refused(BERT4Rec, settings, message)

@@ -1,0 +1,287 @@
+"""STOSA: distances of Gaussians, attention by them in both streams, and its losses written out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders import stosa
+from diffuserec.recommenders.stosa import STOSA, point, positive, squared_distances
+
+V, D = 14, 8
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+    "margin_weight": 0.3,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2]),
+    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
+    lengths=torch.tensor([6, 3, 1]),
+    targets=torch.tensor([[1, 0, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    places=torch.tensor([6, 10, 12]),
+)
+
+
+def wild(model: STOSA) -> STOSA:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.3, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+    return model
+
+
+def made(**settings) -> STOSA:
+    model = STOSA(**SETTINGS | settings)
+    model.begin(LOG, Run(seed=2))
+    return wild(model)
+
+
+def gaussians(n: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, D, generator=generator), torch.rand(n, D, generator=generator) * 3
+
+
+# --- distances ---------------------------------------------------------------------------------
+
+
+def w2_squared(mean, covariance, other_mean, other_covariance) -> float:
+    """Of any two Gaussians, by matrix roots."""
+    mean, a, other_mean, b = (
+        np.asarray(part.detach(), dtype=np.float64)
+        for part in (mean, covariance, other_mean, other_covariance)
+    )
+    a, b = np.diag(a), np.diag(b)
+    root = sqrtm(b)
+    cross = np.real(sqrtm(root @ a @ root))
+    return float(np.square(mean - other_mean).sum() + np.trace(a + b - 2 * cross))
+
+
+def test_distances_are_those_of_gaussians() -> None:
+    these, those = gaussians(4, 0), gaussians(5, 1)
+    found = squared_distances(point(*these), point(*those))
+    for row in range(4):
+        for column in range(5):
+            expected = w2_squared(these[0][row], these[1][row], those[0][column], those[1][column])
+            assert found[row, column].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_gaussian_is_at_no_distance_of_itself_and_equal_spreads_leave_the_means() -> None:
+    mean, covariance = gaussians(6, 2)
+    own = squared_distances(point(mean, covariance), point(mean, covariance)).diagonal()
+    torch.testing.assert_close(own, torch.zeros(6), rtol=0, atol=1e-5)
+    same = covariance[:1].expand(6, -1)
+    found = squared_distances(point(mean, same), point(mean, same))
+    torch.testing.assert_close(found, torch.cdist(mean, mean) ** 2, rtol=1e-4, atol=1e-4)
+
+
+def test_covariances_of_any_parameters_are_positive_and_have_slopes() -> None:
+    parameters = torch.tensor([[-200.0, -30.0, -17.2, -1.0, 0.0, 2.0]], requires_grad=True)
+    covariance = positive(parameters)
+    expected = [0, 0, np.exp(-17.2), np.exp(-1), 1, 3]
+    np.testing.assert_allclose(covariance[0].detach(), expected, atol=1e-7)
+    point(torch.zeros(1, 6), covariance).square().sum().backward()
+    assert parameters.grad.isfinite().all()
+
+
+# --- attention ---------------------------------------------------------------------------------
+
+
+def attended_by_hand(blocks, mean, covariance):
+    """One sequence, one head after the other, all positions' Gaussians one by one."""
+    length, n_heads = len(mean), blocks[0].n_heads
+    width = D // n_heads
+    parts = []
+    for block, stream in zip(blocks, (mean, covariance), strict=True):
+        rows = stream @ block.query_key_value.weight.T + block.query_key_value.bias
+        parts.append(rows.detach().double().numpy().reshape(length, 3, n_heads, width))
+    means, raw = parts
+    spreads = np.where(raw > 0, raw + 1, np.exp(raw))
+    found, found_of = np.zeros((length, n_heads, width)), np.zeros((length, n_heads, width))
+    for head in range(n_heads):
+        weights = np.zeros((length, length))
+        for own in range(length):
+            logits = []
+            for other in range(own + 1):
+                roots = np.sqrt(spreads[own, 0, head]) - np.sqrt(spreads[other, 1, head])
+                step = means[own, 0, head] - means[other, 1, head]
+                logits.append(-(step @ step + roots @ roots) / np.sqrt(width))
+            weights[own, : own + 1] = np.exp(logits) / np.exp(logits).sum()
+        found[:, head] = weights @ means[:, 2, head]
+        for place in range(width):  # of a weighted sum of independent Gaussians
+            independent = np.diag(spreads[:, 2, head, place])
+            found_of[:, head, place] = np.diag(weights @ independent @ weights.T)
+    return (
+        torch.tensor(part).float().permute(1, 0, 2)[None]  # (1, H, L, E)
+        for part in (found, found_of)
+    )
+
+
+def test_a_block_written_out() -> None:
+    model = made()
+    blocks = model.means.layers[0], model.covariances.layers[0]
+    generator = torch.Generator().manual_seed(3)
+    mean = torch.randn(1, 5, D, generator=generator)
+    covariance = torch.rand(1, 5, D, generator=generator) * 2
+    attended, attended_of = attended_by_hand(blocks, mean[0], covariance[0])
+    expected_of = blocks[1].after(covariance, attended_of)
+    expected_of = torch.where(expected_of > 0, expected_of + 1, expected_of.exp())
+    found, found_of = stosa._attend(*blocks, mean, covariance)
+    torch.testing.assert_close(found, blocks[0].after(mean, attended), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found_of, expected_of, rtol=1e-4, atol=1e-5)
+
+
+def states(model: STOSA, items: list[int]):
+    """Means and standard deviations of each position."""
+    found = model._states(torch.tensor([items]))[0]
+    return found[:, :D], found[:, D:] + 1
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_both_streams_see_earlier_items_and_no_later_ones(n_layers) -> None:
+    model = made(n_layers=n_layers)
+    before = states(model, [3, 1, 4, 7])
+    for mine, theirs in zip(before, states(model, [9, 1, 4, 7]), strict=True):
+        assert ((mine - theirs).abs().amax(1) > 1e-3).all()
+    for mine, theirs in zip(before, states(model, [3, 1, 4, 2, 0, 0]), strict=True):
+        torch.testing.assert_close(mine[:3], theirs[:3])
+
+
+# --- scores and losses -------------------------------------------------------------------------
+
+
+def of_item(model: STOSA, item: int):
+    """Mean and standard deviation."""
+    raw = model.covariances.items.weight[item]
+    return model.means.items.weight[item], torch.where(raw > 0, raw + 1, raw.exp()).sqrt()
+
+
+def far(one, other):
+    """W2² of two (mean, deviation), kept differentiable."""
+    return sum((a - b).square().sum() for a, b in zip(one, other, strict=True))
+
+
+def test_a_score_is_the_negative_distance_of_the_newest_state() -> None:
+    model = made()
+    log = SequenceDataset.from_lists([[4, 7, 2], [5]], LOG.catalog)
+    scores = model.score(histories_of(log, np.arange(2)))
+    for row, items in enumerate(([4, 7, 2], [5])):
+        mean, deviation = (part[-1] for part in states(model, items))
+        for item in range(1, V):
+            place, spread = of_item(model, item)
+            expected = w2_squared(mean, deviation**2, place, spread**2)
+            assert -scores[row, item].item() == pytest.approx(expected, rel=1e-4)
+
+
+NEGATIVES = torch.tensor(
+    [[2, 3], [7, 8], [6, 1], [4, 5], [9, 10], [11, 12], [13, 1], [1, 1], [2, 4]]
+)
+
+
+def loss_by_hand(model: STOSA, n_pairs: int):
+    c, predicted, margins = model.config, [], []
+    place = 0
+    for row, length in enumerate(BATCH.lengths.tolist()):
+        found = states(model, BATCH.items[row, :length].tolist())
+        for state, target in zip(
+            zip(*found, strict=True), BATCH.targets[row, :length].tolist(), strict=True
+        ):
+            if not target:
+                continue
+            near = far(state, of_item(model, target))
+            if c.loss == "softmax":
+                scores = torch.stack([-far(state, of_item(model, item)) for item in range(1, V)])
+                predicted.append(-torch.log_softmax(scores, 0)[target - 1])
+            for other in NEGATIVES[place, :n_pairs].tolist():
+                if c.loss == "bpr":
+                    pair = torch.sigmoid(far(state, of_item(model, other)) - near)
+                    predicted.append(-torch.log(pair))
+                margins.append((near - far(of_item(model, target), of_item(model, other))).relu())
+            place += 1
+    assert place == len(NEGATIVES)
+    return torch.stack(predicted).mean() + c.margin_weight * torch.stack(margins).mean()
+
+
+@pytest.mark.parametrize(
+    "settings, n_pairs",
+    [
+        ({}, 1),
+        ({"margin_weight": 0.0}, 1),
+        ({"loss": "bpr"}, 1),
+        ({"loss": "bpr", "n_negatives": 2, "n_layers": 2}, 2),
+    ],
+    ids=str,
+)
+def test_the_loss_written_out(monkeypatch, settings, n_pairs) -> None:
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = wild(STOSA(**SETTINGS | settings).fit(LOG))
+    asked = []
+
+    def drawn(owners, n, vocab_size, seen=None):
+        asked.append((owners.tolist(), vocab_size, seen is not None))
+        return NEGATIVES[:, :n]
+
+    monkeypatch.setattr(stosa, "uniform_negatives", drawn)
+    ours, theirs = taken[0](BATCH), loss_by_hand(model, n_pairs)
+    assert asked == [([0] * 5 + [1] * 3 + [2], V, True)]  # none of the user's own
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    mine, expected = (
+        torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in (ours, theirs)
+    )
+    for name, one, other in zip(names, mine, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "sampled_softmax"},
+        {"loss": "bpr", "n_negatives": 3},
+        {"rows": "windows", "max_len": 4},
+        {"rows": "prefixes", "margin_weight": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_loss_and_row_moves_both_streams(random_log, settings, precision) -> None:
+    model = STOSA(**SETTINGS | {"batch_size": 64, "dropout": 0.3} | settings)
+    model.begin(random_log, Run())
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.fit(random_log, run=Run(precision=precision))
+    assert np.isfinite(model.curve[0].loss)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.isfinite().all()
+        assert not torch.equal(parameter, before[name]), name
+    assert model.gives_logits == (settings.get("loss") != "bpr")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"margin_weight": -1}, "margin_weight: .*greater than or equal to 0, got -1"),
+        ({"loss": "bce"}, "loss: .*'softmax', 'sampled_softmax' or 'bpr', got 'bce'"),
+        ({"n_negatives": 0}, "n_negatives: .*greater than or equal to 1, got 0"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        STOSA(**SETTINGS | settings)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,215 @@
+"""VSAN: divergence by torch.distributions, the loss written out, its weight through a resume."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Independent, Normal, kl_divergence
+
+from diffuserec import training
+from diffuserec.contracts import Run
+from diffuserec.data import Batch, SequenceDataset, histories_of, leave_one_out
+from diffuserec.errors import ConfigError
+from diffuserec.recommenders.vsan import VSAN, kl_to_standard
+
+V, D = 14, 8
+SETTINGS = {
+    "dim": D,
+    "max_len": 8,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+    "kl_weight": 0.6,
+    "kl_annealing_steps": 40,
+}
+LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
+BATCH = Batch(
+    users=torch.tensor([0, 1, 2]),
+    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
+    lengths=torch.tensor([6, 3, 1]),
+    targets=torch.tensor([[1, 0, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    places=torch.tensor([6, 10, 12]),
+)
+
+
+def wild(model: VSAN) -> VSAN:
+    """With weights so large that attention is not uniform and no two items are alike."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+    return model
+
+
+def begun(monkeypatch, **settings):
+    """A model, not trained, and the loss that its fit would minimize."""
+    taken = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        model = VSAN(**SETTINGS | settings).fit(LOG)
+    return wild(model), taken[0]
+
+
+def test_the_divergence_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, 3, D, generator=generator) * 2
+    log_variance = torch.randn(5, 3, D, generator=generator) * 2
+    latent = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    prior = Independent(Normal(torch.zeros(D), torch.ones(D)), 1)
+    torch.testing.assert_close(kl_to_standard(mean, log_variance), kl_divergence(latent, prior))
+    nothing = torch.zeros(2, D)
+    assert not kl_to_standard(nothing, nothing).any()
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+
+def latent_by_hand(model: VSAN, items: list[int]):
+    states = model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0]
+    mean = states @ model.mean.weight.T + model.mean.bias
+    return mean, states @ model.log_variance.weight.T + model.log_variance.bias
+
+
+def generated(model: VSAN, z):
+    for block in model.generative:
+        z = block(z[None])[0]
+    return z
+
+
+def loss_by_hand(model: VSAN, noise, beta: float):
+    """One sequence after the other, without its padding."""
+    predicted, divergences = [], []
+    for row, length in enumerate(BATCH.lengths.tolist()):
+        mean, log_variance = latent_by_hand(model, BATCH.items[row, :length].tolist())
+        deviation = torch.exp(0.5 * log_variance)
+        states = generated(model, mean + deviation * noise[row, :length])
+        scores = torch.log_softmax(states @ model.encoder.items.weight[1:].T, 1)
+        ahead = BATCH.targets[row].tolist()
+        for place in range(length):
+            for target in ahead[place : place + model.config.n_targets]:
+                if target:
+                    predicted.append(-scores[place, target - 1])
+        prior = Normal(torch.zeros(D), torch.ones(D))
+        divergences += [*kl_divergence(Normal(mean, deviation), prior).sum(1)]
+    assert len(divergences) == 10
+    return torch.stack(predicted).mean() + beta * torch.stack(divergences).mean()
+
+
+@pytest.mark.parametrize("n_updates, beta", [(0, 0.0), (10, 0.15), (40, 0.6), (4000, 0.6)])
+@pytest.mark.parametrize(
+    "settings", [{}, {"n_targets": 3}, {"n_targets": 9, "n_generative_layers": 2}], ids=str
+)
+def test_the_loss_written_out(monkeypatch, settings, n_updates, beta) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    model.n_updates.fill_(n_updates)
+    torch.manual_seed(3)
+    noise = torch.randn(*BATCH.items.shape, D)
+    torch.manual_seed(3)
+    ours, theirs = loss(BATCH), loss_by_hand(model, noise, beta)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    mine, expected = (
+        torch.autograd.grad(value, parameters, materialize_grads=True) for value in (ours, theirs)
+    )
+    for name, one, other in zip(names, mine, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_noise_is_drawn_anew_in_training_and_never_for_scores(monkeypatch) -> None:
+    model, loss = begun(monkeypatch)
+    torch.manual_seed(1)
+    assert loss(BATCH) != loss(BATCH)
+    shown = histories_of(LOG, np.arange(3))
+    scores = model.score(shown, seed=1)
+    assert torch.equal(model.score(shown, seed=2), scores)
+    for row, items in enumerate(([*range(6, V)], [3, 1], [5, 2, 6])):
+        state = generated(model, latent_by_hand(model, items)[0])[-1]
+        torch.testing.assert_close(scores[row], model.encoder.items.weight @ state)
+
+
+def test_no_position_sees_a_later_one(monkeypatch) -> None:
+    model, _ = begun(monkeypatch)
+    states = [
+        model._states(model._latent(torch.tensor([items]), torch.tensor([5]))[0])[0]
+        for items in ([3, 1, 4, 1, 5], [3, 1, 9, 2, 7], [8, 1, 4, 1, 5])
+    ]
+    torch.testing.assert_close(states[0][:2], states[1][:2])
+    assert ((states[0] - states[1])[2:].abs().amax(1) > 1e-3).all()
+    assert ((states[0] - states[2]).abs().amax(1) > 1e-3).all()
+
+
+# --- fitting -----------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_goes_on_with_the_weight_where_it_was(
+    monkeypatch, random_log, tmp_path
+) -> None:
+    split = leave_one_out(random_log)
+    model = {"epochs": 3, "patience": 10, "learning_rate": 0.01}
+    whole = VSAN(**SETTINGS | model).fit(split.train, split.valid)
+    n_batches = len([*training.training_batches(split.train, 8, 8, 0, 0)])
+    assert n_batches > 1
+    assert int(whole.n_updates) in [n * n_batches for n in (1, 2, 3)]  # that of the best epoch
+    run = Run(checkpoint=tmp_path)
+    n_scored = 0
+    score = VSAN.score
+
+    def interrupted(self, histories, seed=0):
+        nonlocal n_scored
+        n_scored += 1
+        if n_scored == 2:  # after the second epoch's updates
+            raise KeyboardInterrupt
+        return score(self, histories, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VSAN, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            VSAN(**SETTINGS | model).fit(split.train, split.valid, run)
+    resumed = VSAN(**SETTINGS | model)
+    resumed.fit(split.train, split.valid, Run(checkpoint=tmp_path, resume=True))
+    assert [record.loss for record in resumed.curve] == [record.loss for record in whole.curve]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "bce"},
+        {"loss": "gbce", "n_targets": 2},
+        {"loss": "sampled_softmax"},
+        {"rows": "windows", "max_len": 4, "n_targets": 4},
+        {"rows": "prefixes", "kl_annealing_steps": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_loss_and_row_fits(random_log, settings, precision) -> None:
+    model = VSAN(**SETTINGS | {"batch_size": 64, "dropout": 0.3} | settings)
+    model.begin(random_log, Run())
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.fit(random_log, run=Run(precision=precision))
+    assert np.isfinite(model.curve[0].loss)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.isfinite().all()
+        assert not torch.equal(parameter, before[name]), name
+    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"kl_weight": -1}, "kl_weight: .*greater than or equal to 0, got -1"),
+        ({"kl_annealing_steps": 0}, "kl_annealing_steps: .*greater than or equal to 1, got 0"),
+        ({"n_targets": 2, "rows": "prefixes"}, "n_targets 2 needs rows='users' or 'windows'"),
+        ({"n_generative_layers": 0}, "n_generative_layers: .*greater than or equal to 1, got 0"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        VSAN(**SETTINGS | settings)
+    assert "\n" not in str(refusal.value)
