@@ -478,6 +478,9 @@ PLACES: dict[str, Callable[[], str]] = {
     "cadirec_speed": lambda: epoch_costs("contrastive_speed", "cadirec"),
     "simdiffrec_views": lambda: viewed("simdiffrec_views"),
     "simdiffrec_trials": lambda: trained("simdiffrec_trials"),
+    "simdiffrec_curves": lambda: curves(
+        *(f"simdiffrec_{w}" for w in ("contrast", "diffusion", "k_sample", "k_noise", "ablation"))
+    ),
     **{
         f"rows_{name}": lambda label=label: rows_for(label)
         for name, label in (
