@@ -1,6 +1,6 @@
 """What Diff4Rec's generator proposes, beside popularity and a plain Mult-VAE; seconds.
 
-    python benchmarks/diff4rec.py beauty.txt --json docs/results/diff4rec_beauty.json
+    python benchmarks/diff4rec.py beauty.txt --json docs/results/diff4rec_beauty_generator.json
     python benchmarks/diff4rec.py DATA --set prediction_type=sample --corruptions 0.25
 
 Recall of x̂ on the test items, the users' own items left out. Both models are fitted on the training

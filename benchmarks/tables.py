@@ -79,7 +79,7 @@ def summary() -> str:
         ("Amazon Beauty (5-core)", "diffrec_beauty"),
         ("MovieLens-1M, 50 positions", "diffrec_ml-1m"),
         ("Amazon Beauty, contrast (bce: 3 epochs)", "contrastive_beauty"),
-        ("MovieLens-1M, contrast (4 epochs)", "contrastive_ml-1m"),
+        ("MovieLens-1M, contrast (12 epochs)", "contrastive_ml-1m"),
         ("Amazon Beauty, pseudo items (batches as before)", "augmentation_beauty"),
         ("MovieLens-1M, 200 positions", "sasrec_ml-1m"),
     ):
@@ -288,40 +288,91 @@ def losses(name: str) -> str:
     return table(["method", *heads], rows)
 
 
+LOGS = {
+    "Beauty": ("contrastive_beauty", "baselines_beauty", "diff4rec_beauty", "diffrec_beauty"),
+    "ML-1M": ("contrastive_ml-1m", "baselines_ml-1m", "diff4rec_ml-1m", "diffrec_ml-1m"),
+}
+"""The experiments of each log, the first row of each being the same reference."""
+
+
+def measured(name: str) -> list[dict[str, Any]]:
+    """An experiment's rows: label, cells, p against its first row, seeds and cost."""
+    document = _read(name)
+    summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
+    tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
+    found = []
+    for label in dict.fromkeys(m for m, _ in summary):
+        runs = [run for run in document.get("training", []) if run["method"] == label]
+        figures = [summary[label, m] for m in ("HR@10", "NDCG@10")]
+        p = tests.get((label, "NDCG@10"), {}).get("p_holm")
+        kept = document.get("seen_kept", {}).get(label)
+        found.append(
+            {
+                "label": label,
+                "n_seeds": figures[0]["n_seeds"],
+                "cells": [f"{f['value']:.4f} ± {f['margin']:.4f}" for f in figures],
+                "ndcg": figures[1]["value"],
+                "p": "" if p is None else f"{p:.2g}",
+                "kept": f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}" if kept else "",
+                "epochs": [run["epochs"] for run in runs],
+                "seconds": [run["seconds"] for run in runs],
+            }
+        )
+    return found
+
+
 def rows_for(method: str) -> str:
-    """A method's own rows in the contrastive experiments, SASRec's beside them, and their cost."""
+    """A method's own rows in the experiments, SASRec's beside them, and their cost."""
     rows = []
-    for log, name in (("Beauty", "contrastive_beauty"), ("ML-1M", "contrastive_ml-1m")):
-        if not (RESULTS / f"{name}.json").exists():
-            continue
-        document = _read(name)
-        cells = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
-        tests = {
-            (r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"
-        }
-        for label in dict.fromkeys(m for m, _ in cells if m.startswith((method, "SASRec"))):
-            runs = [run for run in document["training"] if run["method"] == label]
-            if not runs:
+    for log, names in LOGS.items():
+        for name in names:
+            if not (RESULTS / f"{name}.json").exists():
                 continue
-            found = [cells[label, m] for m in ("HR@10", "NDCG@10")]
-            p = tests.get((label, "NDCG@10"), {}).get("p_holm")
-            kept = document["seen_kept"][label]
-            seconds = sum(r["seconds"] for r in runs) / sum(r["epochs"] for r in runs)
-            rows.append(
+            found = measured(name)
+            if not any(method in row["label"] for row in found):
+                continue
+            rows += [
                 [
                     log,
-                    label,
-                    str(len(runs)),
-                    *(f"{f['value']:.4f} ± {f['margin']:.4f}" for f in found),
-                    "" if p is None else f"{p:.2g}",
-                    f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}",
-                    f"{seconds:.0f}",
+                    row["label"],
+                    str(row["n_seeds"]),
+                    *row["cells"],
+                    row["p"],
+                    row["kept"],
+                    f"{sum(row['seconds']) / max(1, sum(row['epochs'])):.0f}",
                 ]
-            )
+                for row in found
+                if row["epochs"] and (method in row["label"] or row["label"].startswith("SASRec"))
+            ]
     if not rows:
-        raise FileNotFoundError(2, "no results", str(RESULTS))
-    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against SASRec softmax)"]
+        raise FileNotFoundError(2, "no results", method)
+    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against the first row)"]
     return table([*header, "seen kept", "s an epoch, in all"], rows)
+
+
+def leaderboard(log: str) -> str:
+    """Every row of the log's experiments and the floors, best NDCG@10 first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in LOGS[log]:
+        if (RESULTS / f"{name}.json").exists():
+            for row in measured(name):
+                rows.setdefault(row["label"], row)
+    if not rows:
+        raise FileNotFoundError(2, "no results", log)
+    body = [
+        [
+            row["label"],
+            str(row["n_seeds"]),
+            *row["cells"],
+            row["p"],
+            row["kept"],
+            " / ".join(map(str, row["epochs"])),
+            " / ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
+        ]
+        for row in sorted(rows.values(), key=lambda row: -row["ndcg"])
+    ]
+    header = [log, "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against SASRec softmax)"]
+    return table([*header, "seen kept", "epochs", "training, s"], body)
 
 
 def trained(name: str) -> str:
@@ -490,8 +541,23 @@ PLACES: dict[str, Callable[[], str]] = {
             ("ecl", "ECL-SR"),
             ("contrarec", "ContraRec"),
             ("cadirec", "CaDiRec"),
+            ("gru4rec", "GRU4Rec"),
+            ("caser", "Caser"),
+            ("bert4rec", "BERT4Rec"),
+            ("s3rec", "S3Rec"),
+            ("stosa", "STOSA"),
+            ("vsan", "VSAN"),
+            ("acvae", "ACVAE"),
+            ("mfgan", "MFGAN"),
+            ("bpr", "BPR"),
+            ("neumf", "NeuMF"),
+            ("asrep", "ASReP"),
+            ("diff4rec", "Diff4Rec"),
         )
     },
+    "leaderboard_beauty": lambda: leaderboard("Beauty"),
+    "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
+    "diff4rec_learned": lambda: rows_of("diff4rec_beauty_generator", "rows"),
     "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
 

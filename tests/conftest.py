@@ -64,7 +64,7 @@ def random_log() -> SequenceDataset:
 
 @pytest.fixture(scope="session")
 def tastes() -> SequenceDataset:
-    """80 users with 8 different items each, in no order: of 1 to 12 or, every other, of 13 to 24."""
+    """80 users with 8 different items each, in no order: of 1 to 12, every other of 13 to 24."""
     generator = np.random.default_rng(2)
     return SequenceDataset.from_lists(
         [(12 * (user % 2) + generator.permutation(12)[:8] + 1).tolist() for user in range(80)]

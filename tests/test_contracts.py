@@ -47,6 +47,16 @@ QUICK: dict[str, dict[str, Any]] = {
         ["sasrec", "cl4srec", "duorec", "mclrec", "ecl", "contrarec", "cadirec"], TRANSFORMER
     ),
     "simdiffrec": TRANSFORMER | {"k_noise": 2, "k_sample": 3, "num_train_timesteps": 40},
+    # a mask learns from few items a row, and slowly
+    "bert4rec": TRANSFORMER
+    | {
+        "epochs": 40,
+        "dim": 32,
+        "learning_rate": 0.01,
+        "mask_ratio": 0.5,
+        "last_item_ratio": 0.2,
+    },
+    "s3rec": TRANSFORMER | {"pretrain_epochs": 2},
     "stosa": TRANSFORMER,
     "gru4rec": {"epochs": 12, "dim": 16, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16},
     "caser": {"epochs": 12, "dim": 16, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16},

@@ -67,13 +67,22 @@ def test_all_items_are_scored_as_each_pair_alone(monkeypatch, hidden, block: int
 
 
 def test_the_loss_is_that_of_telling_the_item_from_others(monkeypatch) -> None:
-    model, minimized = begun(monkeypatch, hidden=(4, 2), n_negatives=2, dropout=0.0)
-    monkeypatch.setattr(neumf, "uniform_negatives", lambda *_: NEGATIVES)
-    terms = []
+    settings = {"hidden": (4, 2), "n_negatives": 2, "l2_users": 0.3, "l2_items": 0.07}
+    model, minimized = begun(monkeypatch, dropout=0.0, **settings)
+
+    def drawn(owners, n_negatives, vocab_size, seen):
+        assert (owners.tolist(), n_negatives, vocab_size) == ([0, 2, 1], 2, 9)
+        assert seen.tolist() == [9 * user + i for user in range(5) for i in sorted(LOG[user])]
+        return NEGATIVES
+
+    monkeypatch.setattr(neumf, "uniform_negatives", drawn)
+    terms, norms = [], []
     for user, item, others in ((0, 2, [4, 5]), (2, 5, [2, 3]), (1, 4, [1, 5])):
         terms.append(math.log(1 + math.exp(-logit(model, user, item))))
         terms += [math.log(1 + math.exp(logit(model, user, other))) for other in others]
-    assert minimized(PAIRS).item() == pytest.approx(sum(terms) / 9, rel=1e-5)
+        norms.append(0.3 * model.users.vectors.weight[user].square().sum().item())
+        norms += [0.07 * model.items.weight[i].square().sum().item() / 3 for i in [item, *others]]
+    assert minimized(PAIRS).item() == pytest.approx(sum(terms) / 9 + sum(norms) / 3, rel=1e-5)
 
 
 def test_dropout_is_in_the_tower_and_in_training_only(monkeypatch) -> None:

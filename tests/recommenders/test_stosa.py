@@ -130,18 +130,25 @@ def attended_by_hand(blocks, mean, covariance):
     )
 
 
-def test_a_block_written_out() -> None:
+def raised(values):
+    return torch.where(values > 0, values + 1, values.exp())
+
+
+def test_states_written_out() -> None:
     model = made()
-    blocks = model.means.layers[0], model.covariances.layers[0]
-    generator = torch.Generator().manual_seed(3)
-    mean = torch.randn(1, 5, D, generator=generator)
-    covariance = torch.rand(1, 5, D, generator=generator) * 2
-    attended, attended_of = attended_by_hand(blocks, mean[0], covariance[0])
-    expected_of = blocks[1].after(covariance, attended_of)
-    expected_of = torch.where(expected_of > 0, expected_of + 1, expected_of.exp())
-    found, found_of = stosa._attend(*blocks, mean, covariance)
-    torch.testing.assert_close(found, blocks[0].after(mean, attended), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found_of, expected_of, rtol=1e-4, atol=1e-5)
+    streams = model.means, model.covariances
+    items = torch.tensor([3, 1, 4, 1, 5])
+    mean, raw = (
+        encoder.norm(encoder.items.weight[items] + encoder.positions.weight[:5])[None]
+        for encoder in streams
+    )
+    covariance = raised(raw)
+    blocks = [encoder.layers[0] for encoder in streams]
+    seen, seen_of = attended_by_hand(blocks, mean[0], covariance[0])
+    deviation = raised(blocks[1].after(covariance, seen_of)).sqrt()
+    found, found_of = states(model, items.tolist())
+    torch.testing.assert_close(found, blocks[0].after(mean, seen)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found_of, deviation[0], rtol=1e-4, atol=1e-5)
 
 
 def states(model: STOSA, items: list[int]):
@@ -165,8 +172,8 @@ def test_both_streams_see_earlier_items_and_no_later_ones(n_layers) -> None:
 
 def of_item(model: STOSA, item: int):
     """Mean and standard deviation."""
-    raw = model.covariances.items.weight[item]
-    return model.means.items.weight[item], torch.where(raw > 0, raw + 1, raw.exp()).sqrt()
+    deviation = raised(model.covariances.items.weight[item]).sqrt()
+    return model.means.items.weight[item], deviation
 
 
 def far(one, other):

@@ -129,6 +129,15 @@ def test_noise_is_drawn_anew_in_training_and_never_for_scores(monkeypatch) -> No
         torch.testing.assert_close(scores[row], model.encoder.items.weight @ state)
 
 
+def test_noise_is_small_at_first() -> None:
+    model = VSAN(dim=64)
+    model.begin(LOG, Run())
+    with torch.no_grad():
+        mean, log_variance = model._latent(BATCH.items, BATCH.lengths)
+    assert 0.7 < mean[BATCH.items > 0].std() < 1.4
+    assert ((log_variance / 2).exp() - np.exp(-2)).abs().max() < 1e-6
+
+
 def test_no_position_sees_a_later_one(monkeypatch) -> None:
     model, _ = begun(monkeypatch)
     states = [

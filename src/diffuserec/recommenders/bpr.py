@@ -47,9 +47,9 @@ class BPR(Recommender):
         loss: Literal["bpr", "softmax", "bce"] = "bpr"
         n_negatives: int = Field(1, ge=1)
         """For bpr and bce, which average over them."""
-        l2_users: float = Field(0.0, ge=0)
+        l2_users: float = Field(0.01, ge=0)
         """Weight of the squared norm of an interaction's user."""
-        l2_items: float = Field(0.0, ge=0)
+        l2_items: float = Field(0.01, ge=0)
         """Of its item, and the mean of its negatives."""
         l2_bias: float = Field(0.0, ge=0)
 

@@ -13,7 +13,7 @@ which are added for each pair, a block of pairs at a time.
 
 Departures and options:
 - Both branches learn together from the start; the paper's pre-training of each alone is left out.
-- ``dropout`` between the layers of the tower; the paper has none.
+- ``dropout`` in the tower, and squared norms of the vectors in the loss; the paper has neither.
 - Negatives exclude the user's training items. The paper's are drawn before each epoch.
 - A history whose user was not trained on, which is every history of ``recommend``, is scored by
   vectors made from its items: the mean over them of each one's mean training user.
@@ -50,13 +50,13 @@ class NeuMF(Recommender):
 
         dim: int = Field(64, ge=1)
         """Width D of users and items, in either branch."""
-        hidden: tuple[PositiveInt, ...] = Field((64, 32), min_length=1)
+        hidden: tuple[PositiveInt, ...] = Field((32, 16), min_length=1)
         """Widths of the tower's layers."""
-        dropout: float = Field(0.1, ge=0, lt=1)
+        dropout: float = Field(0.5, ge=0, lt=1)
         n_negatives: int = Field(4, ge=1)
-        l2_users: float = Field(0.0, ge=0)
+        l2_users: float = Field(0.003, ge=0)
         """Weight of the squared norm of an interaction's user."""
-        l2_items: float = Field(0.0, ge=0)
+        l2_items: float = Field(0.003, ge=0)
         """Of its item, and of its negatives."""
 
     config: Config

@@ -12,9 +12,9 @@ hold an item. The weight rises from 0 to ``kl_weight`` in ``kl_annealing_steps``
 Departures and options:
 - ``n_targets=1``: the next item; the paper's next k items are more, the loss a mean over all pairs
   of a position and one of them.
-- ``kl_weight=0.01``: the latent of one next item needs few of its D dimensions, and a weight of
-  .01 already pulls most of them to the prior. Means begin as large as the states and deviations at
-  e^-2; drawn as other weights are, the means begin far below the noise.
+- ``kl_weight=0.01``: a latent has one next item to tell, which far smaller weights than those of
+  autoencoders of whole histories already cut short.
+- Means begin as large as the states, deviations at e^-2; by torch's defaults noise hides the means.
 - Scores are products with the item table, without a matrix of their own.
 - Blocks are this project's (nn.encoders); the generative ones are given no positions.
 """

@@ -1,0 +1,243 @@
+"""ACVAE: a recurrent variational autoencoder with an adversarial and a contrastive loss.
+
+Source: Xie, Liu, Zhang, Lu, Wang & Ding, "Adversarial and Contrastive Variational Autoencoder for
+Sequential Recommendation", WWW 2021 (arXiv 2103.10693), and its released code.
+
+Gated recurrent units read the items; a causal convolution over their newest states, with noise
+added to what goes in, makes a latent z at each position. Its distribution q(z | history) has no
+formula, only draws. A decoder turns z into products with the item table. The loss is
+``next item + kl_weight · KL + contrast_weight · C``:
+
+- KL of q from N(0, 1) is the mean of T(x, z) over draws, where the adversary T learns by logistic
+  regression to tell drawn z from N(0, 1) (adversarial variational Bayes); x is the newest item's
+  embedding. T is a network plus |z|²/2, which is the part of the log density ratio that is known.
+- C is the Jensen-Shannon bound of the mutual information of items and z: a critic D learns to tell
+  a user's own z from another's, mean softplus(-D(x, z)) + softplus(D(x, z')); encoder and critic
+  minimize it together. z' are those of the batch's next row.
+
+Each batch makes two updates: of the model with its critic, then of the adversary.
+
+Departures and options:
+- Recommendations average the softmaxes of ``n_draws`` draws of noise, drawn for each user. The
+  released code scores with one draw of noise that depends on the batch.
+- One AdamW for all, with a learning rate and weight decay of the adversary's own; the code moves
+  adversary and critic by SGD, and the encoder by that as well.
+- The adversary makes one figure of (x, z); the code averages one for each dimension of z, all of
+  which answer the same question. KL does not move x, which would be a way to fool the adversary.
+- GELU, a normed decoder, normed units and no dropout on z: with the code's softplus, tanh and
+  dropout it learned several times slower. Before the first item the convolution reads zeros.
+- ``tied``: the decoder's item table is the encoder's; the code has one of its own.
+- All means are over positions with a target. The code sums over a user's.
+"""
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffuserec import training
+from diffuserec.contracts import GenerativeRecommender, Run
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.diffusion import KeyedNoise
+from diffuserec.losses import softmax_cross_entropy
+from diffuserec.nn.encoders import initialize
+from diffuserec.training import RecurrentSettings, Update
+
+_KERNEL = 5
+"""Positions that the convolution sees: the newest and those before it."""
+
+
+class ACVAE(GenerativeRecommender):
+    """Gated recurrent units and a causal convolution with injected noise."""
+
+    class Config(RecurrentSettings):
+        """Hyper-parameters of ACVAE."""
+
+        batch_size: int = Field(64, ge=2)
+        """Rows a batch, on average; at least 2, for another's z."""
+        kl_weight: float = Field(0.05, ge=0)
+        contrast_weight: float = Field(0.1, ge=0)
+        weight_decay: float = Field(0.01, ge=0)
+        adversary_learning_rate: float = Field(1e-3, gt=0)
+        """The authors have .0005, for SGD."""
+        adversary_weight_decay: float = Field(0.1, ge=0)
+        tied: bool = True
+        n_draws: int = Field(3, ge=1)
+        """Noise draws whose probabilities are averaged."""
+
+    config: Config
+
+    def build(self, catalog: Catalog) -> None:
+        c = self.config
+        self.encoder = c.gru(catalog.vocab_size)
+        self.output = None if c.tied else nn.Embedding(catalog.vocab_size, c.dim, padding_idx=0)
+        if self.output is not None:
+            initialize(self.output)
+        self.posterior = _Posterior(c.dim)
+        self.decoder = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
+        self.adversary = _Adversary(c.dim)
+        self.critic = _Critic(c.dim)
+
+    @property
+    def table(self) -> Float[Tensor, "V D"]:
+        """What z is decoded to."""
+        own: Tensor | None = None if self.output is None else self.output.weight
+        return self.encoder.table if own is None else own
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
+    ) -> Self:
+        run = run or Run()
+        c = self.config
+        self.begin(train, run)
+        adversary = list(self.adversary.parameters())
+        model = [
+            parameter
+            for module in self.children()
+            if module is not self.adversary
+            for parameter in module.parameters()
+        ]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": model, "lr": c.learning_rate, "weight_decay": c.weight_decay},
+                {
+                    "params": adversary,
+                    "lr": c.adversary_learning_rate,
+                    "weight_decay": c.adversary_weight_decay,
+                },
+            ],
+            fused=True,
+        )
+        self.curve = training.train_next_item(
+            self,
+            [Update(self._loss, model), Update(self._adversary_loss, adversary)],
+            train,
+            valid,
+            run,
+            score=self.score,
+            optimizer=optimizer,
+        )
+        return self
+
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        total = torch.zeros(len(histories.users), len(self.table), device=self.device)
+        for draw in self.draws(histories, seed):
+            total += draw
+        return total / self.config.n_draws
+
+    def draws(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Iterator[Float[Tensor, "B V"]]:
+        c = self.config
+        newest = histories.newest(c.max_len)
+        states = _after_zeros(self.encoder(newest.items, newest.lengths))
+        # with the zeros in front, the window of the newest position begins where that stood
+        places = newest.lengths[:, None] - 1 + torch.arange(_KERNEL, device=self.device)
+        window = states.gather(1, places[:, :, None].expand(-1, -1, c.dim))
+        noise = KeyedNoise(seed, histories.users)
+        for _ in range(c.n_draws if n_draws is None else n_draws):
+            z = self.posterior(window, noise.normal(_KERNEL, 2, c.dim))[:, 0]
+            logits = self.decoder(z) @ self.table.T
+            logits[:, 0] = -torch.inf
+            yield torch.softmax(logits, dim=1)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        c = self.config
+        real = batch.targets > 0
+        x, z = self._drawn(batch)
+        states, targets, _ = training.real_positions(batch, self.decoder(z))
+        loss = softmax_cross_entropy(states, self.table, targets)
+        if c.kl_weight:
+            loss = loss + c.kl_weight * self.adversary(x[real].detach(), z[real]).mean()
+        if c.contrast_weight:
+            loss = loss + c.contrast_weight * self._contrast(x, z, real)
+        return loss
+
+    def _adversary_loss(self, batch: Batch) -> Tensor:
+        """Logistic regression: drawn z against N(0, 1)."""
+        real = batch.targets > 0
+        with torch.no_grad():
+            x, z = (found[real] for found in self._drawn(batch))
+        of_prior = self.adversary(x, torch.randn_like(z))
+        return (F.softplus(-self.adversary(x, z)) + F.softplus(of_prior)).mean()
+
+    def _contrast(
+        self, x: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, ""]:
+        """C; another's z counts where both rows have a target. A row alone has nothing to learn."""
+        if len(z) < 2:
+            return z.new_zeros(())
+        both = real & real.roll(1, 0)
+        own, other = self.critic(x.repeat(2, 1, 1), torch.cat([z, z.roll(1, 0)])).chunk(2)
+        others = F.softplus(other[both])
+        return F.softplus(-own[real]).mean() + others.sum() / max(1, len(others))
+
+    def _drawn(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+        """The items' embeddings, and a draw of z at each position."""
+        x = self.encoder.items(batch.items)
+        states = _after_zeros(self.encoder.encode(x, batch.lengths))
+        noise = torch.randn(*states.shape[:2], 2, states.shape[2], device=states.device)
+        return x, self.posterior(states, noise).float()
+
+
+class _Posterior(nn.Module):
+    """z at each position, of the newest states there and of noise that is added in two places."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.noise = nn.Linear(dim, dim)
+        self.mix = nn.Linear(dim, dim)
+        self.convolution = nn.Linear(_KERNEL * dim, 2 * dim)
+        self.narrow = nn.Linear(2 * dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, states: Float[Tensor, "B M D"], noise: Float[Tensor, "B M 2 D"]
+    ) -> Float[Tensor, "B L D"]:
+        first, second = torch.tanh(self.noise(noise)).unbind(2)
+        mixed = F.gelu(self.mix(states + first)) + second
+        near = F.gelu(self.convolution(mixed.unfold(1, _KERNEL, 1).flatten(2)))
+        z: Tensor = self.out(states[:, _KERNEL - 1 :] + F.gelu(self.narrow(near)))
+        return z
+
+
+class _Adversary(nn.Module):
+    """T, which at its best is log q(z | x) - log p(z)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * dim, 2 * dim),
+            nn.ELU(),
+            nn.Linear(2 * dim, 2 * dim),
+            nn.ELU(),
+            nn.Linear(2 * dim, 1),
+        )
+
+    def forward(self, x: Float[Tensor, "P D"], z: Float[Tensor, "P D"]) -> Float[Tensor, " P"]:
+        found: Tensor = self.layers(torch.cat([x, z], dim=1))[:, 0]
+        return found.float() + z.square().sum(1) / 2
+
+
+class _Critic(nn.Module):
+    """D at each position, of all items and z up to there."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.units = nn.GRU(2 * dim, 2 * dim, batch_first=True)
+        self.out = nn.Linear(2 * dim, 1)
+
+    def forward(self, x: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
+        with torch.autocast(x.device.type, enabled=False):
+            hidden, _ = self.units(torch.cat([x, z], dim=2))
+        found: Tensor = self.out(F.gelu(hidden))[:, :, 0]
+        return found.float()
+
+
+def _after_zeros(states: Float[Tensor, "B L D"]) -> Float[Tensor, "B M D"]:
+    """As many zero states in front as the convolution reads before the first."""
+    return F.pad(states, (0, 0, _KERNEL - 1, 0))
