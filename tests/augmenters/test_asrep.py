@@ -9,7 +9,14 @@ from diffuserec.contracts import Run
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
 
-QUICK = {"epochs": 12, "dim": 16, "n_layers": 1, "dropout": 0.0, "learning_rate": 0.02}
+QUICK = {
+    "epochs": 12,
+    "dim": 16,
+    "n_layers": 1,
+    "dropout": 0.0,
+    "learning_rate": 0.02,
+    "batch_size": 16,
+}
 
 
 def before(item: int, n: int) -> list[int]:

@@ -97,7 +97,7 @@ def test_the_latent_is_restored_from_noise(log, prediction_type) -> None:
         unchanged = z_t / model.schedule.alpha_bars[step].sqrt()
         error = ((found - mean) ** 2).mean()
         assert error < 0.75 * ((unchanged - mean) ** 2).mean()
-        assert step == 29 or error < 0.75 * mean.var(0).mean()
+        assert step > 9 or error < 0.75 * mean.var(0).mean()
 
 
 def test_the_loss_by_hand() -> None:

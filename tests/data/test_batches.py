@@ -468,7 +468,8 @@ def test_a_batch_has_the_variants_of_its_own_rows(rows: Rows, each_step) -> None
 def test_variants_change_no_batch_but_are_added() -> None:
     sequences = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
     plain = training_batches(SequenceDataset.from_lists(sequences), 2, 9, 1, 2)
-    for alone, both in zip(plain, training_batches(with_variants(sequences, 2), 2, 9, 1, 2)):
+    varied = training_batches(with_variants(sequences, 2), 2, 9, 1, 2)
+    for alone, both in zip(plain, varied, strict=True):
         assert alone.variants is None
         for name in ("users", "items", "lengths", "targets", "places", "real"):
             assert torch.equal(getattr(alone, name), getattr(both, name))

@@ -11,7 +11,7 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run
 from diffuserec.data import Batch, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.training import ContrastiveSettings
+from diffuserec.settings import ContrastiveSettings
 
 V, D = 14, 8
 MASK = V

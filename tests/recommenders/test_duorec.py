@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec import training
+from diffuserec import settings
 from diffuserec.contracts import Run
 from diffuserec.data import Batch, SequenceDataset, training_batches
 from diffuserec.recommenders import duorec
@@ -210,7 +210,7 @@ def test_dropout_differs_in_every_pass(monkeypatch, positive) -> None:
     (batch,) = training_batches(log, 64, 8, 0, 0, "prefixes")
     seen = []
     monkeypatch.setattr(
-        training, "info_nce", lambda *views, **_: seen.append(views) or views[0].sum()
+        settings, "info_nce", lambda *views, **_: seen.append(views) or views[0].sum()
     )
     model.eval()
     loss(batch)

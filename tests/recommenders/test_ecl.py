@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
+from diffuserec import settings
 from diffuserec.contracts import Run
 from diffuserec.data import Batch, histories_of
 from diffuserec.recommenders import ecl
@@ -118,7 +118,7 @@ def test_two_passes_of_a_sequence_are_the_only_pair_of_the_contrast(monkeypatch)
         asked.append((anchors, positives, words))
         return anchors.sum() * 0
 
-    monkeypatch.setattr(training, "info_nce", watched)
+    monkeypatch.setattr(settings, "info_nce", watched)
     model.train()
     torch.manual_seed(0)
     loss(BATCH)

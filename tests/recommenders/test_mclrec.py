@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from diffuserec import training
+from diffuserec import settings, training
 from diffuserec.contracts import Run, load
 from diffuserec.data import Batch
 from diffuserec.recommenders.mclrec import MCLRec, spread
@@ -305,8 +305,8 @@ def test_fits_in_bfloat16(random_log) -> None:
 
 def test_without_weight_the_plain_contrast_is_not_computed(monkeypatch) -> None:
     asked = []
-    info_nce = training.info_nce
-    monkeypatch.setattr(training, "info_nce", lambda *a, **b: asked.append(1) or info_nce(*a, **b))
+    info_nce = settings.info_nce
+    monkeypatch.setattr(settings, "info_nce", lambda *a, **b: asked.append(1) or info_nce(*a, **b))
     for weight, n in ((0.0, 3), (0.1, 4)):
         _, updates = begun(monkeypatch, contrast_weight=weight)
         asked.clear()

@@ -45,7 +45,8 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.diffusion import KeyedNoise
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import initialize
-from diffuserec.training import RecurrentSettings, Update
+from diffuserec.settings import RecurrentSettings
+from diffuserec.training import Update
 
 _KERNEL = 5
 """Positions that the convolution sees: the newest and those before it."""

@@ -32,7 +32,7 @@ from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import last_states
-from diffuserec.training import NextItemSettings
+from diffuserec.settings import NextItemSettings
 from diffuserec.views import random_share
 
 

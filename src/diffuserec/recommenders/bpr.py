@@ -35,7 +35,7 @@ from diffuserec.losses import (
     uniform_negatives,
 )
 from diffuserec.nn.users import UserTable
-from diffuserec.training import PairSettings
+from diffuserec.settings import PairSettings
 
 
 class BPR(Recommender):

@@ -28,7 +28,7 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.training import ConvolutionalSettings, LossSettings
+from diffuserec.settings import ConvolutionalSettings, LossSettings
 
 
 class Caser(Recommender):

@@ -28,7 +28,7 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import last_states
-from diffuserec.training import AnyEncoderSettings, ContrastSettings, LossSettings
+from diffuserec.settings import AnyEncoderSettings, ContrastSettings, LossSettings
 from diffuserec.views import Ragged, joined, mask, random_prefix, reorder, two_of
 
 

@@ -54,7 +54,7 @@ from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sam
 from diffuserec.losses import mixture_cross_entropy
 from diffuserec.nn.embeddings import interleaved_sinusoidal
 from diffuserec.nn.encoders import TransformerEncoder
-from diffuserec.training import TransformerSettings
+from diffuserec.settings import TransformerSettings
 
 Memory = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, L, E) of a history in each block."""

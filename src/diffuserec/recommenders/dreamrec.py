@@ -50,7 +50,7 @@ from diffuserec.diffusion import (
 )
 from diffuserec.nn.embeddings import sinusoidal
 from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.training import TransformerSettings
+from diffuserec.settings import TransformerSettings
 
 
 class DreamRec(GenerativeRecommender):

@@ -27,7 +27,7 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import last_states
-from diffuserec.training import ContrastiveSettings
+from diffuserec.settings import ContrastiveSettings
 from diffuserec.views import Ragged, SameTarget, joined, random_prefix
 
 

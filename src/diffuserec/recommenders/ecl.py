@@ -31,7 +31,7 @@ from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import mean_of_last
-from diffuserec.training import ContrastiveSettings
+from diffuserec.settings import ContrastiveSettings
 from diffuserec.views import random_positions, top_items
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.training import LossSettings, RecurrentSettings
+from diffuserec.settings import LossSettings, RecurrentSettings
 
 
 class GRU4Rec(Recommender):

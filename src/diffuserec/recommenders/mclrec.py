@@ -31,7 +31,8 @@ from diffuserec import training
 from diffuserec.contracts import ContrastiveRecommender, Run, View
 from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import last_states
-from diffuserec.training import ContrastiveSettings, Update
+from diffuserec.settings import ContrastiveSettings
+from diffuserec.training import Update
 from diffuserec.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
 
 _REGULARIZER = 0.1

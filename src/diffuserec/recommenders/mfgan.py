@@ -46,7 +46,7 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
 from diffuserec.losses import seen_keys, uniform_negatives
 from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.training import NextItemSettings
+from diffuserec.settings import NextItemSettings
 from diffuserec.views import random_prefix
 
 _GROUPS = 10

@@ -35,7 +35,7 @@ from diffuserec.contracts import Recommender, Run
 from diffuserec.data import PAD, Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.losses import seen_keys, uniform_negatives
 from diffuserec.nn.users import UserTable
-from diffuserec.training import PairSettings
+from diffuserec.settings import PairSettings
 
 _USERS = 64
 _BLOCK = 250_000

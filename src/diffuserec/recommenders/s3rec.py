@@ -37,7 +37,7 @@ from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.losses import seen_keys, uniform_negatives
 from diffuserec.nn.encoders import initialize, last_states
-from diffuserec.training import NextItemSettings
+from diffuserec.settings import NextItemSettings
 from diffuserec.views import random_share
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.training import NextItemSettings
+from diffuserec.settings import NextItemSettings
 
 
 class SASRec(Recommender):

@@ -52,7 +52,7 @@ from diffuserec.diffusion import NoiseSchedule, timesteps
 from diffuserec.errors import ConfigError
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.nn.encoders import SequenceDenoiser, last_states
-from diffuserec.training import ContrastiveSettings
+from diffuserec.settings import ContrastiveSettings
 from diffuserec.views import (
     confidences,
     most_confident,

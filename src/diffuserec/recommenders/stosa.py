@@ -39,7 +39,7 @@ from diffuserec.losses import (
     uniform_negatives,
 )
 from diffuserec.nn.encoders import TransformerBlock, last_states
-from diffuserec.training import TransformerSettings
+from diffuserec.settings import TransformerSettings
 
 
 class STOSA(Recommender):

@@ -31,7 +31,7 @@ from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.training import NextItemSettings
+from diffuserec.settings import NextItemSettings
 
 _LOG_VARIANCE = -4.0
 """With which training begins."""
