@@ -90,7 +90,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "hidden_dim": 16,
         "epochs": 3,
         "num_train_timesteps": 20,
-        "n_variants": 3,
+        "n_variants": 2,
     },
     "diffuasr": {
         "n_items": 2,

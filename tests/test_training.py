@@ -677,29 +677,27 @@ def test_the_loss_of_variants_is_added_by_their_weight() -> None:
     model = _Line()
     model.begin(data, Run())
     seen = []
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
 
     def loss(batch):
         seen.append(batch.items[:, 0].tolist())
         return model.w * batch.items[:, 0].float().mean()
 
-    for n_epochs in (1, 2):
-        model.begin(data, Run())
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train(
-            model,
-            loss,
-            lambda epoch: training_batches(data, 2, 5, 0, epoch),
-            n_batches=1,
-            optimizer=optimizer,
-            epochs=n_epochs,
-            run=Run(),
-            data=data,
-        )
-        # the first epoch has the first variant, the second both with the weight of two
-        first = 2 + 0.5 * 6
-        expected = [1 - first, 1 - first - (2 + 2 * 0.5 * 7.5)][n_epochs - 1]
-        assert float(model.w.detach()) == expected
+    model.begin(data, Run())
+    watched = []
+    train(
+        model,
+        loss,
+        lambda epoch: training_batches(data, 2, 5, 0, epoch),
+        n_batches=1,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        epochs=2,
+        run=Run(),
+        data=data,
+        watch=lambda: watched.append(float(model.w.detach())) or {},
+    )
+    # the first epoch has the first variant, the second both with the weight of two
+    first = 2 + 0.5 * 6
+    assert watched == [1 - first, 1 - first - (2 + 2 * 0.5 * 7.5)]
     assert [sorted(items) for items in seen[-2:]] == [[1, 3], [5, 7, 9, 9]]
 
 
@@ -724,3 +722,27 @@ def test_no_early_stop_before_every_variant_was_in_use(pacing, n_epochs) -> None
         patience=2,
     )
     assert len(records) == n_epochs
+
+
+def test_epochs_that_end_before_all_variants_are_in_use_are_refused() -> None:
+    data = SequenceDataset.from_lists([[1, 2], [3, 4]])
+    items = np.tile(data.items, (4, 1))
+    variants = Variants(items, np.zeros((4, 2), dtype=np.float32), Schedule())
+    data = replace(data, variants=variants)
+    model = SASRec(**SETTINGS | {"epochs": 3})
+    with pytest.raises(ConfigError, match=r"3 epochs end before all 4 variants .* takes 4: raise"):
+        model.fit(data)
+    SASRec(**SETTINGS | {"epochs": 1}).fit(data.with_all_variants())
+    assert data.without_variants().variants is None
+
+
+def test_a_checkpoint_of_another_curriculum_is_not_resumed(tmp_path: Path) -> None:
+    data = SequenceDataset.from_lists([[1, 2], [3, 4]])
+    items = np.tile(data.items, (2, 1))
+    varied = [
+        replace(data, variants=Variants(items, np.zeros((2, 2), dtype=np.float32), schedule))
+        for schedule in (Schedule(), Schedule(weight=0.5))
+    ]
+    SASRec(**SETTINGS).fit(varied[0], run=Run(checkpoint=tmp_path))
+    with pytest.raises(ConfigError, match="its data differs"):
+        SASRec(**SETTINGS).fit(varied[1], run=Run(checkpoint=tmp_path, resume=True))

@@ -105,6 +105,9 @@ def with_variants(
         whole: the full sequences.
         part: the training part, of the same users.
         variants: of the training part.
+
+    Raises:
+        DataError: the log has a user of such a name.
     """
     n_variants, n_users = variants.difficulty.shape
     starts = np.arange(n_variants)[:, None] * len(part.items) + part.offsets[None, 1:]
@@ -114,10 +117,15 @@ def with_variants(
     names = names.cast(pl.String)
     made = [names.gather(np.arange(n_users)) + f"#{number + 1}" for number in range(n_variants)]
     user_ids = pl.concat([names, *made]).rename("user_id")
+    if user_ids.n_unique() < len(user_ids):
+        raise DataError("a user of the log is called as a variant would be, like B12#1: rename it")
     catalog = replace(whole.catalog, n_users=len(user_ids), user_ids=user_ids)
+    times = None
+    if whole.timestamps is not None and part.timestamps is not None:
+        times = np.concatenate([whole.timestamps, np.tile(part.timestamps, n_variants)])
     items = np.concatenate([whole.items, variants.items.reshape(-1)])
     synthetic = np.arange(len(items)) >= len(whole.items)
-    return SequenceDataset(items, offsets, catalog, synthetic=synthetic)
+    return SequenceDataset(items, offsets, catalog, synthetic=synthetic, timestamps=times)
 
 
 def append_rest(

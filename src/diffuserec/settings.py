@@ -139,6 +139,21 @@ class LossSettings(Settings):
         return self.loss in ("softmax", "sampled_softmax")
 
 
+class TargetsSettings(LossSettings):
+    """Those of one whose positions may predict more than the next item."""
+
+    n_targets: int = Field(1, ge=1)
+    """Next items that each position predicts."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        if self.n_targets > 1 and self.rows == "prefixes":
+            raise ValueError(
+                f"n_targets {self.n_targets} needs rows='users' or 'windows': a prefix has one"
+            )
+        return self
+
+
 class NextItemSettings(LossSettings, TransformerSettings):
     """Those of a transformer that predicts each next item, as SASRec does."""
 

@@ -138,7 +138,8 @@ def train(
         One record an epoch, those of an earlier part of a resumed run included.
 
     Raises:
-        ConfigError: the loss is not finite, or the checkpoint is another run's.
+        ConfigError: the loss is not finite, the checkpoint is another run's, or the epochs end
+            before all variants are in use.
         KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
     """
     accelerator = _accelerator(run)
@@ -148,6 +149,11 @@ def train(
     updates = [Update(loss)] if callable(loss) else loss
     others = data.variants
     least = 0 if others is None else others.schedule.n_epochs(len(others))
+    if others is not None and epochs <= least:
+        raise ConfigError(
+            f"{epochs} epochs end before all {len(others)} variants are in use, which takes "
+            f"{least + 1}: raise epochs, lower n_variants or stage_epochs, or set curriculum none"
+        )
     with _progress(run) as progress, torch.random.fork_rng():
         bar = progress.add_task(phase, total=n_batches, status="")
         while len(records) < epochs and not _exhausted(records, patience, least):
@@ -565,6 +571,8 @@ def _fingerprint(data: SequenceDataset) -> str:
     variants = () if data.variants is None else (data.variants.items,)
     for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic), *variants):
         digest.update(np.ascontiguousarray(array).data)
+    if data.variants is not None:
+        digest.update(repr(data.variants.schedule).encode())
     return digest.hexdigest()[:32]
 
 

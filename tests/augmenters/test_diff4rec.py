@@ -15,6 +15,10 @@ from diffuserec.ranking import hide, seen_pairs, top_k
 N_TASTES, PER_TASTE = 4, 8
 
 
+def padded(log: SequenceDataset) -> torch.Tensor:
+    return histories_of(log, np.arange(len(log))).items
+
+
 def tastes(n_users: int = 120, shortest: int = 3, longest: int = 6) -> SequenceDataset:
     """Whoever takes one of a taste's eight items takes nothing but those."""
     generator = np.random.default_rng(0)
@@ -86,7 +90,7 @@ def test_full_corruption_leaves_nothing_of_the_user(log, fitted) -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_the_latent_is_restored_from_noise(log, prediction_type) -> None:
     model = small(log, prediction_type=prediction_type)
-    mean = model._encode(_sets(log))[0].detach()
+    mean = model._encode(_sets(padded(log)))[0].detach()
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
     for step in (9, 19, 29):
         t = torch.full((len(mean),), step)
@@ -107,7 +111,7 @@ def test_the_loss_by_hand() -> None:
     model.train()
 
     torch.manual_seed(3)
-    found = model._loss(_sets(log))
+    found = model._loss(_sets(padded(log)))
     torch.manual_seed(3)
     torch.rand(4)  # who is kept: everyone
     total = 0.0
@@ -144,7 +148,7 @@ def test_the_noise_loss_reaches_the_encoder_if_it_may(moves) -> None:
         changed._take(log.catalog)
         changed.load_state_dict(model.state_dict())
         torch.manual_seed(0)
-        changed._loss(_sets(log)).backward()
+        changed._loss(_sets(padded(log))).backward()
         grads.append(changed.posterior.weight.grad)
     assert torch.allclose(*grads) != moves
 
@@ -284,3 +288,17 @@ def test_nobody_to_learn_from() -> None:
     catalog = SequenceDataset.from_lists([[1, 2]]).catalog
     with pytest.raises(DataError, match="no user has one"):
         Diff4Rec(**SMALL).fit(SequenceDataset.from_lists([[], []], catalog))
+
+
+def test_an_item_that_comes_again_is_in_the_set_once() -> None:
+    sets = _sets(padded(SequenceDataset.from_lists([[3, 1, 3, 3], [], [2, 2]])))
+    assert sets.items.tolist() == [1, 3, 2]
+    assert sets.offsets.tolist() == [0, 2, 2]
+    assert sets.owners.tolist() == [0, 0, 2]
+    once, again = (
+        small(SequenceDataset.from_lists(lists), likelihood="bernoulli", epochs=2)
+        for lists in ([[1, 2, 3], [2, 4]], [[1, 2, 3, 1, 2], [2, 4, 4]])
+    )
+    for key, value in once.state_dict().items():
+        if key != "popularity":
+            assert torch.equal(value, again.state_dict()[key]), key

@@ -52,7 +52,7 @@ def loss_by_hand(model: Caser, sequences: list[list[int]], n: int):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("rows", ["users", "prefixes"])
+@pytest.mark.parametrize("rows", ["users", "windows"])
 @pytest.mark.parametrize("n_targets", [2, 3, 20])
 def test_every_position_predicts_the_next_items(monkeypatch, n_targets, rows) -> None:
     model, loss = begun(monkeypatch, n_targets=n_targets, max_len=20, rows=rows)

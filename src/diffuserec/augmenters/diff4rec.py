@@ -19,8 +19,9 @@ What the paper leaves open, and its misprints:
   multinomial of Mult-VAE (Liang et al., WWW 2018), which it cites (``likelihood="bernoulli"``); the
   weight w of the KL rises from 0 to `kl_weight`, as there.
 - "Corrupted with the forward process" to its end would leave nothing of the user: `corruption` is
-  T'/T. At 0 the model is a plain Mult-VAE with a denoiser that is not used.
-- What is decoded in training is z (eq. 8); ``decode_from="z_0"`` decodes its restored estimate.
+  T'/T. At 0, and with ``noise_weight=0``, the model is a plain Mult-VAE.
+- What is decoded in training is z (eq. 8); ``decode_from="z_0"`` decodes its restored estimate,
+  noised to T' at most.
 - All of x̂ is "generated behavior", so that a rule is needed: the `pool_size` best items
   (``pool="topk"``), the same drawn by their probability (``softmax``), or those of them that are
   likelier than an item in general (``threshold``).
@@ -64,6 +65,9 @@ from diffuserec.nn.embeddings import sinusoidal
 
 _STEP_DIM = 32
 """Width of a step's sinusoid."""
+
+_OTHER_NOISE = 2**40
+"""Added to a seed, so that variants do not have the noise of any seed's proposals."""
 
 _AT_ONCE = 2**24
 """Numbers held at once in each table of scores or of variants."""
@@ -190,7 +194,7 @@ class Diff4Rec(Augmenter):
         def batches(epoch: int) -> Iterator[_Sets]:
             generator = np.random.Generator(np.random.Philox(key=[run.seed, epoch]))
             for chosen in length_buckets(train.lengths[users], c.batch_size, generator):
-                yield _sets(train.select(users[chosen]))
+                yield _sets(histories_of(train, users[chosen]).items)
 
         self.curve = training.train(
             self,
@@ -216,7 +220,10 @@ class Diff4Rec(Augmenter):
         kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
 
         z_0 = z if c.noise_moves_encoder else z.detach()
-        t = torch.randint(c.num_train_timesteps, (len(z),), device=z.device)
+        n_steps = c.num_train_timesteps
+        if c.decode_from == "z_0":  # beyond T' an estimate is mostly the error in the noise
+            n_steps = max(1, round(c.corruption * n_steps))
+        t = torch.randint(n_steps, (len(z),), device=z.device)
         noise = torch.randn_like(z)
         z_t = self.schedule.add_noise(z_0, noise, t)
         predicted = self._predict(z_t, t)
@@ -265,10 +272,7 @@ class Diff4Rec(Augmenter):
             draw: number of the draw of noise.
         """
         c = self.config
-        real = histories.items > 0
-        offsets = torch.cumsum(real.sum(1), 0) - real.sum(1)
-        owners = torch.arange(len(real), device=real.device).repeat_interleave(real.sum(1))
-        z, _ = self._encode(_Sets(histories.items[real], offsets, owners))
+        z, _ = self._encode(_sets(histories.items))
         steps = round(c.corruption * c.num_train_timesteps)
         if steps:
             source = KeyedNoise(seed, histories.users)
@@ -320,7 +324,7 @@ class Diff4Rec(Augmenter):
     def _variants(self, histories: Histories, seed: int) -> Int64[Tensor, "K B L"]:
         """K variants of each history, in the order they were drawn in."""
         c = self.config
-        source = KeyedNoise(seed + 1, histories.users)  # proposals have another's noise
+        source = KeyedNoise(seed + _OTHER_NOISE, histories.users)
         lengths, n_places = histories.lengths, histories.items.shape[1]
         inside = histories.items > 0
         n_replaced = (c.ratio * lengths.double() + 0.5).floor().long().clamp(min=1)
@@ -383,7 +387,7 @@ class Diff4Rec(Augmenter):
 
 
 class _Sets(NamedTuple):
-    """The items of some users, one after another."""
+    """The items of some users, each once, one user after another."""
 
     items: Int64[Tensor, " N"]
     offsets: Int64[Tensor, " B"]
@@ -393,10 +397,10 @@ class _Sets(NamedTuple):
         return _Sets(*(tensor.to(device) for tensor in self))
 
 
-def _sets(part: SequenceDataset) -> _Sets:
-    owners = np.repeat(np.arange(len(part)), part.lengths)
-    return _Sets(
-        torch.from_numpy(part.items.astype(np.int64)),
-        torch.from_numpy(part.offsets[:-1].copy()),
-        torch.from_numpy(owners),
-    )
+def _sets(items: Int64[Tensor, "B L"]) -> _Sets:
+    """The sets of padded sequences, whose items may come more than once."""
+    ordered = items.sort(dim=1).values
+    first = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True) & (ordered > 0)
+    n = first.sum(1)
+    owners = torch.arange(len(n), device=n.device).repeat_interleave(n)
+    return _Sets(ordered[first], torch.cumsum(n, 0) - n, owners)

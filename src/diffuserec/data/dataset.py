@@ -275,7 +275,12 @@ class SequenceDataset:
 
         Returns:
             A new dataset of the same users; the additions are marked synthetic.
+
+        Raises:
+            DataError: the sequences have variants, which would be shorter than they.
         """
+        if self.variants is not None:
+            raise DataError("items go in front of sequences before variants of them are made")
         extra = np.zeros(len(self), dtype=np.int64)
         extra[rows] = generated.shape[1]
         lengths = self.lengths + extra
@@ -298,8 +303,19 @@ class SequenceDataset:
             times[new] = np.repeat(first, generated.shape[1])
         return SequenceDataset(items, offsets, self.catalog, self.users, synthetic, times)
 
+    def without_variants(self) -> "SequenceDataset":
+        """The sequences alone."""
+        return self if self.variants is None else replace(self, variants=None)
+
+    def with_all_variants(self) -> "SequenceDataset":
+        """The sequences with all their variants in use from the start."""
+        if self.variants is None:
+            return self
+        schedule = replace(self.variants.schedule, pacing="none")
+        return replace(self, variants=replace(self.variants, schedule=schedule))
+
     def real(self) -> "SequenceDataset":
-        """The same sequences without their synthetic items."""
+        """The same sequences without their synthetic items; such have no variants either."""
         if self.synthetic.strides == (0,):
             return self
         offsets = np.concatenate([[0], np.cumsum(self.real_lengths)]).astype(np.int64)
@@ -316,8 +332,10 @@ class SequenceDataset:
             note: anything JSON can hold that should travel along (what was read, filtered, …).
 
         Raises:
-            DataError: the directory exists already.
+            DataError: the directory exists already, or there are variants, which are not kept.
         """
+        if self.variants is not None:
+            raise DataError("variants are not saved: save without_variants(), and the augmenter")
         target = Path(path)
         if target.exists():
             raise DataError(f"{target} exists already: choose another --out or remove it")

@@ -268,7 +268,7 @@ def from_dataset(dataset: SequenceDataset) -> Interactions:
     """The interactions of a dataset, raw ids again; synthetic items are marked.
 
     Users whose raw ids the catalog does not keep go by their numbers. A dataset without times
-    (augmenting drops them) gives a log without ``timestamp``.
+    gives a log without ``timestamp``.
     """
     catalog = dataset.catalog
     numbers = np.asarray(dataset.users)

@@ -137,7 +137,9 @@ class ACVAE(GenerativeRecommender):
         newest = histories.newest(c.max_len)
         states = _after_zeros(self.encoder(newest.items, newest.lengths))
         # with the zeros in front, the window of the newest position begins where that stood
-        places = newest.lengths[:, None] - 1 + torch.arange(_KERNEL, device=self.device)
+        places = (newest.lengths[:, None] - 1).clamp(min=0) + torch.arange(
+            _KERNEL, device=self.device
+        )
         window = states.gather(1, places[:, :, None].expand(-1, -1, c.dim))
         noise = KeyedNoise(seed, histories.users)
         for _ in range(c.n_draws if n_draws is None else n_draws):

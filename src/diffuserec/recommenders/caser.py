@@ -22,23 +22,19 @@ Departures and options:
 from typing import Self
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.settings import ConvolutionalSettings, LossSettings
+from diffuserec.settings import ConvolutionalSettings, TargetsSettings
 
 
 class Caser(Recommender):
     """Horizontal and vertical convolutions with tied item embeddings."""
 
-    class Config(LossSettings, ConvolutionalSettings):
+    class Config(TargetsSettings, ConvolutionalSettings):
         """Hyper-parameters of Caser."""
-
-        n_targets: int = Field(1, ge=1)
-        """T, next items that each position predicts."""
 
     config: Config
 

@@ -141,16 +141,20 @@ class MFGAN(Recommender):
             torch.optim.Adam(module.parameters(), c.learning_rate, fused=True)
             for module in (self.encoder, self.discriminators)
         )
-        learn = partial(
-            training.train_next_item, self, data=train, run=run, score=self.score, rows=c.rows
-        )
+        learn = partial(training.train_next_item, self, run=run, score=self.score, rows=c.rows)
         self.curve = learn(
-            pretraining_loss, valid=valid, phase="pretrain", epochs=c.epochs, optimizer=generator
+            pretraining_loss,
+            data=train,
+            valid=valid,
+            phase="pretrain",
+            epochs=c.epochs,
+            optimizer=generator,
         )
         best, kept = _figure(self.curve), _copied(self.encoder)
         for number in range(1, c.rounds + 1):
             self.curve += learn(
                 self._discriminator_loss,
+                data=train.without_variants(),  # which are not real
                 valid=None,
                 phase=f"discriminators-{number}",
                 epochs=c.discriminator_epochs,
@@ -158,6 +162,7 @@ class MFGAN(Recommender):
             )
             records = learn(
                 generator_loss,
+                data=train.with_all_variants(),
                 valid=valid,
                 phase=f"generator-{number}",
                 epochs=c.generator_epochs,

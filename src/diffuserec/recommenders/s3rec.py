@@ -97,7 +97,7 @@ class S3Rec(Recommender):
         return training.train_next_item(
             self,
             self._restoring(train, training.device_of(run)),
-            train,
+            train.with_all_variants(),
             None,
             run,
             score=self.score,

@@ -22,16 +22,15 @@ Departures and options:
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.settings import NextItemSettings
+from diffuserec.settings import NextItemSettings, TargetsSettings
 
 _LOG_VARIANCE = -4.0
 """With which training begins."""
@@ -40,7 +39,7 @@ _LOG_VARIANCE = -4.0
 class VSAN(Recommender):
     """Causal transformer with a latent Gaussian at each position."""
 
-    class Config(NextItemSettings):
+    class Config(TargetsSettings, NextItemSettings):
         """Hyper-parameters of VSAN."""
 
         n_layers: int = Field(1, ge=1)
@@ -50,16 +49,6 @@ class VSAN(Recommender):
         """beta, at its highest."""
         kl_annealing_steps: int = Field(10_000, ge=1)
         """Updates until then."""
-        n_targets: int = Field(1, ge=1)
-        """Next items that a position learns."""
-
-        @model_validator(mode="after")
-        def _has_targets(self) -> Self:
-            if self.n_targets > 1 and self.rows == "prefixes":
-                raise ValueError(
-                    f"n_targets {self.n_targets} needs rows='users' or 'windows': a prefix has one"
-                )
-            return self
 
     config: Config
     n_updates: Tensor
@@ -96,7 +85,7 @@ class VSAN(Recommender):
         def loss(batch: Batch) -> Tensor:
             mean, log_variance = self._latent(batch.items, batch.lengths)
             z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-            following = _pairs(batch, self._states(z), c.n_targets)
+            following = training.real_positions(batch, self._states(z), c.n_targets)
             divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
             return predict(*following, self.encoder.table) + self._beta() * divergence
 
@@ -136,13 +125,3 @@ def kl_to_standard(
 ) -> Float[Tensor, "*n"]:
     """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the width."""
     return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
-
-
-def _pairs(
-    batch: Batch, states: Float[Tensor, "B L D"], n: int
-) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Each position with each of its next n items: states, those items, users."""
-    ahead = F.pad(batch.targets, (0, n - 1)).unfold(1, n, 1)  # (B, L, n)
-    real = ahead > 0
-    users = batch.users[:, None, None].expand_as(ahead)
-    return states[:, :, None].expand(-1, -1, n, -1)[real], ahead[real], users[real]
