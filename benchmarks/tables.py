@@ -292,7 +292,7 @@ LOGS = {
     "Beauty": ("contrastive_beauty", "baselines_beauty", "diff4rec_beauty", "diffrec_beauty"),
     "ML-1M": ("contrastive_ml-1m", "baselines_ml-1m", "diff4rec_ml-1m", "diffrec_ml-1m"),
 }
-"""The experiments of each log, the first row of each being the same reference."""
+"""The experiments of each log, the first row of each being SASRec with the softmax."""
 
 
 def measured(name: str) -> list[dict[str, Any]]:
@@ -371,7 +371,7 @@ def leaderboard(log: str) -> str:
         ]
         for row in sorted(rows.values(), key=lambda row: -row["ndcg"])
     ]
-    header = [log, "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against SASRec softmax)"]
+    header = [log, "seeds", "HR@10", "NDCG@10", "p (NDCG@10, against its experiment's SASRec)"]
     return table([*header, "seen kept", "epochs", "training, s"], body)
 
 
