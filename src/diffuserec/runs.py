@@ -210,12 +210,17 @@ def seen_kept(path: Path) -> Evaluation:
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Seed, seconds, epochs and best validation figure of a finished run."""
+    """Seed, seconds, epochs and best validation figure of a finished run.
+
+    Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
+    part alone, those of all its epochs.
+    """
     document = _read_run(path)
-    valid = [epoch.valid for epoch in read_curve(path / "curve.json") if epoch.valid is not None]
+    epochs = read_curve(path / "curve.json")
+    valid = [epoch.valid for epoch in epochs if epoch.valid is not None]
     return {
         "seed": document["plan"]["seed"],
-        "seconds": sum(document["seconds"].values()),
+        "seconds": max(sum(document["seconds"].values()), sum(epoch.seconds for epoch in epochs)),
         "epochs": len(valid),
         "best_valid": max(valid, default=None),
     }
