@@ -522,6 +522,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffrec_speed": lambda: ratios("diffrec_speed", "diffrec_speed_ml-1m"),
     "contrastive": lambda: f"{report('contrastive_beauty')}\n\n{costs('contrastive_beauty')}",
     "contrastive_ml-1m": lambda: f"{report('contrastive_ml-1m')}\n\n{costs('contrastive_ml-1m')}",
+    "contrastive_ml-1m_4_epochs": lambda: report("contrastive_ml-1m_4_epochs"),
     "contrastive_kept": lambda: seen_kept("contrastive_beauty"),
     "contrastive_kept_ml-1m": lambda: seen_kept("contrastive_ml-1m"),
     "contrastive_losses": lambda: losses("contrastive_beauty"),
