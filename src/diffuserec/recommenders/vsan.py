@@ -1,7 +1,7 @@
 """VSAN: a variational autoencoder of self-attention: each position has a latent Gaussian.
 
 Source: Zhao, Zhao, Zhao, Liu, Sheng & Zhou, "Variational Self-attention Network for Sequential
-Recommendation", ICDE 2021. Its authors published no code.
+Recommendation", ICDE 2021. No code of its authors was found.
 
 Causal inference blocks give each position a mean and a log variance; ``z = mean + deviation ·
 noise`` (the mean itself when scoring) passes through causal generative blocks to a state, whose
