@@ -1,4 +1,4 @@
-"""What the tests of contrastive methods share: small data, untrained models, slow mathematics."""
+"""What the tests of recommenders share: small data, untrained models, slow mathematics."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run
+from diffuserec.contracts import ContrastiveRecommender, Recommender, Run
 from diffuserec.data import Batch, SequenceDataset
 from diffuserec.errors import ConfigError
 from diffuserec.settings import ContrastiveSettings
@@ -33,6 +33,11 @@ BATCH = Batch(
     lengths=torch.tensor([6, 3, 1]),
     targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
     places=torch.tensor([6, 10, 12]),
+)
+# a position in the middle whose next item is none to learn
+GAP = replace(
+    BATCH,
+    targets=BATCH.targets.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(0)),
 )
 # the first items of two histories are generated: never a target of anything
 PSEUDO = replace(
@@ -70,14 +75,22 @@ def assert_unchanged(batch: Batch, before: dict[str, Tensor]) -> None:
 # --- models, not trained -----------------------------------------------------------------------
 
 
-def wild(model: ContrastiveRecommender) -> ContrastiveRecommender:
+def shaken(model: Recommender, std: float = 0.5) -> Recommender:
     """With weights so large that attention is not uniform and no two items are alike."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
+            parameter.normal_(std=0.2 if parameter.ndim == 1 else std, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 parameter += 1
+    return model
+
+
+def wild(model: Recommender) -> Recommender:
+    """Shaken, with a padding row of zeros."""
+    shaken(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
             if name.endswith("items.weight"):
                 parameter[0] = 0
     return model

@@ -7,12 +7,14 @@ from scipy.linalg import sqrtm
 
 from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, SequenceDataset, histories_of
+from diffuserec.data import SequenceDataset, histories_of
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders import stosa
 from diffuserec.recommenders.stosa import STOSA, point, positive, squared_distances
 
-V, D = 14, 8
+from .oracles import GAP as BATCH
+from .oracles import LOG, D, V, shaken
+
 SETTINGS = {
     "dim": D,
     "max_len": 8,
@@ -23,31 +25,12 @@ SETTINGS = {
     "epochs": 1,
     "margin_weight": 0.3,
 }
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 0, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-
-
-def wild(model: STOSA) -> STOSA:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.3, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-    return model
 
 
 def made(**settings) -> STOSA:
     model = STOSA(**SETTINGS | settings)
     model.begin(LOG, Run(seed=2))
-    return wild(model)
+    return shaken(model, 0.3)
 
 
 def gaussians(n: int, seed: int):
@@ -236,7 +219,7 @@ def test_the_loss_written_out(monkeypatch, settings, n_pairs) -> None:
     taken = []
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = wild(STOSA(**SETTINGS | settings).fit(LOG))
+        model = shaken(STOSA(**SETTINGS | settings).fit(LOG))
     asked = []
 
     def drawn(owners, n, vocab_size, seen=None):

@@ -7,11 +7,13 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, SequenceDataset, histories_of, leave_one_out
+from diffuserec.data import histories_of, leave_one_out
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.vsan import VSAN, kl_to_standard
 
-V, D = 14, 8
+from .oracles import GAP as BATCH
+from .oracles import LOG, D, V, shaken
+
 SETTINGS = {
     "dim": D,
     "max_len": 8,
@@ -22,25 +24,6 @@ SETTINGS = {
     "kl_weight": 0.6,
     "kl_annealing_steps": 40,
 }
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 0, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-
-
-def wild(model: VSAN) -> VSAN:
-    """With weights so large that attention is not uniform and no two items are alike."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-    return model
 
 
 def begun(monkeypatch, **settings):
@@ -49,7 +32,7 @@ def begun(monkeypatch, **settings):
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
         model = VSAN(**SETTINGS | settings).fit(LOG)
-    return wild(model), taken[0]
+    return shaken(model), taken[0]
 
 
 def test_the_divergence_is_that_of_torch() -> None:
