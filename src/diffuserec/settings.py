@@ -157,12 +157,6 @@ class TargetsSettings(LossSettings):
 class NextItemSettings(LossSettings, TransformerSettings):
     """Those of a transformer that predicts each next item, as SASRec does."""
 
-    def encoder(
-        self, vocab_size: int, causal: bool = True, n_extra: int = 0, n_more: int = 0
-    ) -> TransformerEncoder:
-        """The encoder of these settings, see :meth:`TransformerSettings.transformer`."""
-        return self.transformer(vocab_size, causal, n_extra, n_more)
-
 
 class ContrastSettings(SequenceSettings):
     """Those of a model that contrasts a batch's sequences with each other."""

@@ -60,7 +60,7 @@ class BERT4Rec(Recommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.encoder(catalog.vocab_size, causal=False, n_extra=1, n_more=1)
+        self.encoder = c.transformer(catalog.vocab_size, causal=False, n_extra=1, n_more=1)
         self.head = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim))
         self.bias = nn.Parameter(torch.zeros(catalog.vocab_size))
 

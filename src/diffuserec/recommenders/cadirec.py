@@ -86,7 +86,7 @@ class CaDiRec(ContrastiveRecommender):
                 f"n_best {c.n_best} is more than the {catalog.n_items} items of this catalog: "
                 "choose a smaller one"
             )
-        self.encoder = c.encoder(catalog.vocab_size)
+        self.encoder = c.transformer(catalog.vocab_size)
         self.denoiser = SequenceDenoiser(
             c.dim, c.n_denoiser_layers, c.n_heads, c.max_len, c.denoiser_dropout
         )

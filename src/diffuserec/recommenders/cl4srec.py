@@ -73,7 +73,7 @@ class CL4SRec(ContrastiveRecommender):
         return self.config.gives_logits
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.encoder(catalog.vocab_size, n_extra=1)
+        self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
         similar = torch.zeros(catalog.vocab_size, 1, dtype=torch.int64)
         self.register_buffer("similar", similar, persistent=False)
 

@@ -48,7 +48,7 @@ class DuoRec(ContrastiveRecommender):
         return self.config.gives_logits
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.encoder(catalog.vocab_size)
+        self.encoder = self.config.transformer(catalog.vocab_size)
 
     def fit(
         self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None

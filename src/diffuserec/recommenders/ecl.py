@@ -60,10 +60,10 @@ class ECL(ContrastiveRecommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.encoder(catalog.vocab_size, n_extra=1)
+        self.encoder = c.transformer(catalog.vocab_size, n_extra=1)
         # these are given embeddings of the encoder's table: their own hold padding alone
-        self.generator = c.encoder(1, causal=False)
-        self.discriminator = c.encoder(1) if c.discriminator == "own" else None
+        self.generator = c.transformer(1, causal=False)
+        self.discriminator = c.transformer(1) if c.discriminator == "own" else None
         self.replaced = nn.Linear(c.dim, 1)
 
     def fit(

@@ -69,7 +69,7 @@ class MCLRec(ContrastiveRecommender):
         return self.config.gives_logits
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.encoder(catalog.vocab_size, n_extra=1)
+        self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
         self.learned = torch.nn.ModuleList(LearnedView(self.config.dim) for _ in range(2))
 
     def fit(

@@ -102,7 +102,7 @@ class MFGAN(Recommender):
                 f"n_candidates {c.n_candidates} is more than the {catalog.n_items - 1} other items "
                 "of this catalog: choose a smaller one"
             )
-        self.encoder = c.encoder(catalog.vocab_size)
+        self.encoder = c.transformer(catalog.vocab_size)
         popularity = torch.zeros(catalog.vocab_size, dtype=torch.int64)  # filled in by fit
         factors = [
             torch.arange(catalog.vocab_size),

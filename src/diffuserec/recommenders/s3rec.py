@@ -66,7 +66,7 @@ class S3Rec(Recommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.encoder(catalog.vocab_size, n_extra=1, n_more=1)
+        self.encoder = c.transformer(catalog.vocab_size, n_extra=1, n_more=1)
         self.of_item, self.of_segment = nn.Linear(c.dim, c.dim), nn.Linear(c.dim, c.dim)
         self.of_item.apply(initialize)
         self.of_segment.apply(initialize)

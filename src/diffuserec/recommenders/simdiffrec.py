@@ -132,7 +132,7 @@ class SimDiffRec(ContrastiveRecommender):
                 f"k_sample {c.k_sample} is more than the {n_ranks} ranks that there are in this "
                 "catalog: choose a smaller one"
             )
-        self.encoder = c.encoder(catalog.vocab_size)
+        self.encoder = c.transformer(catalog.vocab_size)
         self.denoiser = SequenceDenoiser(
             c.dim, 0 if c.share_encoder else c.n_denoiser_layers, c.n_heads, c.max_len, c.dropout
         )

@@ -59,7 +59,7 @@ class VSAN(Recommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.encoder(catalog.vocab_size)
+        self.encoder = c.transformer(catalog.vocab_size)
         self.mean = nn.Linear(c.dim, c.dim)
         self.log_variance = nn.Linear(c.dim, c.dim)
         nn.init.normal_(self.mean.weight, std=c.dim**-0.5)
