@@ -384,8 +384,7 @@ class DiffuASR(Augmenter):
             )
         self.eval()
         real = dataset.real()
-        longest = np.inf if c.max_history is None else c.max_history
-        rows = np.flatnonzero((real.lengths > 0) & (real.lengths <= longest))
+        rows = c.rows(real)
         generated = np.empty((len(rows), c.n_items), dtype=np.int32)
         by_length = np.argsort(real.lengths[rows], kind="stable")
         starts = range(0, len(rows), _CHUNK)
