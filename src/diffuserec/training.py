@@ -57,6 +57,7 @@ from diffuserec.losses import (
     softmax_cross_entropy,
     uniform_negatives,
 )
+from diffuserec.nn.encoders import SequenceEncoder
 from diffuserec.nn.users import UserTable
 from diffuserec.ranking import hide, seen_pairs, target_ranks
 from diffuserec.settings import ContrastSettings, LossSettings
@@ -250,6 +251,14 @@ def next_item(
         return of_items(*real_positions(batch, states, n_targets), table)
 
     return loss
+
+
+def encoder_loss(
+    encoder: SequenceEncoder, c: LossSettings, data: SequenceDataset, n_targets: int = 1
+) -> Callable[[Batch], Float[Tensor, ""]]:
+    """:func:`next_item` of a batch, by an encoder that makes its states and holds the table."""
+    loss = next_item(c, data, n_targets)
+    return lambda batch: loss(batch, encoder(batch.items, batch.lengths), encoder.table)
 
 
 def item_loss(

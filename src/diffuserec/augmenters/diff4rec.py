@@ -94,7 +94,7 @@ class Diff4Rec(Augmenter):
         """What the weight of the KL rises to."""
         kl_annealing_steps: int = Field(500, ge=1)
         """Updates until it is there."""
-        noise_weight: float = Field(1.0, ge=0)
+        noise_weight: float = Field(0.1, ge=0)
         """lambda of equation 8."""
         noise_moves_encoder: bool = True
         """Whether the noise loss reaches the encoder, as in equation 8."""
@@ -109,7 +109,7 @@ class Diff4Rec(Augmenter):
         num_inference_steps: int = Field(5, ge=1)
         """Steps from T' back to 0."""
 
-        learning_rate: float = Field(1e-3, gt=0)
+        learning_rate: float = Field(3e-3, gt=0)
         batch_size: int = Field(256, ge=1)
         epochs: int = Field(60, ge=1)
         patience: int = Field(10, ge=1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.settings import LossSettings, RecurrentSettings
 
 
@@ -48,12 +48,7 @@ class GRU4Rec(Recommender):
     ) -> Self:
         run = run or Run()
         self.begin(train, run)
-        next_item = training.next_item(self.config, train)
-
-        def loss(batch: Batch) -> Tensor:
-            states = self.encoder(batch.items, batch.lengths)
-            return next_item(batch, states, self.encoder.table)
-
+        loss = training.encoder_loss(self.encoder, self.config, train)
         self.curve = training.train_next_item(
             self, loss, train, valid, run, score=self.score, rows=self.config.rows
         )

@@ -124,9 +124,6 @@ class MFGAN(Recommender):
         next_item = training.next_item(c, train)
         seen = seen_keys(train) if c.generator == "reweighted" else None
 
-        def pretraining_loss(batch: Batch) -> Tensor:
-            return next_item(batch, self.encoder(batch.items, batch.lengths), self.encoder.table)
-
         def generator_loss(batch: Batch) -> Tensor:
             self.discriminators.eval()
             states = self.encoder(batch.items, batch.lengths)
@@ -143,7 +140,7 @@ class MFGAN(Recommender):
         )
         learn = partial(training.train_next_item, self, run=run, score=self.score, rows=c.rows)
         self.curve = learn(
-            pretraining_loss,
+            training.encoder_loss(self.encoder, c, train),
             data=train,
             valid=valid,
             phase="pretrain",

@@ -78,12 +78,7 @@ class S3Rec(Recommender):
         c = self.config
         self.begin(train, run)
         self.curve = self._pretrain(train, run) if c.pretrain_epochs else []
-        next_item = training.next_item(c, train)
-
-        def loss(batch: Batch) -> Tensor:
-            states = self.encoder(batch.items, batch.lengths)
-            return next_item(batch, states, self.encoder.table)
-
+        loss = training.encoder_loss(self.encoder, c, train)
         self.curve += training.train_next_item(
             self, loss, train, valid, run, score=self.score, rows=c.rows
         )
