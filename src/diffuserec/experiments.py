@@ -40,7 +40,7 @@ from diffuserec.runs import (
     split_dataset,
     write_json,
 )
-from diffuserec.training import Epoch
+from diffuserec.training import Epoch, device_of
 
 FLOORS = ("popularity", "markov")
 """Recommenders that cost nothing and stand beside every trained row."""
@@ -83,10 +83,10 @@ def train_run(
     train_data, start = split.train, time.perf_counter()
     if plan.augment is not None:
         if (path / "augmenter").is_dir():
-            augmenter = load(path / "augmenter")
+            augmenter = load(path / "augmenter").to(device_of(run))
             curve += read_curve(path / "augmenter-curve.json")
         elif augmenter_from is not None:
-            augmenter = load(augmenter_from)
+            augmenter = load(augmenter_from).to(device_of(run))
             augmenter.save(path / "augmenter")
             write_json(path / "augmenter-curve.json", [])
         else:

@@ -24,15 +24,19 @@ What the paper leaves open, and its misprints:
   noised to T' at most.
 - All of x̂ is "generated behavior", so that a rule is needed: the `pool_size` best items
   (``pool="topk"``), the same drawn by their probability (``softmax``), or those of them that are
-  likelier than an item in general (``threshold``).
+  likelier than an item in general, or else the best (``threshold``).
 - Algorithm 1 takes the least similar variant first, the text the most similar, which is the
   default; ``order="hard_first"`` is the algorithm's. "Embed" is taken as the decoder's vectors.
 - One variant is popped at each iteration "until converged": here a stage is `stage_epochs` epochs
-  and keeps the variants of those before it; ``curriculum="one_pass"`` drops them.
+  and keeps the variants of those before it; ``curriculum="one_pass"`` drops them. After the last
+  stage all are in use either way.
 - With `aug_weight` 1 and K = 10 the variants outweigh the original by ten to one, as in eq. 10. By
-  default all of them weigh together what the original does.
+  default all of them weigh together what the original does, and those of the first stages less.
 - A step shows one variant of each sequence, drawn from those of the stage, with the weight of all
-  of them: the same in expectation, for a fifth of the price (``each_step="all"``: the exact sum).
+  of them: of a loss that is a mean over targets the same in expectation, for a fifth of the price
+  (``each_step="all"``: the exact sum). Contrastive recommenders tell a user's variants apart there.
+- `noise_weight` (lambda), not in the paper, and `learning_rate` were chosen on Amazon Beauty's
+  validation part: docs/methods/diff4rec.md.
 """
 
 import math
@@ -56,7 +60,6 @@ from diffuserec.data import (
     SequenceDataset,
     Variants,
     histories_of,
-    length_buckets,
 )
 from diffuserec.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
 from diffuserec.errors import DataError
@@ -148,6 +151,11 @@ class Diff4Rec(Augmenter):
                     f"{steps} to restore from, fewer than num_inference_steps "
                     f"{self.num_inference_steps}"
                 )
+            if self.decode_from == "z_0" and not self.noise_moves_encoder:
+                raise ValueError(
+                    "decode_from z_0 teaches the encoder by what is restored: leave "
+                    "noise_moves_encoder true"
+                )
             if self.fresh_pools and steps == 0:
                 raise ValueError("fresh_pools needs noise: set corruption above 0")
             return self
@@ -185,7 +193,7 @@ class Diff4Rec(Augmenter):
             DataError: no user has an item.
         """
         run, c = run or Run(), self.config
-        train = train.real()
+        train = train.real().without_variants()
         users = np.flatnonzero(train.lengths > 0)
         if not len(users):
             raise DataError("Diff4Rec learns from users' items, and no user has one")
@@ -193,8 +201,9 @@ class Diff4Rec(Augmenter):
 
         def batches(epoch: int) -> Iterator[_Sets]:
             generator = np.random.Generator(np.random.Philox(key=[run.seed, epoch]))
-            for chosen in length_buckets(train.lengths[users], c.batch_size, generator):
-                yield _sets(histories_of(train, users[chosen]).items)
+            shuffled = generator.permutation(users)
+            for start in range(0, len(shuffled), c.batch_size):
+                yield _sets(histories_of(train, shuffled[start : start + c.batch_size]).items)
 
         self.curve = training.train(
             self,
@@ -249,7 +258,8 @@ class Diff4Rec(Augmenter):
         n_kept.index_add_(0, sets.owners, weights)
         weights = weights / n_kept.clamp(min=1).sqrt()[sets.owners]
         bags = self.bag(sets.items, sets.offsets, per_sample_weights=weights)
-        mean, log_variance = self.posterior(torch.tanh(bags + self.bag_bias)).chunk(2, dim=1)
+        hidden = torch.tanh(bags + self.bag_bias)
+        mean, log_variance = self.posterior(hidden).float().chunk(2, dim=1)
         return mean, log_variance
 
     def _decoder(self, z: Float[Tensor, "B H"]) -> tuple[Tensor, Tensor]:
@@ -260,7 +270,7 @@ class Diff4Rec(Augmenter):
 
     def _predict(self, z_t: Float[Tensor, "B H"], t: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
         predicted: Tensor = self.denoiser(torch.cat([z_t, sinusoidal(t, _STEP_DIM)], dim=1))
-        return predicted
+        return predicted.float()
 
     @torch.no_grad()
     def proposals(self, histories: Histories, seed: int = 0, draw: int = 0) -> Float[Tensor, "B V"]:
@@ -297,7 +307,9 @@ class Diff4Rec(Augmenter):
         difficulty = np.zeros((c.n_variants, len(real)), dtype=np.float32)
         waiting = np.argsort(-lengths, kind="stable")[: int((lengths > 0).sum())]
         while len(waiting):
-            width = max(self.catalog.vocab_size, c.n_variants * int(lengths[waiting[0]]))
+            width = max(
+                self.catalog.vocab_size, c.hidden_dim, c.n_variants * int(lengths[waiting[0]])
+            )
             rows, waiting = np.split(waiting, [max(1, _AT_ONCE // width)])
             histories = histories_of(real, rows).to(self.device)
             made = self._variants(histories, seed)
@@ -366,11 +378,13 @@ class Diff4Rec(Augmenter):
             sizes = torch.full_like(sizes, c.pool_size)
         log_p, pool = log_p.topk(min(int(sizes.max()), self.catalog.n_items), dim=1)
         outside = torch.arange(pool.shape[1], device=pool.device) >= sizes[:, None]
-        outside |= log_p == -torch.inf
         if c.pool == "threshold":
-            outside |= log_p < -math.log(self.catalog.n_items)
+            outside[:, 1:] |= log_p[:, 1:] < -math.log(self.catalog.n_items)
+        outside |= log_p == -torch.inf
         chances = log_p if c.pool == "softmax" else torch.zeros_like(log_p)
-        return pool, chances.masked_fill(outside, -torch.inf)
+        # by number: what is drawn does not hang on the last digit of two scores
+        pool, order = pool.sort(dim=1)
+        return pool, chances.masked_fill(outside, -torch.inf).gather(1, order)
 
     def _similarity(
         self, histories: Histories, made: Int64[Tensor, "K B L"]
