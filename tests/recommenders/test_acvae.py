@@ -43,7 +43,10 @@ def z_by_hand(model: ACVAE, states: list[torch.Tensor], noise: torch.Tensor, pla
     """z at a place, of the five states that end there; noise is by place + 4."""
     posterior, mixed = model.posterior, []
     for at in range(place - 4, place + 1):
-        state = states[at] if at >= 0 else torch.zeros(D)
+        if at < 0:
+            mixed.append(torch.zeros(D))
+            continue
+        state = states[at]
         first, second = torch.tanh(posterior.noise(noise[at + 4]))
         mixed.append(F.gelu(posterior.mix(state + first)) + second)
     weight = posterior.convolution.weight.view(2 * D, D, 5)

@@ -13,7 +13,7 @@ formula, only draws. A decoder turns z into products with the item table. The lo
   embedding. T is a network plus |z|²/2, which is the part of the log density ratio that is known.
 - C is the Jensen-Shannon bound of the mutual information of items and z: a critic D learns to tell
   a user's own z from another's, mean softplus(-D(x, z)) + softplus(D(x, z')); encoder and critic
-  minimize it together. z' are those of the batch's next row.
+  minimize it together. z' are those of the row before.
 
 Each batch makes two updates: of the model with its critic, then of the adversary.
 
@@ -23,7 +23,8 @@ Departures and options:
 - One AdamW for all, with a learning rate and weight decay of the adversary's own; the code moves
   adversary and critic by SGD, and the encoder by that as well.
 - The adversary makes one figure of (x, z); the code averages one for each dimension of z, all of
-  which answer the same question. KL does not move x, which would be a way to fool the adversary.
+  which answer the same question, so that its |z|²/2 is a mean over dimensions where ours is a sum.
+  KL does not move x, which would be a way to fool the adversary.
 - GELU, a normed decoder, normed units and no dropout on z: with the code's softplus, tanh and
   dropout it learned several times slower. Before the first item the convolution reads zeros.
 - ``tied``: the decoder's item table is the encoder's; the code has one of its own.
@@ -137,13 +138,13 @@ class ACVAE(GenerativeRecommender):
         newest = histories.newest(c.max_len)
         states = _after_zeros(self.encoder(newest.items, newest.lengths))
         # with the zeros in front, the window of the newest position begins where that stood
-        places = (newest.lengths[:, None] - 1).clamp(min=0) + torch.arange(
-            _KERNEL, device=self.device
-        )
+        window_places = torch.arange(_KERNEL, device=self.device)
+        places = (newest.lengths[:, None] - 1).clamp(min=0) + window_places
+        real = window_places >= _KERNEL - newest.lengths[:, None]
         window = states.gather(1, places[:, :, None].expand(-1, -1, c.dim))
         noise = KeyedNoise(seed, histories.users)
         for _ in range(c.n_draws if n_draws is None else n_draws):
-            z = self.posterior(window, noise.normal(_KERNEL, 2, c.dim))[:, 0]
+            z = self.posterior(window, noise.normal(_KERNEL, 2, c.dim), real)[:, 0]
             logits = self.decoder(z) @ self.table.T
             logits[:, 0] = -torch.inf
             yield torch.softmax(logits, dim=1)
@@ -184,7 +185,8 @@ class ACVAE(GenerativeRecommender):
         x = self.encoder.items(batch.items)
         states = _after_zeros(self.encoder.encode(x, batch.lengths))
         noise = torch.randn(*states.shape[:2], 2, states.shape[2], device=states.device)
-        return x, self.posterior(states, noise).float()
+        real = torch.arange(states.shape[1], device=states.device) >= _KERNEL - 1
+        return x, self.posterior(states, noise, real.expand(len(states), -1)).float()
 
 
 class _Posterior(nn.Module):
@@ -199,10 +201,13 @@ class _Posterior(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(
-        self, states: Float[Tensor, "B M D"], noise: Float[Tensor, "B M 2 D"]
+        self,
+        states: Float[Tensor, "B M D"],
+        noise: Float[Tensor, "B M 2 D"],
+        real: Bool[Tensor, "B M"],
     ) -> Float[Tensor, "B L D"]:
         first, second = torch.tanh(self.noise(noise)).unbind(2)
-        mixed = F.gelu(self.mix(states + first)) + second
+        mixed = (F.gelu(self.mix(states + first)) + second) * real[:, :, None]
         near = F.gelu(self.convolution(mixed.unfold(1, _KERNEL, 1).flatten(2)))
         z: Tensor = self.out(states[:, _KERNEL - 1 :] + F.gelu(self.narrow(near)))
         return z
