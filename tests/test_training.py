@@ -26,6 +26,9 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import softmax_cross_entropy
+from diffuserec.recommenders.acvae import ACVAE
+from diffuserec.recommenders.bpr import BPR
+from diffuserec.recommenders.neumf import NeuMF
 from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.recommenders.simdiffrec import SimDiffRec
 from diffuserec.training import Epoch, Update, next_item, real_positions, train, train_next_item
@@ -68,7 +71,9 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[name], b[name]), name
 
 
-def assert_same_run(model: SASRec, other: SASRec, folder: Path, other_folder: Path) -> None:
+def assert_same_run(
+    model: Recommender, other: Recommender, folder: Path, other_folder: Path
+) -> None:
     assert_equal(state(model), state(other))
     assert without_seconds(model.curve) == without_seconds(other.curve)
     (tensors, notes), (other_tensors, other_notes) = checkpoint(folder), checkpoint(other_folder)
@@ -540,6 +545,30 @@ def test_several_updates_resume_to_the_same_parameters(random_log, tmp_path, mon
     resumed = fit_positions(random_log, Run(checkpoint=tmp_path, resume=True))
     assert_equal(state(resumed), state(whole))
     assert without_seconds(resumed.curve) == without_seconds(whole.curve)
+
+
+@pytest.mark.parametrize("method", [ACVAE, BPR, NeuMF])
+def test_pairs_and_several_updates_resume_to_the_same_parameters(
+    random_log, tmp_path, monkeypatch, method
+) -> None:
+    split, save = leave_one_out(random_log), training._Checkpoint.save
+
+    def fitted(**run) -> Recommender:
+        settings = {"dim": 8, "batch_size": 16, "learning_rate": 0.02, "epochs": 4}
+        return method(**settings).fit(split.train, split.valid, Run(seed=3, **run))
+
+    def interrupted(self, records, best):
+        save(self, records, best)
+        if len(records) == 2:
+            raise KeyboardInterrupt
+
+    whole = fitted(checkpoint=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(checkpoint=tmp_path / "cut")
+    resumed = fitted(checkpoint=tmp_path / "cut", resume=True)
+    assert_same_run(resumed, whole, tmp_path / "cut", tmp_path / "whole")
 
 
 def test_an_update_leaves_every_other_parameter_bit_for_bit(random_log) -> None:

@@ -278,15 +278,16 @@ def item_loss(
     seen = seen_keys(data) if c.loss == "bce" else None
 
     def loss(chosen: Tensor, targets: Tensor, users: Tensor, table: Tensor) -> Tensor:
+        nonlocal seen
         if c.loss == "softmax":
             return softmax_cross_entropy(chosen, table, targets)
         if c.loss in ("sampled_softmax", "bpr_max"):
             shared = uniform_negatives(users[:1], n, len(table))[0]
             of_shared = bpr_max if c.loss == "bpr_max" else sampled_softmax
             return of_shared(chosen, table, targets, shared)
-        drawn = uniform_negatives(
-            users, n, len(table), None if seen is None else seen.to(users.device)
-        )
+        if seen is not None:
+            seen = seen.to(users.device)  # and there it stays
+        drawn = uniform_negatives(users, n, len(table), seen)
         positive = (chosen * table[targets]).sum(-1)
         negative = torch.bmm(table[drawn], chosen[:, :, None])[:, :, 0]
         if c.loss == "bce":

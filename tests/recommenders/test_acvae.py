@@ -152,13 +152,29 @@ def test_the_loss_is_the_weighted_sum_of_three(monkeypatch) -> None:
     predicted, divergence, contrast = losses_by_hand(model, x, z)
     expected = predicted + 0.3 * divergence + 0.7 * contrast
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    places = [z, *model.critic.parameters(), *model.decoder.parameters()]
+    parameters = [*model.critic.parameters(), *model.decoder.parameters()]
+    places = [z, model.encoder.items.weight, *parameters]  # the adversary does not move x
     for mine, other in zip(
         torch.autograd.grad(loss, places, retain_graph=True),
         torch.autograd.grad(expected, places),
         strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_adversary_tells_drawn_z_from_the_prior(monkeypatch) -> None:
+    model = made()
+    x, z = torch.randn(2, 3, 6, D, generator=torch.Generator().manual_seed(3))
+    prior = torch.randn(len(TARGETS), D, generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(model, "_drawn", lambda batch: (x, z))
+    monkeypatch.setattr(torch, "randn_like", lambda like: prior)
+    losses = []
+    for place, of_prior in zip(TARGETS, prior, strict=True):
+        logits = [model.adversary(x[place][None], of[None])[0] for of in (z[place], of_prior)]
+        one, zero = (torch.sigmoid(logit.double()) for logit in logits)
+        losses.append(-torch.log(one) - torch.log(1 - zero))
+    loss = model._adversary_loss(BATCH)
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_a_row_alone_has_no_contrast() -> None:

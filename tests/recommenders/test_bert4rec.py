@@ -86,6 +86,14 @@ def test_negatives_are_of_the_user_of_each_mask(monkeypatch) -> None:
     assert owners == [0] * 7 + [1] * 4 + [2] * 2
 
 
+@torch.no_grad()
+def test_a_mask_sees_both_ways(monkeypatch) -> None:
+    model, _ = begun(monkeypatch)
+    before = logits_by_hand(model, [3, 1, V, 4, 2], 2)
+    for other in ([9, 1, V, 4, 2], [3, 1, V, 9, 2], [3, 1, V, 4, 9]):
+        assert (logits_by_hand(model, other, 2) - before).abs().max() > 1e-3
+
+
 # --- what is masked ----------------------------------------------------------------------------
 
 

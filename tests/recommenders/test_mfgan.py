@@ -44,6 +44,24 @@ def made(log: SequenceDataset = LOG, **settings) -> MFGAN:
     model = MFGAN(**SETTINGS | settings)
     model.begin(log, Run(seed=2))
     model.factors[1] = popularity_groups(model.popularity)
+    return shaken(model)
+
+
+def with_its_loss(monkeypatch, **settings):
+    """The same, and the loss that its fit would minimize as a generator."""
+    taken = {}
+
+    def instead(model, loss, phase, **_):
+        taken[phase] = loss
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_next_item", instead)
+        model = MFGAN(**SETTINGS | settings).fit(LOG)
+    return shaken(model), taken["generator-1"]
+
+
+def shaken(model: MFGAN) -> MFGAN:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -168,6 +186,26 @@ def test_the_policy_maximizes_its_expected_reward(at_prefix) -> None:
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_the_generator_minimizes_next_items_less_its_expected_reward(
+    at_prefix, monkeypatch, weight
+) -> None:
+    dropout = {"dropout": 0.3, "discriminator_dropout": 0.3}
+    model, loss = with_its_loss(monkeypatch, next_item_weight=weight, **dropout)
+    model.train()
+    torch.manual_seed(0)
+    ours = loss(BATCH)
+    model.train()
+    model.discriminators.eval()
+    torch.manual_seed(0)
+    states = model.encoder(BATCH.items, BATCH.lengths)
+    real = BATCH.targets > 0
+    scores = states[real] @ model.encoder.items.weight[1:V].T
+    predicted = F.cross_entropy(scores, BATCH.targets[real] - 1)
+    expected = weight * predicted - model._expected_reward(BATCH, states)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_discriminators_tell_the_next_item_from_a_proposed_one(at_prefix, monkeypatch) -> None:
     model, shown = made(), []
     judged = MFGAN._judged
@@ -212,6 +250,21 @@ def test_the_reweighted_loss_is_bce_with_a_weighted_positive_term(monkeypatch) -
     rewards.fill_(1)
     plain = binary_cross_entropy(positive, negative[:, None])
     torch.testing.assert_close(model._reweighted(BATCH, states, None), plain)
+
+
+def test_negatives_of_the_reweighted_loss_are_none_of_the_users_own(monkeypatch) -> None:
+    settings = {"loss": "bce", "generator": "reweighted", "n_negatives": 2}
+    _, loss = with_its_loss(monkeypatch, **settings)
+    asked = []
+
+    def ones(users: torch.Tensor, n: int, vocab_size: int, seen: torch.Tensor) -> torch.Tensor:
+        asked.append((users.tolist(), n, vocab_size, seen.tolist()))
+        return torch.ones(len(users), n, dtype=torch.int64)
+
+    monkeypatch.setattr(mfgan, "uniform_negatives", ones)
+    loss(BATCH)
+    own = [*range(1, V), V + 1, V + 3, V + 5, 2 * V + 2, 2 * V + 5, 2 * V + 6]  # user · V + item
+    assert asked == [([0] * 6 + [1] * 3 + [2], 2, V, own)]
 
 
 # --- the phases ----------------------------------------------------------------------------------

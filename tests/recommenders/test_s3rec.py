@@ -104,7 +104,8 @@ def loss_by_hand(
 def test_the_loss_of_stage_1_and_its_gradients_written_out(
     monkeypatch, weights, batch, masked
 ) -> None:
-    model, calls = begun(monkeypatch, item_weight=weights[0], segment_weight=weights[1])
+    settings = {"mask_ratio": 0.35, "item_weight": weights[0], "segment_weight": weights[1]}
+    model, calls = begun(monkeypatch, **settings)
     drawn = torch.zeros(3, 7, dtype=torch.bool)
     drawn[0, [0, 2]] = drawn[2, 0] = True
     segment, other = torch.zeros(3, 7, dtype=torch.bool), torch.zeros(3, 7, dtype=torch.int64)
@@ -119,7 +120,11 @@ def test_the_loss_of_stage_1_and_its_gradients_written_out(
         asked.append((users.tolist(), n, vocab_size, seen.tolist()))
         return torch.tensor([*chain(*negatives)])[:, None]
 
-    monkeypatch.setattr(s3rec, "random_share", lambda real, ratio: drawn & real)
+    def share(real: torch.Tensor, ratio: float) -> torch.Tensor:
+        assert ratio == settings["mask_ratio"]
+        return drawn & real
+
+    monkeypatch.setattr(s3rec, "random_share", share)
     monkeypatch.setattr(s3rec, "_segments", lambda *_: (segment, other))
     monkeypatch.setattr(s3rec, "uniform_negatives", fixed)
     segments = [range(3, 5), range(2, 3), range(1, 2)]
@@ -206,7 +211,7 @@ def test_stage_1_can_be_left_out(random_log) -> None:
 
 
 def test_stage_2_goes_on_from_stage_1(random_log) -> None:
-    """The encoder that stage 2 with a rate of nearly 0 leaves is the pretrained one."""
+    """Stage 1 moves all; stage 2 begins there and moves all but what only stage 1 has."""
     settings = SETTINGS | {"pretrain_epochs": 2}
     trained, before = S3Rec(**settings), []
     train_next_item = training.train_next_item

@@ -61,7 +61,8 @@ class ACVAE(GenerativeRecommender):
 
         batch_size: int = Field(64, ge=2)
         """Rows a batch, on average; at least 2, for another's z."""
-        kl_weight: float = Field(0.05, ge=0)
+        kl_weight: float = Field(0.001, ge=0)
+        """The code: .05 of a |z|²/2 that is averaged over dimensions, about the same."""
         contrast_weight: float = Field(0.1, ge=0)
         weight_decay: float = Field(0.01, ge=0)
         adversary_learning_rate: float = Field(1e-3, gt=0)

@@ -122,7 +122,9 @@ class MFGAN(Recommender):
         self.begin(train, run)
         self.factors[1] = popularity_groups(self.popularity)
         next_item = training.next_item(c, train)
-        seen = seen_keys(train) if c.generator == "reweighted" else None
+        seen = None
+        if c.generator == "reweighted":
+            seen = seen_keys(train).to(training.device_of(run))
 
         def generator_loss(batch: Batch) -> Tensor:
             self.discriminators.eval()
@@ -207,8 +209,7 @@ class MFGAN(Recommender):
         chosen, targets, users = training.real_positions(batch, states)
         table = self.encoder.table
         n = self.config.n_negatives or 1
-        theirs = None if seen is None else seen.to(users.device)
-        drawn = uniform_negatives(users, n, len(table), theirs)
+        drawn = uniform_negatives(users, n, len(table), seen)
         positive = (chosen * table[targets]).sum(1)
         negative = torch.bmm(table[drawn], chosen[:, :, None])[:, :, 0]
         weights = reward.expand_as(batch.targets)[batch.targets > 0]

@@ -16,6 +16,8 @@ Departures and options:
 - ``loss="softmax"`` over the scores; the paper's pairs are ``loss="bpr"``. To either is added
   ``margin_weight`` times the paper's margin relu(W2²(state, item) - W2²(item, negative)).
 - Negatives exclude the user's training items only, not those of the test.
+- Means enter without the ELU that the released code has there (``add_position_mean_embedding``).
+- Each stream has norms of its own; there both share one at the entrance and one after attention.
 - Blocks are this project's (post-norm, GELU, feed-forward width 4·dim), ELU + 1 after each block of
   covariances. No dropout on attention weights. Positions count from the oldest item kept.
 """
@@ -73,13 +75,13 @@ class STOSA(Recommender):
         run = run or Run()
         c = self.config
         self.begin(train, run)
-        seen = seen_keys(train)
+        seen = seen_keys(train).to(training.device_of(run))
 
         def loss(batch: Batch) -> Tensor:
             states, targets, users = training.real_positions(batch, self._states(batch.items))
             table = self._table()
             n_pairs = (c.n_negatives or 1) if c.loss == "bpr" else 1
-            drawn = uniform_negatives(users, n_pairs, len(table), seen.to(users.device))
+            drawn = uniform_negatives(users, n_pairs, len(table), seen)
             items, others = table[targets], table[drawn]
             near = (states - items).square().sum(1, keepdim=True)
             if c.loss == "bpr":
