@@ -181,7 +181,7 @@ def _inspection(
     seed: int,
     names: Callable[[np.ndarray], list[str]],
 ) -> Inspection:
-    max_len = model.config.max_len
+    max_len: int = model.config.model_dump()["max_len"]
     sample = sampled_rows(train, seed=seed)
     return Inspection(
         label,

@@ -79,6 +79,11 @@ class Settings(BaseModel):
 
         return {k: None if v == "none" and may_be_none(k) else v for k, v in values.items()}
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether they make the softmax of a recommender's scores its own distribution."""
+        return False
+
 
 class Method(nn.Module, ABC):
     """What recommenders and augmenters share: settings, a catalog, state, a place on disk."""
@@ -87,6 +92,7 @@ class Method(nn.Module, ABC):
         """Hyper-parameters of the method."""
 
     catalog: Catalog
+    config: Settings
 
     def __init__(self, **hyper_parameters: Any) -> None:
         super().__init__()
@@ -177,7 +183,7 @@ class Recommender(Method):
     @property
     def gives_logits(self) -> bool:
         """Whether the softmax of ``score`` is the model's own distribution over the items."""
-        return False
+        return self.config.gives_logits
 
     def recommend(
         self,

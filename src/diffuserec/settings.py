@@ -135,7 +135,6 @@ class LossSettings(Settings):
 
     @property
     def gives_logits(self) -> bool:
-        """Whether the loss makes the softmax of the scores a distribution over the items."""
         return self.loss in ("softmax", "sampled_softmax")
 
 

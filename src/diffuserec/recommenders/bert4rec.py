@@ -54,10 +54,6 @@ class BERT4Rec(Recommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.encoder = c.transformer(catalog.vocab_size, causal=False, n_extra=1, n_more=1)

@@ -53,11 +53,11 @@ class BPR(Recommender):
         """Of its item, and the mean of its negatives."""
         l2_bias: float = Field(0.0, ge=0)
 
-    config: Config
+        @property
+        def gives_logits(self) -> bool:
+            return self.loss == "softmax"
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.loss == "softmax"
+    config: Config
 
     def build(self, catalog: Catalog) -> None:
         self.users = UserTable(catalog.n_users, catalog.vocab_size, self.config.dim)

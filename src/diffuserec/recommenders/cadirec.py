@@ -75,10 +75,6 @@ class CaDiRec(ContrastiveRecommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         if c.n_best > catalog.n_items:

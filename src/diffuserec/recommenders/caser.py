@@ -38,10 +38,6 @@ class Caser(Recommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         self.encoder = self.config.caser(catalog.vocab_size)
 

@@ -68,10 +68,6 @@ class CL4SRec(ContrastiveRecommender):
     config: Config
     similar: Tensor
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
         similar = torch.zeros(catalog.vocab_size, 1, dtype=torch.int64)

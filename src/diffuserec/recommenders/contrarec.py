@@ -62,10 +62,6 @@ class ContraRec(ContrastiveRecommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.encoder = c.chosen(catalog.vocab_size, causal=not c.bidirectional, n_extra=1)

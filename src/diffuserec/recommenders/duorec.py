@@ -43,10 +43,6 @@ class DuoRec(ContrastiveRecommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         self.encoder = self.config.transformer(catalog.vocab_size)
 

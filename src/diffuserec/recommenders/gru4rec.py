@@ -36,10 +36,6 @@ class GRU4Rec(Recommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         self.encoder = self.config.gru(catalog.vocab_size)
 

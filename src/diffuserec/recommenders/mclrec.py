@@ -64,10 +64,6 @@ class MCLRec(ContrastiveRecommender):
 
     config: Config
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
         self.learned = torch.nn.ModuleList(LearnedView(self.config.dim) for _ in range(2))

@@ -91,10 +91,6 @@ class MFGAN(Recommender):
     config: Config
     factors: Tensor
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         if c.n_candidates > catalog.n_items - 1:

@@ -115,10 +115,6 @@ class SimDiffRec(ContrastiveRecommender):
     noise: Tensor
     neighbors: Tensor
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         if c.k_noise > catalog.n_items - 1 and c.forward_process != "gaussian":

@@ -59,11 +59,11 @@ class STOSA(Recommender):
         rows: Literal["users", "windows", "prefixes"] = "users"
         """What a training row is, as for SASRec."""
 
-    config: Config
+        @property
+        def gives_logits(self) -> bool:
+            return self.loss != "bpr"
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.loss != "bpr"
+    config: Config
 
     def build(self, catalog: Catalog) -> None:
         self.means = self.config.transformer(catalog.vocab_size)

@@ -53,10 +53,6 @@ class VSAN(Recommender):
     config: Config
     n_updates: Tensor
 
-    @property
-    def gives_logits(self) -> bool:
-        return self.config.gives_logits
-
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.encoder = c.transformer(catalog.vocab_size)
