@@ -354,8 +354,14 @@ def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> N
 
 
 EXPERIMENT = """
-title = "Two rows"
+title = "Three rows"
 seeds = [0, 1]
+
+[[rows]]
+name = "Order 1"
+model = "markov"
+settings = { decay = 0.0 }
+seeds = [0]
 
 [[rows]]
 name = "Plain"
@@ -380,9 +386,13 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     assert status == 0
     report = json.loads((out / "report.json").read_text())
     everyone = {r["method"]: r["n_seeds"] for r in report["summary"] if r["group"] == "all"}
-    assert everyone == {"Plain": 2, "With DiffuASR": 2, "popularity": 1, "markov": 1}
+    floors = {"Order 1": 1, "popularity": 1, "markov": 1}
+    assert everyone == {"Plain": 2, "With DiffuASR": 2, **floors}
+    against = {row["method"]: row["reference"] for row in report["comparisons"]}
+    assert against.pop("With DiffuASR") == "Plain"  # what it adds to the same recommender
+    assert set(against.values()) == {"Order 1"}
     cost = [(run["method"], run["seed"], run["epochs"]) for run in report["training"]]
-    assert cost[:2] == [("Plain", 0, 1), ("Plain", 1, 1)]
+    assert cost[1:3] == [("Plain", 0, 1), ("Plain", 1, 1)]
     assert all(run["seconds"] > 0 for run in report["training"])
     assert "With DiffuASR" in (out / "report.html").read_text()
     weights = out / "plain-seed1" / "model" / "weights.safetensors"

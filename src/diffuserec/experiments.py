@@ -142,7 +142,8 @@ def compare_runs(
 ) -> Report:
     """One report of several runs, floors included, significance against the first.
 
-    Runs of one plan that differ only in their seed become one row.
+    Runs of one plan that differ only in their seed become one row. An augmented one is compared with
+    the same recommender without augmentation where that is among them.
 
     Args:
         paths: directories of finished runs, all of the same data.
@@ -170,7 +171,7 @@ def compare_runs(
     results: dict[str, list[Evaluation]] = {
         name: [run.evaluate() for run in members] for name, members in rows.items()
     }
-    report = Report.of(_beside(results, runs[0]))
+    report = Report.of(_beside(results, runs[0]), _unaugmented(rows))
     if out is not None:
         first = {name: members[0] for name, members in rows.items()}
         shown = next((run for run in first.values() if run.augmenter is not None), None)
@@ -366,6 +367,24 @@ def _beside(
     floors = floor_evaluations(like.split, like)
     named = {f"{n} (default)" if n in results else n: [floor] for n, floor in floors.items()}
     return {**results, **named}
+
+
+def _unaugmented(rows: Mapping[str, list[TrainedRun]]) -> dict[str, str]:
+    """Of each augmented row the one of the same recommender and settings without augmentation."""
+    plain = {
+        _recommender(members[0]): name
+        for name, members in rows.items()
+        if members[0].plan.augment is None
+    }
+    return {
+        name: plain[_recommender(members[0])]
+        for name, members in rows.items()
+        if members[0].plan.augment is not None and _recommender(members[0]) in plain
+    }
+
+
+def _recommender(run: TrainedRun) -> str:
+    return json.dumps([run.plan.model, dict(run.plan.settings)], sort_keys=True)
 
 
 def _by_plan(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:

@@ -138,6 +138,22 @@ def test_several_data_sets_stand_apart():
     assert "Note: 5.0% of the targets" in report.text()
 
 
+def test_a_method_may_have_a_reference_of_its_own():
+    runs = {"first": result(0), "other": result(-5), "better": result(-9)}
+    report = Report.of(runs, {"better": "other"})
+    found = {
+        row["method"]: row
+        for row in report.comparisons.filter(metric="HR@10", group="all").to_dicts()
+    }
+    assert found["other"]["reference"] == "first"
+    assert found["better"]["reference"] == "other"
+    difference = runs["better"].metrics["HR@10"] - runs["other"].metrics["HR@10"]
+    assert difference > 0
+    assert found["better"]["difference"] == pytest.approx(difference)
+    flat = " ".join(report.text().split())
+    assert "against first (better against other), paired t-test" in flat
+
+
 def test_one_method_alone_needs_no_reference():
     report = Report.of({"only": result(0)})
     assert len(report.comparisons) == 0

@@ -131,7 +131,7 @@ def write_html(
         summaries=[board.summary() for board in boards],
         protocols=report.protocol.splitlines(),
         notes=report.notes,
-        reference=next(iter(report.evaluations)) if len(report.evaluations) > 1 else None,
+        reference=report.compared_with if len(report.evaluations) > 1 else None,
         tested=report.comparisons["metric"].unique(maintain_order=True).to_list(),
         tables=[board.table() for board in boards],
         figures=figures,

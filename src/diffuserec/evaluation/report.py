@@ -1,6 +1,7 @@
 """Several results in one table, with what is needed to read them: protocol, spread, significance.
 
-The first method is the reference that all others are compared with. The free floors are methods
+The first method is the reference that all others are compared with, but for those that have one of
+their own. The free floors are methods
 like any other here: put them in.
 """
 
@@ -70,7 +71,7 @@ class Report:
         summary: ``method, dataset, group, metric, value, margin, seed_std, n_seeds, n_users``:
             means over seeds; ``margin`` is half the width of the 95 % interval of the mean over
             users, ``seed_std`` the standard deviation over seeds (null where there is none).
-        comparisons: each method against the first, of the same data: ``method, reference,
+        comparisons: each method against its reference, of the same data: ``method, reference,
             dataset, metric, group, ours, reference_value, difference, low, high, p_t, p_wilcoxon,
             p_seeds, p_holm, n_users, n_seeds``; see :class:`Comparison`. ``p_holm`` is ``p_t``
             corrected over all comparisons of that data set and group.
@@ -87,11 +88,15 @@ class Report:
     evaluations: dict[str, tuple[Evaluation, ...]]
 
     @staticmethod
-    def of(evaluations: Mapping[str, Evaluation | Sequence[Evaluation]]) -> "Report":
+    def of(
+        evaluations: Mapping[str, Evaluation | Sequence[Evaluation]],
+        references: Mapping[str, str] | None = None,
+    ) -> "Report":
         """A report of results by method, the reference first.
 
         Args:
             evaluations: one run or several (seeds, data sets) of each method.
+            references: methods that are compared with another one than the first, and which.
 
         Raises:
             ConfigError: there are none, or those of one data set were not measured the same way.
@@ -117,7 +122,7 @@ class Report:
         return Report(
             rows=_rows(cells),
             summary=_summary(cells),
-            comparisons=_comparisons(cells),
+            comparisons=_comparisons(cells, references or {}),
             protocol="\n".join(lines),
             notes=tuple(dict.fromkeys(run.repeat_note for run in every if run.repeat_note)),
             evaluations=runs,
@@ -150,11 +155,10 @@ class Report:
         console.print(self.protocol, markup=False, highlight=False)
         for note in self.notes:
             console.print(f"Note: {note}.", markup=False, highlight=False)
-        first = next(iter(self.evaluations))
         legend = "± half of the 95 % interval over users"
         if len(self.evaluations) > 1:
             legend += (
-                f"; against {first}, paired t-test over users with Holm's correction: "
+                f"; against {self.compared_with}, paired t-test over users with Holm's correction: "
                 "* p < .05, ** p < .01, *** p < .001"
             )
         console.print(legend, markup=False, highlight=False)
@@ -171,8 +175,20 @@ class Report:
         }
         return json.dumps(document, indent=2, allow_nan=False)
 
+    @property
+    def compared_with(self) -> str:
+        """What the stars are about: the reference, or what most have and the others' own."""
+        first = next(iter(self.evaluations))
+        found = self.comparisons.select("method", "reference").unique(maintain_order=True)
+        own = [
+            f"{method} against {reference}"
+            for method, reference in found.iter_rows()
+            if reference != first
+        ]
+        return f"{first} ({', '.join(own)})" if own else first
+
     def stars(self, method: str, dataset: str | None, metric: str, group: str = "all") -> str:
-        """Up to three stars for a difference from the first method that is significant."""
+        """Up to three stars for a difference from its reference that is significant."""
         found = self.comparisons.filter(
             pl.col("dataset").eq_missing(dataset),
             method=method,
@@ -243,21 +259,23 @@ def _summary(cells: _Cells) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_SUMMARY, orient="row")
 
 
-def _comparisons(cells: _Cells) -> pl.DataFrame:
+def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
     rows: list[dict[str, object]] = []
-    references: dict[str | None, str] = {}
+    firsts: dict[str | None, str] = {}
     for (method, dataset), runs in cells.items():
-        first = references.setdefault(dataset, method)
-        if first == method:
+        first = firsts.setdefault(dataset, method)
+        own = references.get(method, first)
+        against = own if (own, dataset) in cells else first
+        if against == method:
             continue
-        reference = cells[first, dataset]
+        reference = cells[against, dataset]
         inside = runs[0].groups["group"].unique(maintain_order=True).to_list()
         shown = [m for m in _main_metrics(list(runs[0].metrics)) if m.startswith(("HR", "NDCG"))]
         for group in ["all", *inside]:
             for metric in shown:
                 found = asdict(compare(runs, reference, metric, group=group))
                 found["reference_value"] = found.pop("reference")
-                rows.append({"method": method, "reference": first, "dataset": dataset, **found})
+                rows.append({"method": method, "reference": against, "dataset": dataset, **found})
     families: dict[tuple[object, object], list[dict[str, object]]] = {}
     for row in rows:
         families.setdefault((row["dataset"], row["group"]), []).append(row)
