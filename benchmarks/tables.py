@@ -304,7 +304,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     for label in dict.fromkeys(m for m, _ in summary):
         runs = [run for run in document.get("training", []) if run["method"] == label]
         figures = [summary[label, m] for m in ("HR@10", "NDCG@10")]
-        p = tests.get((label, "NDCG@10"), {}).get("p_holm")
+        test = tests.get((label, "NDCG@10"))
         kept = document.get("seen_kept", {}).get(label)
         found.append(
             {
@@ -312,7 +312,7 @@ def measured(name: str) -> list[dict[str, Any]]:
                 "n_seeds": figures[0]["n_seeds"],
                 "cells": [f"{f['value']:.4f} ± {f['margin']:.4f}" for f in figures],
                 "ndcg": figures[1]["value"],
-                "p": "" if p is None else f"{p:.2g}",
+                "p": "" if test is None else f"{test['p_holm']:.2g} ({test['reference']})",
                 "kept": f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}" if kept else "",
                 "epochs": [run["epochs"] for run in runs],
                 "seconds": [run["seconds"] for run in runs],
@@ -346,7 +346,7 @@ def rows_for(method: str) -> str:
             ]
     if not rows:
         raise FileNotFoundError(2, "no results", method)
-    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p (NDCG@10)"]
+    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p of NDCG@10 (against)"]
     return table([*header, "seen kept", "s an epoch, in all"], rows)
 
 
@@ -371,7 +371,7 @@ def leaderboard(log: str) -> str:
         ]
         for row in sorted(rows.values(), key=lambda row: -row["ndcg"])
     ]
-    header = [log, "seeds", "HR@10", "NDCG@10", "p (NDCG@10)"]
+    header = [log, "seeds", "HR@10", "NDCG@10", "p of NDCG@10 (against)"]
     return table([*header, "seen kept", "epochs", "training, s"], body)
 
 
