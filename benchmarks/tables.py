@@ -67,7 +67,8 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
             table(["NDCG@10", *groups], by_group),
             document["protocol"],
             "± half of the 95 % interval over users. Stars: paired t-test over users against the "
-            "first row (augmented: against the same recommender alone), Holm's correction (* p < .05, ** p < .01, *** p < .001).",
+            "first row (augmented: against the same recommender alone), Holm's correction "
+            "(* p < .05, ** p < .01, *** p < .001).",
         )
     )
 

@@ -142,8 +142,8 @@ def compare_runs(
 ) -> Report:
     """One report of several runs, floors included, significance against the first.
 
-    Runs of one plan that differ only in their seed become one row. An augmented one is compared with
-    the same recommender without augmentation where that is among them.
+    Runs of one plan that differ only in their seed become one row. An augmented one is compared
+    with the same recommender without augmentation where that is among them.
 
     Args:
         paths: directories of finished runs, all of the same data.
