@@ -559,6 +559,8 @@ PLACES: dict[str, Callable[[], str]] = {
     },
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
+    "diff4rec_generator_trials": lambda: trained("diff4rec_generator_trials"),
+    "diff4rec_trials": lambda: trained("diff4rec_trials"),
     "diff4rec_learned": lambda: rows_of("diff4rec_beauty_generator", "rows"),
     "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
