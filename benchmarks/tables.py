@@ -81,6 +81,9 @@ def summary() -> str:
         ("MovieLens-1M, 50 positions", "diffrec_ml-1m"),
         ("Amazon Beauty, contrast (bce: 3 epochs)", "contrastive_beauty"),
         ("MovieLens-1M, contrast (12 epochs)", "contrastive_ml-1m"),
+        ("Amazon Beauty, the other rows", "baselines_beauty"),
+        ("MovieLens-1M, the other rows", "baselines_ml-1m"),
+        ("Amazon Beauty, variants", "diff4rec_beauty"),
         ("Amazon Beauty, pseudo items (batches as before)", "augmentation_beauty"),
         ("MovieLens-1M, 200 positions", "sasrec_ml-1m"),
     ):
@@ -187,7 +190,7 @@ def trials(name: str) -> str:
 
 def costs(name: str) -> str:
     """Seeds, epochs, best validation figure and training time of an experiment's rows."""
-    runs = _read(name)["training"]
+    runs = [run for run in _read(name)["training"] if run["epochs"]]
     rows = []
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
@@ -557,6 +560,9 @@ PLACES: dict[str, Callable[[], str]] = {
             ("diff4rec", "Diff4Rec"),
         )
     },
+    "baselines": lambda: f"{report('baselines_beauty')}\n\n{costs('baselines_beauty')}",
+    "baselines_ml-1m": lambda: f"{report('baselines_ml-1m')}\n\n{costs('baselines_ml-1m')}",
+    "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
     "diff4rec_generator_trials": lambda: trained("diff4rec_generator_trials"),
