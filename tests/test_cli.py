@@ -295,6 +295,10 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "DATA", "--model", "sasrec", "--set", "dim", "--out", "x"], "name=value"),
         (["train", "DATA", "--model", "sasrec", "--split", "random", "--out", "x"], "temporal"),
         (["train", "DATA", "--model", "sasrec", "--augment-set", "a=1", "--out", "x"], "--augment"),
+        (
+            ["train", "DATA", "--model", "markov", "--augment", "diff4rec", "--out", "x"],
+            "would change nothing",
+        ),
         (["train", "RUN", "--model", "sasrec", "--out", "x"], "not a prepared dataset"),
         (["evaluate", "DATA"], "not a run"),
         (["evaluate", "RUN", "--candidates", "uniform:9999"], "9999"),

@@ -64,7 +64,8 @@ def train_run(
         say: told what is going on, a line at a time.
 
     Raises:
-        ConfigError: `out` holds another run, or one that was not asked to be resumed.
+        ConfigError: `out` holds another run, or one that was not asked to be resumed; the
+            augmenter has nothing for this recommender.
         DataError: the data cannot be used.
     """
     path = Path(out)
@@ -73,6 +74,11 @@ def train_run(
     if plan.augment is not None:
         augmenter_class = find("augmenter", plan.augment)
         parse_settings(augmenter_class.Config, dict(plan.augment_settings or {}), plan.augment)
+        if augmenter_class.makes_variants and "epochs" not in model_class.Config.model_fields:
+            raise ConfigError(
+                f"{plan.model} is not trained in epochs: the variants that {plan.augment} makes "
+                "would change nothing: choose a recommender that is trained"
+            )
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     claim(path, plan, run.resume)
