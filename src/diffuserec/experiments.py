@@ -76,8 +76,8 @@ def train_run(
         parse_settings(augmenter_class.Config, dict(plan.augment_settings or {}), plan.augment)
         if augmenter_class.makes_variants and "epochs" not in model_class.Config.model_fields:
             raise ConfigError(
-                f"{plan.model} is not trained in epochs: the variants that {plan.augment} makes "
-                "would change nothing: choose a recommender that is trained"
+                f"{plan.augment} makes variants to be trained on and {plan.model} is not trained in "
+                "epochs: they would change nothing; choose another recommender"
             )
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
