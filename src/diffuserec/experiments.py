@@ -76,7 +76,7 @@ def train_run(
         parse_settings(augmenter_class.Config, dict(plan.augment_settings or {}), plan.augment)
         if augmenter_class.makes_variants and "epochs" not in model_class.Config.model_fields:
             raise ConfigError(
-                f"{plan.augment} makes variants to be trained on and {plan.model} is not trained in "
+                f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
                 "epochs: they would change nothing; choose another recommender"
             )
     dataset = load_dataset(plan.data)
