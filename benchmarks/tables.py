@@ -3,11 +3,12 @@
     python benchmarks/tables.py
 
 A page marks a place with an HTML comment, ``<!-- name -->`` to ``<!-- /name -->``; what stands
-between is replaced. No number in the docs is typed by hand.
+between is replaced. No result is typed by hand.
 """
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def floors() -> str:
 
 
 def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) -> str:
-    """An experiment's report: all users, then NDCG@10 by group; stars against the first row."""
+    """An experiment's report: all users, then NDCG@10 by group; stars against the reference."""
     document = _read(name)
     cells = {(r["method"], r["group"], r["metric"]): r for r in document["summary"]}
     tests = {(r["method"], r["group"], r["metric"]): r for r in document["comparisons"]}
@@ -56,6 +57,13 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
     def seeds(method: str) -> str:
         return str(cells[method, "all", metrics[0]]["n_seeds"])
 
+    first = methods[0]
+    own = [
+        f"{method} against {row['reference']}"
+        for method in methods
+        if (row := tests.get((method, "all", "NDCG@10"))) and row["reference"] != first
+    ]
+    against = f"{first} ({', '.join(own)})" if own else first
     groups = [
         g for g in ("short", "medium", "long", "head", "tail") if any(k[1] == g for k in cells)
     ]
@@ -66,15 +74,14 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
             table(["method", "seeds", *metrics], everyone),
             table(["NDCG@10", *groups], by_group),
             document["protocol"],
-            "± half of the 95 % interval over users. Stars: paired t-test over users against the "
-            "first row (augmented: against the same recommender alone), Holm's correction "
-            "(* p < .05, ** p < .01, *** p < .001).",
+            "± half of the 95 % interval over users. Stars: paired t-test over users against "
+            f"{against}, Holm's correction (* p < .05, ** p < .01, *** p < .001).",
         )
     )
 
 
 def summary() -> str:
-    """The README's table: each method once, both logs beside each other, best first."""
+    """The README's table: each method once, both logs beside each other; those on one log last."""
     found: dict[str, dict[str, list[str]]] = {}
     order: dict[str, float] = {}
     for log, names in LOGS.items():
@@ -83,9 +90,9 @@ def summary() -> str:
                 continue
             for row in measured(name):
                 label = row["label"].replace(" softmax", "")
-                if label.endswith((" bce", "row a prefix", "epochs")):
-                    continue
-                early = " †" if row["epochs"] == [12] else ""
+                if any(other in label for other in (" bce", "row a prefix", "epochs", ", ")):
+                    continue  # another form of a row that is there
+                early = " †" if row["ended_early"] else ""
                 cells = [cell.split()[0] + early for cell in row["cells"]]
                 found.setdefault(label, {}).setdefault(log, cells)
                 order.setdefault(label, row["ndcg"] if log == "Beauty" else 0.0)
@@ -98,7 +105,7 @@ def summary() -> str:
     header = [f"{log} {metric}" for log in LOGS for metric in ("HR@10", "NDCG@10")]
     return (
         f"{table(['', *header], body)}\n\nTest, leave-one-out, full ranking, seen items hidden, "
-        "softmax where there is a choice, epochs chosen on validation; † given twelve epochs. With "
+        "softmax where there is a choice, epochs chosen on validation; † ended by its budget. With "
         "intervals, seeds, significance and seconds: [results](docs/results.md)."
     )
 
@@ -293,8 +300,13 @@ LOGS = {
 
 
 def measured(name: str) -> list[dict[str, Any]]:
-    """An experiment's rows: label, cells, p against its first row, seeds and cost."""
+    """An experiment's rows: label, cells, p against its reference, seeds and cost."""
     document = _read(name)
+    file = ROOT / "experiments" / f"{name.removesuffix('_beauty')}.toml"
+    caps = {
+        row["name"]: row.get("settings", {}).get("epochs")
+        for row in tomllib.loads(file.read_text())["rows"]
+    }
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
     tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
     found = []
@@ -311,7 +323,9 @@ def measured(name: str) -> list[dict[str, Any]]:
                 "ndcg": figures[1]["value"],
                 "p": "" if test is None else f"{test['p_holm']:.2g} ({test['reference']})",
                 "kept": f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}" if kept else "",
+                "reference": None if test is None else test["reference"],
                 "epochs": [run["epochs"] for run in runs],
+                "ended_early": any(run["epochs"] == caps.get(label) for run in runs),
                 "seconds": [run["seconds"] for run in runs],
             }
         )
@@ -328,6 +342,8 @@ def rows_for(method: str) -> str:
             found = measured(name)
             if not any(method in row["label"] for row in found):
                 continue
+            own = [row for row in found if method in row["label"]]
+            others = {row["reference"] for row in own} | {found[0]["label"]}
             rows += [
                 [
                     log,
@@ -339,7 +355,7 @@ def rows_for(method: str) -> str:
                     f"{sum(row['seconds']) / max(1, sum(row['epochs'])):.0f}",
                 ]
                 for row in found
-                if row["epochs"] and (method in row["label"] or row["label"].startswith("SASRec"))
+                if row["epochs"] and (row in own or row["label"] in others)
             ]
     if not rows:
         raise FileNotFoundError(2, "no results", method)
@@ -353,6 +369,10 @@ def leaderboard(log: str) -> str:
     for name in LOGS[log]:
         if (RESULTS / f"{name}.json").exists():
             for row in measured(name):
+                same = rows.get(row["label"])
+                if same is not None and same["cells"] != row["cells"]:
+                    # another run of that name: other settings, or other seeds
+                    row["label"] += f" ({name.removesuffix('_beauty')})"
                 rows.setdefault(row["label"], row)
     if not rows:
         raise FileNotFoundError(2, "no results", log)
@@ -558,6 +578,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
+    "acvae_trials": lambda: trained("acvae_trials"),
+    "bert4rec_trials": lambda: trained("bert4rec_trials"),
     "diff4rec_generator_trials": lambda: trained("diff4rec_generator_trials"),
     "diff4rec_trials": lambda: trained("diff4rec_trials"),
     "diff4rec_learned": lambda: rows_of("diff4rec_beauty_generator", "rows"),

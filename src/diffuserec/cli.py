@@ -208,9 +208,10 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="Write an HTML report here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One table of several runs, floors included, significance against the first.
+    """One table of several runs, floors included, with significance.
 
-    Runs that differ only in their seed become one row.
+    Runs that differ only in their seed become one row. Rows are compared with the first, an
+    augmented one with the same recommender alone where that is among them.
 
     Examples:
 

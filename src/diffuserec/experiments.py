@@ -146,10 +146,10 @@ def compare_runs(
     title: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Report:
-    """One report of several runs, floors included, significance against the first.
+    """One report of several runs, floors included, with significance.
 
-    Runs of one plan that differ only in their seed become one row. An augmented one is compared
-    with the same recommender without augmentation where that is among them.
+    Runs of one plan that differ only in their seed become one row. Rows are compared with the
+    first, an augmented one with the same recommender alone where that is among them.
 
     Args:
         paths: directories of finished runs, all of the same data.
@@ -377,11 +377,10 @@ def _beside(
 
 def _unaugmented(rows: Mapping[str, list[TrainedRun]]) -> dict[str, str]:
     """Of each augmented row the one of the same recommender and settings without augmentation."""
-    plain = {
-        _recommender(members[0]): name
-        for name, members in rows.items()
-        if members[0].plan.augment is None
-    }
+    plain: dict[str, str] = {}
+    for name, members in rows.items():
+        if members[0].plan.augment is None:
+            plain.setdefault(_recommender(members[0]), name)
     return {
         name: plain[_recommender(members[0])]
         for name, members in rows.items()
@@ -390,7 +389,7 @@ def _unaugmented(rows: Mapping[str, list[TrainedRun]]) -> dict[str, str]:
 
 
 def _recommender(run: TrainedRun) -> str:
-    return json.dumps([run.plan.model, dict(run.plan.settings)], sort_keys=True)
+    return f"{run.plan.model} {run.model.config.model_dump_json()}"
 
 
 def _by_plan(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:

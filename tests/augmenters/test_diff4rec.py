@@ -249,6 +249,20 @@ def test_pools(log, fitted) -> None:
     assert share(pool="threshold") > 0.8
 
 
+def test_a_threshold_that_nothing_reaches_leaves_the_best(log, fitted) -> None:
+    model = remade(fitted, reorder="none", pool="threshold")
+    with torch.no_grad():  # all items alike, but two that are a little likelier
+        model.items.weight.zero_()
+        model.items.bias.zero_()
+        model.items.bias[[3, 5]] = torch.tensor([0.02, 0.01])
+    histories = histories_of(SequenceDataset.from_lists([[3, 5, 7]], log.catalog), np.arange(1))
+    pool, chances = model._pool(histories, seed=0, draw=0)
+    likely = pool[0][chances[0] > -torch.inf]
+    assert len(likely) == 1
+    assert int(likely) not in (3, 5, 7)
+    assert pool[0].tolist() == sorted(pool[0].tolist())
+
+
 def test_own_items_come_in_only_if_they_may(log, fitted) -> None:
     def n_new(**settings) -> int:
         model = remade(fitted, reorder="none", pool_size=3, n_variants=1, **settings)

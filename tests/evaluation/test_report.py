@@ -154,6 +154,17 @@ def test_a_method_may_have_a_reference_of_its_own():
     assert "against first (better against other), paired t-test" in flat
 
 
+def test_the_first_method_has_no_reference_even_if_it_is_given_one():
+    runs = {"augmented": result(-9), "plain": result(-5)}
+    report = Report.of(runs, {"augmented": "plain"})
+    assert report.comparisons["method"].unique().to_list() == ["plain"]
+
+
+def test_a_reference_that_is_no_method_is_refused():
+    with pytest.raises(ConfigError, match="typo"):
+        Report.of({"one": result(0), "two": result(-5)}, {"two": "typo"})
+
+
 def test_one_method_alone_needs_no_reference():
     report = Report.of({"only": result(0)})
     assert len(report.comparisons) == 0

@@ -1,8 +1,7 @@
 """Several results in one table, with what is needed to read them: protocol, spread, significance.
 
 The first method is the reference that all others are compared with, but for those that have one of
-their own. The free floors are methods
-like any other here: put them in.
+their own. The free floors are methods like any other here: put them in.
 """
 
 import io
@@ -99,8 +98,12 @@ class Report:
             references: methods that are compared with another one than the first, and which.
 
         Raises:
-            ConfigError: there are none, or those of one data set were not measured the same way.
+            ConfigError: there are none, those of one data set were not measured the same way, or a
+                reference is none of them.
         """
+        unknown = {*(references or {}), *(references or {}).values()} - evaluations.keys()
+        if unknown:
+            raise ConfigError(f"no evaluation is called {', '.join(sorted(unknown))}")
         runs = {
             method: (given,) if isinstance(given, Evaluation) else tuple(given)
             for method, given in evaluations.items()
@@ -264,10 +267,10 @@ def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
     firsts: dict[str | None, str] = {}
     for (method, dataset), runs in cells.items():
         first = firsts.setdefault(dataset, method)
+        if method == first:
+            continue
         own = references.get(method, first)
         against = own if (own, dataset) in cells else first
-        if against == method:
-            continue
         reference = cells[against, dataset]
         inside = runs[0].groups["group"].unique(maintain_order=True).to_list()
         shown = [m for m in _main_metrics(list(runs[0].metrics)) if m.startswith(("HR", "NDCG"))]
