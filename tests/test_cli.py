@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from diffuserec import Store, cli
+from diffuserec.runs import cost, read_curve
 
 QUICK = ["--set", "epochs=2", "--set", "dim=16", "--set", "max_len=10"]
 
@@ -262,6 +263,8 @@ def test_a_run_on_variants_shows_them_and_is_compared(
     for setting in ("n_variants=2", "epochs=1", "latent_dim=4", "hidden_dim=8"):
         words += ["--augment-set", setting]
     assert call(capsys, *words)[0] == 0
+    phases = [epoch.phase for epoch in read_curve(out / "curve.json")]
+    assert phases == ["diff4rec fit", *["fit"] * cost(out)["epochs"]]
     text = (out / "report.html").read_text()
     assert "What was trained on beside the sequences" in text
     assert "variant 2, difficulty" in text
@@ -395,8 +398,8 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     against = {row["method"]: row["reference"] for row in report["comparisons"]}
     assert against.pop("With DiffuASR") == "Plain"  # what it adds to the same recommender
     assert set(against.values()) == {"Order 1"}
-    cost = [(run["method"], run["seed"], run["epochs"]) for run in report["training"]]
-    assert cost[1:3] == [("Plain", 0, 1), ("Plain", 1, 1)]
+    spent = [(run["method"], run["seed"], run["epochs"]) for run in report["training"]]
+    assert spent[1:3] == [("Plain", 0, 1), ("Plain", 1, 1)]
     assert all(run["seconds"] > 0 for run in report["training"])
     assert "With DiffuASR" in (out / "report.html").read_text()
     weights = out / "plain-seed1" / "model" / "weights.safetensors"

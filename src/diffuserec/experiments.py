@@ -99,7 +99,7 @@ def train_run(
             say(f"fitting {plan.augment}")
             augmenter = augmenter_class(**(plan.augment_settings or {}))
             augmenter.fit(split.train, split.valid, run.stage("augmenter"))
-            curve += augmenter.curve
+            curve += [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
             write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
             augmenter.save(path / "augmenter")
         seconds["fit_augmenter"] = time.perf_counter() - start

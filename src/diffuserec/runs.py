@@ -210,14 +210,16 @@ def seen_kept(path: Path) -> Evaluation:
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Seed, seconds, epochs and best validation figure of a finished run.
+    """Seed, seconds of a finished run, and its recommender's epochs and best validation figure.
 
     Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
     part alone, those of all its epochs.
     """
     document = _read_run(path)
     epochs = read_curve(path / "curve.json")
-    valid = [epoch.valid for epoch in epochs if epoch.valid is not None]
+    of_augmenter = path / "augmenter-curve.json"
+    n_before = len(read_curve(of_augmenter)) if of_augmenter.exists() else 0
+    valid = [epoch.valid for epoch in epochs[n_before:] if epoch.valid is not None]
     return {
         "seed": document["plan"]["seed"],
         "seconds": max(sum(document["seconds"].values()), sum(epoch.seconds for epoch in epochs)),
