@@ -381,6 +381,14 @@ model = "sasrec"
 settings = { epochs = 1, dim = 16 }
 augment = "diffuasr"
 augment_settings = { n_items = 4, epochs = 1, pretrain_epochs = 1, num_inference_steps = 2 }
+
+[[rows]]
+name = "GRU4Rec with DiffuASR"
+model = "gru4rec"
+settings = { epochs = 1, dim = 16 }
+augment = "diffuasr"
+augment_settings = { n_items = 4, epochs = 1, pretrain_epochs = 1, num_inference_steps = 2 }
+seeds = [1]
 """
 
 
@@ -394,7 +402,8 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     report = json.loads((out / "report.json").read_text())
     everyone = {r["method"]: r["n_seeds"] for r in report["summary"] if r["group"] == "all"}
     floors = {"Order 1": 1, "popularity": 1, "markov": 1}
-    assert everyone == {"Plain": 2, "With DiffuASR": 2, **floors}
+    augmented = {"With DiffuASR": 2, "GRU4Rec with DiffuASR": 1}
+    assert everyone == {"Plain": 2, **augmented, **floors}
     against = {row["method"]: row["reference"] for row in report["comparisons"]}
     assert against.pop("With DiffuASR") == "Plain"  # what it adds to the same recommender
     assert set(against.values()) == {"Order 1"}
@@ -412,10 +421,10 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     assert status == 2
     assert "settings" in error
     shared = [
-        json.loads((out / f"with-diffuasr-seed{s}" / "augmenter" / "manifest.json").read_text())
-        for s in (0, 1)
+        json.loads((out / run / "augmenter" / "manifest.json").read_text())["sha256"]
+        for run in ("with-diffuasr-seed0", "with-diffuasr-seed1", "gru4rec-with-diffuasr-seed1")
     ]
-    assert shared[0]["sha256"] == shared[1]["sha256"]
+    assert shared[0] == shared[1] == shared[2]
 
 
 def test_a_trained_floor_keeps_its_own_row(

@@ -210,7 +210,8 @@ def run_experiment(
     """Trains every row and seed of an experiment file and reports on them.
 
     Rows that are finished already are kept, interrupted ones are resumed. An augmenter is fitted
-    once, with the first seed, and shared by the row's other seeds, as DiffuASR's authors did.
+    once, with the first seed of the first row that has it with these settings, and shared by that
+    row's other seeds, as DiffuASR's authors did, and by the later rows.
 
     Args:
         file: TOML with ``title``, ``seeds`` and ``[[rows]]`` of ``name``, ``model``, ``settings``,
@@ -226,12 +227,14 @@ def run_experiment(
     title, rows = read_experiment(file, data)
     paths: list[Path] = []
     names: list[str] = []
+    fitted: dict[str, Path] = {}
     for name, plans in rows.items():
-        first = out / f"{slug(name)}-seed{plans[0].seed}"
         for plan in plans:
             path = out / f"{slug(name)}-seed{plan.seed}"
             paths.append(path)
             names.append(name)
+            which = json.dumps([plan.augment, plan.augment_settings or {}], sort_keys=True)
+            first = fitted.setdefault(which, path)
             complete_run(
                 name,
                 plan,
