@@ -485,6 +485,9 @@ class Augmenter(Method):
         """What a recommender that learned from augmented sequences is shown of histories."""
         return histories if self.makes_variants else self.augment(histories, seed)
 
+    def require_epochs(self, epochs: int) -> None:
+        """Raises a ConfigError where a recommender of so many epochs would not see all it adds."""
+
 
 class PrependingSettings(Settings):
     """Those of an augmenter that puts items in front of histories."""

@@ -20,7 +20,6 @@ from diffuserec.contracts import (
     Run,
     find,
     load,
-    parse_settings,
 )
 from diffuserec.data import Queries, Split, load_dataset
 from diffuserec.errors import ConfigError
@@ -69,25 +68,26 @@ def train_run(
         DataError: the data cannot be used.
     """
     path = Path(out)
-    model_class = find("recommender", plan.model)
-    parse_settings(model_class.Config, dict(plan.settings), plan.model)
+    model = find("recommender", plan.model)(**plan.settings)
+    augmenter: Augmenter | None = None
     if plan.augment is not None:
-        augmenter_class = find("augmenter", plan.augment)
-        parse_settings(augmenter_class.Config, dict(plan.augment_settings or {}), plan.augment)
-        if augmenter_class.makes_variants and "epochs" not in model_class.Config.model_fields:
+        augmenter = find("augmenter", plan.augment)(**(plan.augment_settings or {}))
+        epochs = getattr(model.config, "epochs", None)
+        if augmenter.makes_variants and epochs is None:
             raise ConfigError(
                 f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
                 "epochs: they would change nothing; choose another recommender"
             )
+        if epochs is not None:
+            augmenter.require_epochs(epochs)
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     claim(path, plan, run.resume)
     run = replace(run, seed=plan.seed, checkpoint=path / "checkpoint")
     seconds: dict[str, float] = {}
     curve: list[Epoch] = []
-    augmenter: Augmenter | None = None
     train_data, start = split.train, time.perf_counter()
-    if plan.augment is not None:
+    if augmenter is not None:
         if (path / "augmenter").is_dir():
             augmenter = load(path / "augmenter").to(device_of(run))
             curve += read_curve(path / "augmenter-curve.json")
@@ -97,7 +97,6 @@ def train_run(
             write_json(path / "augmenter-curve.json", [])
         else:
             say(f"fitting {plan.augment}")
-            augmenter = augmenter_class(**(plan.augment_settings or {}))
             augmenter.fit(split.train, split.valid, run.stage("augmenter"))
             curve += [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
             write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
@@ -109,7 +108,6 @@ def train_run(
         seconds["augment"] = time.perf_counter() - start
     say(f"training {plan.model}")
     start = time.perf_counter()
-    model = model_class(**plan.settings)
     model.fit(train_data, augmented(split.valid, augmenter, plan.seed), run.stage("model"))
     seconds["fit_model"] = time.perf_counter() - start
     curve += model.curve

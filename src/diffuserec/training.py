@@ -150,11 +150,8 @@ def train(
     updates = [Update(loss)] if callable(loss) else loss
     others = data.variants
     least = 0 if others is None else others.schedule.n_epochs(len(others))
-    if others is not None and epochs <= least:
-        raise ConfigError(
-            f"{epochs} epochs end before all {len(others)} variants are in use, which takes "
-            f"{least + 1}: raise epochs, lower n_variants or stage_epochs, or set curriculum none"
-        )
+    if others is not None:
+        others.schedule.require_epochs(epochs, len(others))
     with _progress(run) as progress, torch.random.fork_rng():
         bar = progress.add_task(phase, total=n_batches, status="")
         while len(records) < epochs and not _exhausted(records, patience, least):

@@ -320,10 +320,7 @@ class Diff4Rec(Augmenter):
             inside = (histories.items > 0).cpu().numpy()
             where = (real.offsets[rows][:, None] + np.arange(inside.shape[1]))[inside]
             items[:, where] = made.cpu().numpy()[:, inside]
-        weight = 1 / c.n_variants if c.aug_weight is None else c.aug_weight
-        variants = Variants(
-            items, difficulty, Schedule(c.curriculum, c.stage_epochs, weight, c.each_step)
-        )
+        variants = Variants(items, difficulty, self._schedule())
         return SequenceDataset(
             real.items,
             real.offsets,
@@ -332,6 +329,14 @@ class Diff4Rec(Augmenter):
             timestamps=real.timestamps,
             variants=variants,
         )
+
+    def require_epochs(self, epochs: int) -> None:
+        self._schedule().require_epochs(epochs, self.config.n_variants)
+
+    def _schedule(self) -> Schedule:
+        c = self.config
+        weight = 1 / c.n_variants if c.aug_weight is None else c.aug_weight
+        return Schedule(c.curriculum, c.stage_epochs, weight, c.each_step)
 
     def _variants(self, histories: Histories, seed: int) -> Int64[Tensor, "K B L"]:
         """K variants of each history, in the order they were drawn in."""

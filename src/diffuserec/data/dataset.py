@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
-from diffuserec.errors import DataError
+from diffuserec.errors import ConfigError, DataError
 
 PAD = 0
 
@@ -118,6 +118,16 @@ class Schedule:
         """Epochs before all variants are in use."""
         stages = {"cumulative": n_variants - 1, "one_pass": n_variants, "none": 0}
         return stages[self.pacing] * self.stage_epochs
+
+    def require_epochs(self, epochs: int, n_variants: int) -> None:
+        """Raises a ConfigError where so many epochs end before all variants are in use."""
+        least = self.n_epochs(n_variants)
+        if epochs <= least:
+            raise ConfigError(
+                f"{epochs} epochs end before all {n_variants} variants are in use, which takes "
+                f"{least + 1}: raise epochs, lower n_variants or stage_epochs, or set curriculum "
+                "none"
+            )
 
 
 @dataclass(frozen=True, eq=False)
