@@ -334,7 +334,8 @@ def measured(name: str) -> list[dict[str, Any]]:
 
 def rows_for(method: str) -> str:
     """A method's own rows in the experiments, SASRec's beside them, and their cost."""
-    rows = []
+    rows: list[list[str]] = []
+    shown: list[tuple[str, Any, Any]] = []
     for log, names in LOGS.items():
         for name in names:
             if not (RESULTS / f"{name}.json").exists():
@@ -344,22 +345,25 @@ def rows_for(method: str) -> str:
                 continue
             own = [row for row in found if method in row["label"]]
             others = {row["reference"] for row in own} | {found[0]["label"]}
-            rows += [
-                [
-                    log,
-                    row["label"],
-                    str(row["n_seeds"]),
-                    *row["cells"],
-                    row["p"],
-                    row["kept"],
-                    f"{sum(row['seconds']) / max(1, sum(row['epochs'])):.0f}",
-                ]
-                for row in found
-                if row["epochs"] and (row in own or row["label"] in others)
-            ]
+            for row in found:
+                same = (log, row["label"], row["cells"])  # a run that stands in two experiments
+                if row["epochs"] and (row in own or row["label"] in others) and same not in shown:
+                    shown.append(same)
+                    seconds = sum(row["seconds"]) / max(1, sum(row["epochs"]))
+                    rows.append(
+                        [
+                            log,
+                            row["label"],
+                            str(row["n_seeds"]),
+                            *row["cells"],
+                            row["p"],
+                            row["kept"],
+                            f"{seconds:.0f}",
+                        ]
+                    )
     if not rows:
         raise FileNotFoundError(2, "no results", method)
-    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p of NDCG@10 (against)"]
+    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
     return table([*header, "seen kept", "s an epoch, in all"], rows)
 
 
@@ -388,7 +392,7 @@ def leaderboard(log: str) -> str:
         ]
         for row in sorted(rows.values(), key=lambda row: -row["ndcg"])
     ]
-    header = [log, "seeds", "HR@10", "NDCG@10", "p of NDCG@10 (against)"]
+    header = [log, "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
     return table([*header, "seen kept", "epochs", "training, s"], body)
 
 

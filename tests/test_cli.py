@@ -442,6 +442,17 @@ def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
     assert shared[0] == shared[1] == shared[2]
 
 
+def test_an_experiment_tells_of_a_wrong_row_before_it_trains_any(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "two.toml", tmp_path / "runs"
+    file.write_text(EXPERIMENT.replace("n_items = 4", "n_item = 4"))
+    status, _, error = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 2
+    assert "n_items" in error
+    assert not out.exists()
+
+
 def test_a_trained_floor_keeps_its_own_row(
     folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from diffuserec.contracts import (
     Augmenter,
     ContrastiveRecommender,
     GenerativeRecommender,
+    Recommender,
     Run,
     find,
     load,
@@ -68,18 +69,7 @@ def train_run(
         DataError: the data cannot be used.
     """
     path = Path(out)
-    model = find("recommender", plan.model)(**plan.settings)
-    augmenter: Augmenter | None = None
-    if plan.augment is not None:
-        augmenter = find("augmenter", plan.augment)(**(plan.augment_settings or {}))
-        epochs = getattr(model.config, "epochs", None)
-        if augmenter.makes_variants and epochs is None:
-            raise ConfigError(
-                f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
-                "epochs: they would change nothing; choose another recommender"
-            )
-        if epochs is not None:
-            augmenter.require_epochs(epochs)
+    model, augmenter = methods_of(plan)
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     claim(path, plan, run.resume)
@@ -93,8 +83,8 @@ def train_run(
             curve += read_curve(path / "augmenter-curve.json")
         elif augmenter_from is not None:
             augmenter = load(augmenter_from).to(device_of(run))
-            augmenter.save(path / "augmenter")
             write_json(path / "augmenter-curve.json", [])
+            augmenter.save(path / "augmenter")
         else:
             say(f"fitting {plan.augment}")
             augmenter.fit(split.train, split.valid, run.stage("augmenter"))
@@ -129,6 +119,27 @@ def train_run(
     )
     finish(path, plan, seconds)
     return trained
+
+
+def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
+    """The plan's recommender and augmenter, not fitted.
+
+    Raises:
+        ConfigError: their settings are wrong, or the augmenter has nothing for this recommender.
+    """
+    model = find("recommender", plan.model)(**plan.settings)
+    if plan.augment is None:
+        return model, None
+    augmenter = find("augmenter", plan.augment)(**(plan.augment_settings or {}))
+    epochs = getattr(model.config, "epochs", None)
+    if augmenter.makes_variants and epochs is None:
+        raise ConfigError(
+            f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
+            "epochs: they would change nothing; choose another recommender"
+        )
+    if epochs is not None:
+        augmenter.require_epochs(epochs)
+    return model, augmenter
 
 
 def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
@@ -220,9 +231,13 @@ def run_experiment(
         run: surroundings; seeds come from the file.
 
     Raises:
-        ConfigError: the file is not a valid experiment.
+        ConfigError: the file is not a valid experiment; before anything is trained.
     """
     title, rows = read_experiment(file, data)
+    for name, plans in rows.items():
+        for plan in plans:
+            methods_of(plan)
+            is_finished(out / f"{slug(name)}-seed{plan.seed}", plan)
     paths: list[Path] = []
     names: list[str] = []
     fitted: dict[str, Path] = {}

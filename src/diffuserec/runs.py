@@ -213,7 +213,8 @@ def cost(path: Path) -> dict[str, Any]:
     """Seed, seconds of a finished run, and its recommender's epochs and best validation figure.
 
     Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
-    part alone, those of all its epochs.
+    part alone, those of all its epochs. The fit of an augmenter counts in the run that it was
+    fitted in, not in those that took it over.
     """
     document = _read_run(path)
     epochs = read_curve(path / "curve.json")

@@ -1,12 +1,22 @@
 """Splits worked by hand, and the property that makes a temporal split honest."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffuserec.data import Catalog, Queries, SequenceDataset, leave_one_out, temporal
+from diffuserec.data import (
+    Catalog,
+    Queries,
+    Schedule,
+    SequenceDataset,
+    Variants,
+    leave_one_out,
+    temporal,
+)
 from diffuserec.errors import DataError
 
 
@@ -158,6 +168,9 @@ def test_synthetic_items_never_become_targets(split) -> None:
     longer = dataset.prepend(np.array([[5]], dtype=np.int32), np.array([0]))
     with pytest.raises(DataError, match="synthetic"):
         split(longer)
+    others = Variants(dataset.items[None], np.zeros((1, 1), dtype=np.float32), Schedule())
+    with pytest.raises(DataError, match="variants"):  # which hold what is held out
+        split(replace(dataset, variants=others))
 
 
 def test_repeat_share_by_hand() -> None:

@@ -41,6 +41,7 @@ What the paper leaves open, and its misprints:
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -298,37 +299,38 @@ class Diff4Rec(Augmenter):
 
     @torch.no_grad()
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        """The same sequences with K variants of each beside them."""
+        """The same sequences with K variants of each beside them.
+
+        Raises:
+            DataError: items were put in front of them.
+        """
         self.require_fitted()
+        if dataset.synthetic.any():
+            raise DataError(
+                "Diff4Rec varies real sequences, and these have generated items in front: use one "
+                "augmenter or the other"
+            )
         c = self.config
-        real = dataset.real()
-        lengths = real.lengths
-        items = np.tile(real.items, (c.n_variants, 1))
-        difficulty = np.zeros((c.n_variants, len(real)), dtype=np.float32)
+        lengths = dataset.lengths
+        items = np.tile(dataset.items, (c.n_variants, 1))
+        difficulty = np.zeros((c.n_variants, len(dataset)), dtype=np.float32)
         waiting = np.argsort(-lengths, kind="stable")[: int((lengths > 0).sum())]
         while len(waiting):
             width = max(
                 self.catalog.vocab_size, c.hidden_dim, c.n_variants * int(lengths[waiting[0]])
             )
             rows, waiting = np.split(waiting, [max(1, _AT_ONCE // width)])
-            histories = histories_of(real, rows).to(self.device)
+            histories = histories_of(dataset, rows).to(self.device)
             made = self._variants(histories, seed)
             similarity = self._similarity(histories, made)
             ranked = similarity.argsort(dim=0, descending=c.order == "easy_first", stable=True)
             made = made.gather(0, ranked[:, :, None].expand_as(made))
             difficulty[:, rows] = 1 - similarity.gather(0, ranked).cpu().numpy()
             inside = (histories.items > 0).cpu().numpy()
-            where = (real.offsets[rows][:, None] + np.arange(inside.shape[1]))[inside]
+            where = (dataset.offsets[rows][:, None] + np.arange(inside.shape[1]))[inside]
             items[:, where] = made.cpu().numpy()[:, inside]
         variants = Variants(items, difficulty, self._schedule())
-        return SequenceDataset(
-            real.items,
-            real.offsets,
-            real.catalog,
-            real.users,
-            timestamps=real.timestamps,
-            variants=variants,
-        )
+        return replace(dataset, variants=variants)
 
     def require_epochs(self, epochs: int) -> None:
         self._schedule().require_epochs(epochs, self.config.n_variants)
@@ -387,9 +389,10 @@ class Diff4Rec(Augmenter):
             outside[:, 1:] |= log_p[:, 1:] < -math.log(self.catalog.n_items)
         outside |= log_p == -torch.inf
         chances = log_p if c.pool == "softmax" else torch.zeros_like(log_p)
-        # by number: what is drawn does not hang on the last digit of two scores
-        pool, order = pool.sort(dim=1)
-        return pool, chances.masked_fill(outside, -torch.inf).gather(1, order)
+        # by number: what is drawn does not hang on the last digit of two scores; and what is
+        # outside last: nor does it hang on how wide the others' pools are
+        order = pool.masked_fill(outside, self.catalog.vocab_size).argsort(dim=1, stable=True)
+        return pool.gather(1, order), chances.masked_fill(outside, -torch.inf).gather(1, order)
 
     def _similarity(
         self, histories: Histories, made: Int64[Tensor, "K B L"]

@@ -290,7 +290,10 @@ class SequenceDataset:
             DataError: the sequences have variants, which would be shorter than they.
         """
         if self.variants is not None:
-            raise DataError("items go in front of sequences before variants of them are made")
+            raise DataError(
+                "these sequences have variants, and items can't be put in front of those: use one "
+                "augmenter or the other"
+            )
         extra = np.zeros(len(self), dtype=np.int64)
         extra[rows] = generated.shape[1]
         lengths = self.lengths + extra

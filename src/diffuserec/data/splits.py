@@ -146,8 +146,8 @@ def _count_before(dataset: SequenceDataset, early: np.ndarray) -> Int64[np.ndarr
 
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:
-    if dataset.synthetic.any():
+    if dataset.synthetic.any() or dataset.variants is not None:
         raise DataError(
-            "this dataset holds synthetic items; split the original log and augment its parts, "
-            "or a generated item could become a target"
+            "this dataset holds synthetic items or variants; split the original log and augment "
+            "its parts, or a generated item could become a target and a held-out one be trained on"
         )

@@ -71,7 +71,8 @@ class MFGAN(Recommender):
         generator: Literal["policy", "reweighted"] = "policy"
         next_item_weight: float = Field(10.0, ge=0)
         """Of the next-item loss against the expected reward: at 1 the reward pulled away from the
-        data, and validation fell from epoch to epoch (a part of Beauty)."""
+        data, and validation fell from epoch to epoch (a part of Beauty). Not read where the
+        generator is ``reweighted``, whose loss is the next item's."""
         n_candidates: int = Field(10, ge=2)
         """The generator's best items: discriminators' negatives, and what the policy is over."""
         attributes: tuple[str, ...] | None = None
