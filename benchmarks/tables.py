@@ -582,6 +582,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
+    "sasrec_bce_trials": lambda: trained("sasrec_bce_trials"),
     "acvae_trials": lambda: trained("acvae_trials"),
     "bert4rec_trials": lambda: trained("bert4rec_trials"),
     "diff4rec_generator_trials": lambda: trained("diff4rec_generator_trials"),
