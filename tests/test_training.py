@@ -27,6 +27,7 @@ from diffuserec.data import (
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.losses import softmax_cross_entropy
 from diffuserec.recommenders.acvae import ACVAE
+from diffuserec.recommenders.bert4rec import BERT4Rec
 from diffuserec.recommenders.bpr import BPR
 from diffuserec.recommenders.neumf import NeuMF
 from diffuserec.recommenders.sasrec import SASRec
@@ -547,7 +548,7 @@ def test_several_updates_resume_to_the_same_parameters(random_log, tmp_path, mon
     assert without_seconds(resumed.curve) == without_seconds(whole.curve)
 
 
-@pytest.mark.parametrize("method", [ACVAE, BPR, NeuMF])
+@pytest.mark.parametrize("method", [ACVAE, BERT4Rec, BPR, NeuMF])
 def test_pairs_and_several_updates_resume_to_the_same_parameters(
     random_log, tmp_path, monkeypatch, method
 ) -> None:
@@ -629,6 +630,41 @@ def test_what_an_epoch_needs_is_prepared_before_it_without_gradients_or_dropout(
         ("batch", True, True, 0.5),
         ("batch", True, True, 0.25),
     ]
+
+
+def test_a_rate_that_falls_to_nothing_and_goes_on_where_it_was(tmp_path) -> None:
+    said = []
+
+    def trained(stop: int | None = None, **run) -> Pair:
+        model = Pair()
+        model.begin(TWO_USERS, Run())
+
+        def batches(epoch: int):
+            said.append(model.a.item())
+            if epoch == stop:
+                raise KeyboardInterrupt
+            return [torch.zeros(1)] * 2
+
+        train(
+            model,
+            lambda batch: model.a * 1.0,
+            batches,
+            n_batches=2,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+            epochs=4,
+            run=Run(**run),
+            data=TWO_USERS,
+            rate=training.linear_decay(4),
+        )
+        return model
+
+    assert trained().a.item() == 1 - 2 * (0.5 + 0.375 + 0.25 + 0.125)
+    assert said == [1.0, 0.0, -0.75, -1.25]
+    with pytest.raises(KeyboardInterrupt):
+        trained(2, checkpoint=tmp_path)
+    said.clear()
+    assert trained(checkpoint=tmp_path, resume=True).a.item() == -1.5
+    assert said == [-0.75, -1.25]
 
 
 SIMDIFFREC = {

@@ -33,6 +33,7 @@ from rich.progress import (
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from diffuserec.contracts import Method, Run
 from diffuserec.data import (
@@ -111,6 +112,7 @@ def train(
     phase: str = "fit",
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation figure, stops early and keeps the best parameters.
 
@@ -134,6 +136,8 @@ def train(
         prepare: called before each epoch, with gradients off, in evaluation mode; what it makes
             must follow from the parameters alone, so that a resumed run makes the same.
         watch: figures to record after each epoch, by name; they decide nothing.
+        rate: what the optimizer's learning rate is multiplied by in an epoch, by its number; None
+            keeps it as it is.
 
     Returns:
         One record an epoch, those of an earlier part of a resumed run included.
@@ -147,6 +151,7 @@ def train(
     method.to(accelerator.device)
     checkpoint = _Checkpoint(method, optimizer, run, data, phase)
     records, best = checkpoint.load() if run.resume else ([], None)
+    scheduler = None if rate is None else LambdaLR(optimizer, rate, last_epoch=len(records) - 1)
     updates = [Update(loss)] if callable(loss) else loss
     others = data.variants
     least = 0 if others is None else others.schedule.n_epochs(len(others))
@@ -192,6 +197,8 @@ def train(
             if figure is not None and _best_epoch(records) == epoch:
                 best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
+            if scheduler is not None:
+                scheduler.step()
     if best is not None:
         method.load_state_dict(best)
     method.eval()
@@ -308,6 +315,7 @@ def train_next_item(
     phase: str = "fit",
     epochs: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> list[Epoch]:
     """:func:`train` on next-item batches, by Adam, as most recommenders do.
 
@@ -326,6 +334,7 @@ def train_next_item(
         phase: as for :func:`train`.
         epochs: at most so many, if not as in the settings.
         optimizer: over the method's parameters, if not Adam.
+        rate: as for :func:`train`.
 
     Raises:
         DataError: a method that contrasts sequences is given a single one.
@@ -355,6 +364,7 @@ def train_next_item(
         phase=phase,
         prepare=prepare,
         watch=watch,
+        rate=rate,
     )
 
 
@@ -405,6 +415,11 @@ def train_on_pairs(
     )
     users.remember(data)
     return records
+
+
+def linear_decay(epochs: int) -> Callable[[int], float]:
+    """A rate for :func:`train` that falls in a straight line, to 0 after so many epochs."""
+    return lambda epoch: 1 - epoch / epochs
 
 
 def next_item_batches(n_sequences: int, batch_size: int) -> int:

@@ -171,6 +171,23 @@ def test_the_mask_drops_no_item_of_a_full_history(monkeypatch) -> None:
     torch.testing.assert_close(scores[2:], scores[:1].expand(2, -1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings, rates", [({}, [1.0, 0.75, 0.5, 0.25]), ({"decay": "none"}, [1.0] * 4)]
+)
+def test_the_rate_falls_in_a_straight_line(random_log, monkeypatch, settings, rates) -> None:
+    found = []
+    step = torch.optim.Adam.step
+
+    def noted(self, *args, **kwargs):
+        found.append(self.param_groups[0]["lr"] / 0.01)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    asked = SETTINGS | {"epochs": 4, "batch_size": 1000, "learning_rate": 0.01} | settings
+    BERT4Rec(**asked).fit(random_log)
+    assert found == pytest.approx(rates)
+
+
 # --- fitting, refusing -------------------------------------------------------------------------
 
 
