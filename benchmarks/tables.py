@@ -306,6 +306,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     caps = {
         row["name"]: row.get("settings", {}).get("epochs")
         for row in tomllib.loads(file.read_text())["rows"]
+        if row["model"] != "bert4rec"  # whose rate is 0 at its last epoch
     }
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
     tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
@@ -330,6 +331,25 @@ def measured(name: str) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def differences(name: str) -> str:
+    """Differences of all users' figures, with their intervals, in a comparison of trained runs."""
+    document = _read(name)
+    floors = ("popularity", "markov")
+    rows = [
+        [
+            row["metric"],
+            f"{row['difference']:+.4f}",
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['p_holm']:.2g}",
+        ]
+        for row in document["comparisons"]
+        if row["group"] == "all"
+        and row["metric"] in ("HR@10", "NDCG@10")
+        and row["method"] not in floors
+    ]
+    return table(["", "difference", "95 % interval", "p, Holm"], rows)
 
 
 def rows_for(method: str) -> str:
@@ -579,6 +599,7 @@ PLACES: dict[str, Callable[[], str]] = {
     },
     "baselines": lambda: f"{report('baselines_beauty')}\n\n{costs('baselines_beauty')}",
     "baselines_ml-1m": lambda: f"{report('baselines_ml-1m')}\n\n{costs('baselines_ml-1m')}",
+    "diff4rec_curriculum": lambda: differences("diff4rec_curriculum"),
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),

@@ -450,7 +450,19 @@ def test_an_experiment_tells_of_a_wrong_row_before_it_trains_any(
     status, _, error = call(capsys, "experiment", file, data, "--out", out)
     assert status == 2
     assert "n_items" in error
+    file.write_text(EXPERIMENT.replace('"Plain"', '"With-DiffuASR"'))
+    status, _, error = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 2
+    assert "differ in letters" in error
     assert not out.exists()
+    file.write_text(EXPERIMENT)
+    foreign = out / "gru4rec-with-diffuasr-seed1"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").write_text("mine")
+    status, _, error = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 2
+    assert "is not a run" in error
+    assert list(out.iterdir()) == [foreign]
 
 
 def test_a_trained_floor_keeps_its_own_row(

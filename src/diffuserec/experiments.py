@@ -333,8 +333,12 @@ def read_experiment(file: Path, data: Path) -> tuple[str, dict[str, list[Plan]]]
                 f"{file}: a row needs name and model and may have settings, augment, "
                 f"augment_settings and seeds; got {', '.join(row)}"
             )
-        if row["name"] in plans:
-            raise ConfigError(f"{file}: two rows are called {row['name']!r}")
+        same = next((name for name in plans if slug(name) == slug(row["name"])), None)
+        if same is not None:
+            raise ConfigError(
+                f"{file}: rows need names that differ in letters or digits; got {same!r} and "
+                f"{row['name']!r}"
+            )
         plan = Plan(
             data=str(data.resolve()),
             model=row["model"],

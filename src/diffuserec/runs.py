@@ -162,13 +162,13 @@ def is_finished(path: Path, plan: Plan) -> bool:
     """Whether a run of this plan stands there and is finished.
 
     Raises:
-        ConfigError: a finished run of another plan does.
+        ConfigError: a run of another plan does.
         DataError: something else does.
     """
-    if (path / "run.json").is_file() and _read_run(path)["complete"]:
-        _same_plan(path, plan)
-        return True
-    return False
+    if not path.exists() or not any(path.iterdir()):
+        return False
+    _same_plan(path, plan)
+    return bool(_read_run(path)["complete"])
 
 
 def finish(path: Path, plan: Plan, seconds: Mapping[str, float]) -> None:
