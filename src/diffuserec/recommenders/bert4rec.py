@@ -17,7 +17,7 @@ Departures and options:
 - A user's newest ``max_len + 1`` items are a row. The code slides a window over longer histories;
   ``rows="windows"`` has windows that overlap by an item, ``"prefixes"`` a row for each item.
 - Adam's rate falls in a straight line, as in the paper, from 0.001 (paper 0.0001), without warm-up
-  or weight decay. Kept constant, it held the loss up (``decay="none"``; docs/methods/bert4rec.md).
+  or weight decay. A constant one (``decay="none"``) held it back (docs/methods/bert4rec.md).
 - A dropout of 0.2: with 0.5, as other methods have it, it learned more slowly on Amazon Beauty.
 - ``loss``: those of SASRec; the one that DiffuASR trains is ``"bce"``.
 """
