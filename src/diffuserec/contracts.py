@@ -485,8 +485,15 @@ class Augmenter(Method):
         """What a recommender that learned from augmented sequences is shown of histories."""
         return histories if self.makes_variants else self.augment(histories, seed)
 
+
+class VaryingAugmenter(Augmenter):
+    """An augmenter whose result has variants beside the sequences."""
+
+    makes_variants = True
+
+    @abstractmethod
     def require_epochs(self, epochs: int) -> None:
-        """Raises a ConfigError where a recommender of so many epochs would not see all it adds."""
+        """Raises a ConfigError where training of so many epochs would not use all variants."""
 
 
 class PrependingSettings(Settings):

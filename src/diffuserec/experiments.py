@@ -19,6 +19,7 @@ from diffuserec.contracts import (
     GenerativeRecommender,
     Recommender,
     Run,
+    VaryingAugmenter,
     find,
     load,
 )
@@ -132,12 +133,12 @@ def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
         return model, None
     augmenter = find("augmenter", plan.augment)(**(plan.augment_settings or {}))
     epochs = getattr(model.config, "epochs", None)
-    if augmenter.makes_variants and epochs is None:
-        raise ConfigError(
-            f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
-            "epochs: they would change nothing; choose another recommender"
-        )
-    if epochs is not None:
+    if isinstance(augmenter, VaryingAugmenter):
+        if epochs is None:
+            raise ConfigError(
+                f"{plan.augment} makes variants to train on, and {plan.model} is not trained in "
+                "epochs: they would change nothing; choose another recommender"
+            )
         augmenter.require_epochs(epochs)
     return model, augmenter
 

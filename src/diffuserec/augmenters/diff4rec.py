@@ -52,7 +52,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec import training
-from diffuserec.contracts import Augmenter, Run, Settings
+from diffuserec.contracts import Run, Settings, VaryingAugmenter
 from diffuserec.data import (
     Catalog,
     Histories,
@@ -77,10 +77,8 @@ _AT_ONCE = 2**24
 """Numbers held at once in each table of scores or of variants."""
 
 
-class Diff4Rec(Augmenter):
+class Diff4Rec(VaryingAugmenter):
     """Latent diffusion over users' sets of items; K variants of each sequence, easiest first."""
-
-    makes_variants = True
 
     class Config(Settings):
         """Hyper-parameters of Diff4Rec."""
