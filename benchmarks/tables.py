@@ -601,6 +601,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "baselines_ml-1m": lambda: f"{report('baselines_ml-1m')}\n\n{costs('baselines_ml-1m')}",
     "diff4rec_curriculum": lambda: differences("diff4rec_curriculum"),
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
+    "diff4rec_ml-1m": lambda: f"{report('diff4rec_ml-1m')}\n\n{costs('diff4rec_ml-1m')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),
     "leaderboard_ml-1m": lambda: leaderboard("ML-1M"),
     "sasrec_bce_trials": lambda: trained("sasrec_bce_trials"),
