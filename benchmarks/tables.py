@@ -293,7 +293,13 @@ def losses(name: str) -> str:
 
 
 LOGS = {
-    "Beauty": ("contrastive_beauty", "baselines_beauty", "diff4rec_beauty", "diffrec_beauty"),
+    "Beauty": (
+        "contrastive_beauty",
+        "baselines_beauty",
+        "diff4rec_beauty",
+        "asrep_beauty",
+        "diffrec_beauty",
+    ),
     "ML-1M": ("contrastive_ml-1m", "baselines_ml-1m", "diff4rec_ml-1m", "diffrec_ml-1m"),
 }
 """The experiments of each log, the first row of each being SASRec with the softmax."""
