@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuserec import training
 from diffuserec.augmenters.asrep import ASReP
 from diffuserec.contracts import Run
 from diffuserec.data import SequenceDataset
@@ -90,6 +91,29 @@ def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
     expected = plain.augment(cycle)
     for row in range(len(cycle)):
         assert longer[row][:2].tolist() == expected[row][:2].tolist()
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, tmp_path, monkeypatch) -> None:
+    save = training._Checkpoint.save
+
+    def fitted(**run) -> ASReP:
+        settings = QUICK | {"epochs": 4, "dropout": 0.3}
+        return ASReP(model="sasrec", model_settings=settings).fit(cycle, run=Run(seed=3, **run))
+
+    def interrupted(self, records, best):
+        save(self, records, best)
+        if len(records) == 2:
+            raise KeyboardInterrupt
+
+    whole = fitted()
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(checkpoint=tmp_path)
+    resumed = fitted(checkpoint=tmp_path, resume=True)
+    assert [record.epoch for record in resumed.curve] == [0, 1, 2, 3]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize(
