@@ -255,6 +255,40 @@ def test_augment_writes_variants_as_users_of_their_own(
             assert 0 < variant.height - same <= max(1, 0.2 * variant.height + 0.5)
 
 
+def test_variants_are_of_histories_of_all_lengths(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--method", "diff4rec", "--max-history", 5, "--out", tmp_path / "variants.csv")
+    status, _, error = call(capsys, "augment", data, *words)
+    assert status == 2
+    assert "leave out --max-history" in error
+
+
+def test_settings_that_do_not_fit_the_catalog_are_told_before_anything_is_fitted(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--model", "mfgan", "--set", "n_candidates=100", "--augment", "random", "--out", out]
+    status, _, error = call(capsys, "train", data, *words)
+    assert status == 2
+    assert "n_candidates 100 is more than the" in error
+    assert not out.exists()
+    file = tmp_path / "two.toml"
+    file.write_text(
+        EXPERIMENT
+        + """
+[[rows]]
+name = "MFGAN"
+model = "mfgan"
+settings = { n_candidates = 100 }
+"""
+    )
+    status, _, error = call(capsys, "experiment", file, data, "--out", out)
+    assert status == 2
+    assert "n_candidates 100 is more than the" in error
+    assert not out.exists()
+
+
 def test_a_run_on_variants_shows_them_and_is_compared(
     folder: Path, data: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

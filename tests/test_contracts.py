@@ -2,6 +2,7 @@
 but the table of settings that make some of them quick."""
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from diffuserec import training
 from diffuserec.contracts import (
     Augmenter,
     ContrastiveRecommender,
@@ -117,7 +119,10 @@ GENERATIVE = [
     name for name in RECOMMENDERS if issubclass(find("recommender", name), GenerativeRecommender)
 ]
 AUGMENTERS = method_names("augmenter")
-VARYING = [name for name in AUGMENTERS if find("augmenter", name).makes_variants]
+WITH_ROWS = [
+    name for name in RECOMMENDERS if "rows" in find("recommender", name).Config.model_fields
+]
+VARYING = [name for name in AUGMENTERS if issubclass(find("augmenter", name), VaryingAugmenter)]
 PREPENDING = [name for name in AUGMENTERS if name not in VARYING]
 METHODS = [("recommender", name) for name in RECOMMENDERS] + [
     ("augmenter", name) for name in AUGMENTERS
@@ -286,25 +291,61 @@ def assert_same_state(a: Method, b: Method) -> None:
 
 
 @pytest.mark.parametrize("kind, name", METHODS)
-def test_nothing_is_learned_from_the_last_two_items(kind: str, name: str, random_log) -> None:
-    changed = other_ending(random_log)
+def test_nothing_is_learned_from_the_last_two_items(
+    kind: str, name: str, random_log, monkeypatch
+) -> None:
+    assert_blind_to_endings(kind, name, random_log, monkeypatch)
+
+
+def test_a_method_that_learns_from_validation_is_found_out(random_log, monkeypatch) -> None:
+    popularity = find("recommender", "popularity")
+    honest = popularity.fit
+
+    def cheat(self, train, valid=None, run=None):
+        honest(self, train, valid, run)
+        self.popularity += torch.from_numpy(np.bincount(valid.targets, minlength=21))
+        return self
+
+    monkeypatch.setattr(popularity, "fit", cheat)
+    with pytest.raises(AssertionError):
+        assert_blind_to_endings("recommender", "popularity", random_log, monkeypatch)
+
+
+def assert_blind_to_endings(kind: str, name: str, log: SequenceDataset, monkeypatch) -> None:
+    """Other validation and test items change no parameter: of validation a figure is all that may
+    be asked, and that is taken to rise with every epoch."""
+    rising = itertools.count()
+    monkeypatch.setattr(training, "validation", lambda *_: lambda: float(next(rising)))
     both = []
-    for log in (random_log, changed):
-        part = leave_one_out(frozen(log)).train
-        method = made(kind, name).fit(part, run=Run(seed=2))
-        both.append((method, part))
+    for one in (log, other_ending(log)):
+        part = leave_one_out(frozen(one))
+        both.append((made(kind, name).fit(part.train, part.valid, Run(seed=2)), part.train))
     assert_same_state(both[0][0], both[1][0])
     if kind == "augmenter":
-        one, other = (method.augment(part, seed=5) for method, part in both)
-        assert_same_dataset(one, other)
+        assert_same_dataset(*(method.augment(part, seed=5) for method, part in both))
 
 
-def test_what_is_learned_depends_on_the_rest_of_the_log(random_log, split: Split) -> None:
-    # the counterpart: the comparison above can fail
-    name = "popularity"
-    one = made("recommender", name).fit(leave_one_out(random_log).train)
-    other = made("recommender", name).fit(random_log)
-    assert not torch.equal(one.popularity, other.popularity)
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_a_log_in_which_nothing_follows_is_refused(name: str) -> None:
+    single = SequenceDataset.from_lists([[item] for item in range(1, 13)])
+    with pytest.raises(DataError, match=r"to learn from|tells sequences apart") as refusal:
+        made("recommender", name).fit(single)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("rows", ["users", "windows", "prefixes"])
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_rows_are_those_of_the_settings(name: str, rows: str, split: Split, monkeypatch) -> None:
+    cut, asked = training.training_batches, []
+
+    def watched(dataset, batch_size, max_len, seed, epoch, rows="users"):
+        asked.append(rows)
+        return cut(dataset, batch_size, max_len, seed, epoch, rows)
+
+    monkeypatch.setattr(training, "training_batches", watched)
+    settings = QUICK.get(name, {}) | {"rows": rows, "epochs": 1}
+    find("recommender", name)(**settings).fit(split.train)
+    assert asked[-1] == rows  # a pretraining may have its own
 
 
 @pytest.mark.parametrize("kind, name", METHODS)
@@ -818,7 +859,7 @@ def test_every_recommender_trains_on_what_every_augmenter_makes(
     # ... nor is it passed over, but by those for whom there is no context
     plain = in_store("recommender", name, built_in_store).state_dict()
     same = all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
-    assert same == (name in WITHOUT_CONTEXT and not augmenter.makes_variants)
+    assert same == (name in WITHOUT_CONTEXT and not isinstance(augmenter, VaryingAugmenter))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch.distributions import Independent, Normal, kl_divergence
 
 from diffuserec import losses
 from diffuserec.data import SequenceDataset
@@ -16,6 +17,7 @@ from diffuserec.losses import (
     bpr_max,
     gbce,
     info_nce,
+    kl_to_standard,
     mixture_cross_entropy,
     sampled_softmax,
     seen_keys,
@@ -591,3 +593,17 @@ def test_the_likelihood_of_sets_and_its_gradients(likelihood, block, monkeypatch
     torch.testing.assert_close(found, expected)
     for one, other in zip(found_grads, torch.autograd.grad(expected, [states, table]), strict=True):
         torch.testing.assert_close(one, other)
+
+
+# --- divergence ---------------------------------------------------------------------------------
+
+
+def test_divergence_from_a_standard_gaussian_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, 3, D, generator=generator) * 2
+    log_variance = torch.randn(5, 3, D, generator=generator) * 2
+    latent = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    prior = Independent(Normal(torch.zeros(D), torch.ones(D)), 1)
+    torch.testing.assert_close(kl_to_standard(mean, log_variance), kl_divergence(latent, prior))
+    nothing = torch.zeros(2, D)
+    assert not kl_to_standard(nothing, nothing).any()

@@ -18,6 +18,7 @@ from diffuserec import training
 from diffuserec.contracts import Recommender, Run, Settings
 from diffuserec.data import (
     Catalog,
+    Queries,
     Schedule,
     SequenceDataset,
     Variants,
@@ -811,3 +812,10 @@ def test_a_checkpoint_of_another_curriculum_is_not_resumed(tmp_path: Path) -> No
     SASRec(**SETTINGS).fit(varied[0], run=Run(checkpoint=tmp_path))
     with pytest.raises(ConfigError, match="its data differs"):
         SASRec(**SETTINGS).fit(varied[1], run=Run(checkpoint=tmp_path, resume=True))
+
+
+def test_an_epoch_is_not_chosen_by_nothing(random_log) -> None:
+    split = leave_one_out(random_log)
+    nobody = Queries(split.valid.histories.select(np.arange(0)), np.zeros(0, dtype=np.int64))
+    with pytest.raises(DataError, match=r"no validation queries.*leave valid out"):
+        SASRec(**SETTINGS).fit(split.train, nobody)

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from diffuserec.contracts import ContrastiveRecommender, GenerativeRecommender, find, method_names
+from diffuserec.contracts import (
+    ContrastiveRecommender,
+    GenerativeRecommender,
+    VaryingAugmenter,
+    find,
+    method_names,
+)
 from diffuserec.data import SequenceDataset
 from diffuserec.data.batches import trainable_rows
 from diffuserec.errors import ConfigError, DataError
@@ -29,7 +35,7 @@ from diffuserec.runs import TrainedRun
 
 def examples(run: TrainedRun, n: int = 5) -> list[Example]:
     """Some users' generated items beside their real ones and what came next; short users first."""
-    if run.augmenter is None or run.augmenter.makes_variants:
+    if run.augmenter is None or isinstance(run.augmenter, VaryingAugmenter):
         return []
     queries = run.split.test
     rows = np.flatnonzero((queries.histories.lengths >= 3) & (queries.histories.lengths <= 8))[:n]
@@ -58,7 +64,7 @@ def varied_sequences(run: TrainedRun, n: int = 3) -> list[Varied]:
 
     Empty where the augmenter makes none.
     """
-    if run.augmenter is None or not run.augmenter.makes_variants:
+    if not isinstance(run.augmenter, VaryingAugmenter):
         return []
     train = run.split.train
     rows = np.flatnonzero((train.lengths >= 4) & (train.lengths <= 8))[:n]

@@ -278,7 +278,10 @@ def augment(
         str | None, typer.Option(help="csv, parquet, sequences or inter; else by the name.")
     ] = None,
     max_history: Annotated[
-        int | None, typer.Option(help="Only users with at most so many training items.")
+        int | None,
+        typer.Option(
+            help="Only users with at most so many training items (where items come in front)."
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -297,13 +300,15 @@ def augment(
         diffuserec augment data/clicks --method random --max-history 5 --out augmented.parquet
         diffuserec augment data/clicks --method diff4rec --set n_variants=3 --out variants.csv
     """
-    from diffuserec.contracts import Run
+    from diffuserec.contracts import Run, VaryingAugmenter, find
     from diffuserec.data import from_dataset
     from diffuserec.data.formats import writable_format
     from diffuserec.exports import augment_log
 
     values = _settings(settings)
     if max_history is not None:
+        if issubclass(find("augmenter", method), VaryingAugmenter):
+            raise ConfigError(f"{method} makes variants of all sequences: leave out --max-history")
         values["max_history"] = max_history
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out or remove it")

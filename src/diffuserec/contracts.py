@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import polars as pl
@@ -461,14 +461,9 @@ class GenerativeRecommender(Recommender):
 class Augmenter(Method):
     """Adds to sequences: dataset in, dataset out.
 
-    Either items in front of them, marked synthetic, or variants beside them for training.
-
-    Attributes:
-        makes_variants: whether it is variants that it adds, so that histories which are only
-            scored stay as they are.
+    Either items in front of them, marked synthetic, or variants beside them for training
+    (:class:`VaryingAugmenter`).
     """
-
-    makes_variants: ClassVar[bool] = False
 
     @abstractmethod
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
@@ -483,13 +478,15 @@ class Augmenter(Method):
 
     def lengthened(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """What a recommender that learned from augmented sequences is shown of histories."""
-        return histories if self.makes_variants else self.augment(histories, seed)
+        return self.augment(histories, seed)
 
 
 class VaryingAugmenter(Augmenter):
-    """An augmenter whose result has variants beside the sequences."""
+    """An augmenter whose result has variants beside the sequences, for training alone."""
 
-    makes_variants = True
+    def lengthened(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """The histories as they are."""
+        return histories
 
     @abstractmethod
     def require_epochs(self, epochs: int) -> None:

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffuserec.case_studies import drawn_lists, examples, short_inspection, varied_sequences
 from diffuserec.contracts import (
     Augmenter,
@@ -66,13 +68,13 @@ def train_run(
 
     Raises:
         ConfigError: `out` holds another run, or one that was not asked to be resumed; the
-            augmenter has nothing for this recommender.
+            augmenter has nothing for this recommender; settings do not fit the catalog.
         DataError: the data cannot be used.
     """
     path = Path(out)
     model, augmenter = methods_of(plan)
-    dataset = load_dataset(plan.data)
-    split = split_dataset(dataset, plan.split)
+    split = split_dataset(load_dataset(plan.data), plan.split)
+    require_buildable(plan)
     claim(path, plan, run.resume)
     run = replace(run, seed=plan.seed, checkpoint=path / "checkpoint")
     seconds: dict[str, float] = {}
@@ -141,6 +143,20 @@ def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
             )
         augmenter.require_epochs(epochs)
     return model, augmenter
+
+
+def require_buildable(plan: Plan) -> None:
+    """Builds the plan's methods for its catalog, before time is spent on fitting any.
+
+    Raises:
+        ConfigError: their settings are wrong, or do not fit the catalog.
+        DataError: the data cannot be used.
+    """
+    catalog = load_dataset(plan.data).catalog
+    with torch.random.fork_rng():
+        for method in methods_of(plan):
+            if method is not None:
+                method.build(catalog)
 
 
 def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
@@ -236,8 +252,8 @@ def run_experiment(
     """
     title, rows = read_experiment(file, data)
     for name, plans in rows.items():
+        require_buildable(plans[0])
         for plan in plans:
-            methods_of(plan)
             is_finished(out / f"{slug(name)}-seed{plan.seed}", plan)
     paths: list[Path] = []
     names: list[str] = []

@@ -219,6 +219,13 @@ def bpr_max(
     return (penalty * (log_weights.exp() * negative.square()).sum(dim=1) - better).mean()
 
 
+def kl_to_standard(
+    mean: Float[Tensor, "*n D"], log_variance: Float[Tensor, "*n D"]
+) -> Float[Tensor, "*n"]:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the width."""
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+
+
 def info_nce(
     anchors: Float[Tensor, "B D"],
     positives: Float[Tensor, "B D"],

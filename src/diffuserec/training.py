@@ -145,8 +145,14 @@ def train(
     Raises:
         ConfigError: the loss is not finite, the checkpoint is another run's, or the epochs end
             before all variants are in use.
+        DataError: there are no batches.
         KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
     """
+    if n_batches == 0:
+        raise DataError(
+            f"{method.name} has nothing to learn from: no history of the training part is long "
+            "enough"
+        )
     accelerator = _accelerator(run)
     method.to(accelerator.device)
     checkpoint = _Checkpoint(method, optimizer, run, data, phase)
@@ -218,7 +224,15 @@ def validation(
         score: histories to scores (B, V).
         valid: the queries.
         batch_size: histories scored at once.
+
+    Raises:
+        DataError: there are no queries.
     """
+    if not len(valid):
+        raise DataError(
+            "there are no validation queries to choose an epoch by: leave valid out to train all "
+            "epochs"
+        )
 
     @torch.inference_mode()
     def figure() -> float:
@@ -234,7 +248,7 @@ def validation(
             hide(scores, (owner.to(scores.device), seen.to(scores.device)))
             ranks = target_ranks(scores, targets[rows].to(scores.device))
             gain += float((1 / torch.log2(ranks[ranks < 10] + 2)).sum())
-        return gain / max(1, len(valid))
+        return gain / len(valid)
 
     return figure
 

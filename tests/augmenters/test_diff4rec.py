@@ -9,7 +9,7 @@ import torch
 from diffuserec import training
 from diffuserec.augmenters.diff4rec import Diff4Rec, _sets
 from diffuserec.contracts import Run
-from diffuserec.data import SequenceDataset, histories_of
+from diffuserec.data import Queries, SequenceDataset, histories_of
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.ranking import hide, seen_pairs, top_k
 
@@ -105,28 +105,33 @@ def test_the_latent_is_restored_from_noise(log, prediction_type) -> None:
         assert step > 9 or error < 0.75 * mean.var(0).mean()
 
 
-@pytest.mark.parametrize("decode_from", ["z", "z_0"])
-def test_the_loss_by_hand(decode_from) -> None:
+@pytest.mark.parametrize(
+    "decode_from, dropout, n_updates", [("z", 0.0, 0), ("z_0", 0.0, 0), ("z", 0.2, 2), ("z", 0, 9)]
+)
+def test_the_loss_by_hand(decode_from, dropout, n_updates) -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [2]])
-    settings = {"dropout": 0.0, "kl_annealing_steps": 4, "noise_weight": 0.5, "corruption": 0.25}
+    settings = {"dropout": dropout, "kl_annealing_steps": 4, "noise_weight": 0.5}
+    settings["corruption"] = 0.25
     model = Diff4Rec(**SMALL | settings | {"decode_from": decode_from})
     model.begin(log, Run())
     model.train()
+    model.n_updates += n_updates
 
     torch.manual_seed(3)
     found = model._loss(_sets(padded(log)))
     torch.manual_seed(3)
-    torch.rand(4)  # who is kept: everyone
+    kept = torch.rand(4) >= dropout
+    assert 0 < kept.sum() <= 4 * (1 - dropout)
     total = 0.0
-    vectors = model.bag.weight.detach()
-    hidden = torch.tanh(
-        torch.stack([vectors[[1, 2, 3]].sum(0) / math.sqrt(3), vectors[2]]) + model.bag_bias
-    )
+    vectors = model.bag.weight.detach()[[1, 2, 3, 2]] * kept[:, None]
+    sums = torch.stack([vectors[:3].sum(0), vectors[3]])
+    n_kept = torch.stack([kept[:3].sum(), kept[3].sum()]).clamp(min=1)
+    hidden = torch.tanh(sums / n_kept.sqrt()[:, None] + model.bag_bias)
     mean, log_variance = model.posterior(hidden).chunk(2, 1)
     z = mean + torch.randn(2, 8) * (log_variance / 2).exp()
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-    total += 0.2 / 4 * kl.sum(1).mean()  # the first of four updates of annealing
+    total += 0.2 * min(1, (n_updates + 1) / 4) * kl.sum(1).mean()  # four updates of annealing
     t = torch.randint(40 if decode_from == "z" else 10, (2,))
     noise = torch.randn(2, 8)
     a = model.schedule.alpha_bars[t].float()[:, None]
@@ -139,13 +144,13 @@ def test_the_loss_by_hand(decode_from) -> None:
     log_p = torch.log_softmax(logits[:, 1:], 1)
     total -= (log_p[0, [0, 1, 2]].sum() + log_p[1, 1]) / 2
     torch.testing.assert_close(found, total)
-    assert int(model.n_updates) == 1
+    assert int(model.n_updates) == n_updates + 1
 
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_the_noise_loss_reaches_the_encoder_if_it_may(moves) -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [2]])
-    model = Diff4Rec(**SMALL | {"noise_moves_encoder": moves, "dropout": 0.0})
+    model = Diff4Rec(**SMALL | {"noise_moves_encoder": moves, "corruption": 0, "dropout": 0})
     model.begin(log, Run())
 
     grads = []
@@ -250,6 +255,14 @@ def test_pools(log, fitted) -> None:
     assert share(pool="threshold") > 0.8
 
 
+def test_a_pool_has_twenty_items_or_twice_as_many_as_the_history(log, fitted) -> None:
+    histories = histories_of(
+        SequenceDataset.from_lists([[1, 2, 3], [*range(1, 12)]], log.catalog), np.arange(2)
+    )
+    _, chances = remade(fitted, exclude_history=False)._pool(histories, seed=0, draw=0)
+    assert (chances > -torch.inf).sum(1).tolist() == [20, 22]
+
+
 def test_a_threshold_that_nothing_reaches_leaves_the_best(log, fitted) -> None:
     model = remade(fitted, reorder="none", pool="threshold")
     with torch.no_grad():  # all items alike, but two that are a little likelier
@@ -309,6 +322,28 @@ def test_variants_do_not_hang_on_the_others_lengths() -> None:
         assert alone == together.select(one).variants.items.tolist()
 
 
+def test_the_epoch_whose_proposals_validated_best_is_kept(log, monkeypatch) -> None:
+    ends = log.offsets[1:] - 1
+    known = log.slice(log.offsets[:-1], ends)
+    valid = Queries(known, log.items[ends].astype(np.int64))
+    script, seen = iter([1.0, 3.0, 2.0, 2.5, 0.0]), []
+
+    def validation(method, score, queries):
+        def figure() -> float:
+            histories = histories_of(queries.histories, np.arange(len(queries)))
+            assert torch.equal(score(histories), method.proposals(histories))
+            seen.append({name: value.clone() for name, value in method.state_dict().items()})
+            return next(script)
+
+        return figure
+
+    monkeypatch.setattr(training, "validation", validation)
+    model = Diff4Rec(**SMALL | {"epochs": 9, "patience": 3}).fit(known, valid, Run(seed=1))
+    assert len(seen) == 5  # three after the best, and no more
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, seen[1][name]), name
+
+
 def test_an_interrupted_fit_goes_on_to_the_same_parameters(log, tmp_path, monkeypatch) -> None:
     save = training._Checkpoint.save
 
@@ -337,6 +372,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_parameters(log, tmp_path, monkey
     [
         ({"corruption": 0.02}, "fewer than num_inference_steps 5"),
         ({"corruption": 0, "fresh_pools": True}, "fresh_pools needs noise"),
+        ({"noise_weight": 0}, "noise_weight 0 .*untrained.*corruption 0"),
         ({"ratio": 0}, "ratio"),
         ({"ratio": 1.5}, "ratio"),
         ({"n_variants": 0}, "n_variants"),

@@ -1,5 +1,7 @@
 """MFGAN: factors, what the generator proposes, what discriminators judge, and the phases."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 
 from diffuserec import training
 from diffuserec.contracts import Run
-from diffuserec.data import Batch, Catalog, SequenceDataset, leave_one_out
+from diffuserec.data import Batch, Catalog, Schedule, SequenceDataset, Variants, leave_one_out
 from diffuserec.errors import ConfigError
 from diffuserec.losses import binary_cross_entropy
 from diffuserec.recommenders import mfgan
@@ -294,6 +296,21 @@ def test_generator_and_discriminators_take_turns(monkeypatch, random_log) -> Non
     assert epochs == [
         phase for phase, n in zip(PHASES, (2, 1, 2, 1, 2), strict=True) for _ in range(n)
     ]
+
+
+def test_discriminators_hold_no_variant_for_real(monkeypatch, random_log) -> None:
+    shown = {}
+    train = training.train
+
+    def watched(method, *args, **kwargs):
+        shown[kwargs["phase"]] = kwargs["data"].variants is not None
+        return train(method, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train", watched)
+    items = random_log.items[None]
+    variants = Variants(items, np.zeros((1, len(random_log)), dtype=np.float32), Schedule())
+    MFGAN(**SETTINGS).fit(replace(random_log, variants=variants))
+    assert shown == dict(zip(PHASES, (True, False, True, False, True), strict=True))
 
 
 @pytest.mark.parametrize(

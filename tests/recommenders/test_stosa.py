@@ -180,6 +180,8 @@ NEGATIVES = torch.tensor(
     [[2, 3], [7, 8], [6, 1], [4, 5], [9, 10], [11, 12], [13, 1], [1, 1], [2, 4]]
 )
 
+SHARED = [3, 8, 1, 12]  # 3 and 8 are targets, too
+
 
 def loss_by_hand(model: STOSA, n_pairs: int):
     c, predicted, margins = model.config, [], []
@@ -195,6 +197,10 @@ def loss_by_hand(model: STOSA, n_pairs: int):
             if c.loss == "softmax":
                 scores = torch.stack([-far(state, of_item(model, item)) for item in range(1, V)])
                 predicted.append(-torch.log_softmax(scores, 0)[target - 1])
+            if c.loss == "sampled_softmax":
+                drawn = [(-far(state, of_item(model, i))).exp() for i in SHARED if i != target]
+                everyone = torch.exp(-near) + (V - 1) / len(SHARED) * torch.stack(drawn).sum()
+                predicted.append(near + torch.log(everyone))
             for other in NEGATIVES[place, :n_pairs].tolist():
                 if c.loss == "bpr":
                     pair = torch.sigmoid(far(state, of_item(model, other)) - near)
@@ -212,6 +218,7 @@ def loss_by_hand(model: STOSA, n_pairs: int):
         ({"margin_weight": 0.0}, 1),
         ({"loss": "bpr"}, 1),
         ({"loss": "bpr", "n_negatives": 2, "n_layers": 2}, 2),
+        ({"loss": "sampled_softmax"}, 1),
     ],
     ids=str,
 )
@@ -223,12 +230,15 @@ def test_the_loss_written_out(monkeypatch, settings, n_pairs) -> None:
     asked = []
 
     def drawn(owners, n, vocab_size, seen=None):
-        asked.append((owners.tolist(), vocab_size, seen is not None))
+        if seen is None:  # of all items, for all positions
+            assert (len(owners), n, vocab_size) == (1, 1000, V)
+            return torch.tensor([SHARED])
+        asked.append((owners.tolist(), vocab_size))
         return NEGATIVES[:, :n]
 
     monkeypatch.setattr(stosa, "uniform_negatives", drawn)
     ours, theirs = taken[0](BATCH), loss_by_hand(model, n_pairs)
-    assert asked == [([0] * 5 + [1] * 3 + [2], V, True)]  # none of the user's own
+    assert asked == [([0] * 5 + [1] * 3 + [2], V)]  # none of the user's own
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
     names, parameters = zip(*model.named_parameters(), strict=True)
     mine, expected = (

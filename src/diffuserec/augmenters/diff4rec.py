@@ -64,7 +64,7 @@ from diffuserec.data import (
 )
 from diffuserec.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
 from diffuserec.errors import DataError
-from diffuserec.losses import set_likelihood
+from diffuserec.losses import kl_to_standard, set_likelihood
 from diffuserec.nn.embeddings import sinusoidal
 
 _STEP_DIM = 32
@@ -155,6 +155,10 @@ class Diff4Rec(VaryingAugmenter):
                     "decode_from z_0 teaches the encoder by what is restored: leave "
                     "noise_moves_encoder true"
                 )
+            if steps and not self.noise_weight and self.decode_from == "z":
+                raise ValueError(
+                    "noise_weight 0 leaves what restores from noise untrained: set corruption 0 too"
+                )
             if self.fresh_pools and steps == 0:
                 raise ValueError("fresh_pools needs noise: set corruption above 0")
             return self
@@ -225,7 +229,7 @@ class Diff4Rec(VaryingAugmenter):
         kept = torch.rand(len(sets.items), device=sets.items.device) >= c.dropout
         mean, log_variance = self._encode(sets, kept)
         z = mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
-        kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
+        kl = kl_to_standard(mean, log_variance).mean()
 
         z_0 = z if c.noise_moves_encoder else z.detach()
         n_steps = c.num_train_timesteps

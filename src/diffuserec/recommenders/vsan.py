@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.losses import kl_to_standard
 from diffuserec.nn.encoders import TransformerEncoder, last_states
 from diffuserec.settings import NextItemSettings, TargetsSettings
 
@@ -114,10 +115,3 @@ class VSAN(Recommender):
         for block in self.generative:
             z = block(z)
         return z
-
-
-def kl_to_standard(
-    mean: Float[Tensor, "*n D"], log_variance: Float[Tensor, "*n D"]
-) -> Float[Tensor, "*n"]:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the width."""
-    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
