@@ -309,9 +309,10 @@ def measured(name: str) -> list[dict[str, Any]]:
     """An experiment's rows: label, cells, p against its reference, seeds and cost."""
     document = _read(name)
     file = ROOT / "experiments" / f"{name.removesuffix('_beauty')}.toml"
+    rows = {row["name"]: row for row in tomllib.loads(file.read_text())["rows"]}
     caps = {
-        row["name"]: row.get("settings", {}).get("epochs")
-        for row in tomllib.loads(file.read_text())["rows"]
+        label: row.get("settings", {}).get("epochs")
+        for label, row in rows.items()
         if row["model"] != "bert4rec"  # whose rate is 0 at its last epoch
     }
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
@@ -334,28 +335,38 @@ def measured(name: str) -> list[dict[str, Any]]:
                 "epochs": [run["epochs"] for run in runs],
                 "ended_early": any(run["epochs"] == caps.get(label) for run in runs),
                 "seconds": [run["seconds"] for run in runs],
+                "settings": settings_of(rows.get(label, {})),
             }
         )
     return found
 
 
+def settings_of(row: dict[str, Any]) -> str:
+    """What an experiment's row sets, in words; an augmenter's after its name."""
+    own = ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
+    if "augment" not in row:
+        return own
+    more = ", ".join(f"{n} {value}" for n, value in row.get("augment_settings", {}).items())
+    return f"{own}; {row['augment']}{': ' if more else ''}{more}"
+
+
 def differences(name: str) -> str:
-    """Differences of all users' figures, with their intervals, in a comparison of trained runs."""
-    document = _read(name)
-    floors = ("popularity", "markov")
+    """What augmentation changes of all users' figures, with intervals, in a report."""
     rows = [
         [
+            row["method"],
+            row["reference"],
             row["metric"],
             f"{row['difference']:+.4f}",
             f"{row['low']:+.4f} to {row['high']:+.4f}",
             f"{row['p_holm']:.2g}",
+            "" if row["p_seeds"] is None else f"{row['p_seeds']:.2g} ({row['n_seeds']} seeds)",
         ]
-        for row in document["comparisons"]
-        if row["group"] == "all"
-        and row["metric"] in ("HR@10", "NDCG@10")
-        and row["method"] not in floors
+        for row in _read(name)["comparisons"]
+        if row["group"] == "all" and row["metric"] in ("HR@10", "NDCG@10") and "+" in row["method"]
     ]
-    return table(["", "difference", "95 % interval", "p, Holm"], rows)
+    header = ["row", "against", "metric", "difference", "95 % interval over users", "p, Holm"]
+    return table([*header, "p over seeds"], rows)
 
 
 def rows_for(method: str) -> str:
@@ -375,7 +386,7 @@ def rows_for(method: str) -> str:
                 same = (log, row["label"], row["cells"])  # a run that stands in two experiments
                 if row["epochs"] and (row in own or row["label"] in others) and same not in shown:
                     shown.append(same)
-                    seconds = sum(row["seconds"]) / max(1, sum(row["epochs"]))
+                    seconds = sum(row["seconds"])
                     rows.append(
                         [
                             log,
@@ -384,13 +395,15 @@ def rows_for(method: str) -> str:
                             *row["cells"],
                             row["p"],
                             row["kept"],
-                            f"{seconds:.0f}",
+                            f"{seconds / row['n_seeds']:.0f}",
+                            f"{seconds / max(1, sum(row['epochs'])):.0f}",
+                            row["settings"],
                         ]
                     )
     if not rows:
         raise FileNotFoundError(2, "no results", method)
     header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
-    return table([*header, "seen kept", "s an epoch, in all"], rows)
+    return table([*header, "seen kept", "s a run", "s an epoch", "set"], rows)
 
 
 def leaderboard(log: str) -> str:
@@ -606,6 +619,9 @@ PLACES: dict[str, Callable[[], str]] = {
     "baselines": lambda: f"{report('baselines_beauty')}\n\n{costs('baselines_beauty')}",
     "baselines_ml-1m": lambda: f"{report('baselines_ml-1m')}\n\n{costs('baselines_ml-1m')}",
     "diff4rec_curriculum": lambda: differences("diff4rec_curriculum"),
+    "diff4rec_differences": lambda: differences("diff4rec_beauty"),
+    "diff4rec_ml-1m_differences": lambda: differences("diff4rec_ml-1m"),
+    "augmentation_differences": lambda: differences("augmentation_beauty"),
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "diff4rec_ml-1m": lambda: f"{report('diff4rec_ml-1m')}\n\n{costs('diff4rec_ml-1m')}",
     "leaderboard_beauty": lambda: leaderboard("Beauty"),

@@ -210,7 +210,7 @@ def seen_kept(path: Path) -> Evaluation:
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Seed, seconds of a finished run, and its recommender's epochs and best validation figure.
+    """Seed, seconds of a finished run, its recommender's validated epochs and best figure of them.
 
     Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
     part alone, those of all its epochs. The fit of an augmenter counts in the run that it was
