@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffuserec.contracts import find
 from diffuserec.evaluation.inspection import ViewFigures, figure_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -310,11 +311,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     document = _read(name)
     file = ROOT / "experiments" / f"{name.removesuffix('_beauty')}.toml"
     rows = {row["name"]: row for row in tomllib.loads(file.read_text())["rows"]}
-    caps = {
-        label: row.get("settings", {}).get("epochs")
-        for label, row in rows.items()
-        if row["model"] != "bert4rec"  # whose rate is 0 at its last epoch
-    }
+    caps = {label: row.get("settings", {}).get("epochs") for label, row in rows.items()}
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
     tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
     found = []
@@ -335,19 +332,32 @@ def measured(name: str) -> list[dict[str, Any]]:
                 "epochs": [run["epochs"] for run in runs],
                 "ended_early": any(run["epochs"] == caps.get(label) for run in runs),
                 "seconds": [run["seconds"] for run in runs],
-                "settings": settings_of(rows.get(label, {})),
+                "settings": settings_of(rows[label]) if label in rows else "",
             }
         )
     return found
 
 
 def settings_of(row: dict[str, Any]) -> str:
-    """What an experiment's row sets, in words; an augmenter's after its name."""
-    own = ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
-    if "augment" not in row:
-        return own
-    more = ", ".join(f"{n} {value}" for n, value in row.get("augment_settings", {}).items())
-    return f"{own}; {row['augment']}{': ' if more else ''}{more}"
+    """What an experiment's row sets beyond the defaults; an augmenter's after its name."""
+    words = _beyond(find("recommender", row["model"]), row.get("settings", {}))
+    if "augment" in row:
+        more = _beyond(find("augmenter", row["augment"]), row.get("augment_settings", {}))
+        words += f"; {row['augment']}{': ' if more else ''}{more}"
+    return words
+
+
+def _beyond(method: Any, settings: dict[str, Any]) -> str:
+    defaults = method().config.model_dump()
+    return ", ".join(
+        f"{name} {_words(value)}" for name, value in settings.items() if value != defaults[name]
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {part}" for name, part in value.items()) + ")"
+    return str(value)
 
 
 def differences(name: str) -> str:

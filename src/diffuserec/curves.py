@@ -38,7 +38,8 @@ import polars as pl
 from diffuserec.contracts import Recommender, Run, find, parse_settings
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, Report, evaluate, load_evaluation
-from diffuserec.experiments import complete_run, read_toml, seeds_of, slug
+from diffuserec.data import load_dataset
+from diffuserec.experiments import complete_run, read_toml, require_buildable, seeds_of, slug
 from diffuserec.runs import Plan, TrainedRun, open_run, read_curve
 from diffuserec.training import device_of
 
@@ -283,10 +284,13 @@ def _trained(
     plan: CurvePlan, base: Plan, out: Path, run: Run, say: Callable[[str], None]
 ) -> dict[str, _Measured]:
     """By point: a run of its own."""
+    plans = [replace(base, settings={**base.settings, **p.settings}) for p in plan.points]
+    catalog = load_dataset(base.data).catalog
+    for planned in plans:
+        require_buildable(planned, catalog)
     found = {}
-    for point in plan.points:
+    for point, planned in zip(plan.points, plans, strict=True):
         path = out / f"{_folder(plan, point)}-seed{base.seed}"
-        planned = replace(base, settings={**base.settings, **point.settings})
         complete_run(point.name, planned, path, run, say=say)
         found[point.name] = _Measured(path, load_evaluation(path / "test"))
     return found

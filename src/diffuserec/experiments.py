@@ -25,7 +25,7 @@ from diffuserec.contracts import (
     find,
     load,
 )
-from diffuserec.data import Queries, Split, load_dataset
+from diffuserec.data import Catalog, Queries, Split, load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, Report, evaluate
 from diffuserec.evaluation.html import write_html
@@ -73,8 +73,9 @@ def train_run(
     """
     path = Path(out)
     model, augmenter = methods_of(plan)
-    split = split_dataset(load_dataset(plan.data), plan.split)
-    require_buildable(plan)
+    dataset = load_dataset(plan.data)
+    split = split_dataset(dataset, plan.split)
+    require_buildable(plan, dataset.catalog)
     claim(path, plan, run.resume)
     run = replace(run, seed=plan.seed, checkpoint=path / "checkpoint")
     seconds: dict[str, float] = {}
@@ -145,14 +146,12 @@ def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
     return model, augmenter
 
 
-def require_buildable(plan: Plan) -> None:
-    """Builds the plan's methods for its catalog, before time is spent on fitting any.
+def require_buildable(plan: Plan, catalog: Catalog) -> None:
+    """Builds the plan's methods for a catalog, before time is spent on fitting any.
 
     Raises:
         ConfigError: their settings are wrong, or do not fit the catalog.
-        DataError: the data cannot be used.
     """
-    catalog = load_dataset(plan.data).catalog
     with torch.random.fork_rng():
         for method in methods_of(plan):
             if method is not None:
@@ -251,10 +250,11 @@ def run_experiment(
         ConfigError: the file is not a valid experiment; before anything is trained.
     """
     title, rows = read_experiment(file, data)
+    catalog = load_dataset(data).catalog
     for name, plans in rows.items():
-        require_buildable(plans[0])
-        for plan in plans:
-            is_finished(out / f"{slug(name)}-seed{plan.seed}", plan)
+        finished = [is_finished(out / f"{slug(name)}-seed{plan.seed}", plan) for plan in plans]
+        if not all(finished):
+            require_buildable(plans[0], catalog)
     paths: list[Path] = []
     names: list[str] = []
     fitted: dict[str, Path] = {}

@@ -150,8 +150,8 @@ def train(
     """
     if n_batches == 0:
         raise DataError(
-            f"{method.name} has nothing to learn from: no history of the training part is long "
-            "enough"
+            f"{method.name} has nothing to learn from: no user of the training part has 2 items; "
+            "leave-one-out holds out 2 more, so give it histories of 4"
         )
     accelerator = _accelerator(run)
     method.to(accelerator.device)

@@ -361,7 +361,15 @@ def test_an_interrupted_fit_goes_on_to_the_same_parameters(log, tmp_path, monkey
         patch.setattr(training._Checkpoint, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fitted(checkpoint=tmp_path)
+    made = []
+
+    def counted(self, records, best):
+        made.append(records[-1].epoch)
+        save(self, records, best)
+
+    monkeypatch.setattr(training._Checkpoint, "save", counted)
     resumed = fitted(checkpoint=tmp_path, resume=True)
+    assert made == [2, 3]
     assert resumed.n_updates == whole.n_updates
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key

@@ -148,8 +148,11 @@ def test_a_resumed_run_goes_on_with_the_weight_where_it_was(
         patch.setattr(VSAN, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
             VSAN(**SETTINGS | model).fit(split.train, split.valid, run)
+    n_scored = -10
+    monkeypatch.setattr(VSAN, "score", interrupted)  # which counts, and no more
     resumed = VSAN(**SETTINGS | model)
     resumed.fit(split.train, split.valid, Run(checkpoint=tmp_path, resume=True))
+    assert n_scored == -8  # the second and the third epoch
     assert [record.loss for record in resumed.curve] == [record.loss for record in whole.curve]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
