@@ -36,9 +36,9 @@ import numpy as np
 import polars as pl
 
 from diffuserec.contracts import Recommender, Run, find, parse_settings
+from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, Report, evaluate, load_evaluation
-from diffuserec.data import load_dataset
 from diffuserec.experiments import complete_run, read_toml, require_buildable, seeds_of, slug
 from diffuserec.runs import Plan, TrainedRun, open_run, read_curve
 from diffuserec.training import device_of
