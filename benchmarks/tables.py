@@ -298,7 +298,7 @@ LOGS = {
         "contrastive_beauty",
         "baselines_beauty",
         "diff4rec_beauty",
-        "asrep_beauty",
+        "augmentation_beauty",
         "diffrec_beauty",
     ),
     "ML-1M": ("contrastive_ml-1m", "baselines_ml-1m", "diff4rec_ml-1m", "diffrec_ml-1m"),
@@ -574,7 +574,7 @@ def _read(name: str) -> Any:
 PLACES: dict[str, Callable[[], str]] = {
     "results": summary,
     "floors": floors,
-    "augmentation": lambda: report("augmentation_beauty"),
+    "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
     "prepare": preparing,
@@ -622,7 +622,9 @@ PLACES: dict[str, Callable[[], str]] = {
             ("mfgan", "MFGAN"),
             ("bpr", "BPR"),
             ("neumf", "NeuMF"),
+            ("random", "Random"),
             ("asrep", "ASReP"),
+            ("diffuasr", "DiffuASR"),
             ("diff4rec", "Diff4Rec"),
         )
     },
