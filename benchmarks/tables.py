@@ -301,7 +301,13 @@ LOGS = {
         "augmentation_beauty",
         "diffrec_beauty",
     ),
-    "ML-1M": ("contrastive_ml-1m", "baselines_ml-1m", "diff4rec_ml-1m", "diffrec_ml-1m"),
+    "ML-1M": (
+        "contrastive_ml-1m",
+        "baselines_ml-1m",
+        "diff4rec_ml-1m",
+        "augmentation_ml-1m",
+        "diffrec_ml-1m",
+    ),
 }
 """The experiments of each log, the first row of each being SASRec with the softmax."""
 
@@ -633,6 +639,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "diff4rec_curriculum": lambda: differences("diff4rec_curriculum"),
     "diff4rec_differences": lambda: differences("diff4rec_beauty"),
     "diff4rec_ml-1m_differences": lambda: differences("diff4rec_ml-1m"),
+    "augmentation_ml-1m": lambda: differences("augmentation_ml-1m"),
     "augmentation_differences": lambda: differences("augmentation_beauty"),
     "diff4rec": lambda: f"{report('diff4rec_beauty')}\n\n{costs('diff4rec_beauty')}",
     "diff4rec_ml-1m": lambda: f"{report('diff4rec_ml-1m')}\n\n{costs('diff4rec_ml-1m')}",
