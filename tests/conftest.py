@@ -32,6 +32,7 @@ install_import_hook("diffuserec", f"sys.modules[{__name__!r}].checked")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from diffuserec import training  # noqa: E402
 from diffuserec.data import SequenceDataset  # noqa: E402
 
 
@@ -69,3 +70,27 @@ def tastes() -> SequenceDataset:
     return SequenceDataset.from_lists(
         [(12 * (user % 2) + generator.permutation(12)[:8] + 1).tolist() for user in range(80)]
     )
+
+
+@pytest.fixture
+def cut_and_resumed(tmp_path, monkeypatch) -> Callable[..., Any]:
+    """Of a function that fits four epochs with the surroundings it is given: a fit that was
+    interrupted after two and resumed, of which only the other two may be trained again."""
+
+    def twice(fitted: Callable[..., Any]) -> Any:
+        save, made = training._Checkpoint.save, []
+
+        def watched(self, records, best):
+            save(self, records, best)
+            made.append(records[-1].epoch)
+            if made == [0, 1]:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(training._Checkpoint, "save", watched)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(checkpoint=tmp_path)
+        resumed = fitted(checkpoint=tmp_path, resume=True)
+        assert made == [0, 1, 2, 3]
+        return resumed
+
+    return twice

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec import training
 from diffuserec.augmenters.asrep import ASReP
 from diffuserec.contracts import Run
 from diffuserec.data import SequenceDataset
@@ -93,32 +92,12 @@ def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
         assert longer[row][:2].tolist() == expected[row][:2].tolist()
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, tmp_path, monkeypatch) -> None:
-    save = training._Checkpoint.save
-
+def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, cut_and_resumed) -> None:
     def fitted(**run) -> ASReP:
         settings = QUICK | {"epochs": 4, "dropout": 0.3}
         return ASReP(model="sasrec", model_settings=settings).fit(cycle, run=Run(seed=3, **run))
 
-    def interrupted(self, records, best):
-        save(self, records, best)
-        if len(records) == 2:
-            raise KeyboardInterrupt
-
-    whole = fitted()
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Checkpoint, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fitted(checkpoint=tmp_path)
-    made = []
-
-    def counted(self, records, best):
-        made.append(records[-1].epoch)
-        save(self, records, best)
-
-    monkeypatch.setattr(training._Checkpoint, "save", counted)
-    resumed = fitted(checkpoint=tmp_path, resume=True)
-    assert made == [2, 3]
+    whole, resumed = fitted(), cut_and_resumed(fitted)
     assert [record.epoch for record in resumed.curve] == [0, 1, 2, 3]
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key

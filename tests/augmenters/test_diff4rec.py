@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec import training
 from diffuserec.augmenters.diff4rec import Diff4Rec, _sets
 from diffuserec.contracts import Run
 from diffuserec.data import Queries, SequenceDataset, histories_of
@@ -344,32 +343,12 @@ def test_the_epoch_whose_proposals_validated_best_is_kept(log, monkeypatch) -> N
         assert torch.equal(value, seen[1][name]), name
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_parameters(log, tmp_path, monkeypatch) -> None:
-    save = training._Checkpoint.save
-
+def test_an_interrupted_fit_goes_on_to_the_same_parameters(log, cut_and_resumed) -> None:
     def fitted(**run) -> Diff4Rec:
         model = Diff4Rec(**SMALL | {"epochs": 4, "kl_weight": 5.0})
         return model.fit(log, run=Run(seed=3, **run))
 
-    def interrupted(self, records, best):
-        save(self, records, best)
-        if len(records) == 2:
-            raise KeyboardInterrupt
-
-    whole = fitted()
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Checkpoint, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fitted(checkpoint=tmp_path)
-    made = []
-
-    def counted(self, records, best):
-        made.append(records[-1].epoch)
-        save(self, records, best)
-
-    monkeypatch.setattr(training._Checkpoint, "save", counted)
-    resumed = fitted(checkpoint=tmp_path, resume=True)
-    assert made == [2, 3]
+    whole, resumed = fitted(), cut_and_resumed(fitted)
     assert resumed.n_updates == whole.n_updates
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
