@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuserec import training
 from diffuserec.augmenters.diff4rec import Diff4Rec, _sets
 from diffuserec.contracts import Run
 from diffuserec.data import Queries, SequenceDataset, histories_of
