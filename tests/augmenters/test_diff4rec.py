@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from diffuserec import training
 from diffuserec.augmenters.diff4rec import Diff4Rec, _sets
@@ -140,7 +141,7 @@ def test_the_loss_by_hand(decode_from, dropout, n_updates) -> None:
     total += 0.5 * ((predicted - noise) ** 2).sum(1).mean()
     if decode_from == "z_0":
         z = (z_t - (1 - a).sqrt() * predicted) / a.sqrt()
-    logits = model.items(torch.tanh(model.decoder(z)))
+    logits = F.linear(torch.tanh(model.decoder(z)), model.items.weight, model.item_bias)
     log_p = torch.log_softmax(logits[:, 1:], 1)
     total -= (log_p[0, [0, 1, 2]].sum() + log_p[1, 1]) / 2
     torch.testing.assert_close(found, total)
@@ -267,8 +268,8 @@ def test_a_threshold_that_nothing_reaches_leaves_the_best(log, fitted) -> None:
     model = remade(fitted, reorder="none", pool="threshold")
     with torch.no_grad():  # all items alike, but two that are a little likelier
         model.items.weight.zero_()
-        model.items.bias.zero_()
-        model.items.bias[[3, 5]] = torch.tensor([0.02, 0.01])
+        model.item_bias.zero_()
+        model.item_bias[[3, 5]] = torch.tensor([0.02, 0.01])
     histories = histories_of(SequenceDataset.from_lists([[3, 5, 7]], log.catalog), np.arange(1))
     pool, chances = model._pool(histories, seed=0, draw=0)
     likely = pool[0][chances[0] > -torch.inf]

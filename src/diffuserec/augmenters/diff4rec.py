@@ -173,7 +173,9 @@ class Diff4Rec(VaryingAugmenter):
         self.bag_bias = nn.Parameter(torch.zeros(c.hidden_dim))
         self.posterior = nn.Linear(c.hidden_dim, 2 * c.latent_dim)
         self.decoder = nn.Linear(c.latent_dim, c.hidden_dim)
-        self.items = nn.Linear(c.hidden_dim, catalog.vocab_size)
+        self.items = nn.Embedding(catalog.vocab_size, c.hidden_dim, padding_idx=0)
+        bound = c.hidden_dim**-0.5
+        self.item_bias = nn.Parameter(torch.empty(catalog.vocab_size).uniform_(-bound, bound))
         self.denoiser = nn.Sequential(
             nn.Linear(c.latent_dim + _STEP_DIM, c.hidden_dim),
             nn.SiLU(),
@@ -269,7 +271,7 @@ class Diff4Rec(VaryingAugmenter):
         """States and table whose products are the logits of p(x|z), biases included."""
         hidden = torch.tanh(self.decoder(z))
         states = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
-        return states, torch.cat([self.items.weight, self.items.bias[:, None]], dim=1)
+        return states, torch.cat([self.items.weight, self.item_bias[:, None]], dim=1)
 
     def _predict(self, z_t: Float[Tensor, "B H"], t: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
         predicted: Tensor = self.denoiser(torch.cat([z_t, sinusoidal(t, _STEP_DIM)], dim=1))

@@ -22,7 +22,7 @@ class SequenceEncoder(nn.Module, ABC):
     """What all encoders are outside: an item table, and a state for each position.
 
     Args:
-        vocab_size: V rows of the item table.
+        vocab_size: V rows of the item table; 0 for one that is only given embeddings.
         dim: width D.
         n_extra: rows after the catalog's, for tokens that are no items (``[mask]`` is row V).
     """
@@ -30,7 +30,8 @@ class SequenceEncoder(nn.Module, ABC):
     def __init__(self, vocab_size: int, dim: int, n_extra: int = 0) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.items = nn.Embedding(vocab_size + n_extra, dim, padding_idx=0)
+        if vocab_size:
+            self.items = nn.Embedding(vocab_size + n_extra, dim, padding_idx=0)
 
     @abstractmethod
     def encode(

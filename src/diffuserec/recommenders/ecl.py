@@ -57,9 +57,9 @@ class ECL(ContrastiveRecommender):
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.encoder = c.transformer(catalog.vocab_size, n_extra=1)
-        # these are given embeddings of the encoder's table: their own hold padding alone
-        self.generator = c.transformer(1, causal=False)
-        self.discriminator = c.transformer(1) if c.discriminator == "own" else None
+        # these are given embeddings of the encoder's table
+        self.generator = c.transformer(0, causal=False)
+        self.discriminator = c.transformer(0) if c.discriminator == "own" else None
         self.replaced = nn.Linear(c.dim, 1)
 
     def fit(

@@ -30,7 +30,7 @@ from diffuserec import training
 from diffuserec.contracts import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.losses import kl_to_standard
-from diffuserec.nn.encoders import TransformerEncoder, last_states
+from diffuserec.nn.encoders import TransformerBlock, initialize, last_states
 from diffuserec.settings import NextItemSettings, TargetsSettings
 
 _LOG_VARIANCE = -4.0
@@ -62,10 +62,10 @@ class VSAN(Recommender):
         nn.init.normal_(self.mean.weight, std=c.dim**-0.5)
         nn.init.zeros_(self.log_variance.weight)
         nn.init.constant_(self.log_variance.bias, _LOG_VARIANCE)
-        # of an encoder of nothing, for the weights that blocks begin with
-        self.generative = TransformerEncoder(
-            1, c.dim, c.n_generative_layers, c.n_heads, c.max_len, c.dropout
-        ).blocks
+        self.generative = nn.ModuleList(
+            TransformerBlock(c.dim, c.n_heads, c.dropout, causal=True)
+            for _ in range(c.n_generative_layers)
+        ).apply(initialize)
         # a buffer, so that a resumed run goes on with the weight of the divergence where it was
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
 
