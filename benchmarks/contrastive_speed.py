@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import diffuserec as dr
-from diffuserec.contracts import find
+from diffuserec.models.base import find
 
 MODELS = ("sasrec", "cl4srec", "duorec", "contrarec", "ecl", "cadirec", "mclrec", "simdiffrec")
 

@@ -20,7 +20,7 @@ import torch
 import diffuserec as dr
 from diffuserec.augmenters.diff4rec import Diff4Rec
 from diffuserec.data import Histories, Queries, history_batches
-from diffuserec.ranking import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
 
 CUTOFFS = (10, 20, 50, 100)
 

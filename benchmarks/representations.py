@@ -23,7 +23,7 @@ import torch
 from sklearn.manifold import TSNE
 
 from diffuserec.data import SequenceDataset, history_batches
-from diffuserec.runs import open_run
+from diffuserec.studies.run_directory import open_run
 
 N_USERS = 10
 LENGTHS = (15, 30)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuserec.curves import write_figure
-from diffuserec.diffusion import NoiseSchedule
+from diffuserec.studies.sensitivity import write_figure
+from diffuserec.models.diffusion import NoiseSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

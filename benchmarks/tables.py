@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffuserec.contracts import find
-from diffuserec.evaluation.inspection import ViewFigures, figure_rows
+from diffuserec.models.base import find
+from diffuserec.reports.inspection import ViewFigures, figure_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -32,7 +32,7 @@ install_import_hook("diffuserec", f"sys.modules[{__name__!r}].checked")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from diffuserec import training  # noqa: E402
+from diffuserec.training import loop as training  # noqa: E402
 from diffuserec.data import SequenceDataset  # noqa: E402
 
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 import torch
 
-from diffuserec import training
-from diffuserec.contracts import (
+from diffuserec.training import loop as training
+from diffuserec.models.base import (
     Augmenter,
     ContrastiveRecommender,
     GenerativeRecommender,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import diffuserec
-from diffuserec.contracts import find, method_names, method_summaries
+from diffuserec.models.base import find, method_names, method_summaries
 from diffuserec.errors import ConfigError
-from diffuserec.losses import gbce
+from diffuserec.models.losses import gbce
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(diffuserec.__path__, "diffuserec.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import diffuserec as dr
-from diffuserec.contracts import find
+from diffuserec.models.base import find
 
 DATA = os.environ.get("DIFFUSEREC_DATA")
 

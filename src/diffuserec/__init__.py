@@ -12,7 +12,6 @@ when it is first used.
 
 from typing import Any
 
-from diffuserec.contracts import Augmenter, Recommender, Run, find, load, method_names
 from diffuserec.data import (
     Catalog,
     Interactions,
@@ -28,7 +27,17 @@ from diffuserec.data import (
     temporal,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation import Report, check_consistency, compare, evaluate
+from diffuserec.evaluation import Evaluation, check_consistency, compare, evaluate
+from diffuserec.models.base import AUGMENTERS, RECOMMENDERS, Augmenter, Recommender, Runtime
+from diffuserec.models.methods import (
+    find_augmenter,
+    find_recommender,
+    load,
+    load_augmenter,
+    method_names,
+    register,
+)
+from diffuserec.reports.report import Report
 
 __version__ = "0.1.0"
 
@@ -37,34 +46,48 @@ __all__ = [
     "Catalog",
     "ConfigError",
     "DataError",
+    "Evaluation",
     "Interactions",
     "Queries",
     "Recommender",
     "Report",
-    "Run",
+    "Runtime",
     "SequenceDataset",
     "Split",
     "Store",
     "check_consistency",
     "compare",
     "evaluate",
-    "find",
+    "find_augmenter",
+    "find_recommender",
     "from_dataset",
     "from_frame",
     "leave_one_out",
     "load",
+    "load_augmenter",
     "load_dataset",
     "method_names",
     "read_log",
+    "register",
     "temporal",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    for kind in ("recommender", "augmenter"):
-        for file in method_names(kind):
-            if file.replace("_", "") == name.lower() and name != name.lower():
-                found = find(kind, file)
+    for registry in (RECOMMENDERS, AUGMENTERS):
+        for known in registry.names():
+            # a class is called as its file, in capitals of its own
+            if known.replace("_", "") == name.lower() and name != name.lower():
+                found = registry.find(known)
                 if found.__name__ == name:
                     return found
     raise AttributeError(f"module 'diffuserec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    methods = [
+        registry.find(name).__name__
+        for registry in (RECOMMENDERS, AUGMENTERS)
+        for name in registry.names()
+    ]
+    return sorted({*__all__, *methods, *(n for n in globals() if n.startswith("__"))})

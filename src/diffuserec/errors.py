@@ -1,8 +1,11 @@
-"""What goes wrong through the caller's hand: one clear line each, raised where the mistake enters.
+"""Errors caused by the caller's input: each message says what was expected, what came, what to do.
 
-The command line prints that line and exits with status 2; everything else is a defect and shows
-its traceback.
+The command line prints the message and exits with status 2; any other exception is a defect and
+shows its traceback.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class DataError(ValueError):
@@ -11,3 +14,9 @@ class DataError(ValueError):
 
 class ConfigError(ValueError):
     """A setting, name or option is not valid: says which, what is allowed, what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)", or an empty string if no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffuserec.augmenters.asrep import ASReP
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
 

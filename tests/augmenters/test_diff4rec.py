@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
+from diffuserec.training import loop as training
 from diffuserec.augmenters.diff4rec import Diff4Rec, _sets
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Queries, SequenceDataset, histories_of
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.ranking import hide, seen_pairs, top_k
+from diffuserec.models.retrieval import hide, seen_pairs, top_k
 
 N_TASTES, PER_TASTE = 4, 8
 

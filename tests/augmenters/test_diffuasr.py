@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuserec.augmenters.diffuasr import DiffuASR
-from diffuserec.contracts import Run, load
+from diffuserec.models.base import Run, load
 from diffuserec.data import Queries, SequenceDataset, Split, histories_of, leave_one_out
-from diffuserec.diffusion import NoiseSchedule, nearest_rows
+from diffuserec.models.diffusion import NoiseSchedule, nearest_rows
 from diffuserec.errors import ConfigError, DataError
 
 M = 4

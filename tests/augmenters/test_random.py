@@ -5,7 +5,7 @@ import pytest
 
 from diffuserec.augmenters.random import Random
 from diffuserec.augmenters.random_seq import RandomSeq
-from diffuserec.contracts import Augmenter, load
+from diffuserec.models.base import Augmenter, load
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
 

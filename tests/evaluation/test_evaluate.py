@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.contracts import Augmenter, Recommender, Run, Settings
+from diffuserec.models.base import Augmenter, Recommender, Run, Settings
 from diffuserec.data import Catalog, Queries, SequenceDataset, leave_one_out
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (
@@ -19,7 +19,7 @@ from diffuserec.evaluation import (
     rank,
     uniform_candidates,
 )
-from diffuserec.ranking import seen_pairs
+from diffuserec.models.retrieval import seen_pairs
 
 
 class LastItem(Recommender):

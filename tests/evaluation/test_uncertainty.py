@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.contracts import Augmenter, GenerativeRecommender, Recommender, Run, find
+from diffuserec.models.base import Augmenter, GenerativeRecommender, Recommender, Run, find
 from diffuserec.data import Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (

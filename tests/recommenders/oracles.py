@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Recommender, Run
 from diffuserec.data import Batch, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.settings import ContrastiveSettings
+from diffuserec.models.settings import ContrastiveSettings
 
 V, D = 14, 8
 MASK = V

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, Histories, SequenceDataset
-from diffuserec.diffusion import KeyedNoise
+from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.acvae import ACVAE, _Adversary
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, SequenceDataset, histories_of
 from diffuserec.recommenders.bert4rec import BERT4Rec
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import Pairs, SequenceDataset, histories_of, leave_one_out
 from diffuserec.errors import ConfigError
-from diffuserec.ranking import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
 from diffuserec.recommenders import bpr
 from diffuserec.recommenders.bpr import BPR
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Batch
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.cadirec import CaDiRec

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec import training
-from diffuserec.contracts import Run, load
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run, load
 from diffuserec.data import SequenceDataset, histories_of
 from diffuserec.recommenders.cl4srec import CL4SRec
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, training_batches
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders import contrarec

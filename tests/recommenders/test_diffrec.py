@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from diffuserec import training
-from diffuserec.contracts import Run, load
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run, load
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, leave_one_out
-from diffuserec.diffusion import KeyedNoise
+from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.errors import ConfigError
-from diffuserec.ranking import hide, seen_pairs
+from diffuserec.models.retrieval import hide, seen_pairs
 from diffuserec.recommenders import diffrec
 from diffuserec.recommenders.diffrec import DiffRec
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import (
     Batch,
     Histories,
@@ -15,7 +15,7 @@ from diffuserec.data import (
     histories_of,
     leave_one_out,
 )
-from diffuserec.diffusion import KeyedNoise
+from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.dreamrec import DreamRec, mean_cosine
 

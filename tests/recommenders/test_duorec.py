@@ -9,11 +9,11 @@ import torch
 from scipy import stats
 
 from diffuserec import settings
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, SequenceDataset, training_batches
 from diffuserec.recommenders import duorec
 from diffuserec.recommenders.duorec import DuoRec
-from diffuserec.views import SameTarget
+from diffuserec.models.views import SameTarget
 
 from .oracles import (
     SMALL,

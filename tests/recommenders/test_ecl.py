@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from diffuserec import settings
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, histories_of
 from diffuserec.recommenders import ecl
 from diffuserec.recommenders.ecl import ECL

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.contracts import Recommender, load
+from diffuserec.models.base import Recommender, load
 from diffuserec.data import SequenceDataset, histories_of, history_batches, leave_one_out
 from diffuserec.errors import ConfigError
-from diffuserec.ranking import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
 from diffuserec.recommenders.itemknn import ItemKNN
 from diffuserec.recommenders.markov import Markov
 from diffuserec.recommenders.popularity import Popularity

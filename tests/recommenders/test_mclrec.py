@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from diffuserec import settings, training
-from diffuserec.contracts import Run, load
+from diffuserec.models.base import Run, load
 from diffuserec.data import Batch
 from diffuserec.recommenders.mclrec import MCLRec, spread
-from diffuserec.views import LearnedView
+from diffuserec.models.views import LearnedView
 
 from .oracles import (
     BATCH,

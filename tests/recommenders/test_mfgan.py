@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import Batch, Catalog, Schedule, SequenceDataset, Variants, leave_one_out
 from diffuserec.errors import ConfigError
-from diffuserec.losses import binary_cross_entropy
+from diffuserec.models.losses import binary_cross_entropy
 from diffuserec.recommenders import mfgan
 from diffuserec.recommenders.mfgan import MFGAN, popularity_groups
 

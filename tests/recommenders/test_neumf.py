@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec import training
+from diffuserec.training import loop as training
 from diffuserec.data import Pairs, SequenceDataset, histories_of, leave_one_out
 from diffuserec.errors import ConfigError
-from diffuserec.ranking import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
 from diffuserec.recommenders import neumf
 from diffuserec.recommenders.neumf import NeuMF
 

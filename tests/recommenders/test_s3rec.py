@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import SequenceDataset, histories_of, leave_one_out
-from diffuserec.nn.encoders import TransformerEncoder
+from diffuserec.models.encoders import TransformerEncoder
 from diffuserec.recommenders import s3rec
 from diffuserec.recommenders.s3rec import S3Rec, _segments
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import SequenceDataset, histories_of, leave_one_out
 from diffuserec.errors import ConfigError
-from diffuserec.ranking import hide, seen_pairs
+from diffuserec.models.retrieval import hide, seen_pairs
 from diffuserec.recommenders.sasrec import SASRec
 
 SMALL = {

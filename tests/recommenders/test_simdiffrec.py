@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from scipy import stats
 
-from diffuserec.contracts import Run
+from diffuserec.models.base import Run
 from diffuserec.data import Batch
-from diffuserec.diffusion import NoiseSchedule
+from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.simdiffrec import SimDiffRec, forward_weights
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffuserec import training
-from diffuserec.contracts import Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run
 from diffuserec.data import histories_of, leave_one_out
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.vsan import VSAN

@@ -27,7 +27,7 @@ from jaxtyping import Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec.contracts import Augmenter, PrependingSettings, Run, find, parse_settings
+from diffuserec.models.base import Augmenter, PrependingSettings, Run, find, parse_settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
 
 _AT_ONCE = 512

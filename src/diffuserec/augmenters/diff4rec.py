@@ -51,8 +51,8 @@ from jaxtyping import Float, Int, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Run, Settings, VaryingAugmenter
+from diffuserec.training import loop as training
+from diffuserec.models.base import Run, Settings, VaryingAugmenter
 from diffuserec.data import (
     Catalog,
     Histories,
@@ -62,10 +62,10 @@ from diffuserec.data import (
     Variants,
     histories_of,
 )
-from diffuserec.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
+from diffuserec.models.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
 from diffuserec.errors import DataError
-from diffuserec.losses import kl_to_standard, set_likelihood
-from diffuserec.nn.embeddings import sinusoidal
+from diffuserec.models.losses import kl_to_standard, set_likelihood
+from diffuserec.models.step_embeddings import sinusoidal
 
 _STEP_DIM = 32
 """Width of a step's sinusoid."""

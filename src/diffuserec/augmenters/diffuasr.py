@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Augmenter, PrependingSettings, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Augmenter, PrependingSettings, Run
 from diffuserec.data import (
     Batch,
     Catalog,
@@ -45,7 +45,7 @@ from diffuserec.data import (
     trainable_rows,
     training_batches,
 )
-from diffuserec.diffusion import (
+from diffuserec.models.diffusion import (
     Denoise,
     DPMSolver,
     KeyedNoise,
@@ -58,9 +58,9 @@ from diffuserec.diffusion import (
     nearest_rows,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.losses import softmax_cross_entropy
-from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.nn.unet import SUNet, image_side
+from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.encoders import TransformerEncoder, last_states
+from diffuserec.models.unet import SUNet, image_side
 
 _VISITS = 10
 """How often an epoch shows each long user, every time at another step and with other noise."""

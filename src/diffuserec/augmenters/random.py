@@ -9,9 +9,9 @@ from typing import Self
 import numpy as np
 import torch
 
-from diffuserec.contracts import Augmenter, PrependingSettings, Run
+from diffuserec.models.base import Augmenter, PrependingSettings, Run
 from diffuserec.data import Catalog, Queries, SequenceDataset
-from diffuserec.diffusion import KeyedNoise
+from diffuserec.models.diffusion import KeyedNoise
 
 
 class Random(Augmenter):

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
-from diffuserec.data.dataset import PAD, SequenceDataset, Variants
+from diffuserec.data.catalog import PAD
+from diffuserec.data.copies import AugmentedCopies
+from diffuserec.data.dataset import SequenceDataset, offsets_of
 
-Rows = Literal["users", "windows", "prefixes", "last"]
-"""What a training row is: see :func:`training_rows`."""
+Examples = Literal["per_user", "windows", "prefixes", "last"]
+"""Ways to cut sequences into training examples: see :func:`training_examples`."""
 
 _BUCKETS = 32
 """Batches that are sorted by length together: enough to leave little padding, few enough that the
@@ -25,12 +27,12 @@ composition of a batch stays random."""
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """What a recommender is shown of a batch of users.
+    """Items of a batch of users, as a recommender is given them.
 
     Attributes:
         users: user numbers, shape (B,).
         items: item numbers, oldest first, zeros after the end, shape (B, L).
-        lengths: how many items are real positions, shape (B,); 0 for an empty history.
+        lengths: number of items of each history, shape (B,); 0 if it is empty.
     """
 
     users: Int[Tensor, " B"]
@@ -38,10 +40,24 @@ class Histories:
     lengths: Int[Tensor, " B"]
 
     def to(self, device: torch.device) -> "Histories":
+        """The histories on a device."""
         return Histories(self.users.to(device), self.items.to(device), self.lengths.to(device))
 
-    def newest(self, max_len: int) -> "Histories":
-        """The same users with at most their newest `max_len` items."""
+    def rows(self, part: slice) -> "Histories":
+        """Some of the histories."""
+        return Histories(self.users[part], self.items[part], self.lengths[part])
+
+    def aligned_right(self, width: int) -> Int[Tensor, "B W"]:
+        """Newest `width` items of each history, the last one in the last column, zeros in front.
+
+        Encoders of a fixed length take this form.
+        """
+        columns = self.lengths[:, None] - width + torch.arange(width, device=self.items.device)
+        items = self.items.gather(1, columns.clamp(0, max(0, self.items.shape[1] - 1)))
+        return items.masked_fill(columns < 0, PAD)
+
+    def truncate(self, max_len: int) -> "Histories":
+        """The histories cut to their newest `max_len` items."""
         if self.items.shape[1] <= max_len:
             return self
         first = (self.lengths - max_len).clamp(min=0)
@@ -60,25 +76,25 @@ class Batch:
     Attributes:
         users: user numbers, shape (B,).
         items: item numbers, oldest first, zeros after the end, shape (B, L).
-        lengths: real positions, shape (B,).
-        targets: the next item at each position, shape (B, L); 0 where there is none to learn
-            (padding, and wherever the next item is synthetic).
-        places: where in the dataset's flat items the item after the newest history item stands,
-            which is the newest target unless it is synthetic, shape (B,).
-        real: the positions whose item is no padding and not synthetic, shape (B, L); by default
-            all that hold an item.
-        variants: other versions of the same rows, to be trained on beside them; or None.
-        variants_weight: what the loss of these weighs against that of the rows.
+        lengths: number of input items, shape (B,).
+        targets: the next item at each position, shape (B, L); 0 if there is none to learn (padding,
+            and positions before a synthetic item).
+        last_target_index: position in the dataset's flat log (not in its `items`) of the item
+            after the last input item, which is the last target unless it is synthetic, shape (B,).
+        real: True for positions whose item is no padding and not synthetic, shape (B, L); by
+            default for all that hold an item.
+        copies: augmented copies of these sequences, trained on with them; or None.
+        copies_weight: weight of their loss against that of the originals.
     """
 
     users: Int[Tensor, " B"]
     items: Int[Tensor, "B L"]
     lengths: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
-    places: Int[Tensor, " B"]
+    last_target_index: Int[Tensor, " B"]
     real: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
-    variants: "Batch | None" = None
-    variants_weight: float = 0.0
+    copies: "Batch | None" = None
+    copies_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.real is None:
@@ -86,49 +102,51 @@ class Batch:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What there is of the rows themselves, by name."""
+        """The tensors of the batch by name, those of its copies left out."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def whole(self) -> Histories:
-        """The rows with their newest item, which ``items`` leaves out, where it is a target."""
-        newest = self._newest()
+    def with_last_target(self) -> Histories:
+        """The sequences with their last target, which ``items`` leaves out, at the end."""
+        last = self._last_target()
         items = torch.cat([self.items, torch.zeros_like(self.items[:, :1])], dim=1)
-        items = items.scatter(1, self.lengths[:, None], newest)
-        return Histories(self.users, items, self.lengths + (newest[:, 0] > 0))
+        items = items.scatter(1, self.lengths[:, None], last)
+        return Histories(self.users, items, self.lengths + (last[:, 0] > 0))
 
-    def whole_real(self) -> Bool[Tensor, "B M"]:
-        """The positions of the whole rows whose item is no padding and not synthetic."""
+    def real_with_last_target(self) -> Bool[Tensor, "B M"]:
+        """True for positions of :meth:`with_last_target` with an item that is not synthetic."""
         real = torch.cat([self.real, torch.zeros_like(self.real[:, :1])], dim=1)
-        return real.scatter(1, self.lengths[:, None], self._newest() > 0)
+        return real.scatter(1, self.lengths[:, None], self._last_target() > 0)
 
-    def _newest(self) -> Int[Tensor, "B 1"]:
+    def _last_target(self) -> Int[Tensor, "B 1"]:
         return self.targets.gather(1, (self.lengths - 1).clamp(min=0)[:, None])
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch and its copies on a device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        variants = None if self.variants is None else self.variants.to(device)
-        return Batch(**moved, variants=variants, variants_weight=self.variants_weight)
+        copies = None if self.copies is None else self.copies.to(device)
+        return Batch(**moved, copies=copies, copies_weight=self.copies_weight)
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Interactions, for models that know nothing of their order.
+    """Interactions of a batch, for models that ignore their order.
 
     Attributes:
         users: user numbers, shape (P,).
-        items: what each had, shape (P,).
-        variants: what they might have had instead, to be trained on beside it; or None.
-        variants_weight: what the loss of these weighs.
+        items: the item of each interaction, shape (P,).
+        copies: interactions of augmented copies, trained on with these; or None.
+        copies_weight: weight of their loss against that of the originals.
     """
 
     users: Int[Tensor, " P"]
     items: Int[Tensor, " P"]
-    variants: "Pairs | None" = None
-    variants_weight: float = 0.0
+    copies: "Pairs | None" = None
+    copies_weight: float = 0.0
 
     def to(self, device: torch.device) -> "Pairs":
-        variants = None if self.variants is None else self.variants.to(device)
-        return Pairs(self.users.to(device), self.items.to(device), variants, self.variants_weight)
+        """The interactions and their copies on a device."""
+        copies = None if self.copies is None else self.copies.to(device)
+        return Pairs(self.users.to(device), self.items.to(device), copies, self.copies_weight)
 
 
 def training_batches(
@@ -137,148 +155,170 @@ def training_batches(
     max_len: int,
     seed: int,
     epoch: int,
-    rows: Rows = "users",
+    examples: Examples = "per_user",
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
-    Where the dataset has variants, each batch has those of its own rows with it. All batches have
-    about as many targets: a loss that averages over the targets of a batch would
-    otherwise give those of long histories, which share batches, less weight.
+    If the dataset has augmented copies, each batch comes with copies of its own examples. All
+    batches have about as many targets: a loss that averages over the targets of a batch would
+    otherwise give less weight to the targets of long histories, which share batches.
 
     Args:
-        dataset: sequences; those with fewer than two items teach nothing and are left out.
-        batch_size: rows a batch, on average: fewer long ones, more short ones.
-        max_len: positions of a row.
+        dataset: sequences; any with fewer than two items are left out.
+        batch_size: examples a batch, on average: fewer long ones, more short ones.
+        max_len: positions of an example.
         seed: of the run.
         epoch: from 0.
-        rows: what a row is, see :func:`training_rows`.
+        examples: the way to cut sequences into examples, see :func:`training_examples`.
     """
-    owners, all_ends = training_rows(dataset, max_len, rows)
-    starts = np.maximum(dataset.offsets[owners], all_ends - max_len - 1)
-    one_target = rows in ("prefixes", "last")
+    index, all_ends = training_examples(dataset, max_len, examples)
+    starts = np.maximum(dataset.starts[index], all_ends - max_len - 1)
+    one_target = examples in ("prefixes", "last")
     weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights):
-        windows = owners[chosen], starts[chosen], all_ends[chosen]
+        windows = dataset.users[index[chosen]], starts[chosen], all_ends[chosen]
         batch = _batch(dataset, *windows)
-        if dataset.variants is not None:
-            others = _variants_of(dataset, dataset.variants, windows, epoch, generator)
-            batch = replace(batch, variants=others[0], variants_weight=others[1])
-        for part in (batch, batch.variants):
+        if dataset.copies is not None:
+            copies, weight = _copies_of(dataset.copies, windows, epoch, generator)
+            batch = replace(batch, copies=copies, copies_weight=weight)
+        for part in (batch, batch.copies):
             if one_target and part is not None:
-                places = torch.arange(part.items.shape[1])
-                part.targets[places != part.lengths[:, None] - 1] = PAD
+                positions = torch.arange(part.items.shape[1])
+                part.targets[positions != part.lengths[:, None] - 1] = PAD
         yield batch
 
 
-def batch_of(dataset: SequenceDataset, rows: Int64[np.ndarray, " B"], max_len: int) -> Batch:
-    """These sequences of two items or more as one batch, as ``rows="users"`` trains on them."""
-    ends = dataset.offsets[rows + 1]
-    return _batch(dataset, rows, np.maximum(dataset.offsets[rows], ends - max_len - 1), ends)
+def batch_of(dataset: SequenceDataset, index: Int64[np.ndarray, " B"], max_len: int) -> Batch:
+    """Chosen sequences, of two items or more, as one batch of an example each."""
+    ends = dataset.ends[index]
+    starts = np.maximum(dataset.starts[index], ends - max_len - 1)
+    return _batch(dataset, dataset.users[index], starts, ends)
 
 
 def _batch(
     dataset: SequenceDataset,
-    owners: Int64[np.ndarray, " B"],
+    users: Int64[np.ndarray, " B"],
     starts: Int64[np.ndarray, " B"],
     ends: Int64[np.ndarray, " B"],
 ) -> Batch:
-    window = padded(dataset.items, starts, ends)
-    targets = window[:, 1:].copy()
-    items = window[:, :-1].copy()
-    lengths = ends - starts - 1
-    items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD
+    items, targets, lengths = _shifted(dataset.log.items, starts, ends)
     real = items > 0
-    if dataset.synthetic.strides != (0,):
-        synthetic = padded(dataset.synthetic, starts, ends) != 0
+    if dataset.log.synthetic is not None:
+        synthetic = padded(dataset.log.synthetic, starts, ends) != 0
         targets[synthetic[:, 1:]] = PAD
         real &= ~synthetic[:, :-1]
     return Batch(
-        users=torch.from_numpy(np.asarray(dataset.users[owners])),
+        users=torch.from_numpy(np.asarray(users)),
         items=torch.from_numpy(items),
         lengths=torch.from_numpy(lengths),
         targets=torch.from_numpy(targets),
-        places=torch.from_numpy(ends - 1),
+        last_target_index=torch.from_numpy(ends - 1),
         real=torch.from_numpy(real),
     )
 
 
-def _variants_of(
-    dataset: SequenceDataset,
-    variants: Variants,
+def _shifted(
+    flat: Int[np.ndarray, " N"],
+    starts: Int64[np.ndarray, " B"],
+    ends: Int64[np.ndarray, " B"],
+) -> tuple[Int64[np.ndarray, "B L"], Int64[np.ndarray, "B L"], Int64[np.ndarray, " B"]]:
+    """Padded inputs, the item that follows each of them, and the inputs' lengths."""
+    window = padded(flat, starts, ends)
+    items, targets = window[:, :-1].copy(), window[:, 1:].copy()
+    lengths = ends - starts - 1
+    items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD
+    return items, targets, lengths
+
+
+def _copies_of(
+    copies: AugmentedCopies,
     windows: tuple[np.ndarray, np.ndarray, np.ndarray],
     epoch: int,
     generator: np.random.Generator,
 ) -> tuple[Batch, float]:
-    """The same windows of the epoch's variants, and the weight of their loss."""
-    rows, numbers, weight = _drawn_variants(variants, len(windows[0]), epoch, generator)
-    owners, starts, ends = (array[rows] for array in windows)
-    n = len(dataset.items)
-    flat = SequenceDataset(
-        variants.items.reshape(-1), dataset.offsets, dataset.catalog, dataset.users
+    """Windows of the epoch's copies, and the weight of their loss.
+
+    Args:
+        copies: of all sequences.
+        windows: users, starts and ends of the examples, positions in the flat log.
+        epoch: from 0.
+        generator: of the choice of copies.
+    """
+    originals, numbers, weight = _drawn_copies(copies, len(windows[0]), epoch, generator)
+    users, starts, ends = (array[originals] for array in windows)
+    shift = numbers * copies.items.shape[1]
+    items, targets, lengths = _shifted(copies.items.reshape(-1), starts + shift, ends + shift)
+    batch = Batch(
+        users=torch.from_numpy(users),
+        items=torch.from_numpy(items),
+        lengths=torch.from_numpy(lengths),
+        targets=torch.from_numpy(targets),
+        last_target_index=torch.from_numpy(ends - 1),
     )
-    batch = _batch(flat, owners, starts + numbers * n, ends + numbers * n)
-    return replace(batch, places=torch.from_numpy(ends - 1)), weight
+    return batch, weight
 
 
-def _drawn_variants(
-    variants: Variants, n_rows: int, epoch: int, generator: np.random.Generator
+def _drawn_copies(
+    copies: AugmentedCopies, n_examples: int, epoch: int, generator: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"], float]:
-    """Rows, which variant of each is trained on beside them, and the weight of their loss."""
-    schedule = variants.schedule
-    stage = np.array(schedule.stage(epoch, len(variants)))
-    rows, weight = np.arange(n_rows), schedule.weight * len(stage)
-    if schedule.each_step == "all":
-        return np.tile(rows, len(stage)), np.repeat(stage, n_rows), weight
-    return rows, generator.choice(stage, n_rows), weight
+    """Indices of examples, number of the copy of each to train on, and the weight of the loss."""
+    schedule = copies.schedule
+    stage = np.array(schedule.stage(epoch, len(copies)))
+    originals, weight = np.arange(n_examples), schedule.weight * len(stage)
+    if schedule.copies_per_step == "all":
+        return np.tile(originals, len(stage)), np.repeat(stage, n_examples), weight
+    return originals, generator.choice(stage, n_examples), weight
 
 
-def training_rows(
-    dataset: SequenceDataset, max_len: int, rows: Rows = "users"
+def training_examples(
+    dataset: SequenceDataset, max_len: int, examples: Examples = "per_user"
 ) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
-    """Which sequence each training row is of, and the flat position after its newest target.
+    """Index of each training example's sequence, and the position after its last target.
 
-    Only real items that something precedes are targets; rows without one are left out.
+    Positions are counted in the flat log. Every item with another before it is a target unless it
+    is synthetic; examples without a target are left out.
 
     Args:
         dataset: sequences.
-        max_len: positions of a row.
-        rows: ``users``: one row each, every one of its newest `max_len` positions a target.
-            ``windows``: as many such rows as it takes for every item to be a target once, counted
-            from the newest; the first targets of a window see little of what came before.
-            ``prefixes``: a row for every item, that item its only target. ``last``: a row for
-            each user, the newest item its only target.
+        max_len: positions of an example.
+        examples: ``per_user``: one example a sequence, with a target at each of the newest
+            `max_len` positions. ``windows``: as many such examples as it takes for every item to
+            be a target once, counted from the newest; the first targets of a window have little
+            context. ``prefixes``: an example for every item, its only target. ``last``: one
+            example a sequence, the newest item its only target.
     """
-    if rows == "users":
-        owners = trainable_rows(dataset)
-        return owners, dataset.offsets[owners + 1]
-    if rows == "windows":
+    if examples == "per_user":
+        index = trainable_sequences(dataset)
+        return index, dataset.ends[index]
+    everyone = np.arange(len(dataset))
+    if examples == "windows":
         n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
-        owners = np.repeat(np.arange(len(dataset)), n_windows)
-        first = np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
-        ends = dataset.offsets[owners + 1] - (np.arange(len(owners)) - first) * max_len
-    elif rows == "prefixes":
-        owners = np.repeat(np.arange(len(dataset)), dataset.lengths)
-        ends = np.arange(1, len(owners) + 1)
-        preceded = ends > dataset.offsets[owners] + 1
-        owners, ends = owners[preceded], ends[preceded]
+        index = np.repeat(everyone, n_windows)
+        number = np.arange(len(index)) - np.repeat(offsets_of(n_windows)[:-1], n_windows)
+        ends = dataset.ends[index] - number * max_len
+    elif examples == "prefixes":
+        n_prefixes = np.maximum(dataset.lengths - 1, 0)
+        index = np.repeat(everyone, n_prefixes)
+        number = np.arange(len(index)) - np.repeat(offsets_of(n_prefixes)[:-1], n_prefixes)
+        ends = dataset.starts[index] + 2 + number
     else:
-        owners = np.flatnonzero(dataset.lengths >= 2)
-        ends = dataset.offsets[owners + 1]
-    starts = np.maximum(dataset.offsets[owners], ends - max_len - 1)
-    if rows in ("prefixes", "last"):
+        index = np.flatnonzero(dataset.lengths >= 2)
+        ends = dataset.ends[index]
+    starts = np.maximum(dataset.starts[index], ends - max_len - 1)
+    if examples in ("prefixes", "last"):
         starts = ends - 2
     useful = _n_targets(dataset, starts, ends) > 0
-    return owners[useful], ends[useful]
+    return index[useful], ends[useful]
 
 
 def _n_targets(
     dataset: SequenceDataset, starts: Int64[np.ndarray, " R"], ends: Int64[np.ndarray, " R"]
 ) -> Int64[np.ndarray, " R"]:
-    """Real items in [start + 1, end)."""
-    if dataset.synthetic.strides == (0,):
+    """Number of items in [start + 1, end) that are not synthetic."""
+    if dataset.log.synthetic is None:
         return np.asarray(ends - starts - 1)
-    real = np.concatenate([[0], np.cumsum(~dataset.synthetic)])
+    real = offsets_of(~dataset.log.synthetic)
     counted: np.ndarray = np.subtract(real[ends], real[starts + 1])
     return counted
 
@@ -288,19 +328,21 @@ def pair_batches(
 ) -> Iterator[Pairs]:
     """Every real interaction once, shuffled by (seed, epoch), in batches of about one size.
 
-    Where the dataset has variants, each batch has those of its own interactions with it.
+    If the dataset has augmented copies, each batch comes with copies of its own interactions.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     owners = np.repeat(np.asarray(dataset.users), dataset.lengths)
     order = generator.permutation(np.flatnonzero(~dataset.synthetic))
     n_batches = -(-len(order) // batch_size)
-    for places in np.array_split(order, n_batches) if n_batches else []:
-        pairs = _pairs(owners[places], dataset.items[places])
-        variants = dataset.variants
-        if variants is not None:
-            rows, numbers, weight = _drawn_variants(variants, len(places), epoch, generator)
-            others = _pairs(owners[places[rows]], variants.items[numbers, places[rows]])
-            pairs = replace(pairs, variants=others, variants_weight=weight)
+    copies = dataset.copies
+    in_log = None if copies is None else dataset.log_positions
+    for chosen in np.array_split(order, n_batches) if n_batches else []:
+        pairs = _pairs(owners[chosen], dataset.items[chosen])
+        if copies is not None and in_log is not None:
+            originals, numbers, weight = _drawn_copies(copies, len(chosen), epoch, generator)
+            again = chosen[originals]
+            others = _pairs(owners[again], copies.items[numbers, in_log[again]])
+            pairs = replace(pairs, copies=others, copies_weight=weight)
         yield pairs
 
 
@@ -308,41 +350,40 @@ def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pair
     return Pairs(torch.from_numpy(users), torch.from_numpy(items.astype(np.int64)))
 
 
-def trainable_rows(dataset: SequenceDataset) -> Int64[np.ndarray, " R"]:
-    """Rows that hold at least one (item, next real item) pair."""
+def trainable_sequences(dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
+    """Indices of sequences with two items or more, of which one at least is not synthetic."""
     return np.flatnonzero((dataset.lengths >= 2) & (dataset.real_lengths >= 1))
 
 
 def history_batches(
     dataset: SequenceDataset, batch_size: int, max_len: int | None = None
 ) -> Iterator[tuple[Int64[np.ndarray, " B"], Histories]]:
-    """All sequences once, shortest first, with the rows that each batch holds.
+    """All sequences once, shortest first, in batches with their indices.
 
     Args:
         dataset: sequences, empty ones allowed.
         batch_size: sequences a batch.
-        max_len: positions kept, the newest ones; None keeps all.
+        max_len: newest items kept of each; None keeps all.
 
     Yields:
-        Rows of the dataset, shape (B,), and their histories.
+        Indices of the sequences, shape (B,), and their histories.
     """
     order = np.argsort(dataset.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        yield rows, histories_of(dataset, rows, max_len)
+        index = order[first : first + batch_size]
+        yield index, histories_of(dataset, index, max_len)
 
 
 def histories_of(
-    dataset: SequenceDataset, rows: Int64[np.ndarray, " B"], max_len: int | None = None
+    dataset: SequenceDataset, index: Int64[np.ndarray, " B"], max_len: int | None = None
 ) -> Histories:
-    """The histories of these rows as one padded batch; the newest `max_len` items of each."""
-    ends = dataset.offsets[rows + 1]
-    starts = dataset.offsets[rows]
+    """Chosen sequences as one padded batch of histories, cut to their newest `max_len` items."""
+    starts, ends = dataset.starts[index], dataset.ends[index]
     if max_len is not None:
         starts = np.maximum(starts, ends - max_len)
     return Histories(
-        users=torch.from_numpy(np.asarray(dataset.users[rows])),
-        items=torch.from_numpy(padded(dataset.items, starts, ends)),
+        users=torch.from_numpy(np.asarray(dataset.users[index])),
+        items=torch.from_numpy(padded(dataset.log.items, starts, ends)),
         lengths=torch.from_numpy(ends - starts),
     )
 
@@ -359,11 +400,10 @@ def length_buckets(
     batches shuffled again.
 
     Args:
-        lengths: what to sort by.
+        lengths: length of each member.
         batch_size: indices a batch, on average.
         generator: of the shuffles.
-        weights: the batches of a group get about equal sums of these; by default all count the
-            same.
+        weights: the batches of a group get about equal sums of weights; by default all weigh 1.
     """
     order = generator.permutation(len(lengths))
     batches: list[np.ndarray] = []
@@ -376,7 +416,7 @@ def length_buckets(
         else:
             share = _share(weights[part], -(-len(part) // batch_size))
             capped = np.minimum(weights[part], share)
-            # a row belongs to the batch in which it begins
+            # an index belongs to the batch in which it begins
             which = ((np.cumsum(capped) - capped) / share + 1e-9).astype(np.int64)
             cuts = np.flatnonzero(np.diff(which)) + 1
         batches.extend(np.split(part, cuts))
@@ -385,7 +425,7 @@ def length_buckets(
 
 
 def _share(weights: Int64[np.ndarray, " N"], n: int) -> float:
-    """What each of n batches is to weigh, rows that weigh more being batches of their own."""
+    """Weight that each of n batches should have; a heavier index is a batch alone."""
     ordered = np.sort(weights)[::-1]
     heavier = np.arange(min(n, len(ordered)))
     rest = ordered.sum() - np.concatenate([[0], np.cumsum(ordered)])[heavier]
@@ -396,7 +436,7 @@ def _share(weights: Int64[np.ndarray, " N"], n: int) -> float:
 def padded(
     flat: np.ndarray, starts: Int64[np.ndarray, " B"], ends: Int64[np.ndarray, " B"]
 ) -> Int64[np.ndarray, "B L"]:
-    """The values from each start to its end as one array, zeros after the ends."""
+    """Values from each start to its end as one array, zeros after the ends."""
     lengths = ends - starts
     width = max(1, int(lengths.max(initial=0)))
     columns = np.arange(width)

@@ -1,214 +1,114 @@
 """The ragged store of interaction sequences that everything else reads.
 
-A log of N interactions of U users is two flat arrays: every user's items one after another, and
-the U + 1 offsets where each begins. It can be mapped from disk, takes 4 bytes an interaction, and
-a slice of it is a view. Item ids are 1..V-1; id 0 is padding and never appears here. Raw ids stay
-in the :class:`Catalog`.
+A log of N interactions of U users is one flat array of items and, for each sequence, where it
+starts and ends there. It can be mapped from disk and takes 4 bytes an interaction. A split, a
+subset of users or a prefix of every history is a view: other starts and ends over the same array,
+so that it costs O(U) whatever N. Item numbers are 1..V-1; 0 is padding and never appears here.
+Raw ids stay in the :class:`Catalog`.
 """
 
-import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, SupportsIndex
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
-from diffuserec.errors import ConfigError, DataError
+from diffuserec.data.catalog import Catalog
+from diffuserec.data.copies import AugmentedCopies
+from diffuserec.errors import DataError
 
-PAD = 0
-
-RawId = int | str
-
-_FORMAT = "diffuserec-dataset"
-_VERSION = 1
+_AT_ONCE = 2**22
+"""Interactions held in memory together while a whole log is counted."""
 
 
 @dataclass(frozen=True, eq=False)
-class Catalog:
-    """The items there are, and what is known of them before any sequence is seen.
+class FlatLog:
+    """The flat arrays that the sequences of a dataset are cut from; views share them.
 
     Attributes:
-        item_ids: raw ids of the items 1..V-1 in that order (integers or strings), so that item
-            ``i`` is ``item_ids[i - 1]``.
-        n_users: how many users the log has; user numbers are 0..n_users-1.
-        user_ids: raw ids of the users by number, or None where they are not kept (a saved model
-            does not carry them).
-        attributes: optional frame with one row an item in the same order (``name``, ``category``,
-            …), or None.
+        items: item numbers, int32, shape (N,).
+        synthetic: which items were generated, bool, shape (N,); None if none was.
+        timestamps: time of each interaction, int64 microseconds or the log's own numbers, shape
+            (N,); None if the log has none.
     """
 
-    item_ids: pl.Series
-    n_users: int
-    user_ids: pl.Series | None = None
-    attributes: pl.DataFrame | None = None
+    items: Int32[np.ndarray, " N"]
+    synthetic: Bool[np.ndarray, " N"] | None = None
+    timestamps: Int64[np.ndarray, " N"] | None = None
 
-    @property
-    def n_items(self) -> int:
-        """Number of items, V - 1."""
-        return len(self.item_ids)
-
-    @property
-    def vocab_size(self) -> int:
-        """V: rows of an item table, the padding row 0 included."""
-        return len(self.item_ids) + 1
-
-    def encode(self, raw: Sequence[RawId] | pl.Series) -> Int64[np.ndarray, " N"]:
-        """Item numbers of raw ids; 0 where an id is unknown.
-
-        Integer catalogs take integers or their decimal strings; string catalogs take strings or
-        integers, so that ids typed on a command line work for both.
-        """
-        # not strict: integers among strings become strings
-        values = raw if isinstance(raw, pl.Series) else pl.Series(list(raw), strict=False)
-        if len(values) == 0:
-            return np.zeros(0, dtype=np.int64)
-        values = values.cast(self.item_ids.dtype, strict=False)
-        index = pl.DataFrame(
-            {"item_id": self.item_ids, "number": np.arange(1, self.vocab_size, dtype=np.int64)}
+    def take(self, where: Any) -> "FlatLog":
+        """Another log of the interactions at these positions (a slice, a mask or indices)."""
+        return FlatLog(
+            self.items[where],
+            None if self.synthetic is None else self.synthetic[where],
+            None if self.timestamps is None else self.timestamps[where],
         )
-        found = pl.DataFrame({"item_id": values}).join(
-            index, on="item_id", how="left", maintain_order="left"
-        )
-        return found["number"].fill_null(PAD).to_numpy(writable=True)
-
-    def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
-        """Raw ids of item numbers (flat), in the type that the log had.
-
-        Raises:
-            DataError: an item is outside 1..V-1.
-        """
-        flat = np.asarray(items).reshape(-1)
-        if flat.size and (flat.min() < 1 or flat.max() > self.n_items):
-            raise DataError(
-                f"item numbers must lie in 1..{self.n_items}, got {flat.min()}..{flat.max()}"
-            )
-        return self.item_ids.gather(flat - 1).to_list()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When training uses the variants of its sequences, and how much they weigh.
-
-    Attributes:
-        pacing: ``cumulative``: stage s has the first s variants; ``one_pass``: only the s-th, and
-            all of them after the last; ``none``: all from the start.
-        stage_epochs: epochs a stage.
-        weight: of the loss of one variant against that of the original.
-        each_step: what a training step has beside an original: ``one`` of the stage's variants,
-            drawn at random, which stands for all of them, or ``all``.
-    """
-
-    pacing: Literal["cumulative", "one_pass", "none"] = "cumulative"
-    stage_epochs: int = 1
-    weight: float = 1.0
-    each_step: Literal["one", "all"] = "one"
-
-    def stage(self, epoch: int, n_variants: int) -> range:
-        """The variants that the epoch uses, numbered from 0."""
-        begun = min(epoch // self.stage_epochs, n_variants) + 1
-        if self.pacing == "none" or begun > n_variants:
-            return range(n_variants)
-        return range(begun - 1 if self.pacing == "one_pass" else 0, begun)
-
-    def n_epochs(self, n_variants: int) -> int:
-        """Epochs before all variants are in use."""
-        stages = {"cumulative": n_variants - 1, "one_pass": n_variants, "none": 0}
-        return stages[self.pacing] * self.stage_epochs
-
-    def require_epochs(self, epochs: int, n_variants: int) -> None:
-        """Raises a ConfigError where so many epochs end before all variants are in use."""
-        least = self.n_epochs(n_variants)
-        if epochs <= least:
-            raise ConfigError(
-                f"{epochs} epochs end before all {n_variants} variants are in use, which takes "
-                f"{least + 1}: raise epochs, lower n_variants or stage_epochs, or set curriculum "
-                "none"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Variants:
-    """Other versions of every sequence of a dataset, for training beside the original.
-
-    A variant is as long as its original and starts where that starts. All its items are targets,
-    and none is "seen": they say what a user might have done.
-
-    Attributes:
-        items: item numbers of K variants, flat like those of the dataset; int32, shape (K, N). The
-            first of a user is the first that training uses.
-        difficulty: of each variant, float32, shape (K, U).
-        schedule: when training uses which.
-    """
-
-    items: Int32[np.ndarray, "K N"]
-    difficulty: Float32[np.ndarray, "K U"]
-    schedule: Schedule
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceDataset:
-    """Sequences of items, oldest first, ragged.
+    """Sequences of items, oldest first, ragged; a view of a flat log.
+
+    A synthetic item is one that an augmenter generated: context, never a target, never "seen".
 
     Attributes:
-        items: item numbers 1..V-1 of all sequences, one after another; int32, shape (N,).
-        offsets: where each sequence begins, and N at the end; int64, shape (U + 1,).
-        catalog: the items there are.
-        users: user number of each sequence, int64, shape (U,); by default 0..U-1. A subset of the
-            users keeps its numbers, so that noise drawn for a user stays that user's.
-        synthetic: which items were generated, bool, shape (N,). A synthetic item is context: never
-            a target, never "seen".
-        timestamps: time of each interaction, int64 microseconds or the log's own numbers, shape
-            (N,), or None.
-        variants: other versions of the sequences, made by an augmenter; or None. They stay with
+        log: the flat arrays. They may hold more than these sequences (of a training part, the
+            held-out items), so they may be read from a start to its end only.
+        starts: position of each sequence's first item in `log`, int64, shape (U,).
+        ends: position after its last, int64, shape (U,).
+        catalog: raw ids and attributes of the items.
+        users: user number of each sequence, int64, shape (U,). A subset of the users keeps its
+            numbers, so that noise drawn for a user stays that user's.
+        copies: alternative copies of the sequences, made by an augmenter; or None. They stay with
             a subset of the users and are not saved.
+
+    Raises:
+        DataError: the copies are not as long as the log.
     """
 
-    items: Int32[np.ndarray, " N"]
-    offsets: Int64[np.ndarray, " U_plus_1"]
+    log: FlatLog
+    starts: Int64[np.ndarray, " U"]
+    ends: Int64[np.ndarray, " U"]
     catalog: Catalog
-    users: Int64[np.ndarray, " U"] = field(default=None)  # type: ignore[arg-type]
-    synthetic: Bool[np.ndarray, " N"] = field(default=None)  # type: ignore[arg-type]
-    timestamps: Int64[np.ndarray, " N"] | None = None
-    variants: Variants | None = None
+    users: Int64[np.ndarray, " U"]
+    copies: AugmentedCopies | None = None
 
     def __post_init__(self) -> None:
-        if self.users is None:
-            object.__setattr__(self, "users", np.arange(len(self.offsets) - 1, dtype=np.int64))
-        if self.synthetic is None:
-            # one shared False, whatever N: a log without generated items pays nothing for the flag
-            object.__setattr__(
-                self, "synthetic", np.broadcast_to(np.zeros((), dtype=bool), self.items.shape)
+        if self.copies is not None and self.copies.items.shape[1] != len(self.log.items):
+            raise DataError(
+                f"augmented copies of {self.copies.items.shape[1]:,} interactions do not fit a log "
+                f"of {len(self.log.items):,}: attach them with with_copies()"
             )
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @staticmethod
+    def from_offsets(
+        items: Int32[np.ndarray, " N"],
+        offsets: Int64[np.ndarray, " U_plus_1"],
+        catalog: Catalog,
+        users: Int64[np.ndarray, " U"] | None = None,
+        synthetic: Bool[np.ndarray, " N"] | None = None,
+        timestamps: Int64[np.ndarray, " N"] | None = None,
+    ) -> "SequenceDataset":
+        """A dataset of sequences that follow one another without gaps.
 
-    def __getitem__(self, row: int | np.int64) -> Int32[np.ndarray, " L"]:
-        return self.items[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> Int64[np.ndarray, " U"]:
-        """Items of each sequence, synthetic ones included; shape (U,)."""
-        return np.diff(self.offsets)
-
-    @property
-    def real_lengths(self) -> Int64[np.ndarray, " U"]:
-        """Items of each sequence that the user really had; shape (U,)."""
-        if self.synthetic.strides == (0,):
-            return self.lengths
-        cumulative = np.concatenate([[0], np.cumsum(~self.synthetic, dtype=np.int64)])
-        return np.diff(cumulative[self.offsets])
-
-    @property
-    def vocab_size(self) -> int:
-        return self.catalog.vocab_size
+        Args:
+            items: item numbers 1..V-1 of all sequences.
+            offsets: start of each sequence, and N at the end.
+            catalog: raw ids and attributes of the items.
+            users: user numbers; by default 0..U-1.
+            synthetic: which items were generated; None if none was.
+            timestamps: of each interaction, or None.
+        """
+        if users is None:
+            users = np.arange(len(offsets) - 1, dtype=np.int64)
+        return SequenceDataset(
+            FlatLog(items, synthetic, timestamps), offsets[:-1], offsets[1:], catalog, users
+        )
 
     @staticmethod
     def from_lists(
@@ -220,223 +120,264 @@ class SequenceDataset:
 
         Args:
             sequences: one list of numbers 1..V-1 a user.
-            catalog: the items; by default the numbers up to the largest, as their own raw ids.
+            catalog: raw ids of the items; by default the numbers up to the largest.
             users: user numbers; by default 0..U-1.
         """
         lengths = [len(sequence) for sequence in sequences]
         items = np.fromiter((i for s in sequences for i in s), dtype=np.int32, count=sum(lengths))
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         if catalog is None:
             largest = int(items.max()) if items.size else 0
             catalog = Catalog(pl.Series("item_id", np.arange(1, largest + 1)), len(sequences))
         numbers = None if users is None else np.asarray(users, dtype=np.int64)
-        return SequenceDataset(items, offsets, catalog, users=numbers)  # type: ignore[arg-type]
+        return SequenceDataset.from_offsets(items, offsets_of(lengths), catalog, numbers)
 
-    def select(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " U"]) -> "SequenceDataset":
-        """The sequences of these rows (indices or a mask), in that order."""
-        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else np.asarray(rows)
-        return self.slice(self.offsets[index], self.offsets[index + 1], index)
+    def __len__(self) -> int:
+        return len(self.starts)
 
-    def slice(
+    def __getitem__(self, index: SupportsIndex) -> Int32[np.ndarray, " L"]:
+        """Items of one sequence, shared with the log; -1 is the last sequence.
+
+        Raises:
+            IndexError: the dataset has fewer sequences.
+        """
+        items: np.ndarray = self.log.items[self.starts[index] : self.ends[index]]
+        return items
+
+    def __iter__(self) -> Iterator[Int32[np.ndarray, " L"]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def vocab_size(self) -> int:
+        """V: items of the catalog and the padding number 0."""
+        return self.catalog.vocab_size
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " U"]:
+        """Items of each sequence, synthetic ones included; shape (U,)."""
+        lengths: np.ndarray = np.subtract(self.ends, self.starts)
+        return lengths
+
+    @property
+    def has_synthetic(self) -> bool:
+        """True if the log marks synthetic items, even if none of these sequences has one."""
+        return self.log.synthetic is not None
+
+    @cached_property
+    def real_lengths(self) -> Int64[np.ndarray, " U"]:
+        """Items of each sequence that are not synthetic; shape (U,)."""
+        if self.log.synthetic is None:
+            return self.lengths
+        n_real = offsets_of(~self.log.synthetic)
+        real: np.ndarray = n_real[self.ends] - n_real[self.starts]
+        return real
+
+    @property
+    def offsets(self) -> Int64[np.ndarray, " U_plus_1"]:
+        """Start of each sequence in `items`, and the length of `items` at the end."""
+        return offsets_of(self.lengths)
+
+    @cached_property
+    def items(self) -> Int32[np.ndarray, " N"]:
+        """Items of all sequences, one after another; a view with gaps copies them once. O(N)."""
+        return self.log.items[self._positions]
+
+    @cached_property
+    def synthetic(self) -> Bool[np.ndarray, " N"]:
+        """True for each of `items` that was generated."""
+        if self.log.synthetic is None:
+            return np.broadcast_to(np.zeros((), dtype=bool), (int(self.lengths.sum()),))
+        return self.log.synthetic[self._positions]
+
+    @cached_property
+    def timestamps(self) -> Int64[np.ndarray, " N"] | None:
+        """Time of each of `items`, or None."""
+        return None if self.log.timestamps is None else self.log.timestamps[self._positions]
+
+    @property
+    def log_positions(self) -> Int64[np.ndarray, " N"]:
+        """Position in the flat log of each of `items`. O(N), computed at every call."""
+        where = self._positions
+        return np.arange(where.start, where.stop) if isinstance(where, slice) else where
+
+    @property
+    def _positions(self) -> slice | Int64[np.ndarray, " N"]:
+        """Positions of all sequences in the flat log; a slice if there is no gap."""
+        if not len(self):
+            return slice(0, 0)
+        if bool(np.all(self.starts[1:] == self.ends[:-1])):
+            return slice(int(self.starts[0]), int(self.ends[-1]))
+        offsets = self.offsets
+        return np.repeat(self.starts - offsets[:-1], self.lengths) + np.arange(offsets[-1])
+
+    def item_counts(self) -> Int64[np.ndarray, " V"]:
+        """Occurrences of each item in these sequences, synthetic ones left out.
+
+        Needs memory for a few million interactions at a time, however many there are.
+        """
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        offsets = self.offsets
+        full = np.arange(_AT_ONCE, offsets[-1], _AT_ONCE)
+        cuts = np.unique([0, *np.searchsorted(offsets[1:], full), len(self)])
+        for first, last in itertools.pairwise(cuts):
+            part = self.select(np.arange(first, last))
+            items = part.items[~part.synthetic] if self.has_synthetic else part.items
+            counts += np.bincount(items, minlength=self.vocab_size)
+        return counts
+
+    def select(self, index: Int[np.ndarray, " S"] | Bool[np.ndarray, " U"]) -> "SequenceDataset":
+        """A view of some sequences (indices or a mask), in that order. O(their number)."""
+        index = np.flatnonzero(index) if index.dtype == np.bool_ else np.asarray(index)
+        return self.view(self.starts[index], self.ends[index], index)
+
+    def view(
         self,
-        starts: Int[np.ndarray, " R"],
-        ends: Int[np.ndarray, " R"],
-        rows: Int[np.ndarray, " R"] | None = None,
+        starts: Int[np.ndarray, " S"],
+        ends: Int[np.ndarray, " S"],
+        index: Int[np.ndarray, " S"] | None = None,
     ) -> "SequenceDataset":
-        """New sequences from positions [start, end) of the flat arrays, one for each pair.
+        """Other sequences of the flat log, from each start to its end. O(their number).
 
         Args:
-            starts: first position of each sequence, absolute in ``items``.
-            ends: position after the last.
-            rows: the row of this dataset that each comes from; by default one each, in order.
+            starts: position in `log` of each sequence's first item.
+            ends: position after its last item.
+            index: index of the sequence of this dataset from which each is cut; by default one
+                of each, in order.
         """
-        lengths = np.asarray(ends) - np.asarray(starts)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        contiguous = len(starts) > 0 and bool(np.all(starts[1:] == ends[:-1]))
-        where: Any
-        variants = self.variants
-        if contiguous:
-            where = np.s_[int(starts[0]) : int(ends[-1])]
-        else:
-            where = np.repeat(np.asarray(starts) - offsets[:-1], lengths) + np.arange(offsets[-1])
-        if variants is not None:
-            difficulty = variants.difficulty if rows is None else variants.difficulty[:, rows]
-            # in one piece, for batches to read it as a flat array
-            items = np.ascontiguousarray(variants.items[:, where])
-            variants = replace(variants, items=items, difficulty=difficulty)
+        copies = self.copies
+        if copies is not None and index is not None:
+            copies = replace(copies, difficulty=copies.difficulty[:, index])
+        users = self.users if index is None else self.users[index]
         return SequenceDataset(
-            items=self.items[where],
-            offsets=offsets,
-            catalog=self.catalog,
-            users=self.users if rows is None else self.users[rows],
-            synthetic=None if self.synthetic.strides == (0,) else self.synthetic[where],  # type: ignore[arg-type]
-            timestamps=None if self.timestamps is None else self.timestamps[where],
-            variants=variants,
+            self.log,
+            np.asarray(starts, dtype=np.int64),
+            np.asarray(ends, dtype=np.int64),
+            self.catalog,
+            users,
+            copies,
+        )
+
+    def compact(self) -> "SequenceDataset":
+        """The sequences in a flat log that holds nothing else; itself if that is already so."""
+        where, offsets = self._positions, self.offsets
+        if isinstance(where, slice) and len(self.log.items) == offsets[-1]:
+            return self
+        copies = self.copies
+        if copies is not None:
+            copies = replace(copies, items=np.ascontiguousarray(copies.items[:, where]))
+        return SequenceDataset(
+            self.log.take(where), offsets[:-1], offsets[1:], self.catalog, self.users, copies
+        )
+
+    def with_items(
+        self,
+        items: Int32[np.ndarray, " N"],
+        lengths: Int64[np.ndarray, " U"],
+        synthetic: Bool[np.ndarray, " N"] | None,
+        timestamps: Int64[np.ndarray, " N"] | None = None,
+    ) -> "SequenceDataset":
+        """New sequences for these users: the result of an augmenter that inserts or deletes.
+
+        Args:
+            items: item numbers of all sequences, one after another.
+            lengths: items of each sequence, in the order of `users`.
+            synthetic: which items were generated; None if none was.
+            timestamps: of each item, or None.
+        """
+        return SequenceDataset.from_offsets(
+            items, offsets_of(lengths), self.catalog, self.users, synthetic, timestamps
         )
 
     def prepend(
-        self, generated: Int32[np.ndarray, "U M"], rows: Int[np.ndarray, " U"]
+        self, generated: Int32[np.ndarray, "S M"], index: Int[np.ndarray, " S"]
     ) -> "SequenceDataset":
         """The dataset with synthetic items in front of some sequences.
 
         Args:
-            generated: item numbers, oldest first, M for each of the rows; shape (R, M).
-            rows: which sequences they belong to, each at most once; the others stay as they are.
+            generated: item numbers, oldest first, M for each of the chosen sequences.
+            index: indices of the chosen sequences, each at most once; the others are unchanged.
 
         Returns:
-            A new dataset of the same users; the additions are marked synthetic.
+            A new dataset of the same users. The added items are marked synthetic and have the
+            time of the first interaction after them.
 
         Raises:
-            DataError: the sequences have variants, which would be shorter than they.
+            DataError: the sequences have augmented copies, which would become too short.
         """
-        if self.variants is not None:
+        if self.copies is not None:
             raise DataError(
-                "these sequences have variants, and items can't be put in front of those: use one "
-                "augmenter or the other"
+                "these sequences have augmented copies, and items can't be put in front of those: "
+                "use one of the two augmenters"
             )
+        m = generated.shape[1]
         extra = np.zeros(len(self), dtype=np.int64)
-        extra[rows] = generated.shape[1]
+        extra[index] = m
         lengths = self.lengths + extra
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        items = np.empty(offsets[-1], dtype=np.int32)
+        offsets = offsets_of(lengths)
+        new = (offsets[:-1][index][:, None] + np.arange(m)).reshape(-1)
         synthetic = np.zeros(offsets[-1], dtype=bool)
-        new = (offsets[:-1][rows][:, None] + np.arange(generated.shape[1])).reshape(-1)
         synthetic[new] = True
-        items[new] = generated.reshape(-1)
-        old = np.ones(offsets[-1], dtype=bool)
-        old[new] = False
-        items[old] = self.items
-        synthetic[old] = self.synthetic
+        old = ~synthetic
+        items = np.empty(offsets[-1], dtype=np.int32)
+        items[new], items[old] = generated.reshape(-1), self.items
+        if self.has_synthetic:
+            synthetic[old] = self.synthetic
         times = None
         if self.timestamps is not None:
-            # what is put in front of a history stands at the time of its first interaction
-            times = np.empty(offsets[-1], dtype=np.int64)
+            times = np.zeros(offsets[-1], dtype=np.int64)
             times[old] = self.timestamps
-            first = self.timestamps[np.minimum(self.offsets[:-1][rows], len(self.items) - 1)]
-            times[new] = np.repeat(first, generated.shape[1])
-        return SequenceDataset(items, offsets, self.catalog, self.users, synthetic, times)
+            if len(self.timestamps):
+                first = np.minimum(self.offsets[:-1][index], len(self.timestamps) - 1)
+                times[new] = np.repeat(self.timestamps[first], m)
+        return self.with_items(items, lengths, synthetic, times)
 
-    def without_variants(self) -> "SequenceDataset":
-        """The sequences alone."""
-        return self if self.variants is None else replace(self, variants=None)
+    def with_copies(self, copies: AugmentedCopies) -> "SequenceDataset":
+        """The sequences, compact, with augmented copies of them.
 
-    def with_all_variants(self) -> "SequenceDataset":
-        """The sequences with all their variants in use from the start."""
-        if self.variants is None:
+        Args:
+            copies: alternatives to `items`, in that order, of all sequences.
+
+        Raises:
+            DataError: the copies are not as long as `items`.
+        """
+        return replace(self.without_copies().compact(), copies=copies)
+
+    def without_copies(self) -> "SequenceDataset":
+        """The sequences without their augmented copies."""
+        return self if self.copies is None else replace(self, copies=None)
+
+    def with_all_copies(self) -> "SequenceDataset":
+        """The sequences with all their augmented copies in use from the start."""
+        if self.copies is None:
             return self
-        schedule = replace(self.variants.schedule, pacing="none")
-        return replace(self, variants=replace(self.variants, schedule=schedule))
+        schedule = replace(self.copies.schedule, pacing="none")
+        return replace(self, copies=replace(self.copies, schedule=schedule))
 
     def real(self) -> "SequenceDataset":
-        """The same sequences without their synthetic items; such have no variants either."""
-        if self.synthetic.strides == (0,):
+        """The sequences without their synthetic items; itself if the log marks none."""
+        if not self.has_synthetic:
             return self
-        offsets = np.concatenate([[0], np.cumsum(self.real_lengths)]).astype(np.int64)
-        times = None if self.timestamps is None else self.timestamps[~self.synthetic]
-        return SequenceDataset(
-            self.items[~self.synthetic], offsets, self.catalog, self.users, timestamps=times
-        )
+        kept = ~self.synthetic
+        times = None if self.timestamps is None else self.timestamps[kept]
+        return self.with_items(self.items[kept], self.real_lengths, None, times)
 
     def save(self, path: Path | str, note: dict[str, Any] | None = None) -> None:
         """Writes the dataset as a directory that :func:`load_dataset` maps back.
 
         Args:
-            path: a directory to make; it must not exist.
-            note: anything JSON can hold that should travel along (what was read, filtered, …).
+            path: the directory to make; it must not exist.
+            note: any JSON value to keep with the dataset (source, filters, …).
 
         Raises:
-            DataError: the directory exists already, or there are variants, which are not kept.
+            DataError: the directory exists already, or the sequences have augmented copies, which
+                cannot be saved.
         """
-        if self.variants is not None:
-            raise DataError("variants are not saved: save without_variants(), and the augmenter")
-        target = Path(path)
-        if target.exists():
-            raise DataError(f"{target} exists already: choose another --out or remove it")
-        work = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        np.save(work / "items.npy", self.items, allow_pickle=False)
-        np.save(work / "offsets.npy", self.offsets, allow_pickle=False)
-        np.save(work / "users.npy", self.users, allow_pickle=False)
-        if self.synthetic.strides != (0,):
-            np.save(work / "synthetic.npy", self.synthetic, allow_pickle=False)
-        if self.timestamps is not None:
-            np.save(work / "timestamps.npy", self.timestamps, allow_pickle=False)
-        self.catalog.item_ids.rename("item_id").to_frame().write_parquet(work / "item_ids.parquet")
-        if self.catalog.user_ids is not None:
-            self.catalog.user_ids.rename("user_id").to_frame().write_parquet(
-                work / "user_ids.parquet"
-            )
-        if self.catalog.attributes is not None:
-            self.catalog.attributes.write_parquet(work / "attributes.parquet")
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "n_users": self.catalog.n_users,
-            "note": note or {},
-        }
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        work.rename(target)
+        from diffuserec.data.storage import save_dataset  # storage builds datasets
+
+        save_dataset(self, path, note)
 
 
-def load_dataset(path: Path | str) -> SequenceDataset:
-    """Maps a prepared dataset from disk; nothing is read until it is used.
-
-    Raises:
-        DataError: the directory is missing, incomplete, or not one of ours.
-    """
-    source = Path(path)
-    manifest = dataset_manifest(source)
-    try:
-        arrays = {
-            name: np.load(source / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("items", "offsets", "users", "synthetic", "timestamps")
-            if name in ("items", "offsets", "users") or (source / f"{name}.npy").exists()
-        }
-        frames = {
-            name: pl.read_parquet(source / f"{name}.parquet")
-            for name in ("item_ids", "user_ids", "attributes")
-            if name == "item_ids" or (source / f"{name}.parquet").exists()
-        }
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{source} is damaged ({error}): prepare the log again") from error
-    n = len(arrays["items"])
-    if (
-        len(arrays["offsets"]) != len(arrays["users"]) + 1
-        or arrays["offsets"][-1] != n
-        or any(len(arrays[name]) != n for name in ("synthetic", "timestamps") if name in arrays)
-    ):
-        raise DataError(f"{source} is damaged (its arrays do not fit): prepare the log again")
-    catalog = Catalog(
-        item_ids=frames["item_ids"]["item_id"],
-        n_users=int(manifest["n_users"]),
-        user_ids=frames["user_ids"]["user_id"] if "user_ids" in frames else None,
-        attributes=frames.get("attributes"),
-    )
-    return SequenceDataset(catalog=catalog, **arrays)
-
-
-def dataset_manifest(path: Path | str) -> dict[str, Any]:
-    """What was written beside a prepared dataset: format, version, and the note of its making.
-
-    Raises:
-        DataError: the directory holds no prepared dataset of a version that this release reads.
-    """
-    source = Path(path)
-    try:
-        manifest: dict[str, Any] = json.loads((source / "manifest.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{source} is not a prepared dataset: make one with 'diffuserec prepare LOG --out DATA'"
-        ) from error
-    if manifest.get("format") != _FORMAT:
-        raise DataError(
-            f"{source} holds {manifest.get('format', 'something else')}, not a prepared dataset: "
-            "make one with 'diffuserec prepare LOG --out DATA'"
-        )
-    if manifest.get("version") != _VERSION:
-        raise DataError(
-            f"{source} has dataset version {manifest.get('version')}, this release reads "
-            f"{_VERSION}: prepare the log again"
-        )
-    return manifest
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n_plus_1"]:
+    """Cumulative sums with a 0 in front: the start of each sequence in a flat array."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

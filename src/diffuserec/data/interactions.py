@@ -1,15 +1,9 @@
 """Interaction logs: out of files and frames, filters, and the way into the ragged store.
 
-A log is a table of who took what, and when. Whatever it comes from, it becomes an
+A log is a table of users, the items they chose, and the times. From whatever source, it becomes an
 :class:`Interactions`: a Polars frame grouped by user, oldest first. Raw ids live here and in the
-:class:`~diffuserec.data.dataset.Catalog`, nowhere else. What a file may look like is told in
-:mod:`~diffuserec.data.formats`.
-
-Ids in a text file are integers only if every one of them is written as an integer is (``7``, not
-``007`` or ``7.0``); otherwise all stay the strings they were. Elsewhere they keep their type.
-
-Times are int64. Integers stay as they are, and so do floats without a fraction; floats with one
-are taken for seconds, dates for UTC where they name no zone, and both become microseconds.
+:class:`~diffuserec.data.catalog.Catalog`, nowhere else. File formats are listed in
+:mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
 from dataclasses import dataclass, replace
@@ -22,39 +16,40 @@ import polars as pl
 from jaxtyping import Bool, Int, Int32, Int64
 from scipy.sparse import csc_array
 
-from diffuserec.data.dataset import Catalog, SequenceDataset
-from diffuserec.data.formats import (
+from diffuserec.data.catalog import Catalog
+from diffuserec.data.columns import (
     ALIASES,
     Columns,
     Source,
     find_roles,
     first_true,
-    read_columns,
+    parse_flags,
+    parse_ids,
+    parse_other,
+    parse_times,
     usual_names,
-    write_log,
 )
+from diffuserec.data.dataset import SequenceDataset
+from diffuserec.data.formats import read_columns, write_log
 from diffuserec.errors import ConfigError, DataError
-
-_MISSING = ("nan", "null", "none", "<na>", "\\n")
-"""Ids that a program wrote in place of no id, in lower case."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was read, and what was done to it.
+    """Source and size of a log, and the changes made to it.
 
     Attributes:
-        source: file name, or what kind of frame.
-        format: one of the formats, or ``frame``.
+        source: file name, or kind of frame.
+        format: name of a log format, ``frame`` or ``dataset``.
         columns: pairs (name in the source, name here).
-        n_interactions: rows.
+        n_interactions: interactions.
         n_users: users.
         n_items: items.
-        n_reordered: interactions that stood after a later one of the same user, and were sorted.
+        n_reordered: interactions that came after a later one of the same user, and were sorted.
         n_ties: interactions with the time of the same user's previous one; they keep their order.
         n_merged: repeated (user, item) pairs that a filter merged.
         n_filtered: interactions that a k-core filter removed.
-        notes: everything else worth a line.
+        notes: one line for each further remark.
     """
 
     source: str
@@ -88,15 +83,15 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """A log: who took what, and when.
+    """A log: users, the items they chose, and the times.
 
     Make one with :func:`read_log`, :func:`from_frame` or :func:`from_dataset`.
 
     Attributes:
         frame: ``user_id`` and ``item_id`` (both int64 or string), ``timestamp`` (int64; absent
-            where the log has only an order), ``synthetic`` (bool; absent where nothing says), and
+            if the log has only an order), ``synthetic`` (bool; absent if no item is marked), and
             the log's other columns. Sorted by user; a user's rows are together, oldest first.
-        summary: what was read, and what was done to it.
+        summary: source and size, and the changes made.
     """
 
     frame: pl.DataFrame
@@ -166,8 +161,8 @@ class Interactions:
 
         Args:
             attributes: optional frame (pandas, Polars, pyarrow) with a column of item ids and
-                others such as ``name`` and ``category``. Rows of items that the log does not hold
-                are left out; items without a row get nulls.
+                others such as ``name`` and ``category``. Items that the log does not hold are
+                left out; items that the frame does not hold get nulls.
 
         Raises:
             DataError: the attributes have no item column, an item twice, or no item of the log.
@@ -183,11 +178,11 @@ class Interactions:
             attributes=None if attributes is None else _aligned(attributes, item_ids),
         )
         marked = "synthetic" in frame.columns and frame["synthetic"].any()
-        return SequenceDataset(
+        return SequenceDataset.from_offsets(
             items=codes,
             offsets=np.append(starts, frame.height),
             catalog=catalog,
-            synthetic=frame["synthetic"].to_numpy().copy() if marked else None,  # type: ignore[arg-type]
+            synthetic=frame["synthetic"].to_numpy().copy() if marked else None,
             timestamps=frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
         )
 
@@ -200,8 +195,8 @@ class Interactions:
 
         Args:
             path: must not exist.
-            format: ``csv``, ``parquet``, ``sequences`` or ``inter``; by default what the name ends
-                in says (``.txt`` is ``sequences``).
+            format: ``csv``, ``parquet``, ``sequences``, ``inter`` or another format that can be
+                written; by default that of the end of the name (``.txt`` is ``sequences``).
 
         Raises:
             DataError: the path exists or cannot be written, or the format cannot hold an id or a
@@ -224,18 +219,19 @@ def read_log(
 
     Args:
         path: the file.
-        format: one of :data:`~diffuserec.data.formats.FORMATS`; by default what the name and the
-            content say.
+        format: name of one of :data:`~diffuserec.data.formats.FORMATS`; by default it is
+            recognized by the name and the content.
         user: name of the column of users; by default the one with a usual name.
-        item: the same for items.
-        time: the same for times; ``none`` (where no column has that name) takes the rows to be in
-            time order already, which tables without a time column need said.
-        allow_single: take a log of one user or one item as well: nothing can be learned from it,
-            but it can hold histories to recommend to.
+        item: name of the column of items; by default the one with a usual name.
+        time: name of the column of times; by default the one with a usual name. ``none`` (if no
+            column has that name) takes the rows to be in time order, which a table without times
+            needs.
+        allow_single: accept a log of one user or one item: nothing can be learned from it, but it
+            can hold histories to recommend to.
 
     Raises:
-        DataError: the file is missing, empty, damaged, or not what the format says; the message
-            names the line or column and what to do.
+        DataError: the file is missing, empty, damaged, or not of the format; the message names
+            the line or column and says how to mend it.
         ConfigError: no such format.
     """
     named = {"user_id": user, "item_id": item, "timestamp": time}
@@ -246,16 +242,17 @@ def read_log(
 def from_frame(
     frame: Any, user: str | None = None, item: str | None = None, time: str | None = None
 ) -> Interactions:
-    """The interactions of a frame: pandas, Polars (eager or lazy), pyarrow, or what narwhals knows.
+    """The interactions of a frame: pandas, Polars (eager or lazy), pyarrow, or another of narwhals.
 
     Args:
         frame: one interaction a row.
         user: name of the column of users; by default the one with a usual name.
-        item: the same for items.
-        time: the same for times; ``none`` takes the rows to be in time order already.
+        item: name of the column of items; by default the one with a usual name.
+        time: name of the column of times; by default the one with a usual name. ``none`` takes
+            the rows to be in time order.
 
     Raises:
-        DataError: a column is missing or holds what it must not; names column and row (from 0).
+        DataError: a column is missing or has a wrong value; names the column and row (from 0).
     """
     table, kind = _as_polars(frame, "the frame")
     source = Source(f"the {kind} frame")
@@ -265,24 +262,24 @@ def from_frame(
 
 
 def from_dataset(dataset: SequenceDataset) -> Interactions:
-    """The interactions of a dataset, raw ids again; synthetic items are marked.
+    """The interactions of a dataset, with raw ids; synthetic items are marked.
 
-    Users whose raw ids the catalog does not keep go by their numbers. A dataset without times
-    gives a log without ``timestamp``.
+    Users whose raw ids the catalog does not keep are named by their numbers. A dataset without
+    times gives a log without ``timestamp``.
     """
     catalog = dataset.catalog
     numbers = np.asarray(dataset.users)
     users = pl.Series("user_id", numbers)
     if catalog.user_ids is not None:
         users = catalog.user_ids.gather(numbers).rename("user_id")
-    rows = pl.Series(np.repeat(np.arange(len(dataset)), dataset.lengths))
+    owners = pl.Series(np.repeat(np.arange(len(dataset)), dataset.lengths))
     columns = [
-        users.gather(rows),
+        users.gather(owners),
         catalog.item_ids.gather(np.asarray(dataset.items, dtype=np.int64) - 1).rename("item_id"),
     ]
     if dataset.timestamps is not None:
         columns.append(pl.Series("timestamp", np.asarray(dataset.timestamps)))
-    if dataset.synthetic.strides != (0,):
+    if dataset.has_synthetic:
         columns.append(pl.Series("synthetic", np.ascontiguousarray(dataset.synthetic)))
     frame = pl.DataFrame(columns).sort("user_id", maintain_order=True)
     names = tuple((name, name) for name in frame.columns)
@@ -314,22 +311,22 @@ def _assemble(columns: Columns, allow_single: bool = False) -> Interactions:
     for role, name in roles.items():
         # taken out of the table, so that each column's raw values go before the next is converted
         if role == "timestamp":
-            values, note = _times(table.drop_in_place(name), source)
+            values, note = parse_times(table.drop_in_place(name), source)
         else:
-            values, note = _ids(table.drop_in_place(name), source, columns.text)
+            values, note = parse_ids(table.drop_in_place(name), source, columns.text)
         series.append(values.alias(role))
         if note:
             notes.append(f"{role}: {note}")
     if "timestamp" not in roles:
         notes.append("no times: the order of the source is the order in time")
     if "synthetic" in table.columns:
-        series.append(_flags(table.drop_in_place("synthetic"), source))
+        series.append(parse_flags(table.drop_in_place("synthetic"), source))
         mapping.append(("synthetic", "synthetic"))
     for name in table.columns:
         kept = name
         while kept in ALIASES or (kept != name and kept in table.columns):
             kept = f"file_{kept}"
-        series.append((_typed(table[name]) if columns.text else table[name]).alias(kept))
+        series.append((parse_other(table[name]) if columns.text else table[name]).alias(kept))
         mapping.append((name, kept))
     frame, n_reordered = _sorted(pl.DataFrame(series))
     summary = Summary(
@@ -339,143 +336,8 @@ def _assemble(columns: Columns, allow_single: bool = False) -> Interactions:
     return _counted(frame, summary, demand)
 
 
-def _ids(values: pl.Series, source: Source, text: bool) -> tuple[pl.Series, str]:
-    """Ids as int64 or strings, and what was made of them, if anything."""
-    name, dtype = values.name, values.dtype
-    if dtype in (pl.Categorical, pl.Enum):
-        values = values.cast(pl.String)
-    row = first_true(values.is_null())
-    if row is not None:
-        raise source.fail(f"column {name!r} is empty: give the id or remove the row", row)
-    if dtype.is_integer() or dtype.is_float():
-        whole = values.cast(pl.Int64, strict=False)
-        row = first_true(whole.is_null() | (whole != values))
-        if row is not None:
-            raise source.fail(
-                f"{values[row]!r} in column {name!r} is no id: give an integer or a string "
-                "(strings where 64 bits are too few)",
-                row,
-            )
-        return whole, "whole floats taken for integers" if dtype.is_float() else ""
-    if values.dtype != pl.String:
-        raise source.fail(f"column {name!r} holds {dtype}; ids are integers or strings")
-    if text:
-        integers = _integers(values)
-        if integers is not None:
-            return integers, ""
-        if values.str.contains(r"^\s|\s$").any():
-            integers = _integers(values.str.strip_chars())
-            if integers is not None:
-                return integers, "blanks around the integers left out"
-    short = values.str.len_bytes() <= max(map(len, _MISSING))
-    bare = values.filter(short).str.strip_chars().str.to_lowercase()
-    missing = bare.is_in(["", *_MISSING])
-    if missing.any():
-        row = int(short.arg_true()[int(missing.arg_true()[0])])
-        what = repr(values[row]) if values[row].strip() else "an empty value"
-        raise source.fail(
-            f"{what} in column {name!r} stands for no id: give the id or remove the row", row
-        )
-    return values, ""
-
-
-def _integers(values: pl.Series) -> pl.Series | None:
-    """The strings as integers if each is written just as that integer is, else None."""
-    for part in (values.head(1000), values):  # most that fail, fail at once
-        whole = part.cast(pl.Int64, strict=False)
-        if not whole.cast(pl.String).eq_missing(part).all():
-            return None
-    return whole
-
-
-def _times(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
-    """Times as int64, and what was made of them, if anything."""
-    name, dtype = values.name, values.dtype
-    row = first_true(values.is_null())
-    if row is not None:
-        raise source.fail(f"column {name!r} is empty: give the time or remove the row", row)
-    if dtype in (pl.Date, pl.Datetime):
-        return values.cast(pl.Datetime("us")).to_physical(), "dates stored as microseconds"
-    if dtype.is_numeric():
-        whole = values.cast(pl.Int64, strict=False)
-        if dtype.is_integer() and not whole.null_count():
-            return whole, ""
-        return _from_floats(values.cast(pl.Float64), values, source)
-    if dtype != pl.String:
-        raise source.fail(f"column {name!r} holds {dtype}; times are numbers or ISO dates")
-    whole = values.cast(pl.Int64, strict=False)
-    if whole.null_count():
-        values = values.str.strip_chars()
-        whole = values.cast(pl.Int64, strict=False)
-    if not whole.null_count():
-        return whole, ""
-    numbers = values.cast(pl.Float64, strict=False)
-    if numbers[0] is None:
-        return _from_dates(values, source)
-    row = first_true(numbers.is_null())
-    if row is not None:
-        raise _not_a_time(values, row, source)
-    return _from_floats(numbers, values, source)
-
-
-def _from_floats(numbers: pl.Series, values: pl.Series, source: Source) -> tuple[pl.Series, str]:
-    row = first_true(~numbers.is_finite())
-    if row is not None:
-        raise _not_a_time(values, row, source)
-    fraction = not (numbers == numbers.round()).all()
-    scaled = (numbers * 1e6).round() if fraction else numbers
-    row = first_true(scaled.abs() >= 2.0**63)
-    if row is not None:
-        raise source.fail(f"{values[row]!r} in column {values.name!r} is beyond 64 bits", row)
-    note = "times with fractions taken for seconds, stored as microseconds" if fraction else ""
-    return scaled.cast(pl.Int64), note
-
-
-def _from_dates(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
-    text = values.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.to_uppercase()
-    moments = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, len(text))
-    moment = "%Y-%m-%dT%H:%M:%S%.f"
-    for pattern in (moment, moment + "%#z", "%Y-%m-%d", "%Y-%m-%dT%H:%M"):
-        if not moments.null_count():
-            break
-        parsed = text.str.to_datetime(pattern, time_unit="us", strict=False)
-        moments = moments.zip_with(moments.is_not_null(), parsed.dt.replace_time_zone(None))
-    row = first_true(moments.is_null())
-    if row is not None:
-        raise _not_a_time(values, row, source)
-    return moments.to_physical(), "dates stored as microseconds"
-
-
-def _not_a_time(values: pl.Series, row: int, source: Source) -> DataError:
-    return source.fail(
-        f"{values[row]!r} in column {values.name!r} is not a time: use numbers throughout, or ISO "
-        "dates such as 2024-05-31 or 2024-05-31T12:00:00Z",
-        row,
-    )
-
-
-def _flags(values: pl.Series, source: Source) -> pl.Series:
-    words = values.cast(pl.String).str.strip_chars().str.to_lowercase().str.strip_suffix(".0")
-    row = first_true(~words.is_in(["true", "false", "1", "0"]).fill_null(False))
-    if row is not None:
-        raise source.fail(
-            f"{values[row]!r} in column 'synthetic' is neither true nor false (1 nor 0)", row
-        )
-    return words.is_in(["true", "1"]).alias("synthetic")
-
-
-def _typed(values: pl.Series) -> pl.Series:
-    """A column that only travels along: numbers where all its values are."""
-    integers = _integers(values)
-    if integers is not None:
-        return integers
-    numbers = values.cast(pl.Float64, strict=False)
-    padded = values.str.contains(r"^[+-]?0\d|^\+").any()
-    return values if padded or numbers.null_count() > values.null_count() else numbers
-
-
 def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """The rows by user, then time, then as they stood; and how many were out of time order."""
+    """The frame by user, then time, then its own order; and how many rows were out of order."""
     users, user_ids = _codes(frame["user_id"])
     n_reordered, order = 0, None
     if (users[1:] < users[:-1]).any():
@@ -498,9 +360,9 @@ def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 
 def _grouped(codes: Int[np.ndarray, " N"], n_groups: int) -> Int[np.ndarray, " N"]:
-    """Positions by group, each group in the order it had: a counting sort, linear in N.
+    """Positions by group, each group in its former order: a counting sort, linear in N.
 
-    That is the transposition of a sparse matrix with one entry a column.
+    Transposes a sparse matrix with one entry a column.
     """
     n = len(codes)
     narrow = np.int32 if n < 2**31 - 1 else np.int64
@@ -513,7 +375,7 @@ def _grouped(codes: Int[np.ndarray, " N"], n_groups: int) -> Int[np.ndarray, " N
 
 
 def _by_time(times: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Positions by time, equal times in the order they had."""
+    """Positions by time, equal times in their former order."""
     n, first = len(times), int(times.min())
     bits = n.bit_length()
     if (int(times.max()) - first).bit_length() + bits < 63:
@@ -526,7 +388,7 @@ def _by_time(times: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
 
 
 def _codes(values: pl.Series) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
-    """Each value's place among the sorted distinct values, and these."""
+    """Rank of each value among the sorted distinct values, and the distinct values."""
     distinct = values.unique().sort()
     if values.dtype.is_integer() and len(distinct):
         low, high = int(distinct[0]), int(distinct[-1])
@@ -548,7 +410,11 @@ def _starts(frame: pl.DataFrame) -> Int64[np.ndarray, " U"]:
 
 
 def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -> Interactions:
-    """The log with its counts; where there is a demand, two users and two items are needed."""
+    """The log with its counts.
+
+    Raises:
+        DataError: fewer than two users or items, if there is a demand, which ends the message.
+    """
     starts = _starts(frame)
     n_rows, n_users, n_items, n_ties = frame.height, len(starts), frame["item_id"].n_unique(), 0
     for n, what in ((n_users, "user"), (n_items, "item")):
@@ -570,20 +436,21 @@ def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -
 def _k_core(
     users: Int32[np.ndarray, " N"], items: Int32[np.ndarray, " N"], min_user: int, min_item: int
 ) -> tuple[Bool[np.ndarray, " N"], int]:
-    """Which interactions stay, and after how many rounds nothing more was removed."""
-    rows, rounds = np.arange(len(users)), 0
-    while len(rows):
-        u, i = users[rows], items[rows]
+    """True for each interaction that is kept; and the number of rounds that removed any."""
+    kept, rounds = np.arange(len(users)), 0
+    while len(kept):
+        u, i = users[kept], items[kept]
         enough = (np.bincount(u)[u] >= min_user) & (np.bincount(i)[i] >= min_item)
         if enough.all():
             break
-        rows, rounds = rows[enough], rounds + 1
+        kept, rounds = kept[enough], rounds + 1
     keep = np.zeros(len(users), dtype=bool)
-    keep[rows] = True
+    keep[kept] = True
     return keep, rounds
 
 
 def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:
+    """The attributes in the order of the items, without their column of ids."""
     table, _ = _as_polars(attributes, "attributes")
     source = Source("the attributes")
     found = usual_names(table.columns, "item_id")

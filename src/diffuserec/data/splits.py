@@ -1,6 +1,7 @@
-"""What is learned from, what chooses, what measures: the split of a log.
+"""Splits of a log into a part to learn from, queries to choose by, and queries to measure on.
 
-`fit` is given `train`, and `valid` to stop by. Nothing but evaluation is handed `test`.
+All parts are views of the log. `fit` is given `train`, and `valid` to stop by; only evaluation is
+given `test`.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from diffuserec.data.dataset import SequenceDataset
+from diffuserec.data.dataset import SequenceDataset, offsets_of
 from diffuserec.errors import DataError
 
 
@@ -17,7 +18,7 @@ class Queries:
     """Histories, and the item that came next in each.
 
     Attributes:
-        histories: what a recommender is shown; a dataset, so that an augmenter applies to it.
+        histories: input of a recommender; a dataset, so that an augmenter applies to it.
         targets: item number that followed each history; int64, shape (Q,).
     """
 
@@ -34,21 +35,20 @@ class Queries:
             return 0.0
         real = self.histories.real()
         hit = real.items == np.repeat(self.targets, real.lengths)
-        counts = np.concatenate([[0], np.cumsum(hit)])
-        return float(np.mean(np.diff(counts[real.offsets]) > 0))
+        return float(np.mean(np.diff(offsets_of(hit)[real.offsets]) > 0))
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A log divided.
+    """A log divided into training and held-out parts.
 
     Attributes:
         train: sequences to learn from.
         valid: queries to choose and to stop by.
         test: queries to measure on.
-        protocol: how it was divided, for the protocol line.
-        n_too_short: users who have no query because their history is too short; all that they
-            have is in `train` (leave-one-out) or outside both windows (temporal).
+        protocol: name and settings of the division, for the protocol line.
+        n_too_short: users without a query because their history is too short; all their items are
+            in `train` (leave-one-out) or outside both windows (temporal).
     """
 
     train: SequenceDataset
@@ -69,22 +69,21 @@ def leave_one_out(dataset: SequenceDataset) -> Split:
     """
     _refuse_synthetic(dataset)
     lengths = dataset.lengths
-    starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
     enough = lengths >= 3
     if not enough.any():
         raise DataError(
             f"leave-one-out needs users with at least 3 interactions, and none of the "
             f"{len(dataset)} has them (longest: {lengths.max(initial=0)})"
         )
-    rows = np.flatnonzero(enough)
-    train = dataset.slice(starts, np.where(enough, ends - 2, ends))
-    valid = Queries(
-        dataset.slice(starts[rows], ends[rows] - 2, rows),
-        np.asarray(dataset.items[ends[rows] - 2], dtype=np.int64),
-    )
-    test = Queries(
-        dataset.slice(starts[rows], ends[rows] - 1, rows),
-        np.asarray(dataset.items[ends[rows] - 1], dtype=np.int64),
+    index = np.flatnonzero(enough)
+    starts, ends = dataset.starts[index], dataset.ends[index]
+    train = dataset.view(dataset.starts, np.where(enough, dataset.ends - 2, dataset.ends))
+    valid, test = (
+        Queries(
+            dataset.view(starts, ends - n_held_out, index),
+            np.asarray(dataset.log.items[ends - n_held_out], dtype=np.int64),
+        )
+        for n_held_out in (2, 1)
     )
     return Split(train, valid, test, "leave-one-out", int((~enough).sum()))
 
@@ -92,7 +91,7 @@ def leave_one_out(dataset: SequenceDataset) -> Split:
 def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) -> Split:
     """Two moments divide the whole log: everything before the first is trained on.
 
-    A user's query in a window is the first interaction inside it, with all that came before that
+    A user's query in a window is the first interaction inside it, with all interactions before the
     window as history. Users with nothing before a window have no query in it.
 
     Args:
@@ -110,10 +109,12 @@ def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) ->
         raise DataError(
             f"window shares must be positive and below 1 in sum, got {valid} and {test}"
         )
-    n = len(dataset.items)
     times = np.asarray(dataset.timestamps)
-    order = np.partition(times, [int(n * (1 - valid - test)), int(n * (1 - test))])
-    first, second = order[int(n * (1 - valid - test))], order[int(n * (1 - test))]
+    n = len(times)
+    if not n:
+        raise DataError("a temporal split needs interactions, and the dataset has none")
+    cuts = int(n * (1 - valid - test)), min(n - 1, int(n * (1 - test)))
+    first, second = np.partition(times, cuts)[[*cuts]]
     if not times.min() < first < second:
         raise DataError(
             "the timestamps are too coarse for these windows (one moment would fall into two): "
@@ -121,33 +122,33 @@ def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) ->
         )
     before_first = _count_before(dataset, times < first)
     before_second = _count_before(dataset, times < second)
-    starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
-    train = dataset.slice(starts, starts + before_first)
+    starts, ends = dataset.starts, dataset.ends
+    train = dataset.view(starts, starts + before_first)
     windows = []
     for before, until in ((before_first, before_second), (before_second, ends - starts)):
-        rows = np.flatnonzero((before > 0) & (before < until))
-        if not len(rows):
+        index = np.flatnonzero((before > 0) & (before < until))
+        if not len(index):
             raise DataError("a window holds no user with an earlier history: use larger shares")
         windows.append(
             Queries(
-                dataset.slice(starts[rows], starts[rows] + before[rows], rows),
-                np.asarray(dataset.items[starts[rows] + before[rows]], dtype=np.int64),
+                dataset.view(starts[index], starts[index] + before[index], index),
+                np.asarray(dataset.log.items[starts[index] + before[index]], dtype=np.int64),
             )
         )
     queried = np.union1d(windows[0].histories.users, windows[1].histories.users)
-    # users without anything to learn from keep their (empty) row, so that rows stay users
+    # users without anything to learn from keep their (empty) sequence
     protocol = f"temporal valid={valid:g} test={test:g}"
     return Split(train, windows[0], windows[1], protocol, len(dataset) - len(queried))
 
 
 def _count_before(dataset: SequenceDataset, early: np.ndarray) -> Int64[np.ndarray, " U"]:
-    cumulative = np.concatenate([[0], np.cumsum(early, dtype=np.int64)])
-    return np.diff(cumulative[dataset.offsets])
+    return np.diff(offsets_of(early)[dataset.offsets])
 
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:
-    if dataset.synthetic.any() or dataset.variants is not None:
+    if (dataset.has_synthetic and dataset.synthetic.any()) or dataset.copies is not None:
         raise DataError(
-            "this dataset holds synthetic items or variants; split the original log and augment "
-            "its parts, or a generated item could become a target and a held-out one be trained on"
+            "this dataset holds synthetic items or augmented copies; split the original log and "
+            "augment its parts, or a generated item could become a target and a held-out one be "
+            "trained on"
         )

@@ -1,25 +1,18 @@
-"""From scores to a result that can be trusted: ranks, metrics, groups, significance, report."""
+"""Evaluation: ranks, metrics, groups of users and items, significance, certainty."""
 
-from diffuserec.evaluation.evaluate import (
-    Evaluation,
-    Protocol,
-    evaluate,
-    load_evaluation,
-    protocol_line,
-    rank,
-    uniform_candidates,
-)
+from diffuserec.evaluation.candidates import uniform_candidates
+from diffuserec.evaluation.evaluate import Evaluation, Ranking, evaluate, load_evaluation, rank
 from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
-from diffuserec.evaluation.inspection import (
-    InspectedSequence,
-    InspectedView,
-    ViewFigures,
-    inspected,
-    sampled_rows,
-    view_figures,
+from diffuserec.evaluation.metrics import (
+    METRICS,
+    Metric,
+    list_metric,
+    list_metrics,
+    parse_metric,
+    rank_metric,
+    rank_metrics,
 )
-from diffuserec.evaluation.metrics import Metric, list_metrics, parse_metric, rank_metrics
-from diffuserec.evaluation.report import Report
+from diffuserec.evaluation.protocol import Protocol, protocol_line
 from diffuserec.evaluation.significance import (
     Comparison,
     Violation,
@@ -30,20 +23,17 @@ from diffuserec.evaluation.significance import (
 from diffuserec.evaluation.uncertainty import (
     calibration,
     expected_calibration_error,
-    has_distribution,
     uncertainty,
 )
 
 __all__ = [
     "GROUPS",
+    "METRICS",
     "Comparison",
     "Evaluation",
-    "InspectedSequence",
-    "InspectedView",
     "Metric",
     "Protocol",
-    "Report",
-    "ViewFigures",
+    "Ranking",
     "Violation",
     "calibration",
     "check_consistency",
@@ -51,19 +41,17 @@ __all__ = [
     "evaluate",
     "expected_calibration_error",
     "group_means",
-    "has_distribution",
     "history_groups",
     "holm",
-    "inspected",
+    "list_metric",
     "list_metrics",
     "load_evaluation",
     "parse_metric",
     "popularity_groups",
     "protocol_line",
     "rank",
+    "rank_metric",
     "rank_metrics",
-    "sampled_rows",
     "uncertainty",
     "uniform_candidates",
-    "view_figures",
 ]

@@ -1,38 +1,37 @@
-"""One model, one set of queries, one printed protocol: the result that everything else reads.
+"""Evaluation of one model on one set of queries under one printed protocol.
 
-Every query is ranked and every one counts the same. What a user really had may be hidden; items
-that an augmenter made up never are. Sampled candidates are drawn for each user from (seed, user),
-so neither they nor anything else depends on the batch.
+Every query is ranked and every one counts the same. Items of a user's real history may be hidden;
+items that an augmenter made up never are. Sampled candidates are drawn for each user from
+(seed, user), so neither they nor anything else depends on the batch.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Int64, UInt64
-from torch import Tensor
+from jaxtyping import Float64, Int64
 
-from diffuserec.contracts import Augmenter, Recommender
 from diffuserec.data import Queries, SequenceDataset
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
-from diffuserec.evaluation.metrics import list_metrics, rank_metrics
-from diffuserec.evaluation.uncertainty import uncertainty
-from diffuserec.ranking import (
-    Ranking,
-    hide,
-    sampled_target_ranks,
-    seen_pairs,
-    target_ranks,
-    top_k,
+from diffuserec.evaluation.candidates import (
+    n_candidates,
+    require_enough,
+    uniform_candidates,
+    user_name,
 )
+from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
+from diffuserec.evaluation.metrics import Metric, list_metrics, parse_metric, rank_metrics
+from diffuserec.evaluation.protocol import Protocol
+from diffuserec.evaluation.uncertainty import uncertainty
+from diffuserec.models.base import Augmenter, Recommender
+from diffuserec.models.retrieval import seen_items
 
 _FORMAT = "diffuserec-evaluation"
 _VERSION = 1
@@ -40,86 +39,37 @@ _FACTS = ("split", "filters", "n_too_short")
 _NOTABLE_REPEATS = 0.01
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a result came about; ``str()`` is the one line that stands beside every number.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Rank of each query's target, and the list on top: enough for every metric.
 
     Attributes:
-        dataset: name of the data, or None.
-        split: how the log was divided and which part was measured.
-        candidates: ``full`` or ``uniform:N``.
-        n_items: size of the catalog.
-        filter_seen: whether items of a user's own history were hidden.
-        ties: what a target gets that ties.
-        n_users: queries measured, all of them.
-        n_too_short: users of the log who have no query, or None where it was not said.
-        filters: k-core and minimum counts of the log.
-        max_len: positions that the model looks at, or None when it looks at all.
-        seed: of noise and of sampled candidates.
-        repeat_share: share of the targets that are already in their own history.
+        users: user number of each query, shape (Q,).
+        target_rank: 0-based rank of the target among the candidates; a half where it ties; a
+            target that is itself hidden ranks behind all candidates. Shape (Q,).
+        top_items: the K best items, best first; -1 where fewer may be shown. Shape (Q, K).
+        vocab_size: V.
     """
 
-    dataset: str | None
-    split: str
-    candidates: str
-    n_items: int
-    filter_seen: bool
-    ties: str
-    n_users: int
-    n_too_short: int | None
-    filters: str
-    max_len: int | None
-    seed: int
-    repeat_share: float
+    users: Int64[np.ndarray, " Q"]
+    target_rank: Float64[np.ndarray, " Q"]
+    top_items: Int64[np.ndarray, "Q K"]
+    vocab_size: int
 
-    def __str__(self) -> str:
-        return protocol_line([self])
-
-    def conflicts(self, other: "Protocol") -> list[str]:
-        """In what the two differ that makes their numbers incomparable; empty when in nothing.
-
-        The length that a model looks at is the model's own affair, and so is the seed.
-        """
-        return [
-            f"{field.name}: {getattr(self, field.name)} and {getattr(other, field.name)}"
-            for field in fields(self)
-            if field.name not in ("max_len", "seed", "n_too_short")
-            and getattr(self, field.name) != getattr(other, field.name)
-        ]
-
-
-def protocol_line(protocols: Sequence[Protocol]) -> str:
-    """One line for results that stand in one table; where they differ, all values are said."""
-
-    def each(name: str, show: dict[Any, str] | None = None) -> str:
-        values = dict.fromkeys(getattr(protocol, name) for protocol in protocols)
-        return "/".join((show or {}).get(value, _show(value)) for value in values)
-
-    parts = [
-        f"dataset {each('dataset', {None: 'not named'})}",
-        f"split {each('split')}",
-        f"candidates {each('candidates')} of {each('n_items')} items",
-        f"seen items {each('filter_seen', {True: 'hidden', False: 'kept'})}",
-        f"ties {each('ties')}",
-        f"users {each('n_users')}, too short {each('n_too_short', {None: 'not stated'})}",
-        f"filters {each('filters')}",
-        f"max_len {each('max_len', {None: 'all'})}",
-        f"seed {each('seed')}",
-        f"repeats {each('repeat_share')}",
-    ]
-    return " · ".join(parts)
+    def __len__(self) -> int:
+        return len(self.users)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model achieved on some queries, and how that was measured.
+    """Result of a model on some queries, with the protocol of the measurement.
 
     Attributes:
         method: name of the recommender, with its augmenter where there was one.
         protocol: how it was measured.
         metrics: means over all users, under names such as ``HR@10``.
-        groups: rows ``grouping, group, n_users, metric, value``.
-        per_user: one row a query, in the order of the queries: ``user`` (number), ``user_id``
+        groups: columns ``grouping, group, n_users, metric, value``.
+        per_user: one entry a query, in the order of the queries: ``user`` (number), ``user_id``
             (where the catalog knows it), ``history_length``, ``history_group``, ``target`` (raw
             id), ``target_count`` (in training), ``popularity_group``, ``target_rank`` (0-based),
             a column for each metric of the rank and, where asked for, ``confidence``, ``entropy``
@@ -134,7 +84,7 @@ class Evaluation:
 
     @property
     def repeat_note(self) -> str | None:
-        """What to know when many targets are repeats and repeats were hidden; else None."""
+        """Warning if many targets are repeats and repeats were hidden; else None."""
         share = self.protocol.repeat_share
         if not self.protocol.filter_seen or share <= _NOTABLE_REPEATS:
             return None
@@ -194,6 +144,7 @@ def evaluate(
     candidates: str = "full",
     cutoffs: Sequence[int] = (5, 10, 20),
     list_length: int = 10,
+    metrics: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 256,
     with_uncertainty: bool = False,
@@ -206,7 +157,7 @@ def evaluate(
         model: put into evaluation mode, and left there.
         queries: histories and the item that followed each; an empty history is answered by
             popularity.
-        augmenter: lengthens the histories first, as in training.
+        augmenter: changes the histories first, as it changed those of training.
         filter_seen: hide what is in a user's own real history; a target that is itself in there
             then counts as ranked last.
         candidates: ``full`` ranks the whole catalog; ``uniform:100`` ranks the target among 100
@@ -215,6 +166,8 @@ def evaluate(
         cutoffs: list lengths of HR and NDCG.
         list_length: list length of coverage, Gini and novelty, which always come from the full
             ranking.
+        metrics: further metrics by name, such as ``RBP@10`` of another package; see
+            ``diffuserec.evaluation.metrics``.
         seed: of noise and of sampled candidates.
         batch_size: queries scored at once; changes no result.
         with_uncertainty: add the columns of :func:`uncertainty` to the per-user results, for
@@ -234,6 +187,7 @@ def evaluate(
             raise ConfigError(f"no protocol fact {name!r}; there are: {', '.join(_FACTS)}")
     if not cutoffs or min(cutoffs) < 1:
         raise ConfigError(f"cutoffs must be positive list lengths, got {tuple(cutoffs)}")
+    further = [parse_metric(name) for name in metrics]
     ranking = rank(
         model,
         queries,
@@ -246,6 +200,9 @@ def evaluate(
     )
     popularity = model.popularity.cpu().numpy()
     by_user = rank_metrics(ranking.target_rank, sorted(set(cutoffs)))
+    by_user |= {
+        str(m): m.per_user(ranking.target_rank) for m in further if m.is_per_user
+    }
     per_user = _per_user(queries, ranking, popularity).with_columns(
         pl.Series(name, values) for name, values in by_user.items()
     )
@@ -260,7 +217,11 @@ def evaluate(
             batch_size=batch_size,
         )
         per_user = per_user.hstack(certain)
-    metrics = {name: float(values.mean()) for name, values in by_user.items()}
+    means = {name: float(values.mean()) for name, values in by_user.items()}
+    means |= list_metrics(ranking.top_items, popularity)
+    means |= {
+        str(m): m.of_lists(ranking.top_items, popularity) for m in further if not m.is_per_user
+    }
     protocol = Protocol(
         dataset=dataset_name,
         split=str(stated.get("split", "not stated")),
@@ -271,14 +232,14 @@ def evaluate(
         n_users=len(queries),
         n_too_short=stated.get("n_too_short"),
         filters=str(stated.get("filters", "not stated")),
-        max_len=model.config.model_dump().get("max_len"),
+        max_len=model.max_len,
         seed=seed,
         repeat_share=queries.repeat_share,
     )
     return Evaluation(
         method=model.name if augmenter is None else f"{model.name} + {augmenter.name}",
         protocol=protocol,
-        metrics=metrics | list_metrics(ranking.top_items, popularity),
+        metrics=means,
         groups=group_means(per_user, list(by_user)),
         per_user=per_user,
     )
@@ -296,7 +257,7 @@ def rank(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Ranking:
-    """Where a model ranks each query's target, and what it would show on top.
+    """Ranks of the queries' targets, and the lists on top.
 
     Arguments and errors are those of :func:`evaluate`.
 
@@ -305,7 +266,7 @@ def rank(
         the queries.
     """
     model.require_fitted()
-    n_sampled = _n_sampled(candidates)
+    n_sampled = n_candidates(candidates)
     catalog = queries.histories.catalog
     if not len(queries):
         raise DataError("there are no queries to evaluate on")
@@ -319,69 +280,39 @@ def rank(
             f"that of the queries ({catalog.n_items} items): prepare both from one dataset"
         )
     if n_sampled is not None:
-        _require_enough(queries, n_sampled)
+        require_enough(queries, n_sampled)
     model.eval()
-    longer = queries.histories
+    shown = queries.histories
     if augmenter is not None:
         augmenter.eval()
-        longer = augmenter.lengthened(queries.histories, seed)
+        shown = augmenter.augment_for_inference(queries.histories, seed)
     target_rank = np.empty(len(queries))
     top_items = np.empty((len(queries), min(list_length, catalog.n_items)), dtype=np.int64)
-    order = np.argsort(longer.lengths, kind="stable")  # equal lengths together: little padding
+    order = np.argsort(shown.lengths, kind="stable")  # equal lengths together: little padding
     for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        scores = model.scores(longer, rows, seed)
-        seen = None
-        if filter_seen:
-            owner, items = seen_pairs(queries.histories, rows)
-            seen = (owner.to(scores.device), items.to(scores.device))
-        hide(scores, seen)
-        _refuse_nan(scores, model, queries.histories, rows)
-        targets = torch.from_numpy(queries.targets[rows]).to(scores.device)
-        if n_sampled is None:
-            ranks = target_ranks(scores, targets)
-        else:
-            drawn = torch.from_numpy(uniform_candidates(queries, rows, n_sampled, seed))
-            ranks = sampled_target_ranks(scores, targets, drawn.to(scores.device))
-        target_rank[rows] = ranks.cpu().numpy()
-        top_items[rows] = top_k(scores, list_length)[1].cpu().numpy()
+        index = order[first : first + batch_size]
+        drawn = None
+        if n_sampled is not None:
+            drawn = torch.from_numpy(uniform_candidates(queries, index, n_sampled, seed))
+        found = model.search(
+            shown,
+            index,
+            seed=seed,
+            targets=torch.from_numpy(queries.targets[index]),
+            candidates=drawn,
+            k=list_length,
+            hidden=seen_items(queries.histories, index) if filter_seen else None,
+        )
+        if bool(found.not_numbers.any()):
+            bad = int(index[int(found.not_numbers.nonzero()[0, 0])])
+            raise DataError(
+                f"{model.name} gives {user_name(queries.histories, bad)} scores that are not "
+                "numbers (NaN): its parameters are damaged; train again, with a lower learning rate"
+            )
+        ranks = found.ranks if n_sampled is None else found.candidate_ranks
+        target_rank[index] = ranks.cpu().numpy()
+        top_items[index] = found.items.cpu().numpy()
     return Ranking(queries.histories.users, target_rank, top_items, catalog.vocab_size)
-
-
-def uniform_candidates(
-    queries: Queries, rows: Int64[np.ndarray, " B"], n: int, seed: int
-) -> Int64[np.ndarray, "B n"]:
-    """Items for each query's target to be ranked among, all equally likely.
-
-    Each user has an endless sequence of items that depends on (seed, user) alone; the candidates
-    are the first `n` of it that are new and neither the target nor in the real history.
-
-    Args:
-        queries: histories and targets.
-        rows: which of them.
-        n: how many items a query; the catalog must have as many to give.
-        seed: of the draws.
-    """
-    n_items = queries.histories.catalog.n_items
-    users = queries.histories.users[rows]
-    at = np.arange(len(rows))
-    taken = np.zeros((len(rows), n_items + 1), dtype=bool)
-    owner, items = (tensor.numpy() for tensor in seen_pairs(queries.histories, rows))
-    taken[owner, items] = True
-    taken[at, queries.targets[rows]] = True
-    width = n + n // 4 + 16
-    while True:
-        drawn = 1 + (_words(seed, users, width) % np.uint64(n_items)).astype(np.int64)
-        usable = ~taken[at[:, None], drawn]
-        order = np.argsort(drawn, axis=1, kind="stable")
-        ordered = np.take_along_axis(drawn, order, axis=1)
-        again = np.zeros_like(usable)
-        np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-        usable &= ~again
-        place = usable.cumsum(1)
-        if (place[:, -1] >= n).all():
-            return drawn[usable & (place <= n)].reshape(len(rows), n)
-        width *= 2
 
 
 def load_evaluation(directory: Path | str) -> Evaluation:
@@ -439,73 +370,6 @@ def _per_user(
         "target_rank": ranking.target_rank,
     }
     return pl.DataFrame(columns)
-
-
-def _n_sampled(candidates: str) -> int | None:
-    if candidates == "full":
-        return None
-    name, _, number = candidates.partition(":")
-    if name != "uniform" or not number.isdecimal() or int(number) < 1:
-        raise ConfigError(f"candidates must be 'full' or 'uniform:N', got {candidates!r}")
-    return int(number)
-
-
-def _require_enough(queries: Queries, n: int) -> None:
-    real = queries.histories.real()
-    vocab_size = real.vocab_size
-    owner = np.repeat(np.arange(len(queries)), real.lengths)
-    own = np.concatenate(
-        [owner * vocab_size + real.items, np.arange(len(queries)) * vocab_size + queries.targets]
-    )
-    n_own = np.bincount(np.unique(own) // vocab_size, minlength=len(queries))
-    left = real.catalog.n_items - int(n_own.max())
-    if left < n:
-        raise ConfigError(
-            f"uniform:{n} needs {n} items that a user does not have, and "
-            f"{_user(real, int(n_own.argmax()))} leaves {left} of {real.catalog.n_items}: "
-            "use fewer candidates, or 'full'"
-        )
-
-
-def _refuse_nan(
-    scores: Tensor, model: Recommender, histories: SequenceDataset, rows: Int64[np.ndarray, " B"]
-) -> None:
-    bad = scores.amax(1).isnan()  # the greatest of a row is NaN when any of it is
-    if bad.any():
-        row = int(rows[int(bad.nonzero()[0, 0])])
-        raise DataError(
-            f"{model.name} gives {_user(histories, row)} scores that are not numbers (NaN): "
-            "its parameters are damaged; train again, with a lower learning rate"
-        )
-
-
-def _user(histories: SequenceDataset, row: int) -> str:
-    number = int(histories.users[row])
-    known = histories.catalog.user_ids
-    return f"user number {number}" if known is None else f"user {known[number]!r}"
-
-
-def _words(seed: int, users: Int64[np.ndarray, " B"], width: int) -> UInt64[np.ndarray, "B W"]:
-    """Random 64-bit words, each a hash of (seed, user, position): SplitMix64 in counter mode."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-
-    def mixed(z: np.ndarray) -> np.ndarray:
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed_word: np.ndarray = z ^ (z >> np.uint64(31))
-        return mixed_word
-
-    # the constant keeps these draws apart from any noise that is keyed by (seed, user) too
-    origin = mixed(np.array([seed & (2**64 - 1)], dtype=np.uint64) ^ np.uint64(0xCA9D1DA7E5))
-    streams = mixed(origin + users.astype(np.uint64) * golden)
-    steps: np.ndarray = np.arange(1, width + 1, dtype=np.uint64) * golden
-    return mixed(streams[:, None] + steps)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _sha256(path: Path) -> str:

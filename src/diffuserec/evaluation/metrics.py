@@ -1,7 +1,10 @@
 """From ranks and top lists to numbers: a formula each.
 
-A query has one target, and the target has a 0-based rank r among the candidates: r items stand
-above it, and where scores tie r is the middle of the tied places, so it can end in a half.
+A query has one target, and the target has a 0-based rank r among the candidates: r items are
+ranked above it, and ties get the mean of the ranks they span, so r can end in a half.
+
+A metric is found by name in :data:`METRICS`; another package adds one with :func:`rank_metric` or
+:func:`list_metric`, or as an entry point ``diffuserec.metrics``.
 
 ===========  ==============================================================  ==================
 metric       of one query                                                    over queries
@@ -17,29 +20,60 @@ Novelty@k    mean surprise of the k items shown, in bits                     mea
 With a single target per query, the hit rate and recall are the same number.
 """
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, did_you_mean
+from diffuserec.registry import Registry
 
-_ALIASES = {
-    "hr": "HR",
-    "hit": "HR",
-    "hits": "HR",
-    "hitrate": "HR",
-    "recall": "HR",
-    "ndcg": "NDCG",
-    "mrr": "MRR",
-    "coverage": "Coverage",
-    "gini": "Gini",
-    "novelty": "Novelty",
-}
-_KNOWN = "HR@k (also Hit, HitRate, Recall), NDCG@k, MRR, Coverage@k, Gini@k, Novelty@k"
+_ALIASES = {"hit": "HR", "hits": "HR", "hitrate": "HR", "recall": "HR"}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A metric's formula: of a target's rank, or of whole lists.
+
+    Attributes:
+        of_ranks: from 0-based ranks (Q,) and a cutoff (None without one) to a value for each
+            query; None for a metric of lists.
+        of_lists: from the items shown (Q, K), -1 where there is none, and training counts (V,) to
+            one number; None for a metric of ranks.
+        has_cutoff: whether it is written with a list length, as in ``HR@10``.
+    """
+
+    of_ranks: Callable[[np.ndarray, int | None], np.ndarray] | None = None
+    of_lists: Callable[[np.ndarray, np.ndarray], float] | None = None
+    has_cutoff: bool = True
+
+
+def _check_formula(part: Any) -> None:
+    if not isinstance(part, Formula) or (part.of_ranks is None) == (part.of_lists is None):
+        raise ConfigError(f"a metric is a Formula of ranks or of lists, got {part!r}")
+
+
+METRICS: Registry[Formula] = Registry("metric", check=_check_formula)
+
+
+def rank_metric(
+    name: str, has_cutoff: bool = True
+) -> Callable[[Callable[[np.ndarray, int | None], np.ndarray]], Formula]:
+    """Decorator that registers a metric of the target's 0-based rank.
+
+    Args:
+        name: as results spell it, without the cutoff.
+        has_cutoff: whether it has a list length.
+    """
+    return lambda formula: METRICS.register(name, Formula(formula, None, has_cutoff))
+
+
+def list_metric(name: str) -> Callable[[Callable[[np.ndarray, np.ndarray], float]], Formula]:
+    """Decorator that registers a metric of the lists shown and of training counts."""
+    return lambda formula: METRICS.register(name, Formula(None, formula, True))
 
 
 @dataclass(frozen=True)
@@ -47,8 +81,8 @@ class Metric:
     """A metric by name; ``str()`` gives the one spelling that results use.
 
     Attributes:
-        name: ``HR``, ``NDCG``, ``MRR``, ``Coverage``, ``Gini`` or ``Novelty``.
-        k: length of the list; None for MRR.
+        name: as registered.
+        k: length of the list; None for a metric without one.
     """
 
     name: str
@@ -57,40 +91,105 @@ class Metric:
     def __str__(self) -> str:
         return self.name if self.k is None else f"{self.name}@{self.k}"
 
+    @property
+    def is_per_user(self) -> bool:
+        """Whether each query has a value, of which the result is the mean."""
+        return METRICS.find(self.name).of_ranks is not None
+
     def per_user(self, target_rank: Float64[np.ndarray, " Q"]) -> Float64[np.ndarray, " Q"]:
         """The metric of each query from its target's 0-based rank.
 
         Raises:
             ConfigError: the metric is one of whole lists, not of a target's rank.
         """
-        if self.name == "MRR":
-            return 1.0 / (target_rank + 1.0)
-        if self.name not in ("HR", "NDCG"):
+        formula = METRICS.find(self.name).of_ranks
+        if formula is None:
             raise ConfigError(f"{self} is not a metric of the target's rank: see list_metrics()")
-        hit = (target_rank < self.k).astype(np.float64)
-        return hit if self.name == "HR" else hit / np.log2(target_rank + 2.0)
+        return np.asarray(formula(target_rank, self.k), dtype=np.float64)
+
+    def of_lists(
+        self, top_items: Int64[np.ndarray, "Q K"], popularity: Int64[np.ndarray, " V"]
+    ) -> float:
+        """The metric of the lists, cut to its length.
+
+        Raises:
+            ConfigError: the metric is one of a target's rank, not of lists.
+        """
+        formula = METRICS.find(self.name).of_lists
+        if formula is None:
+            raise ConfigError(f"{self} is a metric of the target's rank, not of lists")
+        return float(formula(top_items[:, : self.k], popularity))
 
 
 def parse_metric(text: str) -> Metric:
     """Reads ``HR@10``, ``recall@10``, ``ndcg@5``, ``MRR``, …; letter case does not matter.
 
     Raises:
-        ConfigError: no such metric, a cutoff missing or below 1, or one on MRR, which has none.
+        ConfigError: no such metric, a cutoff missing or below 1, or one on a metric without.
     """
     match = re.fullmatch(r"\s*([a-z_]+)(?:@(\d+))?\s*", text, re.IGNORECASE)
     word = match[1].lower().replace("_", "") if match else ""
-    if match is None or word not in _ALIASES:
-        close = difflib.get_close_matches(word or text.lower(), list(_ALIASES), n=1)
-        hint = f" (did you mean {_ALIASES[close[0]]!r}?)" if close else ""
-        raise ConfigError(f"no metric {text!r}{hint}; there are: {_KNOWN}")
-    name = _ALIASES[word]
-    if name == "MRR":
+    spelling = _ALIASES | {name.lower().replace("_", ""): name for name in METRICS.names()}
+    if match is None or word not in spelling:
+        hint = did_you_mean(word or text.lower(), spelling)
+        raise ConfigError(f"no metric {text!r}{hint}; there are: {_known()}")
+    name = spelling[word]
+    if not METRICS.find(name).has_cutoff:
         if match[2] is not None:
-            raise ConfigError(f"MRR is taken over the whole list: write 'MRR', not {text!r}")
+            raise ConfigError(f"{name} is taken over the whole list: write {name!r}, not {text!r}")
         return Metric(name)
     if match[2] is None or int(match[2]) < 1:
         raise ConfigError(f"{text!r} needs a list length of at least 1, such as '{name}@10'")
     return Metric(name, int(match[2]))
+
+
+def _known() -> str:
+    aliases = ", ".join(sorted(word.capitalize() for word in _ALIASES))
+    names = [f"{n}@k" if METRICS.find(n).has_cutoff else n for n in METRICS.names()]
+    return f"{', '.join(names)} (HR also {aliases})"
+
+
+@rank_metric("HR")
+def _hit_rate(ranks: np.ndarray, k: int | None) -> np.ndarray:
+    return (ranks < k).astype(np.float64)
+
+
+@rank_metric("NDCG")
+def _ndcg(ranks: np.ndarray, k: int | None) -> np.ndarray:
+    return (ranks < k).astype(np.float64) / np.log2(ranks + 2.0)
+
+
+@rank_metric("MRR", has_cutoff=False)
+def _mrr(ranks: np.ndarray, k: int | None) -> np.ndarray:
+    return 1.0 / (ranks + 1.0)
+
+
+@list_metric("Coverage")
+def _coverage(top_items: np.ndarray, popularity: np.ndarray) -> float:
+    return float((_exposure(top_items, popularity) > 0).sum() / (len(popularity) - 1))
+
+
+@list_metric("Gini")
+def _gini(top_items: np.ndarray, popularity: np.ndarray) -> float:
+    exposure = np.sort(_exposure(top_items, popularity))
+    n, total = len(exposure), exposure.sum()
+    weights = 2.0 * np.arange(1, n + 1) - n - 1
+    return float(weights @ exposure / (n * total)) if total else 0.0
+
+
+@list_metric("Novelty")
+def _novelty(top_items: np.ndarray, popularity: np.ndarray) -> float:
+    shown = top_items > 0
+    counts = np.maximum(popularity, 1)
+    surprise = -np.log2(counts / max(1, int(popularity[1:].sum())))
+    sizes = shown.sum(1)
+    surprises = np.where(shown, surprise[np.where(shown, top_items, 0)], 0.0).sum(1)
+    return float((surprises[sizes > 0] / sizes[sizes > 0]).mean()) if shown.any() else 0.0
+
+
+def _exposure(top_items: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """In how many lists each item is shown."""
+    return np.bincount(top_items[top_items > 0], minlength=len(popularity))[1:]
 
 
 def rank_metrics(
@@ -112,7 +211,7 @@ def rank_metrics(
 def list_metrics(
     top_items: Int64[np.ndarray, "Q K"], popularity: Int64[np.ndarray, " V"]
 ) -> dict[str, float]:
-    """What the top lists show, whoever likes it: coverage, inequality, surprise.
+    """Coverage, inequality and surprise of the top lists, whoever likes them.
 
     With n = V - 1 items, e_i the number of lists that show item i, e_(1) <= … <= e_(n) in order of
     size, and c_i the training count of item i:
@@ -133,17 +232,5 @@ def list_metrics(
         of its mean.
     """
     k = top_items.shape[1]
-    n = len(popularity) - 1
-    shown = top_items > 0
-    exposure = np.sort(np.bincount(top_items[shown], minlength=len(popularity))[1:])
-    total = exposure.sum()
-    weights = 2.0 * np.arange(1, n + 1) - n - 1
-    counts = np.maximum(popularity, 1)
-    surprise = -np.log2(counts / max(1, int(popularity[1:].sum())))
-    sizes = shown.sum(1)
-    surprises = np.where(shown, surprise[np.where(shown, top_items, 0)], 0.0).sum(1)
-    return {
-        f"Coverage@{k}": float((exposure > 0).sum() / n),
-        f"Gini@{k}": float(weights @ exposure / (n * total)) if total else 0.0,
-        f"Novelty@{k}": float((surprises[sizes > 0] / sizes[sizes > 0]).mean()) if total else 0.0,
-    }
+    wanted = [Metric(name, k) for name in ("Coverage", "Gini", "Novelty")]
+    return {str(metric): metric.of_lists(top_items, popularity) for metric in wanted}

@@ -9,7 +9,7 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuserec.contracts import Recommender, Run, Settings
+from diffuserec.models.base import Recommender, Run, Settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, Store
 from diffuserec.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What a model says about its own certainty, and whether that is right.
+"""Certainty of a model about its own lists, and whether it is right.
 
 For models whose scores are a distribution over the items: for each query the probability of the
 list that is shown, the entropy of the distribution and, for generative recommenders, how far the
@@ -9,13 +9,11 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
-from diffuserec.contracts import Augmenter, GenerativeRecommender, Recommender
-from diffuserec.data import Queries, SequenceDataset
-from diffuserec.draws import Averaged
+from diffuserec.data import Queries
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.ranking import seen_pairs, top_k
+from diffuserec.models.base import Augmenter, Recommender
+from diffuserec.models.retrieval import seen_items
 
 COLUMNS = ("confidence", "entropy", "disagreement")
 
@@ -31,20 +29,20 @@ def uncertainty(
     seed: int = 0,
     batch_size: int = 256,
 ) -> pl.DataFrame:
-    """How certain a model is of each query, without looking at the targets.
+    """Certainty of a model about each query, without looking at the targets.
 
     Args:
-        model: fitted; a generative recommender, or one that gives logits.
+        model: fitted; a generative recommender, or one whose scores are logits.
         queries: histories to ask about.
-        augmenter: lengthens the histories first, as in training.
-        filter_seen: hide what is in a user's own real history; the probability of what is left
+        augmenter: changes the histories first, as it changed those of training.
+        filter_seen: hide items of a user's own real history; the probability of what is left
             is scaled up to 1.
         list_length: K items of the list that would be shown.
         seed: of the noise.
         batch_size: queries at once.
 
     Returns:
-        A row a query: ``confidence`` (probability of the shown list), ``entropy`` (of the averaged
+        An entry a query: ``confidence`` (probability of the shown list), ``entropy`` (of the averaged
         distribution, nats), ``disagreement`` (between draws, nats; 0 for a model without noise).
 
     Raises:
@@ -52,7 +50,7 @@ def uncertainty(
             another catalog.
     """
     model.require_fitted()
-    if not has_distribution(model):
+    if not model.has_distribution:
         raise ConfigError(
             f"{model.name} ranks items by scores that are not probabilities of items: uncertainty "
             "is for models trained with the full softmax and for generative ones"
@@ -63,33 +61,19 @@ def uncertainty(
             "from one dataset"
         )
     model.eval()
-    longer = queries.histories
+    shown = queries.histories
     if augmenter is not None:
         augmenter.eval()
-        longer = augmenter.lengthened(longer, seed)
+        shown = augmenter.augment_for_inference(shown, seed)
     columns = {name: np.empty(len(queries)) for name in COLUMNS}
-    order = np.argsort(longer.lengths, kind="stable")
+    order = np.argsort(shown.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        averaged = _averaged(model, longer, rows, seed)
-        left = averaged.mean.clone()
-        left[:, 0] = 0
-        if filter_seen:
-            owner, items = seen_pairs(queries.histories, rows)
-            left[owner.to(left.device), items.to(left.device)] = 0
-        shown = top_k(left, list_length)[0].clamp(min=0).sum(1)
-        mass = left.sum(1)
-        # what is left may be ever so little; rounding may put a full list above the whole
-        confidence = (shown / mass.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(max=1)
-        columns["confidence"][rows] = confidence.cpu().numpy()
-        columns["entropy"][rows] = averaged.entropy.cpu().numpy()
-        columns["disagreement"][rows] = averaged.disagreement.cpu().numpy()
+        index = order[first : first + batch_size]
+        hidden = seen_items(queries.histories, index) if filter_seen else None
+        found = model.certainty(shown, index, list_length, seed=seed, hidden=hidden)
+        for name in COLUMNS:
+            columns[name][index] = getattr(found, name).cpu().numpy()
     return pl.DataFrame(columns)
-
-
-def has_distribution(model: Recommender) -> bool:
-    """Whether the model's scores are a distribution over the items."""
-    return isinstance(model, GenerativeRecommender) or model.gives_logits
 
 
 def calibration(
@@ -103,7 +87,7 @@ def calibration(
         n_bins: at most so many.
 
     Returns:
-        A row a bin, in rising order: ``predicted`` and ``observed`` (means), ``margin`` (half of
+        An entry a bin, in rising order: ``predicted`` and ``observed`` (means), ``margin`` (half of
         the 95 % interval of the observed rate, normal), ``n``.
 
     Raises:
@@ -125,18 +109,3 @@ def expected_calibration_error(bins: pl.DataFrame) -> float:
     """Mean distance of predicted and observed rates over the bins of :func:`calibration`."""
     weight = bins["n"] / bins["n"].sum()
     return float(((bins["predicted"] - bins["observed"]).abs() * weight).sum())
-
-
-def _averaged(
-    model: Recommender, dataset: SequenceDataset, rows: np.ndarray, seed: int
-) -> Averaged:
-    if isinstance(model, GenerativeRecommender):
-        return model.averaged(dataset, rows, seed)
-    scores: Tensor = model.scores(dataset, rows, seed)
-    scores[:, 0] = -torch.inf
-    probabilities = torch.softmax(scores, dim=1)
-    empty = torch.from_numpy(dataset.lengths[rows] == 0)
-    if bool(empty.any()):  # those were answered by counts, not by logits
-        counts = model.popularity.float()
-        probabilities[empty.to(scores.device)] = counts / counts.sum().clamp(min=1)
-    return Averaged.of([probabilities])

@@ -40,14 +40,14 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import GenerativeRecommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.diffusion import KeyedNoise
-from diffuserec.losses import softmax_cross_entropy
-from diffuserec.nn.encoders import initialize
-from diffuserec.settings import RecurrentSettings
-from diffuserec.training import Update
+from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.encoders import initialize
+from diffuserec.models.settings import RecurrentSettings
+from diffuserec.training.loop import Update
 
 _KERNEL = 5
 """Positions that the convolution sees: the newest and those before it."""

@@ -25,17 +25,17 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import PAD, Catalog, Histories, Pairs, Queries, SequenceDataset
-from diffuserec.losses import (
+from diffuserec.models.losses import (
     binary_cross_entropy,
     seen_keys,
     softmax_cross_entropy,
     uniform_negatives,
 )
-from diffuserec.nn.users import UserTable
-from diffuserec.settings import PairSettings
+from diffuserec.models.users import UserTable
+from diffuserec.models.settings import PairSettings
 
 
 class BPR(Recommender):

@@ -12,46 +12,37 @@ Departures and options:
 - No vector of the user: whoever has a history can be recommended to. The paper joins one to the
   state.
 - The item table is tied; the released code has one of its own for scores, with a bias.
-- The state is normed. ``rectified=True`` is the paper's ReLU instead, with no negative component.
+- The state is normed. ``relu_output=True`` is the paper's ReLU instead, with no negative component.
 - All positions of a user train in one pass, each with the window that ends there. In a window that
   reaches beyond the first item, filters are not placed where they would read padding alone.
 - ``loss="softmax"``; the released command is ``bce`` with ``n_negatives=3``.
 - ``n_targets=3`` predicts the next three items from each position, as the paper does.
 """
 
-from typing import Self
+from typing import Annotated
 
-from jaxtyping import Float
-from torch import Tensor
+from pydantic import Field
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
-from diffuserec.settings import ConvolutionalSettings, TargetsSettings
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.settings import EncoderName, EncoderSettings, TargetsSettings
+from diffuserec.training import NextItemRecommender
 
 
-class Caser(Recommender):
+class Caser(NextItemRecommender):
     """Horizontal and vertical convolutions with tied item embeddings."""
 
-    class Config(TargetsSettings, ConvolutionalSettings):
+    class Config(TargetsSettings, EncoderSettings):
         """Hyper-parameters of Caser."""
 
+        encoder: EncoderName = "caser"
+        """Name of the sequence encoder."""
+        window: Annotated[int, OnlyIf(encoder="caser")] = Field(5, ge=1)
+        """Newest items that a state sees; filters have every height from 1 to this."""
+        n_horizontal: Annotated[int, OnlyIf(encoder="caser")] = Field(16, ge=1)
+        """Filters of each height."""
+        n_vertical: Annotated[int, OnlyIf(encoder="caser")] = Field(4, ge=1)
+        """Weighted sums of the window's items."""
+        relu_output: Annotated[bool, OnlyIf(encoder="caser")] = False
+        """Whether a state is a ReLU, without negative components, or a LayerNorm."""
+
     config: Config
-
-    def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.caser(catalog.vocab_size)
-
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        self.begin(train, run)
-        loss = training.encoder_loss(self.encoder, self.config, train, self.config.n_targets)
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=self.config.rows
-        )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)

@@ -27,12 +27,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.nn.encoders import last_states
-from diffuserec.settings import ContrastiveSettings
-from diffuserec.views import (
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.views import (
     Ragged,
     crop,
     insert,

@@ -24,12 +24,12 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.nn.encoders import last_states
-from diffuserec.settings import AnyEncoderSettings, ContrastSettings, LossSettings
-from diffuserec.views import Ragged, joined, mask, random_prefix, reorder, two_of
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import AnyEncoderSettings, ContrastSettings, LossSettings
+from diffuserec.models.views import Ragged, joined, mask, random_prefix, reorder, two_of
 
 
 class ContraRec(ContrastiveRecommender):

@@ -47,14 +47,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import GenerativeRecommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, Rows, SequenceDataset
-from diffuserec.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
-from diffuserec.losses import mixture_cross_entropy
-from diffuserec.nn.embeddings import interleaved_sinusoidal
-from diffuserec.nn.encoders import TransformerEncoder
-from diffuserec.settings import TransformerSettings
+from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
+from diffuserec.models.losses import mixture_cross_entropy
+from diffuserec.models.step_embeddings import interleaved_sinusoidal
+from diffuserec.models.encoders import TransformerEncoder
+from diffuserec.models.settings import TransformerSettings
 
 Memory = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, L, E) of a history in each block."""

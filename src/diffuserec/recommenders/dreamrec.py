@@ -38,19 +38,19 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import GenerativeRecommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.diffusion import (
+from diffuserec.models.diffusion import (
     KeyedNoise,
     NoiseSchedule,
     Sampler,
     classifier_free_network,
     uniform,
 )
-from diffuserec.nn.embeddings import sinusoidal
-from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.settings import TransformerSettings
+from diffuserec.models.step_embeddings import sinusoidal
+from diffuserec.models.encoders import TransformerEncoder, last_states
+from diffuserec.models.settings import TransformerSettings
 
 
 class DreamRec(GenerativeRecommender):

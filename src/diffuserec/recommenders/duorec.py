@@ -23,12 +23,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.nn.encoders import last_states
-from diffuserec.settings import ContrastiveSettings
-from diffuserec.views import Ragged, SameTarget, joined, random_prefix
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.views import Ragged, SameTarget, joined, random_prefix
 
 
 class DuoRec(ContrastiveRecommender):

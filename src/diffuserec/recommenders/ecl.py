@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import softmax_cross_entropy
-from diffuserec.nn.encoders import mean_of_last
-from diffuserec.settings import ContrastiveSettings
-from diffuserec.views import random_positions, top_items
+from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.encoders import mean_of_last
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.views import random_positions, top_items
 
 
 class ECL(ContrastiveRecommender):

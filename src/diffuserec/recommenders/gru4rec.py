@@ -17,39 +17,24 @@ Departures and options:
 - Embeddings and states are normed, and the item table is tied. Dropout is on the embeddings.
 """
 
-from typing import Self
+from typing import Annotated
 
-from jaxtyping import Float
-from torch import Tensor
+from pydantic import Field
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
-from diffuserec.settings import LossSettings, RecurrentSettings
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.settings import EncoderName, EncoderSettings, LossSettings
+from diffuserec.training import NextItemRecommender
 
 
-class GRU4Rec(Recommender):
+class GRU4Rec(NextItemRecommender):
     """Gated recurrent units with tied item embeddings."""
 
-    class Config(LossSettings, RecurrentSettings):
+    class Config(LossSettings, EncoderSettings):
         """Hyper-parameters of GRU4Rec."""
 
+        encoder: EncoderName = "gru"
+        """Name of the sequence encoder."""
+        hidden_dim: Annotated[int, OnlyIf(encoder="gru")] = Field(128, ge=1)
+        """Units."""
+
     config: Config
-
-    def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.gru(catalog.vocab_size)
-
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        self.begin(train, run)
-        loss = training.encoder_loss(self.encoder, self.config, train)
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=self.config.rows
-        )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)

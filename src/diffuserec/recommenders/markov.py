@@ -25,7 +25,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from diffuserec.contracts import Recommender, Run, Settings
+from diffuserec.models.base import Recommender, Run, Settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 
 _POPULARITY_WEIGHT = 1e-3

@@ -27,13 +27,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.nn.encoders import last_states
-from diffuserec.settings import ContrastiveSettings
-from diffuserec.training import Update
-from diffuserec.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.training.loop import Update
+from diffuserec.models.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
 
 _REGULARIZER = 0.1
 

@@ -40,14 +40,14 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.losses import seen_keys, uniform_negatives
-from diffuserec.nn.encoders import TransformerEncoder, last_states
-from diffuserec.settings import NextItemSettings
-from diffuserec.views import random_prefix
+from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.encoders import TransformerEncoder, last_states
+from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.views import random_prefix
 
 _GROUPS = 10
 """Of items, by popularity."""

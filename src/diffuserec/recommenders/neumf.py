@@ -30,12 +30,12 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import PAD, Catalog, Histories, Pairs, Queries, SequenceDataset
-from diffuserec.losses import seen_keys, uniform_negatives
-from diffuserec.nn.users import UserTable
-from diffuserec.settings import PairSettings
+from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.users import UserTable
+from diffuserec.models.settings import PairSettings
 
 _USERS = 64
 _BLOCK = 250_000

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuserec.contracts import Recommender, Run, Settings
+from diffuserec.models.base import Recommender, Run, Settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 
 

@@ -32,13 +32,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import seen_keys, uniform_negatives
-from diffuserec.nn.encoders import initialize, last_states
-from diffuserec.settings import NextItemSettings
-from diffuserec.views import random_share
+from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.encoders import initialize, last_states
+from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.views import random_share
 
 
 class S3Rec(Recommender):

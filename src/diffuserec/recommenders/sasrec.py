@@ -11,39 +11,14 @@ Departures, each because it is better on sparse logs and documented as such:
 - Positions count from the oldest item kept. All positions of a user train in one pass.
 """
 
-from typing import Self
-
-from jaxtyping import Float
-from torch import Tensor
-
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
-from diffuserec.settings import NextItemSettings
+from diffuserec.models.settings import NextItemSettings
+from diffuserec.training import NextItemRecommender
 
 
-class SASRec(Recommender):
+class SASRec(NextItemRecommender):
     """Causal transformer with tied item embeddings."""
 
     class Config(NextItemSettings):
         """Hyper-parameters of SASRec."""
 
     config: Config
-
-    def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.transformer(catalog.vocab_size)
-
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        self.begin(train, run)
-        loss = training.encoder_loss(self.encoder, self.config, train)
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=self.config.rows
-        )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)

@@ -45,15 +45,15 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import ContrastiveRecommender, Run, View
+from diffuserec.training import loop as training
+from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.diffusion import NoiseSchedule, timesteps
+from diffuserec.models.diffusion import NoiseSchedule, timesteps
 from diffuserec.errors import ConfigError
-from diffuserec.losses import softmax_cross_entropy
-from diffuserec.nn.encoders import SequenceDenoiser, last_states
-from diffuserec.settings import ContrastiveSettings
-from diffuserec.views import (
+from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.encoders import SequenceDenoiser, last_states
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.views import (
     confidences,
     most_confident,
     nearest_items,

@@ -31,17 +31,17 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import (
+from diffuserec.models.losses import (
     sampled_softmax,
     seen_keys,
     softmax_cross_entropy,
     uniform_negatives,
 )
-from diffuserec.nn.encoders import TransformerBlock, last_states
-from diffuserec.settings import TransformerSettings
+from diffuserec.models.encoders import TransformerBlock, last_states
+from diffuserec.models.settings import TransformerSettings
 
 
 class STOSA(Recommender):

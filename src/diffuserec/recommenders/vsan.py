@@ -26,12 +26,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec import training
-from diffuserec.contracts import Recommender, Run
+from diffuserec.training import loop as training
+from diffuserec.models.base import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.losses import kl_to_standard
-from diffuserec.nn.encoders import TransformerBlock, initialize, last_states
-from diffuserec.settings import NextItemSettings, TargetsSettings
+from diffuserec.models.losses import kl_to_standard
+from diffuserec.models.encoders import TransformerBlock, initialize, last_states
+from diffuserec.models.settings import NextItemSettings, TargetsSettings
 
 _LOG_VARIANCE = -4.0
 """With which training begins."""

@@ -1,0 +1,123 @@
+"""The catalog: raw item ids by number, and the index that leads back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int, Int64
+
+from diffuserec.errors import DataError
+
+PAD = 0
+
+RawId = int | str
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Items of a log: raw id and attributes of each number.
+
+    Attributes:
+        item_ids: raw ids of the items 1..V-1 in that order (integers or strings), so that item
+            ``i`` is ``item_ids[i - 1]``.
+        n_users: users of the log; user numbers are 0..n_users-1.
+        user_ids: raw ids of the users by number, or None where they are not kept (a saved model
+            does not carry them).
+        attributes: optional frame with one row an item in the order of `item_ids` (``name``,
+            ``category``, …), or None.
+    """
+
+    item_ids: pl.Series
+    n_users: int
+    user_ids: pl.Series | None = None
+    attributes: pl.DataFrame | None = None
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, V - 1."""
+        return len(self.item_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: items and the padding number 0."""
+        return len(self.item_ids) + 1
+
+    def encode(self, raw: Sequence[RawId] | pl.Series) -> Int64[np.ndarray, " N"]:
+        """Item numbers of raw ids; 0 for an unknown id. Costs O(ids · log V).
+
+        Integer catalogs take integers or their decimal strings; string catalogs take strings or
+        integers, so that ids typed on a command line work for both.
+        """
+        if len(raw) == 0:
+            return np.zeros(0, dtype=np.int64)
+        if not isinstance(raw, pl.Series):
+            if {type(value) for value in raw} == {str}:
+                raw = pl.Series(raw, dtype=pl.String)
+            else:  # not strict: integers among strings become strings
+                raw = pl.Series(list(raw), strict=False)
+        if raw.dtype != self.item_ids.dtype:
+            raw = raw.cast(self.item_ids.dtype, strict=False)
+        return self._index.numbers(raw)
+
+    def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
+        """Raw ids of item numbers (flat), in the type that the log had.
+
+        Raises:
+            DataError: an item is outside 1..V-1.
+        """
+        flat = np.asarray(items).reshape(-1)
+        if flat.size and (flat.min() < 1 or flat.max() > self.n_items):
+            raise DataError(
+                f"item numbers must lie in 1..{self.n_items}, got {flat.min()}..{flat.max()}"
+            )
+        return self.item_ids.gather(flat - 1).to_list()
+
+    @cached_property
+    def _index(self) -> "IdIndex":
+        return IdIndex(self.item_ids)
+
+
+def id_keys(ids: pl.Series) -> np.ndarray:
+    """Sortable keys of raw ids: an integer itself, the 64-bit hash of a string."""
+    if ids.dtype.is_integer():
+        return (ids.fill_null(0) if ids.null_count() else ids).to_numpy()
+    return ids.hash().to_numpy()
+
+
+class IdIndex:
+    """Raw id to number: sorted keys, searched by bisection; 16 bytes an item.
+
+    A hit is compared with the raw id, and items whose keys collide are tried one after another.
+
+    Args:
+        item_ids: raw ids of the items 1..V-1.
+        keys: keys of raw ids, equal for equal ids.
+    """
+
+    def __init__(
+        self, item_ids: pl.Series, keys: Callable[[pl.Series], np.ndarray] = id_keys
+    ) -> None:
+        self._item_ids = item_ids
+        self._keys_of = keys
+        unsorted = keys(item_ids)
+        self._order = np.argsort(unsorted, kind="stable")
+        self._keys = unsorted[self._order]
+
+    def numbers(self, ids: pl.Series) -> Int64[np.ndarray, " N"]:
+        """Item numbers of raw ids of the catalog's own type; 0 for null and for an unknown id."""
+        numbers = np.full(len(ids), PAD, dtype=np.int64)
+        keys = self._keys_of(ids)
+        at = np.searchsorted(self._keys, keys)
+        waiting = np.flatnonzero(ids.is_not_null().to_numpy())
+        while True:
+            waiting = waiting[at[waiting] < len(self._keys)]
+            waiting = waiting[self._keys[at[waiting]] == keys[waiting]]
+            if not len(waiting):
+                return numbers
+            found = self._order[at[waiting]]
+            hit = (self._item_ids.gather(found) == ids.gather(waiting)).to_numpy()
+            numbers[waiting[hit]] = found[hit] + 1
+            waiting = waiting[~hit]
+            at[waiting] += 1

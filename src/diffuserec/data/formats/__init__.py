@@ -1,0 +1,196 @@
+"""Log files: what format one has, its columns as a frame, and the way back.
+
+==============  ==================================================================================
+``csv, tsv``    a header line, then one interaction a line; quoted fields may span lines
+``parquet``     one interaction a row
+``jsonl``       one JSON object a line
+``inter``       RecBole's atomic file: tabs, a header such as ``user_id:token``
+``movielens``   ``user::item::rating::time``
+``sequences``   one line a user: the user, then the items, oldest first
+``pairs``       one line an interaction: ``user item``, in time order
+==============  ==================================================================================
+
+Each file of this folder is a format, and :data:`FORMATS` takes more from other packages: see
+:mod:`diffuserec.data.log_format`. All but Parquet may be gzipped. A file of two fields on every
+line is read as ``pairs`` if a user comes back, and as ``sequences`` if none does.
+"""
+
+import gzip
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import polars as pl
+
+from diffuserec.data.columns import Columns, Source
+from diffuserec.data.log_format import LogFile, LogFormat
+from diffuserec.data.text import BLOCK, first_line
+from diffuserec.errors import ConfigError, DataError, did_you_mean
+from diffuserec.registry import Registry
+
+_NOT_TEXT = {
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"BZh": "bzip2 data: unpack it first",
+    b"\xfd7zXZ": "xz data: unpack it first",
+    b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it first",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\x80": "perhaps a pickle, and pickles are never opened: export a CSV or Parquet file",
+}
+
+
+def _format_of(module: ModuleType) -> type[LogFormat]:
+    """The format that a file of this folder defines."""
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, LogFormat)
+        and value.__module__ == module.__name__
+    )
+    return found
+
+
+def _check(part: object) -> None:
+    if not (isinstance(part, type) and issubclass(part, LogFormat)):
+        raise ConfigError(f"a log format is a subclass of LogFormat, got {part!r}")
+
+
+FORMATS: Registry[type[LogFormat]] = Registry("format", __name__, _format_of, _check)
+"""Log formats by name. If several claim a file equally, one of this package reads it."""
+
+
+@contextmanager
+def read_columns(
+    path: Path | str, format: str | None, named: Mapping[str, str | None]
+) -> Iterator[Columns]:
+    """The columns of a file, which is kept until the end: messages look up the line of a row.
+
+    Args:
+        path: the file.
+        format: name of a format, or None to recognize it by the file's name and content.
+        named: for each role the name of its column, or None for a usual one.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, or not of the format.
+        ConfigError: no such format.
+    """
+    file = Path(path)
+    told = None if format is None else _find(format)
+    if file.is_dir():
+        raise DataError(f"{file} is a directory: give the log file itself")
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file")
+    try:
+        with _uncompressed(file) as plain:
+            yield _read(plain, told, named)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def writable_format(path: Path | str, format: str | None) -> str:
+    """Name of the format in which a log would be written; to be asked before hours of work.
+
+    Raises:
+        ConfigError: no format that can be written.
+        DataError: the path exists, or its folder does not.
+    """
+    target = Path(path)
+    known = _all()
+    writable = sorted(some.name for some in known if some.writable)
+    if not format:
+        suffix = target.suffix.lower()
+        by_suffix = (f.name for f in known if suffix in (*f.suffixes, *f.written_suffixes))
+        format = next(by_suffix, target.suffix)
+    if format not in writable:
+        raise ConfigError(
+            f"{target.name}: no format {format!r} to write{did_you_mean(format, writable)}; "
+            f"name one with format= (--format): {', '.join(writable)}"
+        )
+    if target.exists():
+        raise DataError(f"{target} exists already: choose another path or remove it")
+    if not target.parent.is_dir():
+        raise DataError(f"{target} cannot be written: there is no folder {target.parent}")
+    return format
+
+
+def write_log(frame: pl.DataFrame, path: Path | str, format: str | None) -> None:
+    """Writes the frame of a log, complete or not at all; see ``Interactions.write``."""
+    writer, target = _find(writable_format(path, format)), Path(path)
+    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        with work.open("wb") as stream:
+            writer.write(frame, stream, Source(target.name))
+            stream.flush()
+            os.fsync(stream.fileno())
+        work.rename(target)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _find(name: str) -> LogFormat:
+    found = FORMATS.find(name)()
+    if found.name != name:
+        raise ConfigError(f"the format {name!r} names itself {found.name!r}: use one name")
+    return found
+
+
+def _all() -> list[LogFormat]:
+    """All formats by name, those of this package first."""
+    ours = {name: FORMATS.module_name(name).startswith(f"{__name__}.") for name in FORMATS.names()}
+    return [_find(name) for name in sorted(ours, key=lambda name: (not ours[name], name))]
+
+
+def _read(file: Path, told: LogFormat | None, named: Mapping[str, str | None]) -> Columns:
+    source, known = Source(file.name), _all()
+    with file.open("rb") as stream:
+        head = stream.read(64)
+    marked = next((some for some in known if some.magic and head.startswith(some.magic)), None)
+    if marked and told and marked.name != told.name:
+        raise source.fail(
+            f"this is a {marked.title or marked.name} file, not {told.name}: leave out format= "
+            "(--format)"
+        )
+    suffix = Path(file.name.lower().removesuffix(".gz")).suffix
+    chosen = told or marked or next((some for some in known if suffix in some.suffixes), None)
+    if head and chosen and chosen.binary:
+        if not head.startswith(chosen.magic):
+            raise source.fail(
+                f"not a {chosen.title or chosen.name} file: name its format with format= (--format)"
+            )
+        return chosen.read(LogFile(file, named, "", told is not None))
+    for magic, meaning in _NOT_TEXT.items():
+        if head.startswith(magic):
+            raise source.fail(f"not text but {meaning}")
+    first = first_line(file)
+    chosen = chosen or max(known, key=lambda some: some.certainty(first))
+    return chosen.read(LogFile(file, named, first, told is not None))
+
+
+@contextmanager
+def _uncompressed(file: Path) -> Iterator[Path]:
+    """The file, or a temporary one of its name with its content unpacked."""
+    with file.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    if not packed:
+        if file.suffix.lower() == ".gz":
+            raise DataError(f"{file.name} is named .gz but holds no gzip data: rename it")
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="diffuserec-") as folder:
+        plain = Path(folder) / file.name
+        try:
+            with gzip.open(file, "rb") as stream, plain.open("wb") as copy:
+                shutil.copyfileobj(stream, copy, BLOCK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(
+                f"{file.name} is truncated or damaged gzip data ({error}): fetch it again"
+            ) from error
+        yield plain

@@ -1,0 +1,41 @@
+"""``inter``: RecBole's atomic file, tabs and a header of typed names such as ``user_id:token``."""
+
+from typing import BinaryIO
+
+import polars as pl
+
+from diffuserec.data.columns import Columns, Source
+from diffuserec.data.log_format import LogFile, LogFormat, require_flat, with_times
+from diffuserec.data.text import header, read_table
+
+
+class Inter(LogFormat):
+    """RecBole's interactions, one a line."""
+
+    name = "inter"
+    suffixes = (".inter",)
+
+    def certainty(self, first_line: str) -> int:
+        return 80 if ":token" in first_line else 0
+
+    def read(self, log: LogFile) -> Columns:
+        names, _ = header(log.first_line, "\t")
+        if any(name.startswith("item_id") and name.endswith("_seq") for name in names):
+            raise log.source.fail(
+                "this holds whole histories: give the .inter file with one interaction a line, or "
+                "one line a user (format sequences)"
+            )
+        return read_table(log, self.name, "\t", quoted=False, plain=_without_type)
+
+    def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
+        frame = with_times(frame)
+        require_flat(frame, self.name, source, forbidden=r"[\t\n\r]")
+        frame = frame.with_columns(pl.col(pl.Boolean).cast(pl.Int8))
+        numbers = {name for name, dtype in frame.schema.items() if dtype.is_numeric()}
+        numbers -= {"user_id", "item_id"}
+        frame = frame.rename(lambda name: f"{name}:{'float' if name in numbers else 'token'}")
+        frame.write_csv(stream, separator="\t", quote_style="never")
+
+
+def _without_type(name: str) -> str:
+    return name.partition(":")[0]

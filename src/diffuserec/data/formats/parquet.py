@@ -1,0 +1,30 @@
+"""``parquet``: one interaction a row, in columns that keep their types."""
+
+from typing import BinaryIO
+
+import polars as pl
+
+from diffuserec.data.columns import Columns, Source, find_roles
+from diffuserec.data.log_format import LogFile, LogFormat, with_times
+from diffuserec.data.text import reason
+
+
+class Parquet(LogFormat):
+    """Parquet files."""
+
+    name = "parquet"
+    title = "Parquet"
+    suffixes = (".parquet", ".pq")
+    binary = True
+    magic = b"PAR1"
+
+    def read(self, log: LogFile) -> Columns:
+        source = log.source
+        try:
+            table = pl.read_parquet(log.path, glob=False)
+        except pl.exceptions.PolarsError as error:
+            raise source.fail(f"damaged Parquet file ({reason(error)}): write it again") from error
+        return Columns(table, find_roles(table.columns, log.named, source), source, self.name)
+
+    def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
+        with_times(frame).write_parquet(stream)

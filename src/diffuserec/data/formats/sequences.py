@@ -1,0 +1,85 @@
+"""``sequences``: one line a user, the user and then the items, oldest first.
+
+The format of any text that no other recognizes. A file that was not said to be of it is taken for
+``pairs`` if every line has two fields and a user comes back.
+"""
+
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+
+from diffuserec.data.columns import Columns, Source, first_true
+from diffuserec.data.log_format import LogFile, LogFormat, require_flat
+from diffuserec.data.text import read_records
+
+
+class Sequences(LogFormat):
+    """Lines of blank-separated fields, a user's whole history on each."""
+
+    name = "sequences"
+    written_suffixes = (".txt",)
+
+    def certainty(self, first_line: str) -> int:
+        return 1
+
+    def read(self, log: LogFile) -> Columns:
+        return read_lines(log, self.name if log.told else None)
+
+    def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
+        frame = frame.select("user_id", "item_id")
+        require_flat(frame, self.name, source, forbidden=r"\s")
+        users = frame.group_by("user_id", maintain_order=True)
+        lines = users.agg(pl.col("item_id").cast(pl.String).str.join(" "))
+        lines = lines.select(pl.concat_str("user_id", "item_id", separator=" "))
+        lines.write_csv(stream, include_header=False, separator="\t", quote_style="never")
+
+
+def read_lines(log: LogFile, format: str | None) -> Columns:
+    """Interactions of lines of blank-separated fields, in time order.
+
+    Args:
+        log: the file.
+        format: ``sequences``, ``pairs``, or None for the one that the lines look like.
+
+    Raises:
+        DataError: a line has too few fields, or too many, or a user a second line.
+    """
+    log.refuse_named_columns(format or "lines")
+    table, source = read_records(log.path, None, 1, quoted=False)
+    lines = table.to_series().str.strip_chars()
+    if lines.str.contains(r"\t|\s\s").any():
+        lines = lines.str.replace_all(r"\s+", " ")
+    fields = lines.str.split(" ")
+    lengths = fields.list.len()
+    row = first_true(lengths < 2)
+    if row is not None:
+        raise source.fail(
+            "expected a user and at least one item, separated by blanks; for a table name its "
+            "format with format= (--format)",
+            row,
+        )
+    users = fields.list.first()
+    repeated = users.is_duplicated()
+    if format is None:
+        format = "pairs" if (lengths == 2).all() and repeated.any() else "sequences"
+    if format == "pairs":
+        row = first_true(lengths != 2)
+        if row is not None:
+            raise source.fail(f"expected a user and one item, got {lengths[row]} fields", row)
+    elif repeated.any():
+        row, again = (users == users[int(repeated.arg_true()[0])]).arg_true().head(2)
+        raise source.fail(
+            f"user {users[row]!r} has a second line ({source.locate(again)}), where sequences have "
+            "one line a user: join them; for a table name its format with format= (--format) and "
+            "give it a header such as user_id,item_id,timestamp",
+            row,
+        )
+    # from here a row is an interaction; a message about one must find its line again
+    ends = (lengths.cast(pl.Int64) - 1).cum_sum().to_numpy()
+    line = source.locate
+    source = replace(source, locate=lambda at: line(int(np.searchsorted(ends, at, side="right"))))
+    table = pl.DataFrame({"first field": users, "other fields": fields.list.slice(1)})
+    roles = {"user_id": "first field", "item_id": "other fields"}
+    return Columns(table.explode("other fields"), roles, source, format, text=True)

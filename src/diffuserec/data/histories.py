@@ -1,0 +1,79 @@
+"""Raw histories of a request as sequences: from ids that a service is sent to item numbers."""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int64
+
+from diffuserec.data.catalog import Catalog, RawId
+from diffuserec.data.dataset import SequenceDataset, offsets_of
+from diffuserec.errors import DataError
+
+
+def encode_histories(
+    catalog: Catalog,
+    histories: Sequence[Sequence[RawId]],
+    on_unknown: Literal["skip", "refuse"] = "skip",
+) -> tuple[SequenceDataset, Int64[np.ndarray, " U"]]:
+    """Histories of raw item ids as a dataset.
+
+    The user number of a history is a checksum of its items, above the numbers of the catalog's
+    users, so that noise drawn for a history depends on nothing else in the list.
+
+    Args:
+        catalog: raw ids of the items.
+        histories: raw ids, oldest first, one inner list a user.
+        on_unknown: ``skip`` leaves out items that the catalog does not hold.
+
+    Returns:
+        The dataset, and the number of unknown items in each history.
+
+    Raises:
+        DataError: not a list of lists; or an unknown item, if those are refused.
+    """
+    if isinstance(histories, str) or any(isinstance(h, str | int) for h in histories):
+        raise DataError(
+            "histories must be a list of lists of item ids, one inner list a user: "
+            'recommend([["B0012", "B0440"]])'
+        )
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    raw = [item for history in histories for item in history]
+    numbers = catalog.encode(raw)
+    owners = np.repeat(np.arange(len(histories)), lengths)
+    n_unknown = np.bincount(owners[numbers == 0], minlength=len(histories))
+    if on_unknown == "refuse" and n_unknown.any():
+        first = int(np.argmax(numbers == 0))
+        raise DataError(
+            f"history {owners[first]}: the catalog does not hold item {raw[first]!r} "
+            f"({int(n_unknown.sum())} unknown in all)"
+        )
+    items = numbers[numbers > 0].astype(np.int32)
+    offsets = offsets_of(lengths - n_unknown)
+    keys = [zlib.crc32(items[a:b].tobytes()) for a, b in itertools.pairwise(offsets.tolist())]
+    users = np.array(keys, dtype=np.int64) + catalog.n_users
+    return SequenceDataset.from_offsets(items, offsets, catalog, users), n_unknown
+
+
+def encode_items(
+    catalog: Catalog, what: str, raw: Sequence[RawId] | pl.Series
+) -> Int64[np.ndarray, " I"]:
+    """Item numbers of raw ids that must all be in the catalog.
+
+    Args:
+        catalog: raw ids of the items.
+        what: name of the list, for the message.
+        raw: raw ids.
+
+    Raises:
+        DataError: an unknown item.
+    """
+    numbers = catalog.encode(raw)
+    if (numbers == 0).any():
+        raise DataError(
+            f"{what}: the catalog does not hold item {raw[int(np.argmax(numbers == 0))]!r}"
+        )
+    return numbers

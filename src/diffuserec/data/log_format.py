@@ -1,0 +1,153 @@
+"""The contract of a log format: how a file is recognized, read, and written.
+
+A new format is one file with a subclass of :class:`LogFormat`, registered in
+:data:`diffuserec.data.formats.FORMATS` or declared as an entry point of the group
+``diffuserec.formats``::
+
+    class Arff(LogFormat):
+        name = "arff"
+        suffixes = (".arff",)
+
+        def read(self, log: LogFile) -> Columns:
+            table = my_reader(log.path)
+            source = log.source
+            return Columns(table, find_roles(table.columns, log.named, source), source, self.name)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+import polars as pl
+
+from diffuserec.data.columns import OPTIONS, Columns, Source, first_true
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """A file to read as a log.
+
+    Attributes:
+        path: the file, decompressed if it was gzipped; named as the original.
+        named: for each role (``user_id``, ``item_id``, ``timestamp``) the name of its column, or
+            None for a usual one.
+        first_line: first line that is not blank; empty for a binary format.
+        told: True if the caller named the format, False if it was recognized.
+    """
+
+    path: Path
+    named: Mapping[str, str | None]
+    first_line: str
+    told: bool
+
+    @property
+    def source(self) -> Source:
+        """The file as a source of messages."""
+        return Source(self.path.name)
+
+    def refuse_named_columns(self, format: str, always_timed: bool = False) -> None:
+        """Raises DataError if columns were named, for a format that has no column names.
+
+        Args:
+            format: name of the format, for the message.
+            always_timed: True if the format has times, so that not even ``none`` may be said.
+        """
+        for role, name in self.named.items():
+            untimed = (role, name) == ("timestamp", "none") and not always_timed
+            if name is not None and not untimed:
+                option = OPTIONS[role]
+                raise self.source.fail(
+                    f"read as {format}, which has no column names: leave out {option}= "
+                    f"(--{option}) or name another format (--format)"
+                )
+
+
+class LogFormat(ABC):
+    """One format of interaction logs. A file of it may be gzipped.
+
+    A file is recognized by its first bytes (`magic`), else by the end of its name (`suffixes`),
+    else by its first line: the format that is most certain of it reads the file.
+
+    Attributes:
+        name: under which it is registered.
+        title: name within a sentence; by default `name`.
+        suffixes: ends of file names, in lower case, such as ``.csv``.
+        written_suffixes: further ends of names of files that are written in this format.
+        binary: True if files are not UTF-8 text, so that no first line is read.
+        magic: first bytes of every file; empty if they vary.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    written_suffixes: ClassVar[tuple[str, ...]] = ()
+    binary: ClassVar[bool] = False
+    magic: ClassVar[bytes] = b""
+
+    @property
+    def writable(self) -> bool:
+        """True if the format can be written."""
+        return type(self).write is not LogFormat.write
+
+    def certainty(self, first_line: str) -> int:
+        """Certainty that a text file with this first line is of the format, 0 to 100.
+
+        Among the formats of this package, 90 marks syntax that nothing else has, 70 a header of
+        usual column names, 50 a separator, and 1 that anything is taken.
+        """
+        return 0
+
+    @abstractmethod
+    def read(self, log: LogFile) -> Columns:
+        """Reads the columns, and leaves checks and conversions of values to the caller.
+
+        Raises:
+            DataError: the file is empty, damaged or not of this format; names the line if it can.
+        """
+
+    def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
+        """Writes the frame of an ``Interactions``; a format that does not define it only reads.
+
+        Args:
+            frame: ``user_id`` and ``item_id``, perhaps ``timestamp``, ``synthetic`` and others.
+            stream: an empty file.
+            source: the file as a source of messages.
+
+        Raises:
+            DataError: the format cannot hold a column or a value.
+        """
+        raise NotImplementedError(f"{self.name} cannot be written")
+
+
+def with_times(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with a ``timestamp``: if it has none, the position in the user's history."""
+    if "timestamp" in frame.columns:
+        return frame
+    position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("timestamp")
+    return frame.select("user_id", "item_id", position, pl.exclude("user_id", "item_id"))
+
+
+def require_flat(frame: pl.DataFrame, format: str, source: Source, forbidden: str = "") -> None:
+    """Raises DataError if a text file cannot hold a column or a string.
+
+    Args:
+        frame: the frame to write.
+        format: name of the format, for the message.
+        source: for messages.
+        forbidden: pattern of characters that no string may contain.
+    """
+    for values in frame:
+        name, dtype = values.name, values.dtype
+        if dtype.is_nested() or dtype in (pl.Object, pl.Binary):
+            raise source.fail(
+                f"{format} cannot hold column {name!r} ({dtype}): drop it or write parquet"
+            )
+        if forbidden and dtype == pl.String:
+            row = first_true(values.str.contains(forbidden))
+            if row is not None:
+                raise source.fail(
+                    f"{format} cannot hold the {name} {values[row]!r}, which contains a blank, a "
+                    "tab or a line break: write csv or parquet"
+                )

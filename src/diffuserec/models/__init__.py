@@ -1,0 +1,1 @@
+"""Building blocks of methods: contracts, the item table, encoders, losses, views, retrieval."""

@@ -1,0 +1,772 @@
+"""The contracts: what a recommender and an augmenter are. The file to read first.
+
+The letters of shapes, everywhere: B users of a batch, L positions, D width of embeddings, E width of
+scored states, K states a history, V items and padding (number 0), T diffusion steps, M generated
+items, Q queries, U users, N interactions.
+
+A method is one file in ``recommenders/`` or ``augmenters/`` with one public class. It declares
+``Config`` (its hyper-parameters, which stand nowhere else), ``build`` (its parameters), ``learn``
+(called by ``fit``) and what it gives:
+
+* ``states``, vectors whose products with the item table are scores: most recommenders
+  (:class:`StateRecommender`);
+* ``score``, a score of every item: counting methods (:class:`ScoreRecommender`);
+* ``augment``, a dataset with generated items (:class:`Augmenter`).
+
+Everything else here is concrete and final. What a fit needs from its surroundings is a
+:class:`Runtime`, which is never saved and never changes what is learned.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from diffuserec.data import Batch, Catalog, Histories, Queries, RawId, SequenceDataset, histories_of
+from diffuserec.data.histories import encode_histories, encode_items
+from diffuserec.errors import ConfigError
+from diffuserec.models.artifact import Artifact, write_artifact
+from diffuserec.models.config import Settings, parse_settings
+from diffuserec.models.items import ItemTable
+from diffuserec.models.retrieval import (
+    Certainty,
+    Found,
+    ItemSets,
+    Matrix,
+    Mixture,
+    Products,
+    Scorer,
+    allowed_mask,
+    certainty,
+    draw_probabilities,
+    search,
+    seen_items,
+)
+from diffuserec.registry import Registry
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Surroundings of a fit: never saved with a model, never changing what is learned.
+
+    Attributes:
+        device: ``auto`` takes a GPU when there is one.
+        precision: ``bf16`` runs matrix products in bfloat16 where the processor has them.
+        seed: of initialization, order, dropout and negatives.
+        progress: show a progress bar; None means when standard error is a terminal.
+        checkpoint: directory for the state after each epoch; None keeps none.
+        resume: continue from that directory.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    progress: bool | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def stage(self, name: str) -> "Runtime":
+        """The same surroundings for one part of a fit, with its own checkpoint."""
+        return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Record of one epoch of one phase of a fit.
+
+    Attributes:
+        phase: name of the part of the fit that it belongs to.
+        epoch: from 0.
+        loss: mean of the batches' losses.
+        valid: the validation metric, higher is better; None where there is none.
+        seconds: of training and what prepares it, without validation.
+        watched: other numbers of this epoch, by name.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    valid: float | None
+    seconds: float
+    watched: dict[str, float] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """Common part of recommenders and augmenters: settings, a catalog, state, a place on disk."""
+
+    class Config(Settings):
+        """Hyper-parameters of the method."""
+
+    trained: ClassVar[bool] = True
+    """Whether it learns by gradient steps; counting methods and the like cost no training."""
+
+    catalog: Catalog
+    config: Settings
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in vars(cls) and "__init__" not in vars(cls):
+            cls.__signature__ = inspect.signature(cls.Config)  # type: ignore[attr-defined]
+
+    def __init__(self, **hyper_parameters: Any) -> None:
+        super().__init__()
+        self.config = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
+        self.curve: list[Epoch] = []  # one record for each epoch of fit; not saved
+
+    @property
+    def name(self) -> str:
+        """Name under which the method is found; an unregistered one's class name, lower case."""
+        registry = RECOMMENDERS if self.kind == "recommender" else AUGMENTERS
+        return registry.name_of(type(self)) or type(self).__name__.lower()
+
+    @property
+    def kind(self) -> Literal["recommender", "augmenter"]:
+        """Recommender or augmenter."""
+        return "recommender" if isinstance(self, Recommender) else "augmenter"
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its parameters."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @property
+    def max_len(self) -> int | None:
+        """Newest items of a history that the method looks at; None if it looks at all."""
+        found: int | None = self.config.model_dump().get("max_len")
+        return found
+
+    @abstractmethod
+    def build(self, catalog: Catalog) -> None:
+        """Makes the parameters for this catalog. Draws from torch's default generator."""
+
+    @abstractmethod
+    def learn(
+        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
+    ) -> list[Epoch]:
+        """Learns from `train`; `valid` only decides when to stop.
+
+        Called by :meth:`fit` with parameters built and items counted.
+
+        Returns:
+            A record for each epoch; none if nothing is trained in epochs.
+        """
+
+    def fit(
+        self, train: SequenceDataset, valid: Queries | None = None, runtime: Runtime | None = None
+    ) -> Self:
+        """Takes the catalog of `train`, builds the parameters and learns; returns itself.
+
+        Args:
+            train: sequences to learn from.
+            valid: queries that decide when to stop; None trains all epochs.
+            runtime: device, precision, seed and the like.
+
+        Raises:
+            ConfigError: settings that do not fit the data or the device.
+            DataError: nothing to learn from.
+        """
+        runtime = runtime or Runtime()
+        with torch.random.fork_rng():
+            torch.manual_seed(runtime.seed)
+            self.take(train.catalog)
+        self.popularity = torch.from_numpy(train.item_counts())
+        self.eval()
+        self.curve = self.learn(train, valid, runtime)
+        return self
+
+    def take(self, catalog: Catalog) -> None:
+        """Takes the catalog and builds parameters for it, which know nothing yet."""
+        self.catalog = catalog
+        self.register_buffer("popularity", torch.zeros(catalog.vocab_size, dtype=torch.int64))
+        self.build(catalog)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has a catalog and parameters."""
+        return hasattr(self, "catalog")
+
+    def require_fitted(self) -> None:
+        """Raises ConfigError if it is not fitted."""
+        if not self.is_fitted:
+            raise ConfigError(f"this {type(self).__name__} is not fitted: call fit() or load one")
+
+    def save(self, path: Path | str) -> None:
+        """Writes the method as a directory that ``load`` reads without the training data.
+
+        Raises:
+            ConfigError: not fitted, or a class that ``load`` could not find by its name.
+            DataError: something else stands at that path.
+        """
+        self.require_fitted()
+        registry = RECOMMENDERS if self.kind == "recommender" else AUGMENTERS
+        name = registry.name_of(type(self))
+        if name is None:
+            raise ConfigError(
+                f"{type(self).__name__} could not be loaded again: register it first with "
+                f"diffuserec.register({type(self).__name__}), or declare the entry point "
+                f"{registry.group!r} in its package"
+            )
+        tensors = {key: tensor.detach().clone() for key, tensor in self.state_dict().items()}
+        config = self.config.model_dump(mode="json")
+        write_artifact(path, Artifact(self.kind, name, config, tensors, self.catalog))
+
+
+class Recommender(Method):
+    """Ranks every item as the next one of a history.
+
+    A subclass gives either ``states`` (:class:`StateRecommender`) or ``score``
+    (:class:`ScoreRecommender`).
+    """
+
+    @abstractmethod
+    def scorer(
+        self,
+        histories: Histories,
+        seed: int = 0,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
+    ) -> Scorer:
+        """Scores of all items for these histories, made when they are asked for.
+
+        Nothing is hidden there. Random numbers are drawn for each user from (seed, user), so that a
+        user's scores do not depend on the rest of the batch.
+
+        Args:
+            histories: on this method's device; every one holds at least one item.
+            seed: of the noise, for methods that have any.
+            n_draws: noise draws; by default the method's own number.
+            diversity: weight of the first draw against the mean of all.
+        """
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether it draws noise: each draw is a distribution over the items."""
+        return False
+
+    @property
+    def scores_are_logits(self) -> bool:
+        """Whether softmax(score) is the model's predictive distribution over the next item."""
+        return self.config.scores_are_logits
+
+    @property
+    def has_distribution(self) -> bool:
+        """Whether the scores are a distribution over the items, or its logits."""
+        return self.is_generative or self.scores_are_logits
+
+    @torch.no_grad()
+    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
+        """A score for every item, higher is better; column 0 is padding and means nothing.
+
+        Holds all of them: for small catalogs and for a look. Lists and ranks come from
+        :meth:`search`.
+        """
+        scorer = self.scorer(histories, seed)
+        return scorer.block(slice(0, scorer.shape[1]))
+
+    def search(
+        self,
+        dataset: SequenceDataset,
+        index: Int[np.ndarray, " B"],
+        *,
+        seed: int = 0,
+        targets: Int[Tensor, " B"] | None = None,
+        candidates: Int[Tensor, "B C"] | None = None,
+        k: int = 0,
+        hidden: ItemSets | None = None,
+        allowed: Bool[Tensor, " V"] | None = None,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
+    ) -> Found:
+        """Ranks and lists for these sequences of a dataset; empty ones are answered by popularity.
+
+        Args:
+            dataset: histories as the method is to see them (already augmented, if at all).
+            index: the sequences.
+            seed: of the noise, for methods that have any.
+            targets: an item of each to rank.
+            candidates: items of each to rank its target among, too.
+            k: list length.
+            hidden: items that may not be shown to each.
+            allowed: items that may be shown to anyone.
+            n_draws: noise draws; by default the method's own number.
+            diversity: weight of the first draw against the mean of all.
+        """
+
+        def find(scorer: Scorer, part: np.ndarray | None) -> Found:
+            def of_part(whole: Any) -> Any:
+                if whole is None:
+                    return None
+                if part is not None:
+                    at = torch.from_numpy(part)
+                    whole = whole.select(at) if isinstance(whole, ItemSets) else whole[at]
+                return whole.to(scorer.device)
+
+            return search(
+                scorer,
+                targets=of_part(targets),
+                candidates=of_part(candidates),
+                k=k,
+                hidden=of_part(hidden),
+                allowed=allowed,
+            )
+
+        return self._of_histories(dataset, index, seed, n_draws, diversity, find)
+
+    def certainty(
+        self,
+        dataset: SequenceDataset,
+        index: Int[np.ndarray, " B"],
+        k: int,
+        *,
+        seed: int = 0,
+        hidden: ItemSets | None = None,
+    ) -> Certainty:
+        """Confidence, entropy and disagreement for these sequences of a dataset.
+
+        Args:
+            dataset: histories as the method is to see them.
+            index: the sequences.
+            k: list length.
+            seed: of the noise.
+            hidden: items that may not be shown to each.
+        """
+
+        def measure(scorer: Scorer, part: np.ndarray | None) -> Certainty:
+            mine = hidden
+            if hidden is not None and part is not None:
+                mine = hidden.select(torch.from_numpy(part))
+            return certainty(scorer, k, mine)
+
+        return self._of_histories(dataset, index, seed, None, 0.0, measure)
+
+    @torch.no_grad()
+    def _of_histories(
+        self,
+        dataset: SequenceDataset,
+        index: Int[np.ndarray, " B"],
+        seed: int,
+        n_draws: int | None,
+        diversity: float,
+        ask: Callable[[Scorer, np.ndarray | None], "Answer"],
+    ) -> "Answer":
+        """An answer about these sequences: of the method, or of popularity for the empty ones."""
+        lengths = dataset.lengths[index]
+        known = np.flatnonzero(lengths > 0)
+
+        def ours(part: np.ndarray) -> Scorer:
+            histories = histories_of(dataset, index[part]).to(self.device)
+            return self.scorer(histories, seed, n_draws, diversity)
+
+        if len(known) == len(index):
+            return ask(ours(known), None)
+        empty = np.flatnonzero(lengths == 0)
+        counts = Matrix(self.popularity.to(torch.float32).expand(len(empty), -1))
+        answers = [(empty, ask(counts, empty))]
+        if len(known):
+            answers.append((known, ask(ours(known), known)))
+        return _merged(len(index), answers)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[RawId]],
+        k: int = 10,
+        *,
+        filter_seen: bool = True,
+        allow: Sequence[RawId] | None = None,
+        deny: Sequence[RawId] | None = None,
+        on_unknown: Literal["skip", "refuse"] = "skip",
+        augmenter: "Augmenter | None" = None,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> pl.DataFrame:
+        """The k best next items of each history, raw ids in and out.
+
+        A history without a known item is answered by popularity. A generative recommender's scores
+        are probabilities, the mean of its draws of noise, and come with their spread.
+
+        Args:
+            histories: raw item ids, oldest first, one list a query.
+            k: list length; a catalog with fewer items gives shorter lists.
+            filter_seen: leave out items of the history itself.
+            allow: only these items may be shown.
+            deny: these may not.
+            on_unknown: whether ids that the catalog does not hold are skipped (and counted in the
+                column ``n_unknown``) or refused.
+            augmenter: changes the histories first, as it changed those of training.
+            n_draws: noise draws of a generative recommender; by default its own number.
+            diversity: from 0, which ranks by the mean of the draws, to 1, which ranks by the first
+                draw alone, so that every seed gives another list; for generative recommenders.
+            seed: of the noise, for methods that have any.
+            batch_size: histories scored at once.
+
+        Returns:
+            Columns ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``score``, ``n_unknown``
+            (ids of that history that were skipped); best first within a query. A generative
+            recommender has a column ``spread`` too, the standard deviation of the item's
+            probability over the draws (0 where popularity answered).
+
+        Raises:
+            ConfigError: not fitted, k or n_draws below 1, diversity outside [0, 1], or one of the
+                two given to a method without noise.
+            DataError: an unknown id in `allow` or `deny`, or in a history when refused.
+        """
+        self.require_fitted()
+        self._check_options(k, n_draws, diversity)
+        dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown)
+        allowed = allowed_mask(
+            self.catalog.vocab_size,
+            encode_items(self.catalog, "allow", allow),
+            encode_items(self.catalog, "deny", deny),
+        )
+        shown_to_model = dataset
+        if augmenter is not None:
+            shown_to_model = augmenter.augment_for_inference(dataset, seed)
+        self.eval()
+        frames = [self._lists(np.zeros(0, dtype=np.int64), *_no_lists(self.device), n_unknown)]
+        for first in range(0, len(dataset), batch_size):
+            index = np.arange(first, min(first + batch_size, len(dataset)))
+            found = self.search(
+                shown_to_model,
+                index,
+                seed=seed,
+                k=k,
+                hidden=seen_items(dataset, index) if filter_seen else None,
+                allowed=allowed,
+                n_draws=n_draws,
+                diversity=diversity,
+            )
+            scores, spread = found.scores, None
+            if self.is_generative:
+                scores, spread = self._spread(shown_to_model, index, found.items, seed, n_draws)
+            frames.append(self._lists(index, found.items, scores, spread, n_unknown))
+        return pl.concat(frames)
+
+    def next_items_of(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
+        """The items that would be recommended after each of these alone.
+
+        Args:
+            items: raw ids.
+            k: list length.
+
+        Returns:
+            Columns ``target_item_id``, ``rank``, ``item_id``, ``score``.
+
+        Raises:
+            DataError: an id that the catalog does not hold.
+        """
+        found = self.recommend([[item] for item in items], k, on_unknown="refuse")
+        targets = pl.DataFrame(
+            {
+                "query": np.arange(len(items)),
+                "target_item_id": self.catalog.item_ids.gather(self.catalog.encode(items) - 1),
+            }
+        )
+        return found.join(targets, on="query", maintain_order="left").select(
+            "target_item_id", "rank", "item_id", "score"
+        )
+
+    def _check_options(self, k: int, n_draws: int | None, diversity: float) -> None:
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}")
+        if not self.is_generative and (n_draws is not None or diversity != 0):
+            raise ConfigError(
+                f"{self.name} draws no noise, its lists are always the same: leave out n_draws and "
+                "diversity"
+            )
+        if n_draws is not None and n_draws < 1:
+            raise ConfigError(f"n_draws must be at least 1, got {n_draws}")
+        if not 0 <= diversity <= 1:
+            raise ConfigError(f"diversity must be between 0 and 1, got {diversity}")
+
+    def _spread(
+        self,
+        dataset: SequenceDataset,
+        index: Int[np.ndarray, " B"],
+        items: Int[Tensor, "B K"],
+        seed: int,
+        n_draws: int | None,
+    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """Mean and standard deviation over the draws of the probabilities of these items."""
+
+        def measure(scorer: Scorer, part: np.ndarray | None) -> "_Spread":
+            mine = items if part is None else items[torch.from_numpy(part).to(items.device)]
+            chances = draw_probabilities(scorer, mine.clamp(min=0))
+            deviation = chances.var(1, correction=min(1, chances.shape[1] - 1)).sqrt()
+            return _Spread(chances.mean(1), deviation)
+
+        found = self._of_histories(dataset, index, seed, n_draws, 0.0, measure)
+        return found.mean, found.deviation
+
+    def _lists(
+        self,
+        index: Int[np.ndarray, " B"],
+        items: Int[Tensor, "B K"],
+        scores: Float[Tensor, "B K"],
+        spread: Float[Tensor, "B K"] | None,
+        n_unknown: Int[np.ndarray, " Q"],
+    ) -> pl.DataFrame:
+        """Rows of :meth:`recommend` for some of the queries."""
+        shown = items > 0
+        n_shown = shown.sum(1).cpu().numpy()
+        ranks = torch.arange(1, items.shape[1] + 1, device=items.device).expand_as(items)
+        numbers = {"score": scores} | ({"spread": spread} if spread is not None else {})
+        if self.is_generative and spread is None:
+            numbers["spread"] = scores
+        return pl.DataFrame(
+            {
+                "query": np.repeat(index, n_shown),
+                "rank": ranks[shown].cpu().numpy(),
+                "item_id": self.catalog.item_ids.gather(items[shown].cpu().numpy() - 1),
+                **{name: v[shown].cpu().double().numpy() for name, v in numbers.items()},
+                "n_unknown": np.repeat(n_unknown[index], n_shown),
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Spread:
+    mean: Float[Tensor, "B K"]
+    deviation: Float[Tensor, "B K"]
+
+
+Answer = TypeVar("Answer", Found, Certainty, _Spread)
+
+
+def _merged(n: int, answers: list[tuple[np.ndarray, Answer]]) -> Answer:
+    """Answers about parts of n histories, put together; what no part has stays empty."""
+    kind = type(answers[0][1])
+    whole = []
+    for name in (field.name for field in fields(kind)):
+        parts = [(torch.from_numpy(at), getattr(answer, name)) for at, answer in answers]
+        some = parts[-1][1]
+        if all(len(values) == 0 for _, values in parts):
+            whole.append(some)
+            continue
+        merged = some.new_zeros(n, *some.shape[1:])
+        for at, values in parts:
+            merged[at.to(merged.device)] = values.to(merged)
+        whole.append(merged)
+    return kind(*whole)
+
+
+def _no_lists(device: torch.device) -> tuple[Tensor, Tensor, None]:
+    """No items and no scores, for a frame that has columns and no rows."""
+    return (
+        torch.zeros(0, 1, dtype=torch.int64, device=device),
+        torch.zeros(0, 1, device=device),
+        None,
+    )
+
+
+class StateRecommender(Recommender):
+    """A recommender that gives states, whose products with the item table are scores.
+
+    Attributes:
+        combine: ``product``: one state a history, its products are the scores. ``mixture``: K
+            states, one for each draw of noise, and the scores are the mean of the softmaxes of
+            their products.
+        table: the item table.
+    """
+
+    combine: ClassVar[Literal["product", "mixture"]] = "product"
+    table: ItemTable
+
+    @abstractmethod
+    def states(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Float[Tensor, "B K E"]:
+        """States of these histories, as wide as :meth:`item_weight`; K = 1 without noise.
+
+        Args:
+            histories: on this method's device; every one holds at least one item.
+            seed: of the noise, which is drawn for each user from (seed, user).
+            n_draws: K; by default the method's own number. Not read by methods without noise.
+        """
+
+    def item_weight(self) -> Float[Tensor, "V E"]:
+        """Vectors that states are multiplied with. May be overridden: by default the table's."""
+        return self.table.weight()
+
+    @property
+    def n_candidates(self) -> int | None:
+        """Items that a mixture is averaged over, see ``Mixture``; may be overridden."""
+        return None
+
+    @property
+    def is_generative(self) -> bool:
+        return self.combine == "mixture"
+
+    def scorer(
+        self,
+        histories: Histories,
+        seed: int = 0,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
+    ) -> Scorer:
+        states = self.states(histories, seed, n_draws)
+        if self.combine == "product":
+            return Products(states[:, 0], self.item_weight())
+        return Mixture(states, self.item_weight(), self.n_candidates, diversity)
+
+
+class ScoreRecommender(Recommender):
+    """A recommender that gives a score of every item: counting methods, networks of pairs."""
+
+    @abstractmethod
+    def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
+        """A score for every item, higher is better; column 0 is padding and means nothing.
+
+        Args:
+            histories: on this method's device; every one holds at least one item.
+        """
+
+    def scorer(
+        self,
+        histories: Histories,
+        seed: int = 0,
+        n_draws: int | None = None,
+        diversity: float = 0.0,
+    ) -> Scorer:
+        return Matrix(self.all_scores(histories))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One augmented view of each sequence in a batch, as used by the contrastive loss.
+
+    Attributes:
+        name: for people.
+        items: item numbers, zeros after the end; a number beyond the catalog is ``[mask]``; (B, M).
+        lengths: real positions, (B,).
+        changed: positions whose items were chosen anew, (B, L); None if positions are not aligned
+            with the original's.
+        confidence: of the model in what it restores at each position, (B, L), if it has any.
+    """
+
+    name: str
+    items: Int[Tensor, "B M"]
+    lengths: Int[Tensor, " B"]
+    changed: Bool[Tensor, "B L"] | None = None
+    confidence: Float[Tensor, "B L"] | None = None
+
+
+class Contrastive(ABC):
+    """Base of recommenders that also learn from views of their training sequences.
+
+    Stands beside a recommender's base: ``class Mine(StateRecommender, Contrastive)``.
+
+    Attributes:
+        table: the item table.
+    """
+
+    table: ItemTable
+
+    @abstractmethod
+    def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
+        """The views that training would make of these sequences now.
+
+        Random numbers are drawn from torch's default generator.
+
+        Args:
+            batch: on this method's device.
+            train: the dataset that the batch is of.
+        """
+
+
+class Augmenter(Method):
+    """Changes sequences: dataset in, dataset out.
+
+    It may insert items (marked synthetic: context, never a target, never "seen"), delete items,
+    add alternative copies for training (:class:`ParallelAugmenter`), or add whole new users.
+    """
+
+    training_only: ClassVar[bool] = False
+    """Whether it only adds to training; histories are then shown as they are at inference."""
+
+    @abstractmethod
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """A new dataset: the same users first, in their order; then new users, if it makes any.
+
+        Pure, and by user: what a user is given depends on (seed, user, that user's own history).
+
+        Args:
+            dataset: the histories as they are allowed to be seen.
+            seed: of the noise.
+        """
+
+    def augment_for_inference(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """Applies to histories what `augment` applied in training.
+
+        Returns:
+            The same users in the same order; the histories themselves if the augmenter only adds
+            to training.
+        """
+        return histories if self.training_only else self.augment(histories, seed)
+
+
+class ParallelAugmenter(Augmenter):
+    """An augmenter that adds alternative copies of each training sequence."""
+
+    training_only = True
+
+    @abstractmethod
+    def require_epochs(self, epochs: int) -> None:
+        """Raises ConfigError if `epochs` is too small for the curriculum to reach every copy."""
+
+
+def _class_in(base: type["MethodType"]) -> Callable[[ModuleType], type["MethodType"]]:
+    """Finder of the one public class of a module that is such a method."""
+
+    def find(module: ModuleType) -> type["MethodType"]:
+        found = [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value)
+            and issubclass(value, base)
+            and value.__module__ == module.__name__
+            and not value.__name__.startswith("_")
+        ]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{module.__name__} defines {len(found)} public {base.__name__.lower()} classes: "
+                "a file in this folder holds one"
+            )
+        return found[0]
+
+    return find
+
+
+def _check_class(base: type[Method]) -> Callable[[Any], None]:
+    def check(part: Any) -> None:
+        if not (inspect.isclass(part) and issubclass(part, base)):
+            raise ConfigError(f"expected a subclass of {base.__name__}, got {part!r}")
+        if inspect.isabstract(part):
+            missing = ", ".join(sorted(part.__abstractmethods__))
+            raise ConfigError(f"{part.__name__} is not complete: it does not define {missing}")
+
+    return check
+
+
+MethodType = TypeVar("MethodType", bound=Method)
+
+RECOMMENDERS: Registry[type[Recommender]] = Registry(
+    "recommender",
+    "diffuserec.recommenders",
+    _class_in(Recommender),
+    _check_class(Recommender),
+)
+AUGMENTERS: Registry[type[Augmenter]] = Registry(
+    "augmenter", "diffuserec.augmenters", _class_in(Augmenter), _check_class(Augmenter)
+)

@@ -1,0 +1,109 @@
+"""Hyper-parameters: typed, frozen, checked against each other by one declarative rule."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from diffuserec.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, init=False)
+class OnlyIf:
+    """Says when a setting has an effect; stands in its annotation.
+
+    ``gbce_t: Annotated[float, OnlyIf(loss="gbce")] = 0.75`` is read for one value of ``loss``
+    alone. Setting it to anything but its default is refused otherwise.
+
+    Args:
+        conditions: by name of another setting, the values for which this one is read: one value,
+            a tuple of values, or a predicate whose docstring says what it asks for.
+    """
+
+    conditions: Mapping[str, Any]
+
+    def __init__(self, **conditions: Any) -> None:
+        object.__setattr__(self, "conditions", conditions)
+
+    def unmet(self, settings: "Settings") -> str | None:
+        """The first condition that does not hold, in words; None if all hold."""
+        for name, wanted in self.conditions.items():
+            value = getattr(settings, name)
+            if callable(wanted):
+                if not wanted(value):
+                    return f"{name} = {value!r}: it needs {_words(wanted)}"
+                continue
+            several = wanted if isinstance(wanted, tuple) else (wanted,)
+            if value not in several:
+                needed = " or ".join(f"{name} = {v!r}" for v in several)
+                return f"{name} = {value!r}: it needs {needed}"
+        return None
+
+
+class Settings(BaseModel):
+    """Hyper-parameters: typed, frozen, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Neither a command line nor TOML can say None but by its name."""
+
+        def may_be_none(name: str) -> bool:
+            field = cls.model_fields.get(name)
+            return field is not None and NoneType in get_args(field.annotation)
+
+        return {k: None if v == "none" and may_be_none(k) else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.get_default(call_default_factory=True):
+                continue
+            for rule in field.metadata:
+                unmet = rule.unmet(self) if isinstance(rule, OnlyIf) else None
+                if unmet is not None:
+                    raise ValueError(f"{name} = {value!r} has no effect with {unmet}")
+        return self
+
+    @property
+    def scores_are_logits(self) -> bool:
+        """Whether softmax(score) of the trained model is its predictive distribution."""
+        return False
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def parse_settings(
+    schema: type[SettingsType], values: Mapping[str, Any], owner: str
+) -> SettingsType:
+    """Hyper-parameters checked against their schema.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), a value that is not allowed, or
+            a setting that has no effect beside the others.
+    """
+    known = list(schema.model_fields)
+    for name in values:
+        if name not in known:
+            having = f"it has: {', '.join(known)}" if known else "it has none"
+            raise ConfigError(
+                f"{owner} has no setting {name!r}{did_you_mean(name, known)}; {having}"
+            )
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        message = first["msg"].removeprefix("Value error, ")
+        got = first["input"] if first["loc"] else dict(values)
+        raise ConfigError(f"{owner}: {where}: {message}, got {got!r}") from error
+
+
+def _words(predicate: Callable[[Any], bool]) -> str:
+    return (predicate.__doc__ or predicate.__name__).strip().rstrip(".")

@@ -1,0 +1,132 @@
+"""The item table: the one module that owns item embeddings.
+
+Encoders read items with ``embed``, diffusion noises what ``embed`` gives, and states are scored
+against ``weight``. Everything a method knows of single items stands here, so that warm starts,
+exports and item features need one place alone.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffuserec.data import PAD, Catalog
+
+INIT_STD = 0.02
+"""Standard deviation of freshly drawn weights, as in the BERT lineage."""
+
+
+class ItemTable(nn.Module):
+    """Embeddings of V items, of which 0 is padding, and of special tokens after them.
+
+    An item's embedding is a learned vector of its own plus, for each feature, a learned
+    projection of its values (a matrix) or a learned vector of its category.
+
+    Args:
+        vocab_size: V.
+        dim: width D.
+        bias: give every item a bias, one more column of :meth:`weight`.
+        n_special: tokens that are no items; the first is number V, ``[mask]`` where there is one.
+        features: what is known of the items by name: float values of shape (V, F), or categories
+            numbered from 1, of shape (V,); row 0 is padding, category 0 means unknown.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        bias: bool = False,
+        n_special: int = 0,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.vectors = nn.Embedding(vocab_size + n_special, dim, padding_idx=PAD)
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+        self.of_features = nn.ModuleDict()
+        for name, values in (features or {}).items():
+            self.register_buffer(f"feature_{name}", values, persistent=True)
+            if values.is_floating_point():
+                self.of_features[name] = nn.Linear(values.shape[1], dim, bias=False)
+            else:
+                self.of_features[name] = nn.Embedding(int(values.max()) + 1, dim, padding_idx=0)
+
+    @property
+    def mask_token(self) -> int:
+        """Number of the first special token."""
+        return self.vocab_size
+
+    def reset_parameters(self, std: float = INIT_STD) -> None:
+        """Draws all vectors from N(0, std²); padding and biases are 0."""
+        for module in (self.vectors, *self.of_features.values()):
+            nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
+            if isinstance(module, nn.Embedding):
+                with torch.no_grad():
+                    module.weight[PAD].zero_()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def embed(self, items: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """Embeddings of items and special tokens, by number."""
+        found: Tensor = self.vectors(items)
+        if self.of_features:
+            known = items.masked_fill(items >= self.vocab_size, PAD)
+            for name, module in self.of_features.items():
+                found = found + module(self.get_buffer(f"feature_{name}")[known])
+        return found
+
+    def embeddings(self) -> Float[Tensor, "V D"]:
+        """Embeddings of all items, special tokens left out; row 0 is zero."""
+        weight: Tensor = self.vectors.weight
+        if len(weight) != self.vocab_size:
+            weight = weight[: self.vocab_size]
+        for name, module in self.of_features.items():
+            weight = weight + module(self.get_buffer(f"feature_{name}"))
+        return weight
+
+    def weight(self) -> Float[Tensor, "V E"]:
+        """Vectors that states are multiplied with: the embeddings, and the bias as a last column.
+
+        Row 0 means nothing: padding is never scored.
+        """
+        weight = self.embeddings()
+        return weight if self.bias is None else torch.cat([weight, self.bias[:, None]], dim=1)
+
+    def states(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
+        """States as wide as :meth:`weight`: a constant 1 is added for the bias, if there is one."""
+        return hidden if self.bias is None else F.pad(hidden, (0, 1), value=1.0)
+
+    @torch.no_grad()
+    def carry_over(self, catalog: Catalog, old: "ItemTable", old_catalog: Catalog) -> int:
+        """Takes over what another table learned of the items that both catalogs hold.
+
+        Items are matched by raw id; special tokens and feature maps of equal shape by their order
+        and name. Everything else stays as it is.
+
+        Args:
+            catalog: of this table.
+            old: the table to take from, of the same width.
+            old_catalog: its catalog.
+
+        Returns:
+            The number of items that were found.
+        """
+        numbers = torch.from_numpy(catalog.encode(old_catalog.item_ids)).to(old.vectors.weight.device)
+        known = numbers > 0
+        here = numbers[known].to(self.vectors.weight.device)
+        moved = [(self.vectors.weight, old.vectors.weight)]
+        if self.bias is not None and old.bias is not None:
+            moved.append((self.bias, old.bias))
+        for mine, theirs in moved:
+            mine[here] = theirs[1 : old.vocab_size][known].to(mine)
+        n_special = min(len(t.vectors.weight) - t.vocab_size for t in (self, old))
+        for token in range(n_special):
+            self.vectors.weight[self.vocab_size + token] = old.vectors.weight[old.vocab_size + token]
+        for name, module in self.of_features.items():
+            theirs_of = old.of_features[name] if name in old.of_features else None
+            if theirs_of is not None and theirs_of.weight.shape == module.weight.shape:
+                module.load_state_dict(theirs_of.state_dict())
+        return int(known.sum())

@@ -1,0 +1,112 @@
+"""Recommenders and augmenters by name: found, registered, listed and loaded."""
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.artifact import Artifact, read_artifact
+from diffuserec.models.base import AUGMENTERS, RECOMMENDERS, Augmenter, Method, Recommender
+
+Kind = Literal["recommender", "augmenter"]
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def find_recommender(name: str) -> type[Recommender]:
+    """The class of a recommender by its name; imports that one module.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest and all others.
+    """
+    return RECOMMENDERS.find(name)
+
+
+def find_augmenter(name: str) -> type[Augmenter]:
+    """The class of an augmenter by its name; imports that one module.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest and all others.
+    """
+    return AUGMENTERS.find(name)
+
+
+def method_names(kind: Kind) -> list[str]:
+    """Names of all recommenders or augmenters: built in, of other packages, registered."""
+    return (RECOMMENDERS if kind == "recommender" else AUGMENTERS).names()
+
+
+def register(method: MethodClass, name: str | None = None) -> MethodClass:
+    """Makes a method of your own known by name in this process; works as a class decorator.
+
+    Needed before ``save``, and in every process that loads it or names it in a study. A package
+    that is installed declares its methods as entry points instead, in the groups
+    ``diffuserec.recommenders`` and ``diffuserec.augmenters``.
+
+    Args:
+        method: a subclass of Recommender or Augmenter, complete.
+        name: by default that of the class in lower case.
+
+    Raises:
+        ConfigError: not such a class, or the name is taken.
+    """
+    registry: Any = AUGMENTERS if issubclass(method, Augmenter) else RECOMMENDERS
+    registered: MethodClass = registry.register(name or method.__name__.lower(), method)
+    return registered
+
+
+def load(path: Path | str) -> Recommender:
+    """Reads a saved recommender back, ready to use, on the CPU.
+
+    Raises:
+        DataError: the directory is missing, foreign, incomplete or changed.
+        ConfigError: it holds an augmenter, or its method is not known here.
+    """
+    artifact = read_artifact(path)
+    if artifact.kind != "recommender":
+        raise ConfigError(f"{path} holds the augmenter {artifact.name!r}: read it with load_augmenter")
+    return _restored(find_recommender(artifact.name)(**artifact.config), artifact, path)
+
+
+def load_augmenter(path: Path | str) -> Augmenter:
+    """Reads a saved augmenter back, ready to use, on the CPU.
+
+    Raises:
+        DataError: the directory is missing, foreign, incomplete or changed.
+        ConfigError: it holds a recommender, or its method is not known here.
+    """
+    artifact = read_artifact(path)
+    if artifact.kind != "augmenter":
+        raise ConfigError(f"{path} holds the recommender {artifact.name!r}: read it with load")
+    return _restored(find_augmenter(artifact.name)(**artifact.config), artifact, path)
+
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
+
+
+def _restored(method: AnyMethod, artifact: Artifact, path: Path | str) -> AnyMethod:
+    with torch.random.fork_rng():
+        method.take(artifact.catalog)
+    try:
+        for module_path, tensor in artifact.tensors.items():
+            owner, _, leaf = module_path.rpartition(".")
+            module = method.get_submodule(owner)
+            if leaf in module._buffers:  # counts have the shape of what was counted
+                setattr(module, leaf, tensor)
+        method.load_state_dict(dict(artifact.tensors))
+    except (AttributeError, RuntimeError) as error:
+        raise DataError(f"{path}: the weights do not fit the settings ({error})") from error
+    return method.eval()
+
+
+def method_summaries() -> list[dict[str, str]]:
+    """Kind, name and the first line of the module's docstring, for every method."""
+    found = []
+    for kind, registry in (("recommender", RECOMMENDERS), ("augmenter", AUGMENTERS)):
+        for name in registry.names():
+            module = importlib.import_module(registry.module_name(name))
+            text = module.__doc__ or registry.find(name).__doc__ or ""
+            summary = (text.strip().splitlines() or [""])[0]
+            found.append({"kind": kind, "name": name, "summary": summary})
+    return found

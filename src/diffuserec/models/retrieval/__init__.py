@@ -1,0 +1,51 @@
+"""The only place that meets all items: scores, ranks, lists and likelihoods over a catalog.
+
+A method gives *states*; their products with the item vectors are scores of all V items. Nothing
+outside this package forms users × items. Here that happens a block at a time, whose size follows
+the catalog and the device, so that memory is bounded whatever the number of users and items.
+"""
+
+from diffuserec.models.retrieval.blocks import block_shape
+from diffuserec.models.retrieval.likelihood import (
+    log_prob,
+    max_prob,
+    mean_log_prob,
+    mean_set_log_prob,
+    nearest_items,
+)
+from diffuserec.models.retrieval.scorers import Matrix, Mixture, Products, Scorer
+from diffuserec.models.retrieval.search import (
+    Certainty,
+    Found,
+    ItemSets,
+    allowed_mask,
+    certainty,
+    draw_probabilities,
+    rank_of,
+    search,
+    seen_items,
+    top_k,
+)
+
+__all__ = [
+    "Certainty",
+    "Found",
+    "ItemSets",
+    "Matrix",
+    "Mixture",
+    "Products",
+    "Scorer",
+    "allowed_mask",
+    "block_shape",
+    "certainty",
+    "draw_probabilities",
+    "log_prob",
+    "max_prob",
+    "mean_log_prob",
+    "mean_set_log_prob",
+    "nearest_items",
+    "rank_of",
+    "search",
+    "seen_items",
+    "top_k",
+]

@@ -1,0 +1,34 @@
+"""How many scores are made at once."""
+
+import torch
+
+_CACHED = 2_500_000
+"""Scores of a block that stays in a CPU's cache between its passes: 10 MB in float32."""
+
+_MEMORY = {"cpu": 2**25, "cuda": 2**28}
+"""Scores that a block may hold at most: 128 MiB in float32 on a CPU, 1 GiB on a GPU."""
+
+_MIN_ROWS = {"cpu": 128, "cuda": 1024}
+"""Rows below which a matrix product wastes most of its time on reading the item vectors."""
+
+
+def block_shape(
+    n_rows: int, vocab_size: int, device: torch.device, cached: bool = False
+) -> tuple[int, int]:
+    """Rows and columns of the blocks in which `n_rows` × V scores are made.
+
+    All columns at once if that leaves enough rows within the memory budget; otherwise the fewest
+    rows that are still worth a product, and as many columns as fit.
+
+    Args:
+        n_rows: rows in all.
+        vocab_size: V.
+        device: where the scores are made.
+        cached: keep a block small enough for a CPU's cache, for callers that pass over it often.
+    """
+    kind = device.type if device.type in _MEMORY else "cuda"
+    memory, least = _MEMORY[kind], max(1, min(n_rows, _MIN_ROWS[kind]))
+    wanted = _CACHED if cached and kind == "cpu" else memory
+    rows = min(max(1, n_rows), max(least, wanted // vocab_size))
+    columns = vocab_size if rows * vocab_size <= memory else max(1, memory // rows)
+    return rows, columns

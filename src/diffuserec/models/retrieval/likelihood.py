@@ -1,0 +1,208 @@
+"""Likelihoods of items under softmax(states · vectors), and the neighbors of items.
+
+The logits are made a block of rows at a time and never kept.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diffuserec.errors import ConfigError
+from diffuserec.models.retrieval.blocks import block_shape
+from diffuserec.models.retrieval.scorers import Products
+from diffuserec.models.retrieval.search import ItemSets, top_k
+
+
+def mean_log_prob(
+    states: Float[Tensor, "P K E"],
+    vectors: Float[Tensor, "V E"],
+    targets: Int[Tensor, " P"],
+) -> Float[Tensor, ""]:
+    """Mean over P of the log of a target's probability, averaged over K states.
+
+    The probability of a state is softmax(state · vectorsᵀ)[target] over the items 1..V-1. The
+    gradients, which need nothing but the logits, are taken while a block is at hand: three matrix
+    products in all, the least there can be, and memory for one block whatever P and V. With K
+    states, the gradient of one is that of its own log probability times its share in the target's
+    averaged probability. Under autocast the products run in its lower precision.
+    """
+    loss: Tensor = _BlockedSoftmax.apply(  # type: ignore[no-untyped-call]
+        states.flatten(0, 1), vectors, targets, states.shape[1]
+    )
+    return -loss
+
+
+class _BlockedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor, n_draws: int) -> Tensor:
+        device = states.device.type
+        precision = _autocast_precision(device)
+        with torch.autocast(device, enabled=False):
+            low_states = states if precision is None else states.to(precision)
+            low_vectors = vectors if precision is None else vectors.to(precision)
+            low_states = low_states.to(low_vectors.dtype)
+            need = any(ctx.needs_input_grad)
+            grad_states = torch.empty_like(states)
+            # transposed where the product that is added to it comes out so
+            shape = vectors.shape if precision is None else vectors.shape[::-1]
+            grad_vectors = vectors.new_zeros(shape)
+            total = torch.zeros((), device=states.device)
+            n_targets = len(targets)
+            height, _ = block_shape(n_targets, len(vectors) * n_draws, states.device, cached=True)
+            block = height * n_draws
+            targets = targets.repeat_interleave(n_draws)
+            # one piece of memory for all blocks: fresh pages cost more than the products
+            memory = low_states.new_empty(min(block, len(states)), len(vectors))
+            for first in range(0, len(states), block):
+                rows = slice(first, first + block)
+                logits = memory[: len(low_states[rows])]
+                torch.mm(low_states[rows], low_vectors.T, out=logits)
+                logits[:, 0] = -torch.inf
+                own = targets[rows, None]
+                if n_draws > 1:  # shares of a target's draws need logarithms: all may underflow
+                    partition = torch.logsumexp(logits.float(), dim=1)
+                    log_p = (logits.gather(1, own)[:, 0].float() - partition).view(-1, n_draws)
+                    total -= (torch.logsumexp(log_p, dim=1) - math.log(n_draws)).sum()
+                probabilities = torch.softmax(logits, dim=1, out=logits)
+                if n_draws == 1:
+                    # a probability too small for the format is only reported at its smallest;
+                    # the gradient p - 1 does not need it
+                    tiny = torch.finfo(torch.float32).tiny
+                    total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
+                if need:
+                    probabilities[torch.arange(len(own), device=own.device), own[:, 0]] -= 1
+                    grad_states[rows] = probabilities @ low_vectors
+                    own_states = low_states[rows]
+                    if n_draws > 1:
+                        share = torch.softmax(log_p, dim=1).view(-1, 1)
+                        grad_states[rows] *= share
+                        own_states = own_states * share.to(own_states.dtype)
+                    if precision is None:
+                        grad_vectors.addmm_(probabilities.T, own_states)
+                    else:
+                        grad_vectors += own_states.T @ probabilities
+            grad_vectors = grad_vectors if precision is None else grad_vectors.T
+        n = max(1, n_targets)
+        ctx.save_for_backward(grad_states / n, grad_vectors / n)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_states, grad_vectors = ctx.saved_tensors
+        return grad_states * grad, grad_vectors * grad, None, None
+
+
+def log_prob(
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], items: Int[Tensor, " P"]
+) -> Float[Tensor, " P"]:
+    """Log probability of each state's item under softmax(states · vectorsᵀ) over 1..V-1."""
+    return (states * vectors[items]).sum(1) - log_partition(states, vectors)
+
+
+def log_partition(
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]
+) -> Float[Tensor, " P"]:
+    """log Σ exp(state · vector) over the items 1..V-1; the logits are made again for gradients."""
+    return _normalizers(states, vectors, "multinomial")
+
+
+def mean_set_log_prob(
+    states: Float[Tensor, "B E"],
+    vectors: Float[Tensor, "V E"],
+    items: Int[Tensor, " N"],
+    offsets: Int[Tensor, " B"],
+    likelihood: Literal["multinomial", "bernoulli"] = "multinomial",
+) -> Float[Tensor, ""]:
+    """Mean over B sets of the log likelihood of a set of items, the logits being states · vectorsᵀ.
+
+    Source: Liang, Krishnan, Hoffman & Jebara (WWW 2018).
+
+    Args:
+        states: one for each set.
+        vectors: of the items.
+        items: of the sets, one after another.
+        offsets: where each begins.
+        likelihood: ``multinomial``, the sum over the set of log softmax over the items 1..V-1; or
+            ``bernoulli``: every item is in the set or not, by the sigmoid of its logit.
+    """
+    normalizers = _normalizers(states, vectors, likelihood)
+    if likelihood == "multinomial":
+        ends = torch.cat([offsets[1:], offsets.new_tensor([len(items)])])
+        normalizers = normalizers * (ends - offsets)
+    chosen = F.embedding_bag(items, vectors, offsets, mode="sum")
+    return ((states * chosen).sum(1) - normalizers).mean()
+
+
+def _normalizers(
+    states: Float[Tensor, "B E"], vectors: Float[Tensor, "V E"], likelihood: str
+) -> Float[Tensor, " B"]:
+    def normalizer(rows: Tensor) -> Tensor:
+        logits = rows @ vectors[1:].T
+        if likelihood == "bernoulli":
+            return F.softplus(logits).float().sum(1)
+        return torch.logsumexp(logits.float(), dim=1)
+
+    height, _ = block_shape(len(states), len(vectors), states.device, cached=True)
+    blocks = states.split(height)
+    if not torch.is_grad_enabled():
+        return torch.cat([normalizer(block) for block in blocks])
+    return torch.cat(
+        [
+            checkpoint(normalizer, block, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks
+        ]
+    )
+
+
+@torch.no_grad()
+def max_prob(states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]) -> Float[Tensor, " P"]:
+    """Probability of each state's likeliest item under softmax(states · vectorsᵀ) over 1..V-1."""
+    found = []
+    for logits in _logits(states, vectors):
+        logits -= logits.amax(1, keepdim=True)
+        found.append(1 / logits.exp_().sum(1, dtype=torch.float32))
+    return torch.cat(found) if found else states.new_zeros(0)
+
+
+def nearest_items(vectors: Float[Tensor, "V E"], k: int) -> Int64[Tensor, "V K"]:
+    """The k other items with the greatest product with each item, nearest first.
+
+    Padding is no item's neighbor, and has padding as its own.
+
+    Raises:
+        ConfigError: there are fewer than k other items.
+    """
+    if k > len(vectors) - 2:
+        raise ConfigError(
+            f"{k} nearest items were asked for, but an item of this catalog has only "
+            f"{max(0, len(vectors) - 2)} others: choose a smaller number"
+        )
+    items = torch.arange(1, len(vectors), device=vectors.device)
+    scorer = Products(vectors[1:], vectors)
+    _, nearest = top_k(scorer, k, hidden=ItemSets(items - 1, items))
+    return torch.cat([nearest.new_zeros(1, k), nearest])
+
+
+def _logits(states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]) -> Iterator[Tensor]:
+    """Logits a block of rows at a time, in one piece of memory that is used again."""
+    device = states.device.type
+    precision = _autocast_precision(device) or vectors.dtype
+    states, columns = states.to(precision), vectors.T.to(precision)
+    height, _ = block_shape(len(states), len(vectors), states.device, cached=True)
+    memory = states.new_empty(min(height, len(states)), len(vectors))
+    for first in range(0, len(states), height):
+        rows = states[first : first + height]
+        with torch.autocast(device, enabled=False):
+            logits = torch.mm(rows, columns, out=memory[: len(rows)])
+        logits[:, 0] = -torch.inf
+        yield logits
+
+
+def _autocast_precision(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

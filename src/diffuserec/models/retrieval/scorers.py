@@ -1,0 +1,216 @@
+"""Scores of all items for a batch of histories, made a block of columns at a time.
+
+Three forms: products of one state with the item vectors; a mixture, the mean over K states of the
+softmaxes of such products; and a matrix that a counting method made.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffuserec.models.retrieval.blocks import block_shape
+
+
+class Scorer(ABC):
+    """Scores of V items for B histories; higher is better, column 0 is padding."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """B and V."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where scores are made."""
+
+    @abstractmethod
+    def rows(self, part: slice) -> Self:
+        """The scorer of some of the histories."""
+
+    @abstractmethod
+    def block(self, columns: slice) -> Float[Tensor, "B C"]:
+        """Scores of the items in `columns`; a fresh tensor that the caller may write into."""
+
+    @abstractmethod
+    def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        """Probabilities of the items in `columns` by each draw, one after another; padding has 0.
+
+        A model without noise has one draw. A tensor is valid until the next one is asked for.
+        """
+
+    def columns(self) -> list[slice]:
+        """Blocks of columns that cover all items."""
+        n_rows, vocab_size = self.shape
+        _, width = block_shape(n_rows, vocab_size, self.device)
+        return [
+            slice(first, min(first + width, vocab_size)) for first in range(0, vocab_size, width)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Products(Scorer):
+    """Products of one state a history with the item vectors.
+
+    Attributes:
+        states: shape (B, E).
+        vectors: of the items, shape (V, E).
+    """
+
+    states: Float[Tensor, "B E"]
+    vectors: Float[Tensor, "V E"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.states), len(self.vectors)
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    def rows(self, part: slice) -> "Products":
+        return replace(self, states=self.states[part])
+
+    def block(self, columns: slice) -> Float[Tensor, "B C"]:
+        return self.states @ self.vectors[columns].T
+
+    def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        return Mixture(self.states[:, None], self.vectors).draws(columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Scorer):
+    """Mean over K states of softmax(state · vectors): probabilities of the items.
+
+    Attributes:
+        states: one for each draw of noise, shape (B, K, E).
+        vectors: of the items, shape (V, E).
+        n_candidates: average over so many items that the mean state puts first; the others keep
+            the order of the mean state, below every candidate. None averages over all. Draws stay
+            exact.
+        diversity: weight of the first draw against the mean of all, 0 to 1.
+    """
+
+    states: Float[Tensor, "B K E"]
+    vectors: Float[Tensor, "V E"]
+    n_candidates: int | None = None
+    diversity: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.states), len(self.vectors)
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    def rows(self, part: slice) -> "Mixture":
+        return replace(self, states=self.states[part])
+
+    def block(self, columns: slice) -> Float[Tensor, "B C"]:
+        if self.n_candidates is not None and not self.diversity:
+            return self._among_candidates(columns)
+        total = torch.zeros(len(self.states), columns.stop - columns.start, device=self.device)
+        first = None
+        for draw in self.draws(columns):
+            if self.diversity and first is None:
+                first = draw * self.diversity
+            total += draw
+        mean = total / self.states.shape[1]
+        return mean if first is None else mean * (1 - self.diversity) + first
+
+    def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        whole = columns.stop - columns.start == len(self.vectors)
+        for number in range(self.states.shape[1]):
+            logits = (self.states[:, number] @ self.vectors[columns].T).float()
+            if columns.start == 0:
+                logits[:, 0] = -torch.inf
+            if whole:
+                yield torch.softmax(logits, dim=1)
+            else:
+                yield logits.sub_(self._log_partition[:, number, None]).exp_()
+
+    @cached_property
+    def _log_partition(self) -> Float[Tensor, "B K"]:
+        parts = []
+        for columns in self.columns():
+            logits = self.states.flatten(0, 1) @ self.vectors[columns].T
+            if columns.start == 0:
+                logits[:, 0] = -torch.inf
+            parts.append(torch.logsumexp(logits.float(), dim=1))
+        return torch.logsumexp(torch.stack(parts), dim=0).view(self.states.shape[:2])
+
+    def _among_candidates(self, columns: slice) -> Float[Tensor, "B C"]:
+        best, items, chances = self._candidates
+        scores = self.states.mean(1) @ self.vectors[columns].T
+        if columns.start == 0:
+            scores[:, 0] = -torch.inf
+        scores -= best
+        inside = (items >= columns.start) & (items < columns.stop)
+        row = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
+        scores[row[inside], items[inside] - columns.start] = chances[inside]
+        return scores
+
+    @cached_property
+    def _candidates(
+        self,
+    ) -> tuple[Float[Tensor, "B 1"], Int[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """The mean state's best score, its best items, and their averaged probabilities."""
+        mean = self.states.mean(1)
+        n = min(self.n_candidates or 1, len(self.vectors) - 1)
+        values, items = [], []
+        for columns in self.columns():
+            scores = mean @ self.vectors[columns].T
+            if columns.start == 0:
+                scores[:, 0] = -torch.inf
+            found = scores.topk(min(n, scores.shape[1]), dim=1, sorted=False)
+            values.append(found.values)
+            items.append(found.indices + columns.start)
+        best = torch.cat(values, 1).topk(n, dim=1, sorted=False)
+        chosen = torch.cat(items, 1).gather(1, best.indices)
+        logits = self.states @ self.vectors[chosen].transpose(1, 2)
+        chances = torch.softmax(logits, dim=2).mean(1)
+        return best.values.amax(1, keepdim=True), chosen, chances
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(Scorer):
+    """Scores that are all there already, as counting methods make them.
+
+    A score of minus infinity becomes the least finite number, so that an impossible item stays
+    apart from a hidden one.
+
+    Attributes:
+        scores: shape (B, V).
+    """
+
+    scores: Float[Tensor, "B V"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.scores.shape[0], self.scores.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.scores.device
+
+    def rows(self, part: slice) -> "Matrix":
+        return Matrix(self.scores[part])
+
+    def block(self, columns: slice) -> Float[Tensor, "B C"]:
+        part = self.scores[:, columns]
+        return torch.clamp(part.float(), min=torch.finfo(torch.float32).min)
+
+    def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        """One draw, in proportion to the scores, which must be counts or probabilities."""
+        total = self.scores[:, 1:].sum(1, keepdim=True).float()
+        part = self.scores[:, columns].float() / total.clamp(min=torch.finfo(torch.float32).tiny)
+        if columns.start == 0:
+            part[:, 0] = 0
+        yield part

@@ -1,0 +1,313 @@
+"""Hyper-parameters that methods share: what each has of its own stands in its ``Config``.
+
+One class says what belongs to one thing (training, an encoder, the next-item loss, a contrast), and
+the settings of a method put them together.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+
+from diffuserec.data import SequenceDataset
+from diffuserec.errors import ConfigError
+from diffuserec.models.config import OnlyIf, Settings, parse_settings
+from diffuserec.models.encoders import ENCODERS, SequenceEncoder, make_encoder
+from diffuserec.models.encoders.transformer import TransformerEncoder
+from diffuserec.models.items import ItemTable
+from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
+
+
+def _known_loss(name: str) -> str:
+    try:
+        LOSSES.find(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _known_encoder(name: str) -> str:
+    try:
+        ENCODERS.find(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+LossName = Annotated[str, AfterValidator(_known_loss)]
+EncoderName = Annotated[str, AfterValidator(_known_encoder)]
+
+
+def has_layers(encoder: str) -> bool:
+    """an encoder of several layers"""
+    return "n_layers" in ENCODERS.find(encoder).Config.model_fields
+
+
+def has_heads(encoder: str) -> bool:
+    """an encoder with attention heads"""
+    return "n_heads" in ENCODERS.find(encoder).Config.model_fields
+
+
+class SequenceSettings(Settings):
+    """Hyper-parameters of a model of sequences, whatever its encoder, and of its training."""
+
+    min_examples: ClassVar[int] = 1
+    """Training examples without which it has nothing to learn."""
+
+    dim: int = Field(64, ge=1)
+    """Width D of items and states."""
+    max_len: int = Field(50, ge=1)
+    """Newest items that the model sees."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=1)
+    """Training examples a batch, on average."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class TransformerSettings(SequenceSettings):
+    """Hyper-parameters of a method that needs a transformer."""
+
+    n_layers: int = Field(2, ge=1)
+    """Blocks."""
+    n_heads: int = Field(2, ge=1)
+    """Attention heads; a divisor of dim."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        own = TransformerEncoder.Config(n_layers=self.n_layers, n_heads=self.n_heads)
+        TransformerEncoder.check(own, self.dim)
+        return self
+
+    def build_encoder(
+        self, vocab_size: int, causal: bool = True, n_special: int = 0, extra_positions: int = 0
+    ) -> tuple[ItemTable, TransformerEncoder]:
+        """An item table and a transformer of these settings, their initial weights drawn.
+
+        Args:
+            vocab_size: V.
+            causal: whether a position sees only itself and what came before.
+            n_special: tokens of the table that are no items.
+            extra_positions: position embeddings beyond max_len.
+        """
+        table = ItemTable(vocab_size, self.dim, n_special=n_special)
+        encoder = self.transformer(causal, extra_positions)
+        table.reset_parameters()
+        encoder.reset_parameters()
+        return table, encoder
+
+    def transformer(self, causal: bool = True, extra_positions: int = 0) -> TransformerEncoder:
+        """A transformer of these settings, its initial weights not drawn."""
+        return TransformerEncoder(
+            self.dim,
+            self.max_len + extra_positions,
+            self.dropout,
+            self.n_layers,
+            self.n_heads,
+            causal,
+        )
+
+
+class EncoderSettings(SequenceSettings):
+    """Hyper-parameters of a method that works with any encoder."""
+
+    encoder: EncoderName = "transformer"
+    """Name of the sequence encoder."""
+    encoder_settings: Mapping[str, Any] = Field({}, validate_default=False)
+    """Settings of the encoder's own, beside those that stand here."""
+
+    def encoder_config(self) -> Settings:
+        """All settings of the encoder's own: those that stand here and `encoder_settings`."""
+        schema = ENCODERS.find(self.encoder).Config
+        here = {
+            name: getattr(self, name)
+            for name in schema.model_fields
+            if name in type(self).model_fields and name not in SequenceSettings.model_fields
+        }
+        doubled = here.keys() & self.encoder_settings.keys()
+        if doubled:
+            name = min(doubled)
+            raise ConfigError(
+                f"encoder_settings has {name!r}, which is a setting of its own: set {name} itself"
+            )
+        return parse_settings(
+            schema, {**here, **self.encoder_settings}, f"encoder_settings of {self.encoder}"
+        )
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> Self:
+        try:
+            own = self.encoder_config()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        ENCODERS.find(self.encoder).check(own, self.dim)
+        return self
+
+    def build_encoder(
+        self,
+        vocab_size: int,
+        causal: bool = True,
+        n_special: int = 0,
+        extra_positions: int = 0,
+        bias: bool = False,
+    ) -> tuple[ItemTable, SequenceEncoder]:
+        """An item table and the chosen encoder, their initial weights drawn.
+
+        Args:
+            vocab_size: V.
+            causal: whether a position sees only itself and what came before.
+            n_special: tokens of the table that are no items.
+            extra_positions: positions beyond max_len.
+            bias: give every item a bias.
+
+        Raises:
+            ConfigError: the encoder cannot look ahead and is to.
+        """
+        table = ItemTable(vocab_size, self.dim, bias=bias, n_special=n_special)
+        encoder = make_encoder(
+            self.encoder,
+            self.dim,
+            self.max_len + extra_positions,
+            self.dropout,
+            self.encoder_config().model_dump(),
+            causal,
+        )
+        table.reset_parameters()
+        encoder.reset_parameters()
+        return table, encoder
+
+
+class AttentiveSettings(EncoderSettings):
+    """Hyper-parameters of a method that works with any encoder and has a transformer by default."""
+
+    n_layers: Annotated[int, OnlyIf(encoder=has_layers)] = Field(2, ge=1)
+    """Layers of the encoder."""
+    n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(2, ge=1)
+    """Attention heads; a divisor of dim."""
+
+
+class ExampleSettings(Settings):
+    """Settings of how sequences become training examples."""
+
+    examples: Literal["per_user", "windows", "prefixes"] = "per_user"
+    """A training example: a user's newest max_len items, every one a target; as many such windows
+    as it takes for every item to be a target; or one for every item, its only target."""
+
+
+class LossSettings(ExampleSettings):
+    """Hyper-parameters of a model that predicts each next item, whatever its encoder."""
+
+    loss: LossName = "softmax"
+    """Of the next item; see diffuserec.models.losses."""
+    n_negatives: Annotated[int | None, OnlyIf(loss=takes_negatives)] = Field(None, ge=1)
+    """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for the other two."""
+    gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
+    """Calibration of gbce: 0 is plain bce."""
+
+    @property
+    def scores_are_logits(self) -> bool:
+        return LOSSES.find(self.loss).gives_logits
+
+
+class TargetsSettings(LossSettings):
+    """Loss settings of a model whose positions may each predict several following items."""
+
+    n_targets: int = Field(1, ge=1)
+    """Next items that each position predicts."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        if self.n_targets > 1 and self.examples == "prefixes":
+            raise ValueError(
+                f"n_targets {self.n_targets} needs examples='per_user' or 'windows': a prefix has "
+                "one"
+            )
+        return self
+
+
+class NextItemSettings(LossSettings, AttentiveSettings):
+    """Hyper-parameters of a model that predicts each next item, a transformer by default."""
+
+
+class NextItemTransformerSettings(LossSettings, TransformerSettings):
+    """Hyper-parameters of a transformer that predicts each next item."""
+
+
+class ContrastSettings(SequenceSettings):
+    """Hyper-parameters of a model that contrasts a batch's sequences with each other."""
+
+    min_examples: ClassVar[int] = 2
+
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of two sequences' states, whose norm is about the square root of dim."""
+    temperature: float = Field(1.0, gt=0)
+    """Divisor of the similarities of sequences."""
+
+    def contrast(
+        self,
+        anchors: Float[Tensor, "B D"],
+        positives: Float[Tensor, "B D"],
+        two_way: bool = True,
+        labels: Int[Tensor, " B"] | None = None,
+        negatives: Float[Tensor, "N D"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """:func:`diffuserec.models.losses.info_nce` with these settings."""
+        return info_nce(
+            anchors,
+            positives,
+            two_way=two_way,
+            labels=labels,
+            negatives=negatives,
+            similarity=self.similarity,
+            temperature=self.temperature,
+        )
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if self.batch_size < 2:
+            raise ValueError(
+                "batch_size 1 leaves a sequence nothing to be told apart from: "
+                "a contrast needs 2 or more"
+            )
+        return self
+
+
+class ContrastiveSettings(ContrastSettings, NextItemSettings):
+    """Hyper-parameters of a next-item model that also contrasts a batch's sequences."""
+
+
+class ContrastiveTransformerSettings(ContrastSettings, NextItemTransformerSettings):
+    """Hyper-parameters of a next-item transformer that also contrasts a batch's sequences."""
+
+
+class PairSettings(Settings):
+    """Hyper-parameters of a model of users and items that knows nothing of sequences."""
+
+    dim: int = Field(64, ge=1)
+    """Width D of users and items."""
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(1024, ge=1)
+    """Interactions a batch."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class PrependingSettings(Settings):
+    """Hyper-parameters of an augmenter that puts items in front of histories."""
+
+    n_items: int = Field(10, ge=1)
+    """M, the items put in front of a history."""
+    max_history: int | None = Field(None, ge=1)
+    """Only users with at most so many real items are given any; None means all."""
+
+    def chosen(self, dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
+        """Indices of the sequences that are given items; empty ones stay empty."""
+        lengths = dataset.real_lengths
+        longest = np.inf if self.max_history is None else self.max_history
+        return np.flatnonzero((lengths > 0) & (lengths <= longest))

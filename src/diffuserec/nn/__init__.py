@@ -1,1 +1,0 @@
-"""Building blocks of networks that more than one method uses."""

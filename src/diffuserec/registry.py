@@ -1,0 +1,139 @@
+"""Registries of named parts that anyone may extend: methods, encoders, losses, metrics, formats.
+
+A registry knows three sources, in this order: the files of one folder of this package, what a
+running program registered, and the entry points that installed packages declare under the group
+``diffuserec.<kind>s``. Only these can be found by name, so a file that names a part (a saved
+model, a study) never makes other code run. A module is imported when its part is first used.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from diffuserec.errors import ConfigError, did_you_mean
+
+Part = TypeVar("Part")
+Value = TypeVar("Value")
+
+
+class Registry(Generic[Part]):
+    """Parts of one kind by name.
+
+    Args:
+        kind: singular noun for messages; its plural names the entry point group.
+        folder: package whose files are parts; None if every part is registered by a call.
+        of_module: finds the part in an imported module of that folder.
+        check: raises ConfigError if a registered object is not such a part.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        folder: str | None = None,
+        of_module: Callable[[ModuleType], Part] | None = None,
+        check: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._of_module = of_module
+        self._check = check
+        self._registered: dict[str, Part] = {}
+
+    @property
+    def group(self) -> str:
+        """Entry point group in which other packages declare parts of this kind."""
+        return f"diffuserec.{self.kind.replace(' ', '_')}s"
+
+    def register(self, name: str, part: Value) -> Value:
+        """Makes `part` available under `name` in this process, and returns it.
+
+        Raises:
+            ConfigError: the name is taken by another part, or the object is not such a part.
+        """
+        if self._check is not None:
+            self._check(part)
+        if name in self._files or name in self._declared:
+            raise ConfigError(f"the {self.kind} name {name!r} is taken: choose another")
+        known = self._registered.get(name)
+        if known is not None and not _same_definition(known, part):
+            raise ConfigError(f"the {self.kind} name {name!r} is taken: choose another")
+        self._registered[name] = part  # type: ignore[assignment]
+        return part
+
+    def names(self) -> list[str]:
+        """Names of all parts, sorted."""
+        return sorted({*self._files, *self._registered, *self._declared})
+
+    def find(self, name: str) -> Part:
+        """The part of that name; imports its module if need be.
+
+        Raises:
+            ConfigError: there is none; names the nearest and all others.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._files and self._of_module is not None:
+            part = self._of_module(importlib.import_module(f"{self._folder}.{name}"))
+        elif name in self._declared:
+            part = self._declared[name].load()
+            if self._check is not None:
+                self._check(part)
+        else:
+            known = self.names()
+            raise ConfigError(
+                f"no {self.kind} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+            )
+        self._registered[name] = part
+        return part
+
+    def module_name(self, name: str) -> str:
+        """Dotted name of the module that defines a part, without importing it if it can be told."""
+        if name in self._files:
+            return f"{self._folder}.{name}"
+        if name in self._declared:
+            return self._declared[name].module
+        return str(getattr(self.find(name), "__module__", ""))
+
+    def name_of(self, part: object) -> str | None:
+        """Name under which this very object can be found, or None."""
+        for name, known in self._registered.items():
+            if known is part:
+                return name
+        module = str(getattr(part, "__module__", ""))
+        for name in self.names():
+            if self.module_name(name) == module and self.find(name) is part:
+                return name
+        return None
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        if self._folder is None:
+            return frozenset()
+        package = importlib.import_module(self._folder)
+        return frozenset(
+            info.name
+            for info in pkgutil.iter_modules(package.__path__)
+            if not info.name.startswith("_")
+        )
+
+    @cached_property
+    def _declared(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self._files:
+                raise ConfigError(
+                    f"{point.value} declares the {self.kind} {point.name!r}, a name of this "
+                    "package: rename it there"
+                )
+            found[point.name] = point
+        return found
+
+
+def _same_definition(known: object, part: object) -> bool:
+    """Whether one replaces the other: the same object, or its definition executed again."""
+    where = [(getattr(x, "__module__", None), getattr(x, "__qualname__", x)) for x in (known, part)]
+    return known is part or where[0] == where[1]

@@ -1,0 +1,1 @@
+"""Serving: from a saved model to lists for people and other systems."""

@@ -1,0 +1,32 @@
+"""Training: the loop, its checkpoints and validation, and the two kinds of data it runs on."""
+
+from diffuserec.training.checkpoint import checkpoint_files
+from diffuserec.training.device import device_of
+from diffuserec.training.loop import Update, train
+from diffuserec.training.next_item import (
+    EncoderRecommender,
+    NextItemRecommender,
+    encoder_loss,
+    linear_decay,
+    next_item_loss,
+    real_positions,
+    train_next_item,
+)
+from diffuserec.training.pairs import train_on_pairs
+from diffuserec.training.validation import validation
+
+__all__ = [
+    "EncoderRecommender",
+    "NextItemRecommender",
+    "Update",
+    "checkpoint_files",
+    "device_of",
+    "encoder_loss",
+    "linear_decay",
+    "next_item_loss",
+    "real_positions",
+    "train",
+    "train_next_item",
+    "train_on_pairs",
+    "validation",
+]

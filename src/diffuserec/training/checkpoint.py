@@ -1,0 +1,116 @@
+"""The state of an interrupted training: one file, replaced in one step after every epoch."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffuserec.data import SequenceDataset
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Epoch, Method, Runtime
+
+
+class Checkpoint:
+    """The state after the last complete epoch of a phase, as one safetensors file."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        runtime: Runtime,
+        data: SequenceDataset,
+        phase: str,
+    ) -> None:
+        self.path = runtime.checkpoint / f"{phase}.safetensors" if runtime.checkpoint else None
+        self.method = method
+        self.optimizer = optimizer
+        self.owner = {
+            "method": method.name,
+            "config": method.config.model_dump(mode="json"),
+            "seed": runtime.seed,
+            "precision": runtime.precision,
+            "data": _fingerprint(data) if runtime.checkpoint else "",
+        }
+
+    def save(self, records: list[Epoch], best: dict[str, Tensor] | None) -> None:
+        """Writes the state after the last of these epochs, and the best parameters so far."""
+        if self.path is None:
+            return
+        state = self.optimizer.state_dict()
+        tensors = {f"model/{k}": v for k, v in self.method.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in (best or {}).items()}
+        for index, slots in state["state"].items():
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in slots.items()}
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        metadata = {
+            "owner": json.dumps(self.owner),
+            "records": json.dumps([asdict(record) for record in records]),
+            "groups": json.dumps(state["param_groups"]),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        save_file(tensors, partial, metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
+        """Puts the state back; returns the epochs completed and the best parameters, if any.
+
+        Raises:
+            DataError: the file is damaged.
+            ConfigError: it is the checkpoint of another run.
+        """
+        if self.path is None or not self.path.exists():
+            return [], None
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.path} is damaged ({error}): start without --resume") from error
+        owner = json.loads(metadata.get("owner", "{}"))
+        for what, value in self.owner.items():
+            if owner.get(what) != value:
+                raise ConfigError(
+                    f"{self.path} is the checkpoint of another run (its {what} differs): resume "
+                    "with the settings and data that it was started with, or without --resume"
+                )
+        model = _part(tensors, "model/")
+        best = _part(tensors, "best/")
+        self.method.load_state_dict(model)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer/").items():
+            index, _, slot = name.partition("/")
+            slots.setdefault(int(index), {})[slot] = tensor
+        groups = json.loads(metadata["groups"])
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        device = self.method.device
+        records = [Epoch(**record) for record in json.loads(metadata["records"])]
+        return records, {k: v.to(device) for k, v in best.items()} or None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _fingerprint(data: SequenceDataset) -> str:
+    digest = hashlib.sha256(str(data.vocab_size).encode())
+    copies = () if data.copies is None else (data.copies.items,)
+    for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic), *copies):
+        digest.update(np.ascontiguousarray(array).data)
+    if data.copies is not None:
+        digest.update(repr(data.copies.schedule).encode())
+    return digest.hexdigest()[:32]
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Checkpoints that training left in a directory."""
+    return sorted(directory.rglob("*.safetensors"))

@@ -1,0 +1,26 @@
+"""Where a fit computes."""
+
+import os
+
+import torch
+
+from diffuserec.errors import ConfigError
+from diffuserec.models.base import Runtime
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    """Device of a runtime; ``auto`` is a CUDA device if there is one.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none, or several processes were started.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "several processes were started (WORLD_SIZE is above 1), and each would train a model "
+            "of its own: start one, without torchrun"
+        )
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and torch sees none: use --device cpu")
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(runtime.device)

@@ -1,0 +1,200 @@
+"""The training loop: a function that a method's ``learn`` calls, once for each phase it has.
+
+Everything random in an epoch is drawn from (seed, phase, epoch): the order of the batches and,
+through torch's default generator, dropout and negatives. An interrupted run therefore continues to
+the same parameters bit for bit from what stands in one file: parameters, best parameters, optimizer
+and the record of epochs.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffuserec.data import SequenceDataset
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training.checkpoint import Checkpoint
+from diffuserec.training.device import device_of
+
+
+class Update(NamedTuple):
+    """One of several updates a batch.
+
+    Attributes:
+        loss: of one batch.
+        moved: the only parameters that it moves; None moves all.
+    """
+
+    loss: Callable[[Any], Tensor]
+    moved: Sequence[nn.Parameter] | None = None
+
+
+def train(
+    method: Method,
+    loss: Callable[[Any], Tensor] | Sequence[Update],
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    n_batches: int,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    runtime: Runtime,
+    data: SequenceDataset,
+    validate: Callable[[], float] | None = None,
+    patience: int | None = None,
+    least_epochs: int = 0,
+    phase: str = "fit",
+    prepare: Callable[[], None] | None = None,
+    watch: Callable[[], dict[str, float]] | None = None,
+    rate: Callable[[int], float] | None = None,
+) -> list[Epoch]:
+    """Minimizes a loss; with a validation metric, stops early and keeps the best parameters.
+
+    Args:
+        method: whose parameters are trained; it is moved to the runtime's device and left in
+            evaluation mode.
+        loss: of one batch, which is on the device already. Several updates are made one after the
+            other on each batch; the loss of the first is the one that is recorded.
+        batches: the batches of an epoch, fixed by the epoch's number; each has ``to(device)``.
+        n_batches: how many an epoch has, for the progress bar.
+        optimizer: over the method's parameters.
+        epochs: at most so many.
+        runtime: device, precision, seed, progress, checkpoint.
+        data: what is trained on; its fingerprint guards a resume.
+        validate: called after each epoch in evaluation mode; higher is better.
+        patience: epochs without a better metric before stopping; None never stops early.
+        least_epochs: patience begins to count after so many.
+        phase: name of this call within a fit.
+        prepare: called before each epoch, with gradients off, in evaluation mode; what it makes
+            must follow from the parameters alone, so that a resumed run makes the same.
+        watch: numbers to record after each epoch, by name; they decide nothing.
+        rate: factor of the optimizer's learning rate in an epoch, by its number; None keeps it as
+            it is.
+
+    Returns:
+        One record an epoch, those of an earlier part of a resumed run included.
+
+    Raises:
+        ConfigError: the loss is not finite, the checkpoint is another run's, or there is none to
+            resume from.
+        DataError: there are no batches.
+        KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
+    """
+    if n_batches == 0:
+        raise DataError(
+            f"{method.name} has nothing to learn from: no user of the training part has 2 items; "
+            "leave-one-out holds out 2 more, so give it histories of 4"
+        )
+    if runtime.resume and runtime.checkpoint is None:
+        raise ConfigError("resume needs the checkpoint directory of the interrupted run")
+    device = device_of(runtime)
+    method.to(device)
+    checkpoint = Checkpoint(method, optimizer, runtime, data, phase)
+    records, best = checkpoint.load() if runtime.resume else ([], None)
+    scheduler = None if rate is None else LambdaLR(optimizer, rate, last_epoch=len(records) - 1)
+    updates = [Update(loss)] if callable(loss) else loss
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
+    with _progress(runtime) as progress, torch.random.fork_rng():
+        bar = progress.add_task(phase, total=n_batches, status="")
+        while len(records) < epochs and not _exhausted(records, patience, least_epochs):
+            epoch = len(records)
+            torch.manual_seed(_epoch_seed(runtime.seed, phase, epoch))
+            start = time.perf_counter()
+            if prepare is not None:
+                method.eval()
+                with torch.no_grad():
+                    prepare()
+            method.train()
+            progress.reset(bar, total=n_batches, description=f"{phase} {epoch + 1}/{epochs}")
+            total, n = torch.zeros((), device=device), 0
+            for batch in batches(epoch):
+                batch = batch.to(device)
+                for number, update in enumerate(updates):
+                    with autocast:
+                        value = update.loss(batch)
+                    optimizer.zero_grad(set_to_none=True)
+                    value.backward(inputs=update.moved)  # type: ignore[no-untyped-call]
+                    optimizer.step()  # passes over parameters without a gradient
+                    total += value.detach() if number == 0 else 0
+                n += 1
+                if n % 50 == 0 or n == 1:
+                    _require_finite(total, phase, epoch)
+                if not progress.disable:
+                    progress.update(bar, advance=1, status=_status(total, n, start, records))
+            _require_finite(total, phase, epoch)
+            seconds = time.perf_counter() - start
+            method.eval()
+            metric = validate() if validate is not None else None
+            watched = watch() if watch is not None else {}
+            mean = float(total) / max(n, 1)
+            records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
+            if metric is not None and _best_epoch(records) == epoch:
+                best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+            checkpoint.save(records, best)
+            if scheduler is not None:
+                scheduler.step()
+    if best is not None:
+        method.load_state_dict(best)
+    method.eval()
+    return records
+
+
+def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _best_epoch(records: list[Epoch]) -> int:
+    metrics = [record.valid for record in records if record.valid is not None]
+    return metrics.index(max(metrics)) if metrics else -1
+
+
+def _exhausted(records: list[Epoch], patience: int | None, least: int) -> bool:
+    best = _best_epoch(records)
+    waited = len(records) - 1 - max(best, least)
+    return patience is not None and best >= 0 and waited >= patience
+
+
+def _require_finite(total: Tensor, phase: str, epoch: int) -> None:
+    if not bool(torch.isfinite(total)):
+        raise ConfigError(
+            f"the loss of phase {phase!r} became {float(total)} in epoch {epoch + 1}: "
+            "try a smaller learning_rate (a tenth), precision fp32, or fewer layers"
+        )
+
+
+def _status(total: Tensor, n: int, start: float, records: list[Epoch]) -> str:
+    best = _best_epoch(records)
+    metric = f" valid {records[-1].valid:.4f} (best {records[best].valid:.4f})" if best >= 0 else ""
+    return f"loss {float(total) / n:.3f}{metric} {n / (time.perf_counter() - start):.0f} it/s"
+
+
+@contextlib.contextmanager
+def _progress(runtime: Runtime) -> Iterator[Progress]:
+    console = Console(stderr=True, force_terminal=runtime.progress)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
+        yield progress
+
+

@@ -1,0 +1,230 @@
+"""Next-item training: what most recommenders learn, and the base of those that learn nothing else."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffuserec.data import (
+    Batch,
+    Catalog,
+    Examples,
+    Histories,
+    Queries,
+    SequenceDataset,
+    training_batches,
+    training_examples,
+)
+from diffuserec.errors import DataError
+from diffuserec.models.base import Epoch, Method, Runtime, StateRecommender
+from diffuserec.models.encoders import SequenceEncoder, last_states
+from diffuserec.models.losses import LOSSES
+from diffuserec.models.retrieval import Scorer
+from diffuserec.models.settings import (
+    EncoderSettings,
+    LossSettings,
+    SequenceSettings,
+    TargetsSettings,
+)
+from diffuserec.training.loop import Update, train
+from diffuserec.training.validation import validation
+
+
+class NextItemConfig(LossSettings, EncoderSettings):
+    """Hyper-parameters that a :class:`NextItemRecommender` needs."""
+
+
+class EncoderRecommender(StateRecommender):
+    """A recommender whose state is an encoder's at the newest item of a history.
+
+    Attributes:
+        encoder: from embeddings to states.
+    """
+
+    config: SequenceSettings
+    encoder: SequenceEncoder
+
+    def encode(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        """States at every position of right-padded item numbers."""
+        states: Tensor = self.encoder(self.table.embed(items), lengths)
+        return states
+
+    def states(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Float[Tensor, "B 1 D"]:
+        newest = histories.truncate(self.config.max_len)
+        return last_states(self.encode(newest.items, newest.lengths), newest.lengths)[:, None]
+
+
+class NextItemRecommender(EncoderRecommender):
+    """An encoder trained on the next item alone; a subclass says which, by its ``Config``."""
+
+    config: NextItemConfig
+
+    def build(self, catalog: Catalog) -> None:
+        self.table, self.encoder = self.config.build_encoder(catalog.vocab_size)
+
+    def learn(
+        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
+    ) -> list[Epoch]:
+        c = self.config
+        loss = encoder_loss(self, c, train)
+        return train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
+        )
+
+
+def encoder_loss(
+    method: EncoderRecommender, settings: LossSettings, data: SequenceDataset
+) -> Callable[[Batch], Float[Tensor, ""]]:
+    """Next-item loss of a batch, from the states of a method's encoder.
+
+    Args:
+        method: of the encoder and the item table.
+        settings: loss and, where they have one, number of targets.
+        data: whose interactions are no negatives of bce.
+    """
+    loss = next_item_loss(settings, data)
+    return lambda batch: loss(
+        batch, method.encode(batch.items, batch.lengths), method.table.weight()
+    )
+
+
+def next_item_loss(
+    settings: LossSettings, data: SequenceDataset
+) -> Callable[[Batch, Float[Tensor, "B L E"], Float[Tensor, "V E"]], Float[Tensor, ""]]:
+    """Next-item loss by the settings: of a batch, its states and the item vectors.
+
+    Args:
+        settings: loss and, where they have one, number of targets.
+        data: whose interactions are no negatives of bce.
+    """
+    of_items = LOSSES.find(settings.loss).make(settings, data)
+    n_targets = settings.n_targets if isinstance(settings, TargetsSettings) else 1
+
+    def loss(batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
+        return of_items(*real_positions(batch, states, n_targets), vectors)
+
+    return loss
+
+
+def real_positions(
+    batch: Batch, states: Float[Tensor, "B L E"], n_targets: int = 1
+) -> tuple[Float[Tensor, "P E"], Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Each position with each of its next `n_targets` items: states, those items, user numbers.
+
+    Positions with fewer than `n_targets` following items contribute the ones they have.
+    """
+    ahead = F.pad(batch.targets, (0, n_targets - 1)).unfold(1, n_targets, 1)
+    real = ahead > 0
+    users = batch.users[:, None, None].expand_as(ahead)
+    return states[:, :, None].expand(-1, -1, n_targets, -1)[real], ahead[real], users[real]
+
+
+def train_next_item(
+    method: Method,
+    loss: Callable[[Batch], Tensor] | Sequence[Update],
+    data: SequenceDataset,
+    valid: Queries | None,
+    runtime: Runtime,
+    *,
+    scorer: Callable[[Histories], Scorer],
+    examples: Examples = "per_user",
+    prepare: Callable[[], None] | None = None,
+    watch: Callable[[], dict[str, float]] | None = None,
+    phase: str = "fit",
+    epochs: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    rate: Callable[[int], float] | None = None,
+) -> list[Epoch]:
+    """:func:`train` on next-item batches, by Adam, as most recommenders do.
+
+    Takes ``batch_size, max_len, learning_rate, epochs, patience`` from the method's settings. If
+    the data has augmented copies, the loss of a batch's copies is added to its own by the weight
+    of their schedule, and training does not stop early before all of them were in use.
+
+    Args:
+        method: whose parameters are trained; its settings are :class:`SequenceSettings`.
+        loss: of one batch, or several updates, as for :func:`train`.
+        data: the sequences.
+        valid: queries that decide when to stop, by full ranking; None trains all epochs.
+        runtime: surroundings.
+        scorer: what validation ranks by.
+        examples: what a training example is, see :func:`training_examples`.
+        prepare: as for :func:`train`.
+        watch: as for :func:`train`.
+        phase: as for :func:`train`.
+        epochs: at most so many, if not as in the settings.
+        optimizer: over the method's parameters, if not Adam.
+        rate: as for :func:`train`.
+
+    Raises:
+        ConfigError: the epochs end before all copies are in use.
+        DataError: fewer examples than the method needs, which contrasts sequences.
+    """
+    c = method.config
+    assert isinstance(c, SequenceSettings)
+    n_examples = len(training_examples(data, c.max_len, examples)[0])
+    if n_examples < c.min_examples and c.min_examples > 1:
+        raise DataError(
+            f"{method.name} tells sequences apart and needs {c.min_examples} with a next item, got "
+            f"{n_examples}: give it more users"
+        )
+    epochs = epochs or c.epochs
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return training_batches(data, c.batch_size, c.max_len, runtime.seed, epoch, examples)
+
+    updates = [Update(loss)] if callable(loss) else loss
+    return train(
+        method,
+        [Update(with_copies(update.loss), update.moved) for update in updates],
+        batches,
+        n_batches=math.ceil(n_examples / c.batch_size),
+        optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        epochs=epochs,
+        runtime=runtime,
+        data=data,
+        validate=None if valid is None else validation(method, scorer, valid),
+        patience=c.patience,
+        least_epochs=epochs_of_copies(data, epochs),
+        phase=phase,
+        prepare=prepare,
+        watch=watch,
+        rate=rate,
+    )
+
+
+def with_copies(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """The loss of a batch plus that of its augmented copies, by their weight."""
+
+    def total(batch: Any) -> Tensor:
+        value = loss(batch)
+        if batch.copies is not None:
+            value = value + batch.copies_weight * loss(batch.copies)
+        return value
+
+    return total
+
+
+def epochs_of_copies(data: SequenceDataset, epochs: int) -> int:
+    """Epochs before all augmented copies of a dataset are in use; 0 if it has none.
+
+    Raises:
+        ConfigError: training of so many epochs would end before that.
+    """
+    if data.copies is None:
+        return 0
+    data.copies.schedule.require_epochs(epochs, len(data.copies))
+    return data.copies.schedule.n_epochs(len(data.copies))
+
+
+def linear_decay(epochs: int) -> Callable[[int], float]:
+    """A rate for :func:`train` that falls in a straight line, to 0 after so many epochs."""
+    return lambda epoch: 1 - epoch / epochs

@@ -1,0 +1,68 @@
+"""Training of models of users and items that know nothing of sequences."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffuserec.data import Histories, Pairs, Queries, SequenceDataset, pair_batches
+from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.models.retrieval import Scorer
+from diffuserec.models.settings import PairSettings
+from diffuserec.models.users import UserTable
+from diffuserec.training.loop import train
+from diffuserec.training.next_item import epochs_of_copies, with_copies
+from diffuserec.training.validation import validation
+
+
+def train_on_pairs(
+    method: Method,
+    loss: Callable[[Pairs], Tensor],
+    data: SequenceDataset,
+    valid: Queries | None,
+    runtime: Runtime,
+    *,
+    users: UserTable,
+    scorer: Callable[[Histories], Scorer],
+) -> list[Epoch]:
+    """:func:`train` on interactions, each once an epoch, by Adam.
+
+    Takes ``batch_size, learning_rate, epochs, patience`` from the method's settings.
+
+    Args:
+        method: whose parameters are trained; its settings are :class:`PairSettings`.
+        loss: of one batch.
+        data: whose real items are the interactions.
+        valid: queries that decide when to stop, by full ranking; None trains all epochs.
+        runtime: surroundings.
+        users: the method's; it is left remembering the data.
+        scorer: what validation ranks by.
+    """
+    c = method.config
+    assert isinstance(c, PairSettings)
+    users.remember(data)
+
+    def batches(epoch: int) -> Iterator[Pairs]:
+        return pair_batches(data, c.batch_size, runtime.seed, epoch)
+
+    def validate(metric: Callable[[], float]) -> float:
+        users.remember(data)
+        return metric()
+
+    records = train(
+        method,
+        with_copies(loss),
+        batches,
+        n_batches=math.ceil(int(data.real_lengths.sum()) / c.batch_size),
+        optimizer=torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        epochs=c.epochs,
+        runtime=runtime,
+        data=data,
+        validate=None if valid is None else partial(validate, validation(method, scorer, valid)),
+        patience=c.patience,
+        least_epochs=epochs_of_copies(data, c.epochs),
+    )
+    users.remember(data)
+    return records

@@ -1,0 +1,68 @@
+"""The validation metric that chooses an epoch."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuserec.data import Histories, Queries, history_batches
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Method
+from diffuserec.models.retrieval import Matrix, Scorer, search, seen_items
+
+_CUTOFF = 10
+
+
+def validation(
+    method: Method,
+    scorer: Callable[[Histories], Scorer],
+    valid: Queries,
+    batch_size: int = 512,
+) -> Callable[[], float]:
+    """NDCG@10 on validation queries, full ranking, seen items hidden, ties at their mean rank.
+
+    An empty history is answered by popularity.
+
+    Args:
+        method: on whose device the scores are made.
+        scorer: from histories to scores of all items.
+        valid: the queries.
+        batch_size: histories scored at once.
+
+    Returns:
+        A function that measures the method as it is now.
+
+    Raises:
+        DataError: there are no queries.
+    """
+    if not len(valid):
+        raise DataError(
+            "there are no validation queries to choose an epoch by: leave valid out to train all "
+            "epochs"
+        )
+
+    def gain(scored: Scorer, index: np.ndarray) -> float:
+        targets = torch.from_numpy(valid.targets[index]).to(scored.device)
+        found = search(scored, targets=targets, hidden=seen_items(valid.histories, index))
+        if bool(found.not_numbers.any()):
+            raise ConfigError(
+                "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+            )
+        ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
+        return float((1 / torch.log2(ranks + 2)).sum())
+
+    @torch.inference_mode()
+    def metric() -> float:
+        total = 0.0
+        for index, histories in history_batches(valid.histories, batch_size):
+            n_empty = int((histories.lengths == 0).sum())  # they come first
+            if n_empty:
+                counts = method.popularity.to(torch.float32).expand(n_empty, -1)
+                total += gain(Matrix(counts), index[:n_empty])
+                index, histories = index[n_empty:], histories.rows(slice(n_empty, None))
+            if len(index):
+                total += gain(scorer(histories.to(method.device)), index)
+        return total / len(valid)
+
+    return metric

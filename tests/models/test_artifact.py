@@ -1,0 +1,302 @@
+"""Models on disk: the same scores after loading, and nothing foreign, damaged or pickled opened."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffuserec.models.base import load
+from diffuserec.data import Catalog, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.recommenders.popularity import Popularity
+from diffuserec.recommenders.sasrec import SASRec
+
+FILES = {"manifest.json", "weights.safetensors", "items.parquet"}
+
+
+def named(log: SequenceDataset) -> SequenceDataset:
+    """The same log with string ids, attributes and user ids."""
+    names = [f"item-{n:02d}-é" for n in range(log.catalog.n_items)]
+    catalog = Catalog(
+        pl.Series("item_id", names),
+        log.catalog.n_users,
+        user_ids=pl.Series("user_id", [f"secret-{n}" for n in range(log.catalog.n_users)]),
+        attributes=pl.DataFrame({"category": [n % 3 for n in range(len(names))]}),
+    )
+    return SequenceDataset(log.items, log.offsets, catalog)
+
+
+@pytest.fixture(scope="module")
+def fitted(random_log: SequenceDataset) -> SASRec:
+    return SASRec(dim=8, epochs=1, n_layers=1, max_len=7).fit(named(random_log))
+
+
+@pytest.fixture
+def saved(fitted: SASRec, tmp_path: Path) -> Path:
+    fitted.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_manifest(model: Path, **changes: object) -> None:
+    path = model / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def sign(model: Path) -> None:
+    """Makes the manifest's checksums those of the files that stand there."""
+    sums = {
+        name: hashlib.sha256((model / name).read_bytes()).hexdigest()
+        for name in ("weights.safetensors", "items.parquet")
+    }
+    edit_manifest(model, sha256=sums)
+
+
+def test_a_loaded_model_scores_the_same(fitted, saved, random_log, tmp_path) -> None:
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    shutil.move(saved, moved)
+    loaded = load(moved)
+    assert type(loaded) is SASRec
+    assert loaded.config == fitted.config
+    assert not loaded.training
+    histories = histories_of(random_log, np.arange(len(random_log)))
+    assert torch.equal(loaded.score(histories), fitted.score(histories))
+    asked = [["item-03-é", "item-20-é"], [], ["nobody knows it"]]
+    assert loaded.recommend(asked, 4).equals(fitted.recommend(asked, 4))
+    assert loaded.catalog.attributes.equals(fitted.catalog.attributes)
+
+
+def test_a_model_directory_holds_these_files_and_no_users(saved) -> None:
+    assert {path.name for path in saved.iterdir()} == FILES
+    assert all(b"secret" not in (saved / name).read_bytes() for name in FILES)
+    assert load(saved).catalog.user_ids is None
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["name"]) == ("recommender", "sasrec")
+    assert manifest["config"]["dim"] == 8
+
+
+def test_another_process_without_the_data_scores_the_same(fitted, saved) -> None:
+    asked = [["item-03-é", "item-20-é"]]
+    program = (
+        "import sys, json; import diffuserec; model = diffuserec.load(sys.argv[1]);"
+        "print(json.dumps(model.recommend(json.loads(sys.argv[2]), 5)['item_id'].to_list()))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(saved), json.dumps(asked)],
+        capture_output=True,
+        check=True,
+        cwd=saved.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert json.loads(answer.stdout) == fitted.recommend(asked, 5)["item_id"].to_list()
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(saved) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unfitted_model_is_not_saved(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="SASRec is not fitted"):
+        SASRec().save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "items.parquet"])
+@pytest.mark.parametrize("place", [0, 200, -1])
+def test_a_changed_byte_is_noticed(saved, name, place) -> None:
+    path = saved / name
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} does not match its checksum"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_missing_file_is_named(saved, name) -> None:
+    (saved / name).unlink()
+    with pytest.raises(DataError, match=name):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": "somebody-elses"}, "not a saved model"),
+        ({"format": None}, "not a saved model"),
+        ({"version": 2}, "model version 2, this release reads 1"),
+        ({"sha256": None}, "lacks sha256"),
+        ({"kind": None, "name": None}, "lacks kind, name"),
+        ({"sha256": {}}, "checksum"),
+    ],
+)
+def test_a_foreign_manifest_is_refused(saved, changes, message) -> None:
+    edit_manifest(saved, **changes)
+    with pytest.raises(DataError, match=message):
+        load(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_manifest_that_is_no_manifest_is_refused(saved, content) -> None:
+    (saved / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"not valid JSON|not a saved model"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "sasrek"}, r"no recommender 'sasrek' \(did you mean 'sasrec'\?\)"),
+        ({"name": "../sasrec"}, "no recommender"),
+        ({"name": "os"}, "no recommender"),
+        ({"kind": "augmenter"}, "no augmenter 'sasrec'"),
+        ({"kind": "evaluator"}, "not 'evaluator'"),
+        ({"config": {"dimm": 3}}, "no setting 'dimm'"),
+    ],
+)
+def test_an_unknown_method_or_setting_is_named(saved, changes, message) -> None:
+    edit_manifest(saved, **changes)
+    with pytest.raises(ConfigError, match=message):
+        load(saved)
+
+
+def test_settings_that_do_not_fit_the_weights_are_refused(saved) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    edit_manifest(saved, config=manifest["config"] | {"dim": 16})
+    with pytest.raises(DataError, match="weights do not fit"):
+        load(saved)
+
+
+@pytest.mark.parametrize("extra", ["foreign", "encoder.foreign", "nowhere.weight"])
+def test_weights_with_a_tensor_too_many_are_refused(saved, extra) -> None:
+    tensors = load_file(saved / "weights.safetensors")
+    save_file(tensors | {extra: torch.ones(1)}, saved / "weights.safetensors")
+    sign(saved)
+    with pytest.raises(DataError, match="weights do not fit"):
+        load(saved)
+
+
+def test_weights_with_a_tensor_too_few_are_refused(saved) -> None:
+    tensors = load_file(saved / "weights.safetensors")
+    del tensors["encoder.norm.weight"]
+    save_file(tensors, saved / "weights.safetensors")
+    sign(saved)
+    with pytest.raises(DataError, match="weights do not fit"):
+        load(saved)
+
+
+def test_nothing_there(tmp_path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        load(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        load(tmp_path)
+
+
+class Opened:
+    """Leaves a directory behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def payload(trace: Path, how: str) -> bytes:
+    if how == "pickle":
+        return pickle.dumps(Opened(trace))
+    path = trace.with_name("weights.pt")
+    torch.save(Opened(trace), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_the_pickles_here_are_live(tmp_path, how) -> None:
+    path = tmp_path / "live"
+    path.write_bytes(payload(tmp_path / "trace", how))
+    if how == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "items.parquet"])
+def test_a_pickle_with_a_matching_checksum_is_refused_unopened(saved, tmp_path, how, name) -> None:
+    trace = tmp_path / "trace"
+    (saved / name).write_bytes(payload(trace, how))
+    sign(saved)
+    with pytest.raises(DataError, match="cannot be read"):
+        load(saved)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_in_place_of_a_directory_is_refused_unopened(tmp_path, how) -> None:
+    trace = tmp_path / "trace"
+    path = tmp_path / "model.pt"
+    path.write_bytes(payload(trace, how))
+    with pytest.raises(DataError, match=r"is a file.*pickles are never opened"):
+        load(path)
+    assert not trace.exists()
+
+
+def test_saving_over_an_older_model_replaces_it(saved, random_log) -> None:
+    Popularity().fit(random_log).save(saved)
+    assert type(load(saved)) is Popularity
+    assert {path.name for path in saved.iterdir()} == FILES
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("breaks", ["save_file", "_sha256"])
+def test_a_failed_save_leaves_the_older_model(saved, random_log, monkeypatch, breaks) -> None:
+    def fails(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"diffuserec.models.artifact.{breaks}", fails)
+        with pytest.raises(OSError, match="disk full"):
+            Popularity().fit(random_log).save(saved)
+    assert type(load(saved)) is SASRec
+    # and what it left behind is no obstacle
+    Popularity().fit(random_log).save(saved)
+    assert type(load(saved)) is Popularity
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_nothing_foreign_is_written_over(fitted, random_log, tmp_path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.jpg").write_text("cat")
+    file = tmp_path / "file"
+    file.write_text("text")
+    random_log.save(tmp_path / "data")  # it has a manifest.json, but it is no model
+    for path in (photos, file, tmp_path / "data"):
+        with pytest.raises(DataError, match="exists and is not a saved model"):
+            fitted.save(path)
+    assert (photos / "cat.jpg").read_text() == "cat"
+    assert file.read_text() == "text"
+    assert (tmp_path / "data" / "items.npy").exists()
+
+
+def test_a_model_directory_with_somebodys_notes_is_not_replaced(saved, fitted) -> None:
+    (saved / "notes.txt").write_text("the good one")
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        fitted.save(saved)
+    assert (saved / "notes.txt").read_text() == "the good one"
+    assert type(load(saved)) is SASRec

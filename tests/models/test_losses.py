@@ -1,0 +1,609 @@
+"""Losses against torch's own cross entropy, against sums written out, and by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch.distributions import Independent, Normal, kl_divergence
+
+from diffuserec import losses
+from diffuserec.data import SequenceDataset
+from diffuserec.models.losses import (
+    binary_cross_entropy,
+    bpr_max,
+    gbce,
+    info_nce,
+    kl_to_standard,
+    mixture_cross_entropy,
+    sampled_softmax,
+    seen_keys,
+    softmax_cross_entropy,
+    uniform_negatives,
+)
+
+V, P, D = 37, 23, 8
+
+
+def problem(dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(P, D, generator=generator, dtype=dtype) * scale
+    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale  # row 0 is not zero here
+    targets = torch.randint(1, V, (P,), generator=generator)
+    return states.requires_grad_(), table.requires_grad_(), targets
+
+
+def reference(states, table, targets):
+    """Cross entropy over the columns of real items only."""
+    return F.cross_entropy(states @ table[1:].T, targets - 1)
+
+
+def with_gradients(loss, states, table, targets, factor=3.0):
+    value = loss(states, table, targets)
+    return value.detach(), *torch.autograd.grad(value * factor, (states, table))
+
+
+@pytest.mark.parametrize("block", [1, V, 5 * V + 3, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_softmax_and_its_gradients(monkeypatch, block, dtype):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = problem(dtype)
+    ours = with_gradients(softmax_cross_entropy, states, table, targets)
+    theirs = with_gradients(reference, states, table, targets)
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
+    assert not ours[2][0].any()  # the padding row learns nothing, exactly
+
+
+@pytest.mark.parametrize("block", [3 * V, 10**9])
+def test_softmax_in_bfloat16(monkeypatch, block):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = problem()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = softmax_cross_entropy(states, table, targets)
+    ours = torch.autograd.grad(value, (states, table))
+    expected, *theirs = with_gradients(reference, states, table, targets, factor=1.0)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-2)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        # eight bits of mantissa, about 2^-8 an operation
+        assert (mine - other).norm() < 0.02 * other.norm()
+    assert not ours[1][0].any()
+
+
+def test_softmax_where_the_target_is_all_but_impossible():
+    states, table, targets = problem(scale=8.0)
+    value, *ours = with_gradients(softmax_cross_entropy, states, table, targets)
+    assert torch.isfinite(value)
+    _, *theirs = with_gradients(reference, states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_softmax_of_a_uniform_model_is_the_log_of_the_number_of_items():
+    value = softmax_cross_entropy(torch.zeros(4, D), torch.ones(V, D), torch.tensor([1, 2, 3, 36]))
+    assert value.item() == pytest.approx(math.log(V - 1), rel=1e-6)
+
+
+def test_softmax_of_no_positions():
+    states = torch.zeros(0, D, requires_grad=True)
+    table = torch.ones(V, D, requires_grad=True)
+    value = softmax_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert not table.grad.any()
+
+
+def test_softmax_takes_part_in_a_longer_graph():
+    _, table, targets = problem(torch.float64)
+    inner = torch.randn(P, D, dtype=torch.float64, requires_grad=True)
+    ours = torch.autograd.grad(softmax_cross_entropy(inner.tanh() * 2, table, targets), inner)
+    theirs = torch.autograd.grad(reference(inner.tanh() * 2, table, targets), inner)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def mixture(k, dtype=torch.float64, scale=1.0):
+    generator = torch.Generator().manual_seed(k)
+    states = torch.randn(P, k, D, generator=generator, dtype=dtype) * scale
+    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale
+    targets = torch.randint(1, V, (P,), generator=generator)
+    return states.requires_grad_(), table.requires_grad_(), targets
+
+
+def mixture_reference(states, table, targets):
+    """-log of the mean over draws of the target's softmax over real items, by plain autograd."""
+    shares = torch.softmax(states @ table[1:].T, dim=2)
+    return -shares[torch.arange(len(targets)), :, targets - 1].mean(1).log().mean()
+
+
+@pytest.mark.parametrize("block", [1, 7 * V, 10**9])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mixture_and_its_gradients(monkeypatch, block, k, dtype):
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    states, table, targets = mixture(k, dtype)
+    ours = with_gradients(mixture_cross_entropy, states, table, targets)
+    theirs = with_gradients(mixture_reference, states, table, targets)
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert not ours[2][0].any()
+
+
+def test_mixture_of_one_draw_is_the_softmax():
+    states, table, targets = mixture(1)
+    ours = with_gradients(mixture_cross_entropy, states, table, targets)
+    theirs = with_gradients(lambda s, t, y: reference(s[:, 0], t, y), states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-6, atol=1e-7)
+
+
+def test_mixture_averages_probabilities_and_not_their_logarithms():
+    # two items; draws that give the target 1/2 and 1/4: -log(3/8), not (log 2 + log 4) / 2
+    table = torch.tensor([[0.0], [1.0], [0.0]])
+    states = torch.tensor([[[0.0], [-math.log(3)]]])
+    value = mixture_cross_entropy(states, table, torch.tensor([1]))
+    assert value.item() == pytest.approx(-math.log(3 / 8), rel=1e-6)
+
+
+def test_mixture_of_equal_draws_is_that_of_one():
+    states, table, targets = mixture(1)
+    several = states.expand(-1, 4, -1)
+    one, four = (mixture_cross_entropy(s, table, targets) for s in (states, several))
+    assert four.item() == pytest.approx(one.item(), rel=1e-6)
+
+
+def test_mixture_where_one_draw_makes_the_target_all_but_impossible():
+    # the second draw puts the target at exp(-300): all of the gradient is the first one's
+    states, table, targets = mixture(1, torch.float32)
+    target = targets[:1]
+    with torch.no_grad():
+        table[:, -1] = 0
+        table[target, -1] = -300.0
+        first = states[:1].clone()
+        first[..., -1] = 0
+        second = first.clone()
+        second[..., -1] = 1
+    both = torch.cat([first, second], dim=1).requires_grad_()
+    value, ours, _ = with_gradients(mixture_cross_entropy, both, table, target, factor=1.0)
+    alone = first[:, 0].requires_grad_()
+    expected, theirs, _ = with_gradients(reference, alone, table, target, factor=1.0)
+    assert value.item() == pytest.approx(expected.item() + math.log(2), rel=1e-6)
+    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-5, atol=1e-6)
+    assert ours[:, 1].abs().max() < 1e-6
+
+
+def test_mixture_in_bfloat16():
+    states, table, targets = mixture(4, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = mixture_cross_entropy(states, table, targets)
+    ours = torch.autograd.grad(value, (states, table))
+    expected, *theirs = with_gradients(mixture_reference, states, table, targets, factor=1.0)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-2)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - other).norm() < 0.03 * other.norm()
+
+
+def test_mixture_of_no_positions():
+    states, table = torch.zeros(0, 3, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
+    value = mixture_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert not table.grad.any()
+
+
+def test_binary_cross_entropy_is_torchs():
+    positive, negative = torch.randn(9), torch.randn(9, 4)
+    expected = F.binary_cross_entropy_with_logits(positive, torch.ones(9))
+    expected += F.binary_cross_entropy_with_logits(negative, torch.zeros(9, 4))
+    torch.testing.assert_close(binary_cross_entropy(positive, negative), expected)
+
+
+def test_gbce_without_calibration_and_one_negative_is_half_of_bce():
+    # gbce averages over the two terms of a position, bce adds them
+    positive, negative = torch.randn(9), torch.randn(9, 1)
+    ours = gbce(positive, negative, vocab_size=50, t=0.0)
+    torch.testing.assert_close(2 * ours, binary_cross_entropy(positive, negative))
+
+
+def test_gbce_by_hand():
+    # α = 2/10; t = 1/2: β = 0.2 (0.5 (1 - 5) + 5) = 0.6
+    # σ(0) = 1/2, 1 - σ(log 3) = 1/4: (0.6 log 2 + log 2 + log 4) / 3 = 1.2 log 2
+    positive, negative = torch.zeros(1), torch.tensor([[0.0, math.log(3)]])
+    value = gbce(positive, negative, vocab_size=12, t=0.5)
+    assert value.item() == pytest.approx(1.2 * math.log(2), rel=1e-6)
+    # t = 1: β = α: (0.2 log 2 + 3 log 2) / 3
+    value = gbce(positive, negative, vocab_size=12, t=1.0)
+    assert value.item() == pytest.approx(3.2 / 3 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_sampled_losses_stay_finite_far_out(loss):
+    positive = torch.tensor([-300.0, 300.0], requires_grad=True)
+    negative = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    value = (
+        binary_cross_entropy(positive, negative)
+        if loss == "bce"
+        else gbce(positive, negative, vocab_size=9, t=0.75)
+    )
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(positive.grad).all()
+
+
+def test_sampled_softmax_over_every_item_once_is_the_full_softmax():
+    # each item is expected K / (V - 1) times among K uniform draws: exactly once here
+    states, table, targets = problem(torch.float64)
+    every = torch.arange(1, V)
+    ours = with_gradients(lambda s, t, y: sampled_softmax(s, t, y, every), states, table, targets)
+    theirs = with_gradients(reference, states, table, targets)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_items, n_negatives", [(3, 1), (3, 2), (4, 3)])
+def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, n_negatives):
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(1, D, generator=generator, dtype=torch.float64)
+    table = torch.randn(n_items + 1, D, generator=generator, dtype=torch.float64)
+    target = torch.tensor([2])
+    score = (states @ table.T)[0]
+    # exp(loss) = partition / exp(score of the target); its mean over every possible draw
+    estimates = [
+        sampled_softmax(states, table, target, torch.tensor(draw)).exp() * score[2].exp()
+        for draw in itertools.product(range(1, n_items + 1), repeat=n_negatives)
+    ]
+    mean = torch.stack(estimates).mean()
+    assert mean.item() == pytest.approx(score[1:].exp().sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_bpr_max_is_the_sum_over_negatives(penalty):
+    states, table, targets = problem(torch.float64, scale=0.6)
+    negatives = torch.tensor([4, 9, 9, 30, int(targets[0])])
+
+    def by_hand(states, table, targets):
+        total = 0
+        for state, target in zip(states, targets, strict=True):
+            others = [state @ table[item] for item in negatives if item != target]
+            whole = sum(torch.exp(other) for other in others)
+            better = penalized = 0
+            for other in others:
+                weight = torch.exp(other) / whole
+                better = better + weight / (1 + torch.exp(other - state @ table[target]))
+                penalized = penalized + weight * other**2
+            total = total - torch.log(better) + penalty * penalized
+        return total / len(states)
+
+    def ours(states, table, targets):
+        return bpr_max(states, table, targets, negatives, penalty)
+
+    assert (targets == targets[0]).sum() < P
+    for mine, other in zip(
+        with_gradients(ours, states, table, targets),
+        with_gradients(by_hand, states, table, targets),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_bpr_max_where_the_only_negative_is_the_target_is_a_number():
+    states, table, targets = problem()
+    value, of_states, of_table = with_gradients(
+        lambda *given: bpr_max(*given, targets[:1]), states, table, targets
+    )
+    assert value.isfinite()
+    assert of_states.isfinite().all()
+    assert of_table.isfinite().all()
+
+
+def test_seen_keys_are_real_pairs_of_global_user_numbers():
+    dataset = SequenceDataset.from_lists([[2, 1, 2], [3]], users=[5, 0])
+    longer = dataset.prepend(np.array([[3]], dtype=np.int32), np.array([0]))
+    assert seen_keys(longer).tolist() == [0 * 4 + 3, 5 * 4 + 1, 5 * 4 + 2]
+
+
+def test_negatives_are_uniform_over_what_the_user_has_not():
+    vocab_size, n = 11, 20_000
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 2], [10], []], users=[4, 6, 7])
+    owners = torch.tensor([4, 6, 7])
+    torch.manual_seed(0)
+    drawn = uniform_negatives(owners, n, vocab_size, _keys(dataset, vocab_size))
+    assert drawn.shape == (3, n)
+    for row, had in zip(drawn, [{1, 2, 3}, {10}, set()], strict=True):
+        counts = np.bincount(row.numpy(), minlength=vocab_size)
+        assert len(counts) == vocab_size
+        allowed = [item for item in range(1, vocab_size) if item not in had]
+        assert counts[allowed].sum() == n
+        assert stats.chisquare(counts[allowed]).pvalue > 1e-3
+
+
+def test_negatives_without_exclusion_are_uniform_over_all_items():
+    torch.manual_seed(0)
+    drawn = uniform_negatives(torch.zeros(200, dtype=torch.int64), 100, 9)
+    counts = np.bincount(drawn.flatten().numpy(), minlength=9)
+    assert (counts[0], len(counts)) == (0, 9)
+    assert stats.chisquare(counts[1:]).pvalue > 1e-3
+
+
+def test_who_has_everything_still_gets_negatives():
+    dataset = SequenceDataset.from_lists([[1, 2, 3]])
+    drawn = uniform_negatives(torch.zeros(5, dtype=torch.int64), 7, 4, seen_keys(dataset))
+    assert drawn.shape == (5, 7)
+    assert set(drawn.flatten().tolist()) <= {1, 2, 3}
+
+
+def _keys(dataset: SequenceDataset, vocab_size: int) -> torch.Tensor:
+    pairs = {
+        user * vocab_size + item
+        for user, row in zip(dataset.users.tolist(), range(len(dataset)), strict=True)
+        for item in dataset[row].tolist()
+    }
+    return torch.tensor(sorted(pairs))
+
+
+# of the views below: a·p = 1, a·a' = 0, a·p' = 0, a'·p = 1, a'·p' = 2, p·p' = 2
+ANCHORS, POSITIVES = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+
+
+def test_nt_xent_by_hand():
+    e = math.e
+    terms = [
+        -math.log(e / (1 + e + 1)),  # a finds p among a', p, p'
+        -math.log(e**2 / (1 + e + e**2)),  # a' finds p' among a, p, p'
+        -math.log(e / (e + e + e**2)),  # p finds a among a, a', p'
+        -math.log(e**2 / (1 + e**2 + e**2)),  # p' finds a' among a, a', p
+    ]
+    value = info_nce(ANCHORS, POSITIVES)
+    assert value.item() == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_nt_xent_where_all_are_positives_of_each_other_by_hand():
+    e = math.e
+    terms = [
+        math.log(1 + e + 1) - (0 + 1 + 0) / 3,
+        math.log(1 + e + e**2) - (0 + 1 + 2) / 3,
+        math.log(e + e + e**2) - (1 + 1 + 2) / 3,
+        math.log(1 + e**2 + e**2) - (0 + 2 + 2) / 3,
+    ]
+    value = info_nce(ANCHORS, POSITIVES, labels=torch.tensor([4, 4]))
+    assert value.item() == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_one_way_by_hand():
+    # cosines 1/√2 and 0, then 1/√2 and 1; halves as temperature
+    anchors = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    root = math.sqrt(2)
+    terms = [
+        -math.log(math.exp(root) / (math.exp(root) + 1)),
+        -math.log(math.exp(2) / (math.exp(root) + math.exp(2))),
+    ]
+    value = info_nce(anchors, POSITIVES, two_way=False, similarity="cosine", temperature=0.5)
+    assert value.item() == pytest.approx(sum(terms) / 2, rel=1e-6)
+
+
+def test_a_hard_negative_is_in_everyones_denominator_by_hand():
+    # the negative's cosines are 1 and 0
+    anchors, negatives = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[7.0, 0.0]])
+    root = math.sqrt(2)
+    terms = [
+        -math.log(math.exp(root) / (math.exp(root) + 1 + math.exp(2))),
+        -math.log(math.exp(2) / (math.exp(root) + math.exp(2) + 1)),
+    ]
+    value = info_nce(
+        anchors,
+        POSITIVES,
+        two_way=False,
+        negatives=negatives,
+        similarity="cosine",
+        temperature=0.5,
+    )
+    assert value.item() == pytest.approx(sum(terms) / 2, rel=1e-6)
+
+
+def two_views(n, n_negatives=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(m, D, generator=generator) for m in (n, n, n_negatives)]
+    return [tensor.requires_grad_() for tensor in made]
+
+
+def cosines(a, b):
+    return (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
+
+
+SIMILARITIES = pytest.mark.parametrize(
+    "similarity, product", [("dot", lambda a, b: a @ b.T), ("cosine", cosines)], ids=["dot", "cos"]
+)
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize("n, n_negatives", [(2, 0), (7, 0), (7, 1), (5, 9)])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_info_nce_is_cross_entropy_over_a_matrix_of_similarities(
+    similarity, product, two_way, n, n_negatives, temperature
+):
+    anchors, positives, negatives = two_views(n, n_negatives)
+    ours = info_nce(
+        anchors,
+        positives,
+        two_way=two_way,
+        negatives=negatives if n_negatives else None,
+        similarity=similarity,
+        temperature=temperature,
+    )
+    if two_way:
+        both = torch.cat([anchors, positives])
+        logits = product(both, torch.cat([both, negatives])) / temperature
+        logits = logits - torch.eye(2 * n, 2 * n + n_negatives) * 1e9
+        target = torch.cat([torch.arange(n, 2 * n), torch.arange(n)])
+    else:
+        logits = product(anchors, torch.cat([positives, negatives])) / temperature
+        target = torch.arange(n)
+    theirs = F.cross_entropy(logits, target)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    inputs = (anchors, positives, negatives) if n_negatives else (anchors, positives)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize("n_negatives", [0, 3])
+def test_info_nce_with_labels_is_the_supervised_sum(similarity, product, two_way, n_negatives):
+    anchors, positives, negatives = two_views(6, n_negatives)
+    labels = [3, 8, 3, 3, 1, 8]
+    queries, candidates, owners = anchors, torch.cat([positives, negatives]), [*labels]
+    if two_way:
+        queries = torch.cat([anchors, positives])
+        candidates = torch.cat([queries, negatives])
+        owners = labels * 2
+    similarities = (product(queries, candidates) / 0.5).tolist()
+    terms = []
+    for i, row in enumerate(similarities):
+        others = [j for j in range(len(row)) if not (two_way and j == i)]
+        partition = sum(math.exp(row[j]) for j in others)
+        own = [j for j in others if j < len(owners) and owners[j] == owners[i]]
+        terms.append(-sum(math.log(math.exp(row[j]) / partition) for j in own) / len(own))
+    value = info_nce(
+        anchors,
+        positives,
+        two_way=two_way,
+        labels=torch.tensor(labels),
+        negatives=negatives if n_negatives else None,
+        similarity=similarity,
+        temperature=0.5,
+    )
+    assert value.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_labels_that_nobody_shares_change_nothing(two_way):
+    anchors, positives, _ = two_views(4)
+    plain = info_nce(anchors, positives, two_way=two_way)
+    labeled = info_nce(anchors, positives, two_way=two_way, labels=torch.tensor([9, 2, 7, 0]))
+    assert torch.equal(plain, labeled)
+    shared = info_nce(anchors, positives, two_way=two_way, labels=torch.tensor([9, 2, 9, 0]))
+    assert abs(shared.item() - plain.item()) > 1e-3
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("two_way", [True, False])
+def test_one_sequence_is_told_apart_from_negatives_alone(two_way, similarity):
+    anchors, positives, negatives = two_views(1, 3)
+    settings = {"two_way": two_way, "similarity": similarity}
+    alone = info_nce(anchors, positives, **settings)
+    assert alone.item() == 0
+    alone.backward()
+    assert not anchors.grad.any()
+    assert not positives.grad.any()
+    assert info_nce(anchors, positives, negatives=negatives, **settings).item() > 0.01
+
+
+def test_two_way_does_not_care_which_view_is_first():
+    anchors, positives, negatives = two_views(5, 2)
+    for more in ({}, {"negatives": negatives}, {"labels": torch.tensor([1, 2, 1, 3, 3])}):
+        first, second = info_nce(anchors, positives, **more), info_nce(positives, anchors, **more)
+        assert first.item() == pytest.approx(second.item(), rel=1e-6)
+    one_way = [
+        info_nce(a, p, two_way=False) for a, p in ((anchors, positives), (positives, anchors))
+    ]
+    assert abs(one_way[0].item() - one_way[1].item()) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("labels", [None, [1, 1, 2, 3]])
+@pytest.mark.parametrize("n_negatives", [0, 2])
+@pytest.mark.parametrize("two_way", [True, False])
+def test_gradients_of_info_nce_are_numbers(two_way, n_negatives, labels, similarity, scale):
+    anchors, positives, negatives = two_views(4, n_negatives)
+    value = info_nce(
+        anchors * scale,
+        positives * scale,
+        two_way=two_way,
+        labels=None if labels is None else torch.tensor(labels),
+        negatives=negatives * scale if n_negatives else None,
+        similarity=similarity,
+        temperature=0.05,
+    )
+    value.backward()
+    assert torch.isfinite(value)
+    for tensor in (anchors, positives, negatives)[: 3 if n_negatives else 2]:
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.any()
+
+
+def test_gradients_of_info_nce_are_numbers_where_two_views_are_one():
+    anchors, _, _ = two_views(3)
+    value = info_nce(anchors, anchors, similarity="cosine", temperature=0.05)
+    value.backward()
+    assert torch.isfinite(anchors.grad).all()
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_info_nce_counts_in_float32_under_autocast(two_way):
+    given = [tensor.detach().bfloat16() for tensor in two_views(6, 2)]
+    settings = {"two_way": two_way, "similarity": "cosine", "temperature": 0.05}
+    anchors, positives, negatives = (tensor.float() for tensor in given)
+    expected = info_nce(anchors, positives, negatives=negatives, **settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = info_nce(given[0], given[1], negatives=given[2], **settings)
+        high = info_nce(anchors, positives, negatives=negatives, **settings)
+    assert low.dtype == high.dtype == torch.float32
+    assert torch.equal(low, expected)
+    assert torch.equal(high, expected)
+
+
+@pytest.mark.parametrize("likelihood", ["multinomial", "bernoulli"])
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_the_likelihood_of_sets_and_its_gradients(likelihood, block, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "_BLOCK", block)
+    torch.manual_seed(0)
+    sets = [[1, 4, 2], [5], [], [3, 2]]
+    states = torch.randn(4, 6, requires_grad=True)
+    table = torch.randn(7, 6, requires_grad=True)
+    items = torch.tensor([item for own in sets for item in own])
+    offsets = torch.tensor([0, 3, 4, 4])
+    found = losses.set_likelihood(states, table, items, offsets, likelihood)
+    found_grads = torch.autograd.grad(found, [states, table])
+    logits = states @ table.T
+    expected = torch.zeros(())
+    for row, own in enumerate(sets):
+        if likelihood == "multinomial":
+            expected = expected + torch.log_softmax(logits[row, 1:], 0)[[i - 1 for i in own]].sum()
+        else:
+            present = torch.zeros(6)
+            present[[i - 1 for i in own]] = 1.0
+            bernoulli = torch.distributions.Bernoulli(logits=logits[row, 1:])
+            expected = expected + bernoulli.log_prob(present).sum()
+    expected = expected / 4
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(found_grads, torch.autograd.grad(expected, [states, table]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+# --- divergence ---------------------------------------------------------------------------------
+
+
+def test_divergence_from_a_standard_gaussian_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, 3, D, generator=generator) * 2
+    log_variance = torch.randn(5, 3, D, generator=generator) * 2
+    latent = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    prior = Independent(Normal(torch.zeros(D), torch.ones(D)), 1)
+    torch.testing.assert_close(kl_to_standard(mean, log_variance), kl_divergence(latent, prior))
+    nothing = torch.zeros(2, D)
+    assert not kl_to_standard(nothing, nothing).any()
