@@ -5,8 +5,9 @@ outside this package forms users × items. Here that happens a block at a time, 
 the catalog and the device, so that memory is bounded whatever the number of users and items.
 """
 
-from diffuserec.models.retrieval.blocks import block_shape
+from diffuserec.models.retrieval.blocks import block_shape, memory_budget
 from diffuserec.models.retrieval.likelihood import (
+    log_partition,
     log_prob,
     max_prob,
     mean_log_prob,
@@ -39,10 +40,12 @@ __all__ = [
     "block_shape",
     "certainty",
     "draw_probabilities",
+    "log_partition",
     "log_prob",
     "max_prob",
     "mean_log_prob",
     "mean_set_log_prob",
+    "memory_budget",
     "nearest_items",
     "rank_of",
     "search",

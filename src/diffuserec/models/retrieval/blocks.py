@@ -1,5 +1,9 @@
 """How many scores are made at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 _CACHED = 2_500_000
@@ -10,6 +14,22 @@ _MEMORY = {"cpu": 2**25, "cuda": 2**28}
 
 _MIN_ROWS = {"cpu": 128, "cuda": 1024}
 """Rows below which a matrix product wastes most of its time on reading the item vectors."""
+
+_budget: ContextVar[int | None] = ContextVar("budget", default=None)
+
+
+@contextmanager
+def memory_budget(n_bytes: int) -> Iterator[None]:
+    """Limits the memory of a block of scores within the context, however slow that is.
+
+    Args:
+        n_bytes: of scores held at once.
+    """
+    token = _budget.set(max(1, n_bytes // 4))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
 
 
 def block_shape(
@@ -26,9 +46,12 @@ def block_shape(
         device: where the scores are made.
         cached: keep a block small enough for a CPU's cache, for callers that pass over it often.
     """
-    kind = device.type if device.type in _MEMORY else "cuda"
-    memory, least = _MEMORY[kind], max(1, min(n_rows, _MIN_ROWS[kind]))
-    wanted = _CACHED if cached and kind == "cpu" else memory
-    rows = min(max(1, n_rows), max(least, wanted // vocab_size))
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    memory, least = _MEMORY[kind], _MIN_ROWS[kind]
+    limit = _budget.get()
+    if limit is not None:
+        memory, least = limit, 1
+    wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
+    rows = max(1, min(n_rows, max(least, wanted // vocab_size)))
     columns = vocab_size if rows * vocab_size <= memory else max(1, memory // rows)
     return rows, columns
