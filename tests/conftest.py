@@ -32,7 +32,6 @@ install_import_hook("diffuserec", f"sys.modules[{__name__!r}].checked")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from diffuserec.training import loop as training  # noqa: E402
 from diffuserec.data import SequenceDataset  # noqa: E402
 
 
@@ -78,7 +77,7 @@ def cut_and_resumed(tmp_path, monkeypatch) -> Callable[..., Any]:
     interrupted after two and resumed, of which only the other two may be trained again."""
 
     def twice(fitted: Callable[..., Any]) -> Any:
-        save, made = training._Checkpoint.save, []
+        save, made = Checkpoint.save, []
 
         def watched(self, records, best):
             save(self, records, best)
@@ -86,7 +85,7 @@ def cut_and_resumed(tmp_path, monkeypatch) -> Callable[..., Any]:
             if made == [0, 1]:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(training._Checkpoint, "save", watched)
+        monkeypatch.setattr(Checkpoint, "save", watched)
         with pytest.raises(KeyboardInterrupt):
             fitted(checkpoint=tmp_path)
         resumed = fitted(checkpoint=tmp_path, resume=True)

@@ -1,0 +1,193 @@
+"""Promises of every augmenter: who is augmented, by what, and what is left as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuserec.data import Queries, SequenceDataset, Split
+from diffuserec.models.base import Runtime
+from diffuserec.models.methods import load_augmenter
+
+from .suite import (
+    AUGMENTERS,
+    PARALLEL,
+    PREPENDING,
+    TRAINED,
+    WITHOUT_CONTEXT,
+    WITHOUT_NOISE,
+    all_histories,
+    assert_same_dataset,
+    assert_same_state,
+    items_of,
+    made,
+)
+
+
+def test_augmenting_keeps_users_and_what_they_really_had(augmenter, mixed) -> None:
+    before = mixed.items.copy()
+    longer = augmenter.augment(mixed, seed=3)
+    assert len(longer) == len(mixed)
+    assert longer.users.tolist() == mixed.users.tolist()
+    assert longer.catalog is mixed.catalog
+    np.testing.assert_array_equal(mixed.items, before)
+    assert not mixed.synthetic.any()
+    assert longer.synthetic.any()
+    for row in range(len(mixed)):
+        real = mixed[row]
+        flags = longer.synthetic[longer.offsets[row] : longer.offsets[row + 1]]
+        n = len(longer[row]) - len(real)
+        assert flags.tolist() == [True] * n + [False] * len(real)  # additions in front
+        assert longer[row][n:].tobytes() == real.tobytes()
+    assert longer.items.dtype == np.int32
+    assert longer.items.min() >= 1
+    assert longer.items.max() <= 20
+    assert_same_dataset(longer.real(), mixed)
+
+
+def test_augmenting_is_by_user_and_seed(augmenter, mixed) -> None:
+    longer = augmenter.augment(mixed, seed=3)
+    assert_same_dataset(augmenter.augment(mixed, seed=3), longer)
+    other = augmenter.augment(mixed, seed=4)
+    assert (other.items.tolist() == longer.items.tolist()) == (augmenter.name in WITHOUT_NOISE)
+    # whoever else is in the call
+    some = np.array([20, 3, 4, 11])
+    assert_same_dataset(augmenter.augment(mixed.select(some), seed=3), longer.select(some))
+    one = np.array([29])
+    assert_same_dataset(augmenter.augment(mixed.select(one), seed=3), longer.select(one))
+
+
+def test_augmenting_no_one(augmenter, mixed) -> None:
+    nobody = mixed.select(np.zeros(len(mixed), dtype=bool))
+    assert len(augmenter.augment(nobody)) == 0
+    empty = SequenceDataset.from_lists([[], []], mixed.catalog)
+    assert augmenter.augment(empty).lengths[0] in (0, augmenter.config.n_items)
+
+
+def test_augmenting_leaves_the_callers_random_numbers_alone(augmenter, mixed) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = augmenter.augment(mixed, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_same_dataset(augmenter.augment(mixed, seed=3), first)
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+def test_only_short_histories_when_asked(name: str, split: Split) -> None:
+    longest = 5
+    chosen = made("augmenter", name, max_history=longest).fit(split.train)
+    longer = chosen.augment(split.train)
+    added = longer.lengths - split.train.lengths
+    assert (added[split.train.lengths > longest] == 0).all()
+    assert (added[split.train.lengths <= longest] == chosen.config.n_items).all()
+
+
+def test_a_saved_augmenter_adds_the_same(augmenter, mixed, tmp_path: Path) -> None:
+    augmenter.save(tmp_path / "augmenter")
+    loaded = load_augmenter(tmp_path / "augmenter")
+    assert type(loaded) is type(augmenter)
+    assert loaded.config == augmenter.config
+    assert_same_state(loaded, augmenter)
+    assert_same_dataset(loaded.augment(mixed, seed=3), augmenter.augment(mixed, seed=3))
+
+
+def test_copies_stand_beside_sequences_that_stay_as_they_are(parallel, mixed) -> None:
+    before = mixed.items.copy()
+    copied = parallel.augment(mixed, seed=3)
+    np.testing.assert_array_equal(mixed.items, before)
+    assert mixed.copies is None
+    for field in ("items", "offsets", "users", "synthetic"):
+        np.testing.assert_array_equal(getattr(copied, field), getattr(mixed, field))
+    assert copied.catalog is mixed.catalog
+    copies = copied.copies
+    assert copies.items.dtype == np.int32
+    assert copies.items.shape == (len(copies), len(mixed.items))
+    assert copies.difficulty.shape == (len(copies), len(mixed))
+    assert copies.items.min() >= 1
+    assert copies.items.max() <= 20
+    assert (copies.items != mixed.items).any(1).all()
+    # a history that is only scored is left alone
+    assert parallel.augment_for_inference(mixed, seed=3) is mixed
+
+
+def test_copies_are_by_user_and_seed(parallel, mixed) -> None:
+    copied = parallel.augment(mixed, seed=3)
+    assert_same_dataset(parallel.augment(mixed, seed=3), copied)
+    other = parallel.augment(mixed, seed=4)
+    assert other.copies.items.tolist() != copied.copies.items.tolist()
+    for some in (np.array([20, 3, 4, 11]), np.array([29])):
+        alone = parallel.augment(mixed.select(some), seed=3)
+        assert_same_dataset(alone, copied.select(some))
+
+
+def test_copies_of_no_one(parallel, mixed) -> None:
+    nobody = mixed.select(np.zeros(len(mixed), dtype=bool))
+    assert parallel.augment(nobody).copies.items.shape[1] == 0
+    empty = SequenceDataset.from_lists([[], []], mixed.catalog)
+    assert parallel.augment(empty).copies.difficulty.shape[1] == 2
+
+
+def test_copies_leave_the_callers_random_numbers_alone(parallel, mixed) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = parallel.augment(mixed, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_same_dataset(parallel.augment(mixed, seed=3), first)
+
+
+def test_a_saved_augmenter_makes_the_same_copies(parallel, mixed, tmp_path: Path) -> None:
+    parallel.save(tmp_path / "augmenter")
+    loaded = load_augmenter(tmp_path / "augmenter")
+    assert_same_state(loaded, parallel)
+    assert_same_dataset(loaded.augment(mixed, seed=3), parallel.augment(mixed, seed=3))
+
+
+_FITTED: dict[tuple[str, str], Any] = {}
+
+
+def in_store(kind: str, name: str, store: Split) -> Any:
+    """Fitted on the built-in store, a recommender for two epochs, once for all tests."""
+    key = (f"{kind} in the store", name)
+    if key not in _FITTED:
+        _FITTED[key] = shortly(kind, name).fit(store.train, runtime=Runtime(seed=1))
+    return _FITTED[key]
+
+
+def shortly(kind: str, name: str) -> Any:
+    return made(kind, name, **({"epochs": 2} if kind == "recommender" else {}))
+
+
+@pytest.mark.parametrize("kind", AUGMENTERS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_recommender_trains_on_what_every_augmenter_makes(
+    name: str, kind: str, built_in_store: Split
+) -> None:
+    augmenter = in_store("augmenter", kind, built_in_store)
+    train = augmenter.augment(built_in_store.train)
+    assert train.copies is not None or train.synthetic.any()
+    model = shortly("recommender", name).fit(train, runtime=Runtime(seed=1))
+    # what was made counts neither as popular ...
+    counts = np.bincount(built_in_store.train.items, minlength=train.vocab_size)
+    assert model.popularity.tolist() == counts.tolist()
+    histories = all_histories(augmenter.augment_for_inference(built_in_store.test.histories))
+    with torch.no_grad():
+        assert torch.isfinite(model.score(histories)[:, 1:]).all()
+    # ... nor is it passed over, but by those for whom there is no context
+    plain = in_store("recommender", name, built_in_store).state_dict()
+    same = all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
+    assert same == (name in WITHOUT_CONTEXT and augmenter.name not in PARALLEL)
+
+
+def test_a_recommender_accepts_what_an_augmenter_adds(augmenter, split: Split) -> None:
+    train = augmenter.augment(split.train)
+    model = made("recommender", "sasrec").fit(
+        train, Queries(augmenter.augment(split.valid.histories), split.valid.targets)
+    )
+    # generated items count neither as popular nor as seen
+    assert model.popularity.tolist() == np.bincount(split.train.items, minlength=21).tolist()
+    shown = items_of(model.recommend([[1000, 997]], k=100, augmenter=augmenter))
+    assert set(shown) == set(split.train.catalog.item_ids.to_list()) - {1000, 997}

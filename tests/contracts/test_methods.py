@@ -1,0 +1,237 @@
+"""Promises of every method, on every file found in the folders.
+
+Nothing in these tests names a method but the tables of ``suite.py``.
+"""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffuserec.data import (
+    Catalog,
+    Histories,
+    Queries,
+    SequenceDataset,
+    Split,
+    leave_one_out,
+    load_dataset,
+)
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Epoch, Recommender, Runtime, ScoreRecommender
+from diffuserec.models.config import Settings
+
+from .suite import (
+    METHODS,
+    WITH_EXAMPLES,
+    assert_same_dataset,
+    assert_same_state,
+    class_of,
+    fitted,
+    frozen,
+    made,
+)
+
+HOOKS = {"item_weight", "n_candidates"}
+"""Concrete parts of the contract that say of themselves that they may be overridden."""
+
+DECLARED = {"Config", "config", "combine", "trained", "training_only", "table", "encoder"}
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_overrides_nothing_concrete(kind: str, name: str) -> None:
+    method = class_of(kind, name)
+    assert not method.__abstractmethods__
+    bases = method.__mro__[1:]
+    promised = {n for base in bases for n in getattr(base, "__abstractmethods__", ())}
+    inherited = {
+        attribute
+        for base in bases
+        if base.__module__.startswith("diffuserec.")
+        for attribute in vars(base)
+        if not attribute.startswith("__")
+    }
+    overridden = {n for n in vars(method) if n in inherited and n != "_abc_impl"}
+    # what a base has filled in already is concrete, whoever promised it first
+    filled = {n for base in bases for n in vars(base) if n in promised and not _abstract(base, n)}
+    assert overridden - DECLARED - HOOKS <= promised - filled
+
+
+def _abstract(base: type, name: str) -> bool:
+    return getattr(vars(base)[name], "__isabstractmethod__", False)
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_signatures_are_those_of_the_contract(kind: str, name: str) -> None:
+    method = class_of(kind, name)
+    for base in method.__mro__[1:]:
+        for declared in getattr(base, "__abstractmethods__", ()):
+            promised = inspect.signature(getattr(base, declared)).parameters
+            kept = inspect.signature(getattr(method, declared)).parameters
+            assert list(kept) == list(promised), declared
+            defaults = [p.default for p in promised.values()]
+            assert [p.default for p in kept.values()] == defaults, declared
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_settings_are_frozen_documented_and_have_defaults(kind: str, name: str) -> None:
+    schema = class_of(kind, name).Config
+    assert issubclass(schema, Settings)
+    assert (schema.__doc__ or "").strip()
+    config = schema()  # all defaults
+    assert schema(**config.model_dump(mode="json")) == config
+    for field in schema.model_fields:
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(config, field, getattr(config, field))
+    with pytest.raises(ConfigError, match="has no setting 'no_such_setting'"):
+        class_of(kind, name)(no_such_setting=1)
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_use_before_fit_is_refused(kind: str, name: str, tmp_path: Path, split: Split) -> None:
+    method = made(kind, name)
+    uses = [lambda: method.save(tmp_path / "model")]
+    if kind == "recommender":
+        uses.append(lambda: method.recommend([[1000]]))
+    else:
+        uses.append(lambda: method.augment(split.train))
+    for use in uses:
+        with pytest.raises(ConfigError, match="not fitted"):
+            use()
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_fit_returns_the_method_ready_to_use(kind: str, name: str, split: Split) -> None:
+    method = made(kind, name)
+    assert method.fit(split.train, valid=split.valid, runtime=Runtime(seed=1)) is method
+    assert not method.training
+    assert (method.name, method.kind) == (name, kind)
+    assert method.is_fitted
+    assert method.catalog.n_items == 20
+    assert all(isinstance(record, Epoch) for record in method.curve)
+    assert bool(method.curve) == type(method).trained
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_fit_leaves_its_input_as_it_was(kind: str, name: str, random_log: SequenceDataset) -> None:
+    items, offsets = random_log.items.copy(), random_log.offsets.copy()
+    made(kind, name).fit(random_log)
+    np.testing.assert_array_equal(random_log.offsets, offsets)
+    np.testing.assert_array_equal(random_log.items, items)
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_fit_reads_a_mapped_dataset(kind: str, name: str, split: Split, tmp_path: Path) -> None:
+    split.train.save(tmp_path / "data")
+    mapped = load_dataset(tmp_path / "data")
+    assert not mapped.log.items.flags.writeable
+    method = made(kind, name).fit(mapped, runtime=Runtime(seed=1))
+    assert_same_state(method, fitted(kind, name, split))
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_nothing_is_learned_from_the_last_two_items(
+    kind: str, name: str, random_log: SequenceDataset
+) -> None:
+    assert_blind_to_endings(lambda: made(kind, name), random_log)
+
+
+class Cheat(ScoreRecommender):
+    """Counts the validation items, too."""
+
+    def build(self, catalog: Catalog) -> None:
+        pass
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        assert valid is not None
+        self.popularity += torch.from_numpy(np.bincount(valid.targets, minlength=train.vocab_size))
+        return []
+
+    def all_scores(self, histories: Histories) -> torch.Tensor:
+        return self.popularity.float().repeat(len(histories.users), 1)
+
+
+def test_a_method_that_learns_from_validation_is_found_out(random_log: SequenceDataset) -> None:
+    with pytest.raises(AssertionError):
+        assert_blind_to_endings(Cheat, random_log)
+
+
+class LooksBeyond(Cheat):
+    """Counts everything that stands in the flat log, held out or not."""
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        self.popularity += torch.from_numpy(
+            np.bincount(train.log.items, minlength=train.vocab_size)
+        )
+        return []
+
+
+def test_a_method_that_looks_beyond_its_view_is_found_out(random_log: SequenceDataset) -> None:
+    with pytest.raises(AssertionError):
+        assert_blind_to_endings(LooksBeyond, random_log)
+
+
+def assert_blind_to_endings(make, log: SequenceDataset) -> None:
+    """Other validation and test items change no parameter and nothing that is augmented.
+
+    All validation targets stand in their own history, where they are hidden: whatever the model
+    and whichever the targets, the validation metric is 0. It is all that may be asked of them.
+    """
+    both = []
+    for which, one in enumerate((log, other_ending(log))):
+        part = leave_one_out(frozen(one))
+        seen = np.array([history[which % len(history)] for history in part.valid.histories])
+        valid = Queries(part.valid.histories, seen.astype(np.int64))
+        method = make().fit(part.train, valid, Runtime(seed=2))
+        assert all(record.valid in (None, 0.0) or record.valid < 0 for record in method.curve)
+        both.append((method, part.train))
+    assert_same_state(both[0][0], both[1][0])
+    if not isinstance(both[0][0], Recommender):
+        assert_same_dataset(*(method.augment(part, seed=5) for method, part in both))
+
+
+def other_ending(log: SequenceDataset) -> SequenceDataset:
+    """The log with every user's last two items permuted among all users."""
+    items = log.items.copy()
+    last = np.concatenate([log.offsets[1:] - 2, log.offsets[1:] - 1])
+    items[last] = items[np.random.default_rng(0).permutation(last)]
+    assert (items != log.items).sum() > len(log)
+    return SequenceDataset.from_offsets(items, log.offsets, log.catalog)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_a_log_in_which_nothing_follows_is_refused(name: str) -> None:
+    single = SequenceDataset.from_lists([[item] for item in range(1, 13)])
+    with pytest.raises(DataError, match=r"to learn from|tells sequences apart") as refusal:
+        made("recommender", name).fit(single)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_are_those_of_the_settings(name: str, split: Split) -> None:
+    """Each kind of training example leads to other parameters after an epoch."""
+    learned = []
+    for examples in ("per_user", "windows", "prefixes"):
+        method = made("recommender", name, examples=examples, epochs=1, max_len=3)
+        method.fit(split.train)
+        state = method.state_dict()
+        learned.append(torch.cat([v.flatten().double() for v in state.values()]))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(learned[first], learned[second])
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_the_same_seed_learns_the_same(kind: str, name: str, split: Split) -> None:
+    torch.manual_seed(77)
+    before = torch.get_rng_state()
+    again = made(kind, name).fit(split.train, runtime=Runtime(seed=1))
+    assert_same_state(again, fitted(kind, name, split))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind, name", METHODS)
+def test_counts_are_those_of_the_training_part(kind: str, name: str, split: Split) -> None:
+    expected = np.bincount(split.train.items, minlength=21)
+    assert fitted(kind, name, split).popularity.tolist() == expected.tolist()
