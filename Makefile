@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check bench slow clean
+.PHONY: demo test check stub bench slow clean
 
 demo: .venv/.installed
 	$(BIN)/diffuserec demo --out demo
@@ -19,6 +19,10 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# the public names with typed settings, after a change to either
+stub: .venv/.installed
+	$(BIN)/python tools/make_stub.py
 
 # LOG: a file of one line a user ("user item item …"), such as Amazon Beauty's 5-core
 bench: .venv/.installed
