@@ -1,0 +1,1 @@
+"""Methods of your own for diffuserec, without a fork: one file each."""

@@ -1,0 +1,113 @@
+"""The example package as diffuserec finds it: by the names of its entry points."""
+
+import math
+from pathlib import Path
+
+import diffuserec as dr
+import numpy as np
+import pytest
+import torch
+from diffuserec.cli import app
+from diffuserec.data import Store
+from diffuserec.models.encoders import ENCODERS, align_left, align_right
+from typer.testing import CliRunner
+
+SMALL = {"dim": 16, "n_layers": 1, "max_len": 8, "epochs": 2, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def split() -> dr.Split:
+    return dr.leave_one_out(Store(n_users=120, n_items=60, seed=0).dataset())
+
+
+def test_the_parts_are_found_by_name() -> None:
+    assert {"fmlprec"} <= set(dr.method_names("recommender"))
+    assert {"insertbetween"} <= set(dr.method_names("augmenter"))
+    assert dr.FMLPRec.__module__ == "diffuserec_example.fmlprec"
+    assert "FMLPRec" in dir(dr)
+
+
+def test_a_filter_is_a_circular_convolution() -> None:
+    """The convolution theorem, written out: y[t] = sum_s k[s] x[t - s]."""
+    encoder = ENCODERS.find("fmlp")(4, 6, 0.0, n_layers=1)
+    layer = encoder.layers[0]
+    x = torch.randn(2, 6, 4)
+    spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(layer.weight)
+    ours = torch.fft.irfft(spectrum, n=6, dim=1, norm="ortho")
+    kernel = torch.fft.irfft(torch.view_as_complex(layer.weight), n=6, dim=0)
+    for t in range(6):
+        expected = sum(kernel[s] * x[:, (t - s) % 6] for s in range(6))
+        torch.testing.assert_close(ours[:, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_alignment_is_undone() -> None:
+    lengths = torch.tensor([1, 3, 4])
+    padded = torch.arange(12.0).view(3, 4, 1)
+    padded = padded.masked_fill((torch.arange(4) >= lengths[:, None])[:, :, None], 0)
+    right = align_right(padded, lengths, 5)
+    assert right[1, :, 0].tolist() == [0, 0, 4, 5, 6]
+    assert torch.equal(align_left(right, lengths, 4), padded)
+
+
+def test_fmlprec_learns_is_saved_and_loaded(split: dr.Split, tmp_path: Path) -> None:
+    model = dr.FMLPRec(**SMALL | {"epochs": 15, "learning_rate": 0.01}).fit(split.train)
+    assert model.curve[-1].loss < model.curve[0].loss - 0.1
+    model.save(tmp_path / "model")
+    again = dr.load(tmp_path / "model")
+    history = [split.train.catalog.decode(split.test.histories[0])]
+    assert again.recommend(history).equals(model.recommend(history))
+
+
+def test_filters_train_on_prefixes_alone() -> None:
+    with pytest.raises(dr.ConfigError, match="looks ahead"):
+        dr.SASRec(encoder="fmlp")
+    dr.SASRec(encoder="fmlp", examples="prefixes")
+
+
+def test_items_are_inserted_between_the_pairs_they_stood_between() -> None:
+    train = dr.SequenceDataset.from_lists([[1, 2, 3], [1, 2, 3], [1, 4, 3], [5, 1]])
+    augmenter = dr.InsertBetween(chance=1.0).fit(train)
+    asked = dr.SequenceDataset.from_lists([[5, 1, 3, 2], [3, 1], []], train.catalog)
+    longer = augmenter.augment(asked)
+    assert [sequence.tolist() for sequence in longer] == [[5, 1, 2, 3, 2], [3, 1], []]
+    assert longer.synthetic.tolist() == [False, False, True, False, False, False, False]
+    for mine, theirs in zip(longer.real(), asked, strict=True):
+        assert mine.tolist() == theirs.tolist()
+
+
+def test_the_loss_of_bpr_by_hand(split: dr.Split) -> None:
+    model = dr.SASRec(**SMALL, loss="bpr").fit(split.train)
+    assert model.curve[0].loss == pytest.approx(math.log(2), abs=0.2)
+    with pytest.raises(dr.ConfigError, match="gbce_t = 0.5 has no effect"):
+        dr.SASRec(loss="bpr", gbce_t=0.5)
+
+
+def test_rank_biased_precision(split: dr.Split) -> None:
+    model = dr.find_recommender("popularity")().fit(split.train)
+    result = dr.evaluate(model, split.test, metrics=["RBP@10"])
+    ranks = result.per_user["target_rank"].to_numpy()
+    expected = np.where(ranks < 10, 0.2 * 0.8**ranks, 0.0)
+    assert result.metrics["RBP@10"] == pytest.approx(expected.mean())
+
+
+def test_a_log_of_baskets(tmp_path: Path) -> None:
+    file = tmp_path / "log.baskets"
+    file.write_text("ann: B1, B2, B3\nbob: B2\n")
+    dataset = dr.read_log(file).to_dataset()
+    ids = [dataset.catalog.decode(sequence) for sequence in dataset]
+    assert ids == [["B1", "B2", "B3"], ["B2"]]
+
+
+def test_on_the_command_line(split: dr.Split, tmp_path: Path) -> None:
+    Store(n_users=60, n_items=40, seed=1).dataset().save(tmp_path / "data")
+    run = tmp_path / "run"
+    settings = [f"--set={name}={value}" for name, value in SMALL.items()]
+    trained = CliRunner().invoke(
+        app,
+        ["train", str(tmp_path / "data"), "--model", "fmlprec", "--augment", "insertbetween"]
+        + ["--out", str(run), *settings],
+    )
+    assert trained.exit_code == 0, trained.output
+    item = split.train.catalog.item_ids[0]
+    asked = CliRunner().invoke(app, ["recommend", str(run), "--history", str(item), "-k", "3"])
+    assert asked.exit_code == 0, asked.output
