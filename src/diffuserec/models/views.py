@@ -1,17 +1,17 @@
 """Views: altered versions of a batch of sequences, for contrastive learning.
 
-A view takes right-padded item ids (B, L) and their lengths (B,) and returns new ids and lengths;
-what it was given stays as it was, padding stays padding, and every sequence keeps an item. What is
-random is drawn from torch's default generator, for the whole batch at once.
+An operator takes right-padded item numbers (B, L) and their lengths (B,) and returns new ones. Its
+inputs stay unchanged, padding stays padding, and every sequence keeps an item. Random numbers are
+drawn from torch's default generator, for the whole batch at once.
 
 - Crop, mask and reorder: Xie et al., "Contrastive Learning for Sequential Recommendation", ICDE
   2022. Substitute and insert: Liu, Chen, Li, Yu, McAuley & Xiong, "Contrastive Self-supervised
   Sequential Recommendation with Robust Augmentation", 2021 (arXiv 2108.06479).
 - The same target: Qiu, Huang, Yin & Wang, DuoRec, WSDM 2022 (:class:`SameTarget`).
-- Learned: Qin et al., MCLRec, SIGIR 2023, a view of a representation (:class:`LearnedView`).
-- Denoised: items at some positions replaced by what a denoiser restores there: SimDiffRec and
-  CaDiRec choose with :func:`random_positions` and :func:`most_confident`.
-- Dropout needs nothing: the same ids pass the encoder twice.
+- Learned: Qin et al., MCLRec, SIGIR 2023, a view of a state (:class:`LearnedView`).
+- Denoised: items at some positions replaced by those that a denoiser restores there (SimDiffRec,
+  CaDiRec); the positions come from :func:`random_positions` and :func:`most_confident`.
+- Dropout needs no operator: the encoder sees the same items twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from diffuserec.data import PAD, SequenceDataset
 from diffuserec.data.batches import padded
 from diffuserec.errors import ConfigError
+from diffuserec.models.encoders import last_states
 
 Ragged = tuple[Int[Tensor, "_ _"], Int[Tensor, " _"]]
-"""Item ids and lengths."""
+"""Item numbers, right-padded, and lengths."""
 
 Ratio = float | Float64[Tensor, " B"]
-"""The same for all sequences, or each one's own."""
+"""One ratio for all sequences, or one for each."""
 
 
 def crop(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio) -> Ragged:
-    """One contiguous run of floor(ratio · length) items, at least one."""
+    """Keeps one contiguous run of floor(ratio · length) items, at least one."""
     kept, first = _run(lengths, ratio)
     return _cut(items, first, first + kept.clamp(min=1))
 
@@ -43,14 +44,14 @@ def crop(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio) ->
 def mask(
     items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio, mask_id: int
 ) -> Ragged:
-    """floor(ratio · length) random items, all but one at most, replaced by `mask_id`."""
+    """Replaces floor(ratio · length) random items, all but one at most, by `mask_id`."""
     n = torch.minimum(_share(lengths, ratio), lengths - 1)
     where = random_positions(lengths, items.shape[1], n)
     return items.masked_fill(where, mask_id), lengths.clone()
 
 
 def reorder(items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], ratio: Ratio) -> Ragged:
-    """One contiguous run of floor(ratio · length) items, shuffled."""
+    """Shuffles one contiguous run of floor(ratio · length) items."""
     n, first = _run(lengths, ratio)
     position = torch.arange(items.shape[1], device=items.device).expand_as(items)
     inside = (position >= first[:, None]) & (position < (first + n)[:, None])
@@ -65,7 +66,7 @@ def substitute(
     ratio: Ratio,
     similar: Int[Tensor, "V K"],
 ) -> Ragged:
-    """max(1, floor(ratio · length)) random items replaced by one of their K similar ones."""
+    """Replaces max(1, floor(ratio · length)) random items by one of their K similar ones each."""
     where = random_positions(lengths, items.shape[1], _share(lengths, ratio).clamp(min=1))
     return torch.where(where, _one_of(similar, items), items), lengths.clone()
 
@@ -77,9 +78,9 @@ def insert(
     similar: Int[Tensor, "V K"],
     max_len: int | None = None,
 ) -> Ragged:
-    """One of an item's K similar ones put before it, at max(1, floor(ratio · length)) places.
+    """Puts before max(1, floor(ratio · length)) random items one of their K similar ones each.
 
-    Of what comes out the newest `max_len` items are kept.
+    The newest `max_len` items of the result are kept.
     """
     n = torch.minimum(_share(lengths, ratio).clamp(min=1), lengths)
     where = random_positions(lengths, items.shape[1], n)
@@ -102,10 +103,10 @@ def sample_two_views(
     """Two views of each sequence, by operators drawn for it at random.
 
     Args:
-        items: ids.
+        items: item numbers.
         lengths: of the sequences.
-        operators: what makes a view.
-        distinct: whether a sequence's two operators differ, where there are two.
+        operators: functions that make a view of a batch.
+        distinct: whether a sequence's two operators differ, if there is more than one.
     """
     chance = torch.rand(2, len(items), len(operators), device=items.device)
     first = chance[0].argmax(1)
@@ -126,10 +127,29 @@ def concat_views(*views: Ragged) -> Ragged:
     )
 
 
+def encode_with_views(
+    encode: Callable[[Tensor, Tensor], Tensor], original: Ragged, *views: Ragged
+) -> list[Tensor]:
+    """States of sequences and of views of them, from one pass of the encoder.
+
+    Args:
+        encode: item numbers and lengths to states (B, L, D).
+        original: the sequences.
+        views: each as many sequences as the original.
+
+    Returns:
+        States of the original, shape (B, L, D), and each view's newest states, shape (B, D).
+    """
+    n, length = original[0].shape
+    items, lengths = concat_views(original, *views)
+    states = encode(items, lengths)
+    return [states[:n, :length], *last_states(states[n:], lengths[n:]).split(n)]
+
+
 def random_prefix(
     items: Int[Tensor, "B L"], targets: Int[Tensor, "B L"]
 ) -> tuple[Ragged, Int[Tensor, " B"]]:
-    """For each sequence, what comes before one of its targets, and that target."""
+    """Items of each sequence up to one of its targets, drawn at random, and that target."""
     chance = torch.rand(items.shape, device=items.device).masked_fill(targets == PAD, -1.0)
     newest = chance.argmax(1)
     prefix = _cut(items, torch.zeros_like(newest), newest + 1)
@@ -139,12 +159,12 @@ def random_prefix(
 def random_positions(
     lengths: Int[Tensor, " B"], width: int, n: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B L"]:
-    """n of each sequence's real positions, all of them where n is more."""
+    """n random real positions of each sequence, or all of them if there are fewer."""
     return most_confident(torch.rand(len(lengths), width, device=lengths.device), lengths, n)
 
 
 def random_share(eligible: Bool[Tensor, "B L"], ratio: float) -> Bool[Tensor, "B L"]:
-    """Each eligible position with this chance, and at least one of every row that has any."""
+    """Each eligible position with chance `ratio`, at least one of every sequence that has any."""
     chance = torch.rand(eligible.shape, device=eligible.device).masked_fill(~eligible, 2.0)
     return eligible & ((chance < ratio) | (chance == chance.amin(1, keepdim=True)))
 
@@ -152,9 +172,9 @@ def random_share(eligible: Bool[Tensor, "B L"], ratio: float) -> Bool[Tensor, "B
 def most_confident(
     confidence: Float[Tensor, "B L"], lengths: Int[Tensor, " B"], n: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B L"]:
-    """The n real positions of each sequence with the highest confidence, older ones first in ties.
+    """The n real positions of each sequence with the highest confidence, or all if fewer.
 
-    All of them where n is more.
+    Older positions come first in ties.
     """
     beyond = _beyond(confidence, lengths)
     order = confidence.masked_fill(beyond, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -224,7 +244,7 @@ class SameTarget:
 
 
 class LearnedView(nn.Module):
-    """A view of a representation: D → D/2 → D/4 → D with GELUs, of length 1 (MCLRec's augmenter).
+    """A view of a state, of norm 1: D → D/2 → D/4 → D with GELUs (MCLRec's augmenter).
 
     Args:
         dim: width D, at least 4.
@@ -246,8 +266,8 @@ class LearnedView(nn.Module):
 
 def _choose(versions: Sequence[Ragged], which: Int[Tensor, " B"]) -> Ragged:
     items, lengths = concat_views(*versions)
-    rows = which * len(which) + torch.arange(len(which), device=which.device)
-    return items[rows], lengths[rows]
+    index = which * len(which) + torch.arange(len(which), device=which.device)
+    return items[index], lengths[index]
 
 
 def _cut(items: Int[Tensor, "B L"], starts: Int[Tensor, " B"], ends: Int[Tensor, " B"]) -> Ragged:

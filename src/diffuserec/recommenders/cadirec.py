@@ -1,4 +1,4 @@
-"""CaDiRec: contrast between two versions that a context-aware denoiser fills in.
+"""CaDiRec: next-item training plus a contrast of two views that a context-aware denoiser fills in.
 
 Source: Cui, Wu, He, Cheng & Ma, "Context Matters: Enhancing Sequential Recommendation with
 Context-aware Diffusion-based Contrastive Learning", CIKM 2024 (arXiv 2405.09369), and its released
@@ -11,7 +11,7 @@ make two views, and NT-Xent tells the two of a sequence from those of others. No
 ever walked: in effect this is a masked-item model whose mask is noise.
 
 Departures and options:
-- ``loss="softmax"``; the authors have ``"bce"``.
+- ``loss="softmax"``; the authors have ``"bce"``. ``encoder`` may be any.
 - ``normalize``: noise is scaled by the deviation of the item embeddings, which are fifty times
   smaller than unit noise; the authors' embeddings drown in it.
 - The denoiser has learned absolute positions, not DeBERTa's relative ones, a feed-forward width of
@@ -23,55 +23,45 @@ Departures and options:
   those without a noised position counting 0: less than half of ours on short sequences.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Run, View
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.diffusion import NoiseSchedule
+from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
+from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
+from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import softmax_cross_entropy
-from diffuserec.models.encoders import SequenceDenoiser, last_states
-from diffuserec.models.settings import ContrastiveSettings
-from diffuserec.models.views import top_items
+from diffuserec.models.retrieval import Products, top_k
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
-class CaDiRec(ContrastiveRecommender):
-    """Causal transformer with NT-Xent between two denoised versions of a sequence."""
+class CaDiRec(EncoderRecommender, Contrastive):
+    """Any encoder with NT-Xent between two denoised views of a sequence."""
 
-    class Config(ContrastiveSettings):
+    class Config(DenoiserSettings):
         """Hyper-parameters of CaDiRec."""
 
         contrast_weight: float = Field(0.1, ge=0)
-        """alpha."""
+        """alpha, weight of the contrast in the loss."""
         diffusion_weight: float = Field(0.2, ge=0)
-        """beta; the authors have 0.1 for ML-1M."""
+        """beta, weight of the denoiser's cross entropy; the authors have 0.1 for ML-1M."""
         mse_weight: float = Field(0.0, ge=0)
-        """gamma."""
+        """gamma, weight of the denoiser's squared error."""
         noise_ratio: float = Field(0.1, gt=0, le=1)
-        """rho: the chance of a position to be noised."""
+        """rho, chance of a position to be noised."""
         n_best: int = Field(10, ge=1)
         """Likeliest items that a view's are drawn from."""
         normalize: bool = True
-        num_train_timesteps: int = Field(1000, ge=2)
+        """Whether noise is scaled by the deviation of the item embeddings."""
         beta_schedule: Literal["sqrt", "linear", "cosine"] = "sqrt"
         n_denoiser_layers: int = Field(2, ge=1)
-        """The authors have 1 for ML-1M."""
+        """Blocks of the denoiser; the authors have 1 for ML-1M."""
         denoiser_dropout: float = Field(0.2, ge=0, lt=1)
-
-        @model_validator(mode="after")
-        def _fits(self) -> Self:
-            if self.dim % 2 or self.dim < 4:
-                raise ValueError(
-                    f"dim {self.dim} must be even and at least 4, for the step's sinusoid"
-                )
-            NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
-            return self
 
     config: Config
 
@@ -82,74 +72,64 @@ class CaDiRec(ContrastiveRecommender):
                 f"n_best {c.n_best} is more than the {catalog.n_items} items of this catalog: "
                 "choose a smaller one"
             )
-        self.encoder = c.transformer(catalog.vocab_size)
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
         self.denoiser = SequenceDenoiser(
             c.dim, c.n_denoiser_layers, c.n_heads, c.max_len, c.denoiser_dropout
         )
-        self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
+        self.schedule = c.noise_schedule()
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        next_item = training.next_item(c, train)
+        next_item = next_item_loss(c, train)
 
         def loss(batch: Batch) -> Tensor:
-            items, lengths, table = batch.items, batch.lengths, self.encoder.table
+            items, lengths, weight = batch.items, batch.lengths, self.table.weight()
             noised, restored = self._restore(batch)
-            denoising = c.diffusion_weight * softmax_cross_entropy(restored, table, items[noised])
+            denoising = c.diffusion_weight * softmax_cross_entropy(restored, weight, items[noised])
             if c.mse_weight:
-                error = (restored.float() - table[items[noised]]).square().mean(1)
+                error = (restored.float() - self.table.embed(items[noised])).square().mean(1)
                 denoising = denoising + c.mse_weight * error.sum() / max(1, len(error))
-            versions = torch.cat(self._two_versions(items, noised, restored))
-            embedded = torch.cat([self.encoder.items(items), table.detach()[versions]])
-            states = self.encoder.encode(embedded, lengths.repeat(3))
+            views = torch.cat(self._two_views(items, noised, restored))
+            embedded = torch.cat([self.table.embed(items), self.table.embed(views).detach()])
+            states = self.encoder(embedded, lengths.repeat(3))
             _, first, second = last_states(states, lengths.repeat(3)).split(len(items))
-            contrast = c.contrast(first, second)
-            predicted = next_item(batch, states[: len(items)], table)
-            return predicted + c.contrast_weight * contrast + denoising
+            predicted = next_item(batch, states[: len(items)], weight)
+            return predicted + c.contrast_weight * c.contrast(first, second) + denoising
 
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=c.rows
+        return train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
         )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
         noised, restored = self._restore(batch)
-        first, second = self._two_versions(batch.items, noised, restored)
+        first, second = self._two_views(batch.items, noised, restored)
         return [
             View("first view", first, batch.lengths, changed=noised),
             View("second view", second, batch.lengths, changed=noised),
         ]
 
     def _restore(self, batch: Batch) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "P D"]]:
-        """Noises some positions to one step a sequence: which they are, what is restored there."""
+        """Positions noised to one step a sequence, and the embeddings restored there."""
         c = self.config
         items, lengths = batch.items, batch.lengths
         noised = (torch.rand(items.shape, device=items.device) < c.noise_ratio) & batch.real
-        x_0 = self.encoder.items(items)
+        x_0 = self.table.embed(items)
         noise = torch.randn_like(x_0)
         if c.normalize:
-            noise = noise * self.encoder.table[1:].detach().std()
+            noise = noise * self.table.embeddings()[1:].detach().std()
         t = torch.randint(c.num_train_timesteps, lengths.shape, device=items.device)
         x_t = torch.where(noised[:, :, None], self.schedule.add_noise(x_0, noise, t), x_0)
         return noised, self.denoiser(x_t, t, lengths)[noised]
 
     @torch.no_grad()
-    def _two_versions(
+    def _two_views(
         self,
         items: Int[Tensor, "B L"],
         noised: Bool[Tensor, "B L"],
         restored: Float[Tensor, "P D"],
     ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        best = top_items(restored, self.encoder.table, self.config.n_best)
+        _, best = top_k(Products(restored, self.table.weight()), self.config.n_best)
         drawn = torch.randint(self.config.n_best, (2, len(best), 1), device=items.device)
         first, second = (best.gather(1, ranks)[:, 0] for ranks in drawn)
         return items.masked_scatter(noised, first), items.masked_scatter(noised, second)

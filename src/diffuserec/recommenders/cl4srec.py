@@ -1,4 +1,4 @@
-"""CL4SRec: SASRec that also tells two cropped, masked or reordered versions of a sequence apart.
+"""CL4SRec: next-item training plus a contrast of two cropped, masked or reordered views.
 
 Source: Xie et al., "Contrastive Learning for Sequential Recommendation", ICDE 2022 (arXiv
 2010.14395). Its authors published no code; ratios, dot products and temperature are those of the
@@ -10,101 +10,107 @@ to the next-item loss with weight ``contrast_weight``.
 Departures and options:
 - The views are new tensors. The port writes them into the training data, where masks pile up from
   epoch to epoch.
-- ``loss="softmax"`` instead of the paper's sampled softmax.
+- ``loss="softmax"`` instead of the paper's sampled softmax; ``encoder`` may be any.
 - ``mask_with``: a ``[mask]`` token of its own, or padding, as other ports have it.
 - ``operators`` may include ``substitute`` and ``insert`` (CoSeRec, arXiv 2108.06479), with the ten
   items whose embeddings are nearest before each epoch; its short-sequence rule and its counted
   similarities are left out.
-- Two views of each user's row, not of each prefix (``rows="prefixes"``).
+- Two views of each user's newest items, not of each prefix (``examples="prefixes"``).
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Self
+from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Run, View
-from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.encoders import last_states
+from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.retrieval import nearest_items
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import (
     Ragged,
     crop,
+    encode_with_views,
     insert,
-    joined,
     mask,
-    nearest_items,
     reorder,
+    sample_two_views,
     substitute,
-    two_of,
 )
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 _N_SIMILAR = 10
 
 
-class CL4SRec(ContrastiveRecommender):
-    """Causal transformer with NT-Xent between two augmented versions of a sequence."""
+def _used_by(operator: str) -> OnlyIf:
+    """The rule of a setting that one operator alone reads."""
+
+    def among(operators: tuple[str, ...]) -> bool:
+        return operator in operators
+
+    among.__doc__ = f"{operator!r} among the operators"
+    return OnlyIf(operators=among)
+
+
+class CL4SRec(EncoderRecommender, Contrastive):
+    """Any encoder with NT-Xent between two augmented views of a sequence."""
 
     class Config(ContrastiveSettings):
         """Hyper-parameters of CL4SRec."""
 
         contrast_weight: float = Field(0.1, ge=0)
+        """Weight of the contrast in the loss."""
         operators: tuple[Literal["crop", "mask", "reorder", "substitute", "insert"], ...] = Field(
             ("crop", "mask", "reorder"), min_length=1
         )
-        crop_ratio: float = Field(0.6, gt=0, le=1)
+        """Operators that views are made by, two drawn for each sequence."""
+        crop_ratio: Annotated[float, _used_by("crop")] = Field(0.6, gt=0, le=1)
         """Share of the items that is kept."""
-        mask_ratio: float = Field(0.3, gt=0, le=1)
-        reorder_ratio: float = Field(0.6, gt=0, le=1)
-        substitute_ratio: float = Field(0.1, gt=0, le=1)
-        insert_ratio: float = Field(0.4, gt=0, le=1)
-        mask_with: Literal["token", "padding"] = "token"
+        mask_ratio: Annotated[float, _used_by("mask")] = Field(0.3, gt=0, le=1)
+        """Share of the items that is masked."""
+        reorder_ratio: Annotated[float, _used_by("reorder")] = Field(0.6, gt=0, le=1)
+        """Share of the items that is shuffled."""
+        substitute_ratio: Annotated[float, _used_by("substitute")] = Field(0.1, gt=0, le=1)
+        """Share of the items that is replaced by similar ones."""
+        insert_ratio: Annotated[float, _used_by("insert")] = Field(0.4, gt=0, le=1)
+        """Share of the items before which similar ones are put."""
+        mask_with: Annotated[Literal["token", "padding"], _used_by("mask")] = "token"
+        """Whether ``[mask]`` or padding takes the place of a masked item."""
 
     config: Config
     similar: Tensor
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
+        self.table, self.encoder = self.config.build_encoder(catalog.vocab_size, n_special=1)
         similar = torch.zeros(catalog.vocab_size, 1, dtype=torch.int64)
         self.register_buffer("similar", similar, persistent=False)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        self.begin(train, run)
-        next_item = training.next_item(self.config, train)
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        c = self.config
+        next_item = next_item_loss(c, train)
 
         def loss(batch: Batch) -> Tensor:
             original = batch.items, batch.lengths
-            n, length = batch.items.shape
-            items, lengths = joined(original, *self._two_views(*original))
-            states = self.encoder(items, lengths)
-            _, first, second = last_states(states, lengths).split(n)
-            contrast = self.config.contrast(first, second)
-            predicted = next_item(batch, states[:n, :length], self.encoder.table)
-            return predicted + self.config.contrast_weight * contrast
+            views = self._two_views(*original)
+            states, first, second = encode_with_views(self.encode, original, *views)
+            predicted = next_item(batch, states, self.table.weight())
+            return predicted + c.contrast_weight * c.contrast(first, second)
 
-        self.curve = training.train_next_item(
+        return train_next_item(
             self,
             loss,
             train,
             valid,
-            run,
-            score=self.score,
-            rows=self.config.rows,
+            runtime,
+            scorer=self.scorer,
+            examples=c.examples,
             prepare=self._find_similar,
         )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -114,14 +120,14 @@ class CL4SRec(ContrastiveRecommender):
 
     def _find_similar(self) -> None:
         if not {"substitute", "insert"}.isdisjoint(self.config.operators):
-            table = self.encoder.table.detach()
-            self.similar = nearest_items(table, min(_N_SIMILAR, max(1, len(table) - 2)))
+            vectors = self.table.embeddings().detach()
+            self.similar = nearest_items(vectors, min(_N_SIMILAR, max(1, len(vectors) - 2)))
 
     def _two_views(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Ragged, Ragged]:
         c = self.config
-        mask_id = PAD if c.mask_with == "padding" else self.encoder.vocab_size
+        mask_id = PAD if c.mask_with == "padding" else self.table.mask_token
         make: dict[str, Callable[[Tensor, Tensor], Ragged]] = {
             "crop": partial(crop, ratio=c.crop_ratio),
             "mask": partial(mask, ratio=c.mask_ratio, mask_id=mask_id),
@@ -131,4 +137,4 @@ class CL4SRec(ContrastiveRecommender):
                 insert, ratio=c.insert_ratio, similar=self.similar, max_len=c.max_len
             ),
         }
-        return two_of(items, lengths, [make[operator] for operator in c.operators])
+        return sample_two_views(items, lengths, [make[operator] for operator in c.operators])

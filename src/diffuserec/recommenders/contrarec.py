@@ -1,4 +1,4 @@
-"""ContraRec: sequences with the same next item are versions of each other.
+"""ContraRec: next-item training plus a contrast that draws sequences of one next item together.
 
 Source: Wang, Ma, Zhang, Chen, Liu & Ma, "Sequential Recommendation with Multiple Contrast
 Signals", ACM TOIS 41(1), 2023, and its released code in ReChorus.
@@ -6,57 +6,67 @@ Signals", ACM TOIS 41(1), 2023, and its released code in ReChorus.
 Context-target contrast is the next-item loss, -tau_1 log softmax of scores / tau_1. For
 context-context contrast two views of each sequence are masked or reordered by shares drawn from
 Beta(3, 3); all views of a batch whose sequences have the same next item are positives of each other
-(Khosla et al., NeurIPS 2020), the representations are normalized, and the loss is scaled by tau_2.
+(Khosla et al., NeurIPS 2020), the states are normalized, and the loss is scaled by tau_2.
 
 Departures and options:
 - ``loss="softmax"`` has all items as negatives; the released command has a single one, which is
   little more than ``bce``.
-- ``encoder`` may be any, as in the paper: the causal transformer, ``gru`` or ``caser``;
-  ``bidirectional`` makes the transformer the released command's, for ``rows="prefixes"`` alone.
-- ``rows="users"``: all positions of a user train in one row, and one prefix of it, drawn at random,
-  has two views in each epoch.
+- ``encoder`` may be any, as in the paper, by default a causal transformer; ``bidirectional`` makes
+  it the released command's, for ``examples="prefixes"`` alone.
+- ``examples="per_user"``: all positions of a user train in one example, and one prefix of it, drawn
+  at random, has two views in each epoch.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from jaxtyping import Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Run, View
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.encoders import last_states
-from diffuserec.models.settings import AnyEncoderSettings, ContrastSettings, LossSettings
-from diffuserec.models.views import Ragged, joined, mask, random_prefix, reorder, two_of
+from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.encoders import ENCODERS
+from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.views import (
+    Ragged,
+    encode_with_views,
+    mask,
+    random_prefix,
+    reorder,
+    sample_two_views,
+)
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
-class ContraRec(ContrastiveRecommender):
+def _looks_ahead(encoder: str) -> bool:
+    """an encoder that can look ahead"""
+    return ENCODERS.find(encoder).bidirectional
+
+
+class ContraRec(EncoderRecommender, Contrastive):
     """Any encoder, with supervised contrast between sequences of the same next item."""
 
-    class Config(ContrastSettings, LossSettings, AnyEncoderSettings):
+    class Config(ContrastiveSettings):
         """Hyper-parameters of ContraRec."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
         temperature: float = Field(0.2, gt=0)
-        """tau_2, which similarities of sequences are divided by."""
+        """tau_2, divisor of the similarities of sequences."""
         score_temperature: float = Field(1.0, gt=0)
-        """tau_1, which scores of items are divided by."""
+        """tau_1, divisor of the scores of items."""
         contrast_weight: float = Field(1.0, ge=0)
-        """gamma."""
-        bidirectional: bool = False
-        """Whether a position of the transformer sees what comes after it."""
+        """gamma, weight of the contrast in the loss."""
+        bidirectional: Annotated[bool, OnlyIf(encoder=_looks_ahead)] = False
+        """Whether a position of the encoder also sees the items after it."""
 
         @model_validator(mode="after")
         def _sees_no_target(self) -> Self:
-            if self.bidirectional and self.encoder != "transformer":
+            if self.bidirectional and self.examples != "prefixes":
                 raise ValueError(
-                    f"encoder {self.encoder!r} reads forward only: leave out bidirectional"
-                )
-            if self.bidirectional and self.rows != "prefixes":
-                raise ValueError(
-                    "a bidirectional encoder would see the targets of a row: set rows to 'prefixes'"
+                    "a bidirectional encoder would see the targets of an example: set examples to "
+                    "'prefixes'"
                 )
             return self
 
@@ -64,36 +74,32 @@ class ContraRec(ContrastiveRecommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.chosen(catalog.vocab_size, causal=not c.bidirectional, n_extra=1)
+        self.table, self.encoder = c.build_encoder(
+            catalog.vocab_size, causal=not c.bidirectional, n_special=1
+        )
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        next_item = training.next_item(c, train)
+        next_item = next_item_loss(c, train)
 
         def loss(batch: Batch) -> Tensor:
-            n, length = batch.items.shape
             prefix, targets = random_prefix(batch.items, batch.targets)
-            items, lengths = joined((batch.items, batch.lengths), *self._two_views(*prefix))
-            states = self.encoder(items, lengths)
-            _, first, second = last_states(states, lengths).split(n)
+            original = batch.items, batch.lengths
+            views = self._two_views(*prefix)
+            states, first, second = encode_with_views(self.encode, original, *views)
             contrast = c.temperature * c.contrast(first, second, labels=targets)
-            scaled = states[:n, :length] / c.score_temperature
-            predicted = c.score_temperature * next_item(batch, scaled, self.encoder.table)
+            scaled = states / c.score_temperature
+            predicted = c.score_temperature * next_item(batch, scaled, self.table.weight())
             return predicted + c.contrast_weight * contrast
 
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=c.rows
+        return train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
         )
-        return self
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        scores = self.encoder.scores(newest.items, newest.lengths)
-        return scores / self.config.score_temperature
+    def states(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Float[Tensor, "B 1 D"]:
+        return super().states(histories) / self.config.score_temperature
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -105,12 +111,12 @@ class ContraRec(ContrastiveRecommender):
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Ragged, Ragged]:
         def masked(items: Tensor, lengths: Tensor) -> Ragged:
-            return mask(items, lengths, beta_shares(lengths), self.encoder.vocab_size)
+            return mask(items, lengths, beta_shares(lengths), self.table.mask_token)
 
         def reordered(items: Tensor, lengths: Tensor) -> Ragged:
             return reorder(items, lengths, beta_shares(lengths))
 
-        return two_of(items, lengths, [masked, reordered], distinct=False)
+        return sample_two_views(items, lengths, [masked, reordered], distinct=False)
 
 
 def beta_shares(lengths: Int[Tensor, " B"]) -> Float64[Tensor, " B"]:

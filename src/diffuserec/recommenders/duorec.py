@@ -1,4 +1,4 @@
-"""DuoRec: SASRec that tells apart sequences seen twice, by dropout and by their next item.
+"""DuoRec: next-item training plus a contrast of sequences seen twice, by dropout and by next item.
 
 Source: Qiu, Huang, Yin & Wang, "Contrastive Learning for Representation Degeneration Problem in
 Sequential Recommendation", WSDM 2022 (arXiv 2110.05730), and its released code.
@@ -7,72 +7,63 @@ A history's first view is a second pass with other dropout; its second is anothe
 with the same next item. NT-Xent between the two is added to the next-item loss.
 
 Departures and options:
-- ``rows="users"``: all positions of a user train in one row, and one prefix of it, drawn at random,
-  is contrasted in each epoch. ``rows="prefixes"`` is the paper's row a prefix, all contrasted.
+- ``examples="per_user"``: all positions of a user train in one example, and one prefix of it, drawn
+  at random, is contrasted in each epoch. ``examples="prefixes"`` is the paper's: an example for
+  each prefix, all contrasted.
 - ``positive="dropout"`` contrasts two dropout passes alone, the code's unsupervised form. Its
   supervised form takes the next-item pass for the first view; that differs from the paper's form by
   nothing but one draw of dropout.
 - The index of histories by next item takes linear time and memory; the code compares all pairs.
 - As in the paper, other histories of a batch with the same next item count as negatives.
+- ``encoder`` may be any; the paper's is the causal transformer.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Run, View
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.encoders import last_states
+from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.encoders import newest_states
 from diffuserec.models.settings import ContrastiveSettings
-from diffuserec.models.views import Ragged, SameTarget, joined, random_prefix
+from diffuserec.models.views import Ragged, SameTarget, encode_with_views, random_prefix
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
-class DuoRec(ContrastiveRecommender):
-    """Causal transformer with NT-Xent between dropout and same-target views."""
+class DuoRec(EncoderRecommender, Contrastive):
+    """Any encoder with NT-Xent between dropout and same-target views."""
 
     class Config(ContrastiveSettings):
         """Hyper-parameters of DuoRec."""
 
         contrast_weight: float = Field(0.1, ge=0)
+        """Weight of the contrast in the loss."""
         positive: Literal["same_target", "dropout"] = "same_target"
-        """What the dropout view is to be near to: another history, or a second dropout view."""
+        """Positive of the dropout view: another history, or a second dropout view."""
 
     config: Config
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.transformer(catalog.vocab_size)
+        self.table, self.encoder = self.config.build_encoder(catalog.vocab_size)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        self.begin(train, run)
-        next_item = training.next_item(self.config, train)
-        same_target = SameTarget(train, self.config.max_len)
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        c = self.config
+        next_item = next_item_loss(c, train)
+        same_target = SameTarget(train, c.max_len)
 
         def loss(batch: Batch) -> Tensor:
-            n, length = batch.items.shape
             prefix, other = self._two_views(batch, same_target)
-            items, lengths = joined((batch.items, batch.lengths), prefix)
-            states = self.encoder(items, lengths)
-            first = last_states(states, lengths)[n:]
-            second = self.encoder.newest(*other)
-            contrast = self.config.contrast(first, second)
-            predicted = next_item(batch, states[:n, :length], self.encoder.table)
-            return predicted + self.config.contrast_weight * contrast
+            original = batch.items, batch.lengths
+            states, first = encode_with_views(self.encode, original, prefix)
+            contrast = c.contrast(first, newest_states(self.encode, *other))
+            predicted = next_item(batch, states, self.table.weight())
+            return predicted + c.contrast_weight * contrast
 
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=self.config.rows
+        return train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
         )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -81,10 +72,9 @@ class DuoRec(ContrastiveRecommender):
         return [View("dropout view", *first), View(names[self.config.positive], *second)]
 
     def _two_views(self, batch: Batch, same_target: SameTarget) -> tuple[Ragged, Ragged]:
-        prefix, _ = random_prefix(batch.items, batch.targets)
+        prefix, targets = random_prefix(batch.items, batch.targets)
         if self.config.positive == "dropout":
             return prefix, prefix
-        # a row's targets end at its place, and the prefix's is so many before the newest
-        places = batch.places - batch.lengths + prefix[1]
-        targets = batch.targets.gather(1, prefix[1][:, None] - 1)[:, 0]
-        return prefix, same_target.sample(places, targets)[0]
+        # the prefix's target comes as many positions before the last one as the prefix is shorter
+        positions = batch.last_target_index - batch.lengths + prefix[1]
+        return prefix, same_target.sample(positions, targets)[0]

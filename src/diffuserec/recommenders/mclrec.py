@@ -1,4 +1,4 @@
-"""MCLRec: contrast with learned views, whose learners take turns with the encoder.
+"""MCLRec: next-item training plus a contrast with learned views, trained in turns with the encoder.
 
 Source: Qin, Yuan, Zhao, Fang, Zhuang, Liu, Liu & Sheng, "Meta-optimized Contrastive Learning for
 Sequential Recommendation", SIGIR 2023 (arXiv 2304.07763), and its released code.
@@ -16,7 +16,9 @@ Departures and options:
 - Each update draws its views anew; the code keeps a batch's views for all three.
 - The networks' widths follow ``dim`` (64, 32, 16, 64 at width 64) and are saved with the model.
 - ``mask_with="padding"`` is the code's; a ``[mask]`` token the alternative.
-- All positions of a user train in one row; views are of rows (``rows="prefixes"``: of prefixes).
+- All positions of a user train in one example, of which the views are made
+  (``examples="prefixes"``: one example and its views for each prefix).
+- ``encoder`` may be any; the paper's is the causal transformer.
 """
 
 from functools import partial
@@ -27,32 +29,47 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Run, View
-from diffuserec.data import PAD, Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Contrastive, Epoch, Runtime, View
 from diffuserec.models.encoders import last_states
 from diffuserec.models.settings import ContrastiveSettings
-from diffuserec.training.loop import Update
-from diffuserec.models.views import LearnedView, Ragged, crop, joined, mask, reorder, two_of
+from diffuserec.models.views import (
+    LearnedView,
+    Ragged,
+    concat_views,
+    crop,
+    encode_with_views,
+    mask,
+    reorder,
+    sample_two_views,
+)
+from diffuserec.training import EncoderRecommender, Update, next_item_loss, train_next_item
 
 _REGULARIZER = 0.1
 
 
-class MCLRec(ContrastiveRecommender):
-    """Causal transformer with NT-Xent between augmented and learned views."""
+class MCLRec(EncoderRecommender, Contrastive):
+    """Any encoder with NT-Xent between augmented and learned views."""
 
     class Config(ContrastiveSettings):
         """Hyper-parameters of MCLRec."""
 
         contrast_weight: float = Field(0.0, ge=0)
-        """lambda; the authors have 0 for Beauty and ML-1M, .01 to .04 elsewhere."""
+        """lambda, weight of the contrast of the augmented views; the authors have 0 for Beauty and
+        ML-1M, .01 to .04 elsewhere."""
         learned_weight: float = Field(0.05, ge=0)
-        """beta; the authors have .05 for Beauty, .01 for ML-1M, .1 to .4 elsewhere."""
+        """beta, weight of the contrast with learned views; the authors have .05 for Beauty, .01 for
+        ML-1M, .1 to .4 elsewhere."""
         crop_ratio: float = Field(0.5, gt=0, le=1)
+        """Share of the items that is kept."""
         mask_ratio: float = Field(0.5, gt=0, le=1)
+        """Share of the items that is masked."""
         reorder_ratio: float = Field(0.8, gt=0, le=1)
+        """Share of the items that is shuffled."""
         mask_with: Literal["padding", "token"] = "padding"
+        """Whether padding or ``[mask]`` takes the place of a masked item."""
         joint: bool = False
+        """Whether one update moves everything, instead of three in turns."""
 
         @model_validator(mode="after")
         def _is_wide(self) -> Self:
@@ -65,49 +82,43 @@ class MCLRec(ContrastiveRecommender):
     config: Config
 
     def build(self, catalog: Catalog) -> None:
-        self.encoder = self.config.transformer(catalog.vocab_size, n_extra=1)
+        self.table, self.encoder = self.config.build_encoder(catalog.vocab_size, n_special=1)
         self.learned = torch.nn.ModuleList(LearnedView(self.config.dim) for _ in range(2))
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        next_item = training.next_item(c, train)
+        next_item = next_item_loss(c, train)
 
         def loss(batch: Batch) -> Tensor:
-            n, length = batch.items.shape
             original = batch.items, batch.lengths
-            items, lengths = joined(original, *self._two_views(*original))
-            states = self.encoder(items, lengths)
-            _, first, second = last_states(states, lengths).split(n)
-            total = next_item(batch, states[:n, :length], self.encoder.table)
+            views = self._two_views(*original)
+            states, first, second = encode_with_views(self.encode, original, *views)
+            total = next_item(batch, states, self.table.weight())
             if c.contrast_weight:
-                plain = c.contrast(first, second)
-                total = total + c.contrast_weight * plain
+                total = total + c.contrast_weight * c.contrast(first, second)
             return total + c.learned_weight * self._contrast(first, second)
 
         def learned_loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                items, lengths = joined(*self._two_views(batch.items, batch.lengths))
-                states = last_states(self.encoder(items, lengths), lengths)
+                items, lengths = concat_views(*self._two_views(batch.items, batch.lengths))
+                states = last_states(self.encode(items, lengths), lengths)
             return self._contrast(*states.split(len(batch.items)))
 
-        encoder = list(self.encoder.parameters())
+        encoder = [*self.table.parameters(), *self.encoder.parameters()]
         updates = [
             Update(loss, encoder),
             Update(learned_loss, list(self.learned.parameters())),
             Update(loss, encoder),
         ]
-        self.curve = training.train_next_item(
-            self, loss if c.joint else updates, train, valid, run, score=self.score, rows=c.rows
+        return train_next_item(
+            self,
+            loss if c.joint else updates,
+            train,
+            valid,
+            runtime,
+            scorer=self.scorer,
+            examples=c.examples,
         )
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -118,21 +129,18 @@ class MCLRec(ContrastiveRecommender):
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Ragged, Ragged]:
         c = self.config
-        mask_id = PAD if c.mask_with == "padding" else self.encoder.vocab_size
-        return two_of(
-            items,
-            lengths,
-            [
-                partial(crop, ratio=c.crop_ratio),
-                partial(mask, ratio=c.mask_ratio, mask_id=mask_id),
-                partial(reorder, ratio=c.reorder_ratio),
-            ],
-        )
+        mask_id = PAD if c.mask_with == "padding" else self.table.mask_token
+        operators = [
+            partial(crop, ratio=c.crop_ratio),
+            partial(mask, ratio=c.mask_ratio, mask_id=mask_id),
+            partial(reorder, ratio=c.reorder_ratio),
+        ]
+        return sample_two_views(items, lengths, operators)
 
     def _contrast(
         self, first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]
     ) -> Float[Tensor, ""]:
-        """C of the learned views."""
+        """Contrast C with the learned views."""
         learned_first, learned_second = self.learned[0](first), self.learned[1](second)
         total = torch.zeros((), device=first.device)
         for pair in (
@@ -146,7 +154,7 @@ class MCLRec(ContrastiveRecommender):
 
 
 def spread(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """The regularizer: how far similarities, as dot products, lie within their bounds.
+    """Distance of the similarities, as dot products, from their bounds: MCLRec's regularizer.
 
     With p an anchor's similarity to its positive and n its hardest negative's, positives lie above
     min(p, n) by mean relu(p - min(p, n)) and negatives below max(p, n) by mean relu(max(p, n) - ·).
@@ -155,14 +163,14 @@ def spread(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Float[T
     with torch.autocast(both.device.type, enabled=False):
         similarities = both @ both.T
     count = len(first)
-    place = torch.arange(2 * count, device=both.device)
-    other = (place + count) % (2 * count)
-    positive = similarities[place, other]
+    anchor = torch.arange(2 * count, device=both.device)
+    other = (anchor + count) % (2 * count)
+    positive = similarities[anchor, other]
     if count < 2:
         return positive.sum() * 0
-    theirs = torch.ones_like(similarities, dtype=torch.bool)
-    theirs[place, place] = theirs[place, other] = False
-    negatives = similarities[theirs].view(2 * count, -1)
+    is_negative = torch.ones_like(similarities, dtype=torch.bool)
+    is_negative[anchor, anchor] = is_negative[anchor, other] = False
+    negatives = similarities[is_negative].view(2 * count, -1)
     hardest = negatives.amax(1)
     low, high = torch.minimum(positive, hardest), torch.maximum(positive, hardest)
     return (positive - low).relu().mean() + (high[:, None] - negatives).relu().mean()

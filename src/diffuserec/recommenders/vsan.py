@@ -3,7 +3,7 @@
 Source: Zhao, Zhao, Zhao, Liu, Sheng & Zhou, "Variational Self-attention Network for Sequential
 Recommendation", ICDE 2021. No code of its authors was found.
 
-Causal inference blocks give each position a mean and a log variance; ``z = mean + deviation ·
+A causal inference encoder gives each position a mean and a log variance; ``z = mean + deviation ·
 noise`` (the mean itself when scoring) passes through causal generative blocks to a state, whose
 products with the item table are the scores. The loss is the next-item loss plus a weight times
 ``KL(N(mean, variance) || N(0, 1))``, summed over the width and averaged over the positions that
@@ -12,51 +12,63 @@ hold an item. The weight rises from 0 to ``kl_weight`` in ``kl_annealing_steps``
 Departures and options:
 - ``n_targets=1``: the next item; the paper's next k items are more, the loss a mean over all pairs
   of a position and one of them.
+- ``encoder``: of inference, any; the paper's is the transformer. Generation is always attention.
 - ``kl_weight=0.01``: a latent has one next item to tell, which far smaller weights than those of
   autoencoders of whole histories already cut short.
 - Means begin as large as the states, deviations at e^-2; by torch's defaults noise hides the means.
 - Scores are products with the item table, without a matrix of their own.
-- Blocks are this project's (nn.encoders); the generative ones are given no positions.
+- Blocks are this project's (models.encoders.transformer); the generative ones have no positions.
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Recommender, Run
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.encoders import initialize
+from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
-from diffuserec.models.encoders import TransformerBlock, initialize, last_states
-from diffuserec.models.settings import NextItemSettings, TargetsSettings
+from diffuserec.models.settings import NextItemSettings, TargetsSettings, has_layers
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 _LOG_VARIANCE = -4.0
-"""With which training begins."""
+"""Log variance with which training begins."""
 
 
-class VSAN(Recommender):
-    """Causal transformer with a latent Gaussian at each position."""
+class VSAN(EncoderRecommender):
+    """Any encoder with a latent Gaussian at each position, and generative attention blocks."""
 
     class Config(TargetsSettings, NextItemSettings):
         """Hyper-parameters of VSAN."""
 
-        n_layers: int = Field(1, ge=1)
-        """Inference blocks."""
+        n_layers: Annotated[int, OnlyIf(encoder=has_layers)] = Field(1, ge=1)
+        """Layers of the inference encoder."""
+        n_heads: int = Field(2, ge=1)
+        """Attention heads of the blocks and, if it has any, of the encoder; a divisor of dim."""
         n_generative_layers: int = Field(1, ge=1)
+        """Generative blocks."""
         kl_weight: float = Field(0.01, ge=0)
-        """beta, at its highest."""
+        """beta, highest weight of the divergence."""
         kl_annealing_steps: int = Field(10_000, ge=1)
-        """Updates until then."""
+        """Updates until the weight is at its highest."""
+
+        @model_validator(mode="after")
+        def _heads_divide(self) -> Self:
+            if self.dim % self.n_heads:
+                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
+            return self
 
     config: Config
     n_updates: Tensor
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.transformer(catalog.vocab_size)
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
         self.mean = nn.Linear(c.dim, c.dim)
         self.log_variance = nn.Linear(c.dim, c.dim)
         nn.init.normal_(self.mean.weight, std=c.dim**-0.5)
@@ -69,35 +81,38 @@ class VSAN(Recommender):
         # a buffer, so that a resumed run goes on with the weight of the divergence where it was
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        predict = training.item_loss(c, train)
+        next_item = next_item_loss(c, train)
         optimizer = torch.optim.Adam(self.parameters(), c.learning_rate, fused=True)
         optimizer.register_step_post_hook(self._count)
 
         def loss(batch: Batch) -> Tensor:
             mean, log_variance = self._latent(batch.items, batch.lengths)
             z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-            following = training.real_positions(batch, self._states(z), c.n_targets)
+            predicted = next_item(batch, self._generate(z), self.table.weight())
             divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
-            return predict(*following, self.encoder.table) + self._beta() * divergence
+            return predicted + self._beta() * divergence
 
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=c.rows, optimizer=optimizer
+        return train_next_item(
+            self,
+            loss,
+            train,
+            valid,
+            runtime,
+            scorer=self.scorer,
+            examples=c.examples,
+            optimizer=optimizer,
         )
-        return self
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        mean, _ = self._latent(newest.items, newest.lengths)
-        return last_states(self._states(mean), newest.lengths) @ self.encoder.table.T
+    def encode(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        mean, _ = self._latent(items, lengths)
+        return self._generate(mean)
 
     def _beta(self) -> Float[Tensor, ""]:
-        """The weight of the next update's divergence."""
+        """Weight of the divergence in the next update."""
         c = self.config
         return c.kl_weight * (self.n_updates / c.kl_annealing_steps).clamp(max=1)
 
@@ -108,10 +123,10 @@ class VSAN(Recommender):
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Means and log variances."""
-        states = self.encoder(items, lengths)
+        states = self.encoder(self.table.embed(items), lengths)
         return self.mean(states).float(), self.log_variance(states).float()
 
-    def _states(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def _generate(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         for block in self.generative:
             z = block(z)
         return z
