@@ -1,5 +1,6 @@
-"""What the tests of recommenders share: small data, untrained models, slow mathematics."""
+"""Shared parts of the recommenders' tests: small data, untrained models, slow mathematics."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import ContrastiveRecommender, Recommender, Run
+from diffuserec import Recommender, Runtime
 from diffuserec.data import Batch, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.settings import ContrastSettings
+from diffuserec.training import EncoderRecommender
 
 V, D = 14, 8
 MASK = V
@@ -32,7 +33,7 @@ BATCH = Batch(
     items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
     lengths=torch.tensor([6, 3, 1]),
     targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
+    last_target_index=torch.tensor([6, 10, 12]),
 )
 # a position in the middle whose next item is none to learn
 GAP = replace(
@@ -49,22 +50,22 @@ PSEUDO = replace(
 )
 
 
-def rows_of(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Item ids and lengths."""
+def ragged(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Padded item numbers, and lengths."""
     width = max(map(len, lists))
     items = torch.tensor([items + [0] * (width - len(items)) for items in lists])
     return items, torch.tensor([len(items) for items in lists])
 
 
 def batch_of(lists: list[list[int]]) -> Batch:
-    """These sequences, without targets."""
-    items, lengths = rows_of(lists)
+    """A batch of these sequences, without targets."""
+    items, lengths = ragged(lists)
     return Batch(torch.arange(len(lists)), items, lengths, torch.zeros_like(items), lengths)
 
 
-def copies(batch: Batch) -> dict[str, Tensor]:
-    """Of all tensors of the batch."""
-    return {name: value.clone() for name, value in vars(batch).items() if torch.is_tensor(value)}
+def clones(batch: Batch) -> dict[str, Tensor]:
+    """Clones of all tensors of the batch, by name."""
+    return {name: value.clone() for name, value in batch.tensors.items()}
 
 
 def assert_unchanged(batch: Batch, before: dict[str, Tensor]) -> None:
@@ -76,7 +77,7 @@ def assert_unchanged(batch: Batch, before: dict[str, Tensor]) -> None:
 
 
 def shaken(model: Recommender, std: float = 0.5) -> Recommender:
-    """With weights so large that attention is not uniform and no two items are alike."""
+    """The model with weights so large that attention is not uniform and no two items are alike."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -87,55 +88,87 @@ def shaken(model: Recommender, std: float = 0.5) -> Recommender:
 
 
 def wild(model: Recommender) -> Recommender:
-    """Shaken, with a padding row of zeros."""
+    """The shaken model, with zeros as the embedding of padding."""
     shaken(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("items.weight"):
-                parameter[0] = 0
+        model.table.vectors.weight[0] = 0
     return model
 
 
+def built(model: Recommender, log: SequenceDataset, seed: int = 0) -> Recommender:
+    """The model with the parameters that a fit with this seed begins with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.take(log.catalog)
+    return model.eval()
+
+
 def untrained(
-    method: type[ContrastiveRecommender], defaults: dict, log: SequenceDataset = LOG, /, **settings
-) -> ContrastiveRecommender:
+    method: type[Recommender], defaults: dict, log: SequenceDataset = LOG, /, **settings
+) -> Recommender:
     """A model of the method, with wild weights."""
-    model = method(**defaults | settings)
-    model.begin(log, Run(seed=2))
-    return wild(model)
+    return wild(built(method(**defaults | settings), log))
+
+
+def with_its_phases(
+    method: type[Recommender],
+    defaults: dict,
+    monkeypatch: pytest.MonkeyPatch,
+    log: SequenceDataset = LOG,
+    /,
+    valid=None,
+    **settings,
+) -> tuple[Recommender, list[tuple]]:
+    """A model with wild weights, and what its fit passes on to `train_next_item` in each phase.
+
+    That is the loss or the updates, the data, the validation queries and the keywords.
+    """
+    phases = []
+
+    def instead(model, loss, data, queries, runtime, **words):
+        phases.append((loss, data, queries, words))
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[method.__module__], "train_next_item", instead)
+        model = method(**defaults | settings).fit(log, valid)
+    return wild(model), phases
 
 
 def with_its_loss(
-    method: type[ContrastiveRecommender],
+    method: type[Recommender],
     defaults: dict,
     monkeypatch: pytest.MonkeyPatch,
     log: SequenceDataset = LOG,
     /,
     **settings,
 ):
-    """A model with wild weights, and its loss or updates as its fit would pass them on."""
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
-        model = method(**defaults | settings).fit(log)
-    return wild(model), taken[0]
+    """A model with wild weights, and its loss or updates as its fit passes them on."""
+    model, phases = with_its_phases(method, defaults, monkeypatch, log, **settings)
+    return model, phases[0][0]
 
 
 # --- the mathematics written out, one vector at a time -----------------------------------------
 
 
-def last_state(model: ContrastiveRecommender, items: list[int]) -> Tensor:
-    return model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0, -1]
+def states_by_hand(model: EncoderRecommender, items: list[int]) -> Tensor:
+    """States of one sequence, from the encoder's own embeddings of items and tokens."""
+    embedded = torch.stack([model.table.vectors.weight[item] for item in items])
+    return model.encoder(embedded[None], torch.tensor([len(items)]))[0]
 
 
-def next_item_by_hand(model: ContrastiveRecommender, batch: Batch) -> Tensor:
+def last_state(model: EncoderRecommender, items: list[int]) -> Tensor:
+    return states_by_hand(model, items)[-1]
+
+
+def next_item_by_hand(model: EncoderRecommender, batch: Batch) -> Tensor:
     """Mean over targets of -log softmax, each prefix passed through the encoder by itself."""
-    table, losses = model.encoder.items.weight[:V], []
+    table, losses = model.table.vectors.weight[:V], []
     for row, length in enumerate(batch.lengths.tolist()):
-        for place in range(length):
-            target = int(batch.targets[row, place])
+        for position in range(length):
+            target = int(batch.targets[row, position])
             if target:
-                scores = table[1:] @ last_state(model, batch.items[row, : place + 1].tolist())
+                scores = table[1:] @ last_state(model, batch.items[row, : position + 1].tolist())
                 losses.append(-torch.log_softmax(scores, 0)[target - 1])
     return torch.stack(losses).mean()
 
@@ -152,61 +185,57 @@ def similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
 
 
 def choice_by_hand(
-    anchor: Tensor, candidates: list[Tensor], own: int, c: ContrastiveSettings
+    anchor: Tensor, candidates: list[Tensor], own: int, c: ContrastSettings
 ) -> Tensor:
     """-log of the probability of the anchor's own candidate."""
     logits = torch.stack([similarity(anchor, other, c.similarity) for other in candidates])
     return -torch.log_softmax(logits / c.temperature, 0)[own]
 
 
-def one_way_by_hand(
-    anchors: list[Tensor], candidates: list[Tensor], c: ContrastiveSettings
-) -> Tensor:
-    """All candidates are every anchor's; the one at its place is the positive."""
+def one_way_by_hand(anchors: list[Tensor], candidates: list[Tensor], c: ContrastSettings) -> Tensor:
+    """All candidates are every anchor's; the one of its number is the positive."""
     losses = [choice_by_hand(anchor, candidates, own, c) for own, anchor in enumerate(anchors)]
     return torch.stack(losses).mean()
 
 
-def nt_xent_by_hand(first: list[Tensor], second: list[Tensor], c: ContrastiveSettings) -> Tensor:
+def nt_xent_by_hand(first: list[Tensor], second: list[Tensor], c: ContrastSettings) -> Tensor:
     """All views are anchors; all but the anchor are candidates; the other view is the positive."""
     views, n = [*first, *second], len(first)
     losses = []
     for anchor in range(2 * n):
-        others = [place for place in range(2 * n) if place != anchor]
+        others = [view for view in range(2 * n) if view != anchor]
         own = others.index(anchor + n if anchor < n else anchor - n)
-        losses.append(choice_by_hand(views[anchor], [views[place] for place in others], own, c))
+        losses.append(choice_by_hand(views[anchor], [views[other] for other in others], own, c))
     return torch.stack(losses).mean()
 
 
 def loss_by_hand(
-    model: ContrastiveRecommender, batch: Batch, first: list[list[int]], second: list[list[int]]
+    model: EncoderRecommender, batch: Batch, first: list[list[int]], second: list[list[int]]
 ) -> Tensor:
-    """Of the next items, and of two views that are given by their items."""
+    """Loss of the next items, and of two views that are given by their items."""
     c = model.config
     views = ([last_state(model, view) for view in views] for views in (first, second))
     return next_item_by_hand(model, batch) + c.contrast_weight * nt_xent_by_hand(*views, c)
 
 
-# --- what is asserted of every method ----------------------------------------------------------
+# --- assertions about every method --------------------------------------------------------------
 
 
-def gradients(
-    model: ContrastiveRecommender, loss: Tensor, allow_unused: bool = False
-) -> dict[str, Tensor]:
-    """Of every parameter; zeros where the loss does not depend on it, if that is allowed."""
+def gradients(model: Recommender, loss: Tensor, allow_unused: bool = False) -> dict[str, Tensor]:
+    """Gradients of all parameters; zeros where the loss does not depend on one, if allowed."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, materialize_grads=allow_unused)
     return dict(zip(names, found, strict=True))
 
 
 def assert_same(
-    model: ContrastiveRecommender,
+    model: Recommender,
     loss: Tensor,
     expected: Tensor,
     rtol: float = 2e-3,
     allow_unused: bool = False,
 ) -> None:
-    """The same figure and the same gradients."""
+    """Two losses are equal, and so are their gradients."""
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     theirs = gradients(model, expected, allow_unused)
     for name, mine in gradients(model, loss, allow_unused).items():
@@ -214,7 +243,12 @@ def assert_same(
 
 
 def assert_found_anew(seen: list[tuple[Tensor, Tensor]], k: int) -> None:
-    """Of three epochs, the item table and the k similar items that each batch has seen."""
+    """Similar items are those of the item table as it is before each of three epochs.
+
+    Args:
+        seen: for each batch, the item table and the items that were taken as similar.
+        k: similar items of each.
+    """
     n_batches, rest = divmod(len(seen), 3)
     assert n_batches > 1
     assert rest == 0
@@ -223,28 +257,29 @@ def assert_found_anew(seen: list[tuple[Tensor, Tensor]], k: int) -> None:
         for item in range(1, len(table)):
             assert similar[item].tolist() == nearest_by_hand(table, item, k), item
         for _, later in seen[first : first + n_batches]:
-            assert torch.equal(later, similar)  # and stay for the epoch
+            assert torch.equal(later, similar)  # they stay for the epoch
     assert not torch.equal(seen[0][1], seen[-1][1])
 
 
 def assert_fits(
-    method: type[ContrastiveRecommender],
+    method: type[Recommender],
     settings: dict,
     log: SequenceDataset,
-    run: Run | None = None,
-) -> ContrastiveRecommender:
-    """What training leaves is finite and in single precision, and padding is still zero."""
-    model = method(**settings).fit(log, run=run)
+    runtime: Runtime | None = None,
+) -> Recommender:
+    """Training leaves finite parameters in single precision, and padding at zero."""
+    model = method(**settings).fit(log, runtime=runtime)
     assert np.isfinite(model.curve[0].loss)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert not model.encoder.table[0].any()
-    assert model.gives_logits == (settings.get("loss", "softmax") in ("softmax", "sampled_softmax"))
+    assert not model.table.embeddings()[0].any()
+    logits = settings.get("loss", "softmax") in ("softmax", "sampled_softmax")
+    assert model.scores_are_logits == logits
     return model
 
 
-def assert_refused(method: type[ContrastiveRecommender], settings: dict, message: str) -> None:
-    """In one line that begins with the method's name."""
+def assert_refused(method: type[Recommender], settings: dict, message: str) -> None:
+    """The settings are refused in one line that begins with the method's name."""
     with pytest.raises(ConfigError, match=message) as refusal:
         method(**settings)
     assert str(refusal.value).startswith(method.__name__)
