@@ -46,7 +46,7 @@ class Registry(Generic[Part]):
     @property
     def group(self) -> str:
         """Entry point group in which other packages declare parts of this kind."""
-        return f"diffuserec.{self.kind.replace(' ', '_')}s"
+        return f"diffuserec.{self.kind}{'es' if self.kind.endswith('s') else 's'}"
 
     def register(self, name: str, part: Value) -> Value:
         """Makes `part` available under `name` in this process, and returns it.

@@ -35,7 +35,7 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, RawId, SequenceD
 from diffuserec.data.histories import encode_histories, encode_items
 from diffuserec.errors import ConfigError
 from diffuserec.models.artifact import Artifact, write_artifact
-from diffuserec.models.config import Settings, parse_settings
+from diffuserec.models.config import Settings, parse_settings, signature_of
 from diffuserec.models.items import ItemTable
 from diffuserec.models.retrieval import (
     Certainty,
@@ -115,7 +115,7 @@ class Method(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Config" in vars(cls) and "__init__" not in vars(cls):
-            cls.__signature__ = inspect.signature(cls.Config)  # type: ignore[attr-defined]
+            cls.__signature__ = signature_of(cls.Config)  # type: ignore[attr-defined]
 
     def __init__(self, **hyper_parameters: Any) -> None:
         super().__init__()
@@ -427,8 +427,8 @@ class Recommender(Method):
         dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown)
         allowed = allowed_mask(
             self.catalog.vocab_size,
-            encode_items(self.catalog, "allow", allow),
-            encode_items(self.catalog, "deny", deny),
+            None if allow is None else encode_items(self.catalog, "allow", allow),
+            None if deny is None else encode_items(self.catalog, "deny", deny),
         )
         shown_to_model = dataset
         if augmenter is not None:

@@ -1,5 +1,6 @@
 """Hyper-parameters: typed, frozen, checked against each other by one declarative rule."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -103,6 +104,20 @@ def parse_settings(
         message = first["msg"].removeprefix("Value error, ")
         got = first["input"] if first["loc"] else dict(values)
         raise ConfigError(f"{owner}: {where}: {message}, got {got!r}") from error
+
+
+def signature_of(schema: type[Settings]) -> inspect.Signature:
+    """Signature of a method's constructor: its settings with plain types and defaults."""
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in schema.model_fields.items()
+    ]
+    return inspect.Signature(parameters)
 
 
 def _words(predicate: Callable[[Any], bool]) -> str:

@@ -145,7 +145,13 @@ class EncoderSettings(SequenceSettings):
             own = self.encoder_config()
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        ENCODERS.find(self.encoder).check(own, self.dim)
+        found = ENCODERS.find(self.encoder)
+        found.check(own, self.dim)
+        if found.looks_ahead and isinstance(self, ExampleSettings) and self.examples != "prefixes":
+            raise ValueError(
+                f"encoder {self.encoder!r} looks ahead and would see the targets of a sequence: "
+                "set examples to 'prefixes'"
+            )
         return self
 
     def build_encoder(

@@ -29,12 +29,14 @@ class SequenceEncoder(nn.Module, ABC):
 
     Attributes:
         bidirectional: whether it can also see what comes after a position (``causal=False``).
+        looks_ahead: whether it always does; such an encoder trains on prefixes alone.
     """
 
     class Config(Settings):
         """Settings of the encoder's own, beside width, length and dropout."""
 
     bidirectional: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
 
     @abstractmethod
     def forward(
@@ -128,6 +130,30 @@ def mean_of_last(
     position = torch.arange(states.shape[1], device=states.device)
     newest = (position < lengths[:, None]) & (position >= lengths[:, None] - n)
     return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True)
+
+
+def align_right(
+    embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], width: int
+) -> Float[Tensor, "B W D"]:
+    """The newest `width` positions of each sequence, the newest last, zeros before the oldest.
+
+    The form that encoders of a fixed length take; :func:`align_left` turns states back.
+    """
+    columns = lengths[:, None] - width + torch.arange(width, device=lengths.device)
+    index = columns.clamp(0, embeddings.shape[1] - 1)[:, :, None]
+    found = embeddings.gather(1, index.expand(-1, -1, embeddings.shape[2]))
+    return found.masked_fill((columns < 0)[:, :, None], 0)
+
+
+def align_left(
+    states: Float[Tensor, "B W D"], lengths: Int[Tensor, " B"], length: int
+) -> Float[Tensor, "B L D"]:
+    """Right-padded states out of right-aligned ones; zeros where a sequence has none."""
+    width = states.shape[1]
+    columns = width - lengths[:, None] + torch.arange(length, device=lengths.device)
+    index = columns.clamp(0, width - 1)[:, :, None].expand(-1, -1, states.shape[2])
+    outside = (columns < 0) | (columns >= width)
+    return states.gather(1, index).masked_fill(outside[:, :, None], 0)
 
 
 def newest_states(
