@@ -1,42 +1,39 @@
-"""The best possible on the built-in store: what a method that knew every hidden taste would score.
+"""The oracle of the built-in store: scores of a method that knew every hidden taste.
 
-No method is expected to reach it, since tastes are hidden; the distance says how much is left. It
-is a yardstick, so it is not listed among the methods.
+No method is expected to reach it, since tastes are hidden; the distance says how much is left to
+learn. It is a yardstick, so it is not listed among the methods.
 """
-
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuserec.models.base import Recommender, Run, Settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, Store
 from diffuserec.errors import ConfigError
+from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.config import Settings
 
 
-class Oracle(Recommender):
+class Oracle(ScoreRecommender):
     """Scores an item by the logarithm of its true probability of coming next.
 
     Args:
-        store: the store whose log is measured on; it says everything there is to know.
+        store: the store whose log is measured on, which holds the tastes.
     """
 
     class Config(Settings):
-        """The store is all there is to set.
-
-        Attributes:
-            store: the store whose log is measured on.
-        """
+        """Settings of the oracle."""
 
         store: Store
+        """Store whose log is measured on."""
 
     config: Config
+    trained = False
 
     def __init__(self, store: Store) -> None:
         super().__init__(store=store)
 
     def build(self, catalog: Catalog) -> None:
-        """Checks that it is the store's own catalog.
+        """Checks that the catalog is the store's own.
 
         Raises:
             ConfigError: items or users are not those of the store's log.
@@ -49,18 +46,14 @@ class Oracle(Recommender):
                 "use store.dataset(), unfiltered"
             )
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        """Learns nothing; takes the catalog."""
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        """Learns nothing."""
+        return []
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        """Log-probability of each item; minus infinity for what cannot come.
+    def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
+        """Log-probability of each item; minus infinity for an item that cannot come next.
 
         Args:
             histories: whole and without synthetic items; users by the store's numbers.
-            seed: not used.
         """
         return self.config.store.next_item_probabilities(histories).log().float().to(self.device)

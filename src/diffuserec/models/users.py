@@ -1,4 +1,4 @@
-"""A vector for each user of a log, and one for everyone else, made from their history."""
+"""The user table: a vector for each user of a log, and one made from the history of anyone else."""
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from diffuserec.errors import DataError
 class UserTable(nn.Module):
     """Vectors of the users 0..n_users-1, drawn from N(0, 0.01²).
 
-    An item's audience is the mean vector of the training users who have it. Whoever is not among
-    those trained on is given the mean of the audiences of the items in their history: it needs
-    nothing but the history, and is state like the vectors themselves.
+    ``audience[i]`` is the mean vector of the training users who interacted with item i. A user who
+    is not among those trained on is represented by the mean of ``audience`` over their history:
+    it needs nothing but the history, and is saved like the vectors themselves.
 
     Args:
         n_users: of the catalog.
@@ -35,12 +35,12 @@ class UserTable(nn.Module):
         self.register_buffer("audience", torch.zeros(vocab_size, dim))
 
     def forward(self, users: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        """The vectors of these users of the catalog."""
+        """Vectors of users of the catalog, by number."""
         vectors: Tensor = self.vectors(users)
         return vectors
 
     def of(self, histories: Histories) -> Float[Tensor, "B D"]:
-        """Known users' own vectors; the others' from the items of their histories."""
+        """Vectors of known users; for other users, means over the items of their histories."""
         found = F.embedding_bag(histories.items, self.audience, mode="mean", padding_idx=PAD)
         own = histories.users < len(self.known)
         own[own.clone()] = self.known[histories.users[own]]
@@ -49,12 +49,12 @@ class UserTable(nn.Module):
 
     @torch.no_grad()
     def remember(self, data: SequenceDataset) -> None:
-        """Takes the audiences from the vectors as they are now.
+        """Computes `known` and `audience` from the training data and the vectors as they are now.
 
-        The audience of an item that nobody has is everyone.
+        The audience of an item without training users is the mean of all of them.
 
         Args:
-            data: what is trained on; its real items count.
+            data: the training data; its real items count.
 
         Raises:
             DataError: a user number that the catalog does not have.

@@ -4,16 +4,16 @@ Source: Xie, Liu, Zhang, Lu, Wang & Ding, "Adversarial and Contrastive Variation
 Sequential Recommendation", WWW 2021 (arXiv 2103.10693), and its released code.
 
 Gated recurrent units read the items; a causal convolution over their newest states, with noise
-added to what goes in, makes a latent z at each position. Its distribution q(z | history) has no
-formula, only draws. A decoder turns z into products with the item table. The loss is
-``next item + kl_weight · KL + contrast_weight · C``:
+added to its input, makes a latent z at each position. Its distribution q(z | history) has no
+formula, only draws. A decoder turns z into a state, whose products with the item table are scores.
+The loss is ``next item + kl_weight · KL + contrast_weight · C``:
 
 - KL of q from N(0, 1) is the mean of T(x, z) over draws, where the adversary T learns by logistic
-  regression to tell drawn z from N(0, 1) (adversarial variational Bayes); x is the newest item's
-  embedding. T is a network plus |z|²/2, which is the part of the log density ratio that is known.
-- C is the Jensen-Shannon bound of the mutual information of items and z: a critic D learns to tell
-  a user's own z from another's, mean softplus(-D(x, z)) + softplus(D(x, z')); encoder and critic
-  minimize it together. z' are those of the row before.
+  regression to distinguish drawn z from N(0, 1) (adversarial variational Bayes); x is the newest
+  item's embedding. T is a network plus |z|²/2, the part of the log density ratio that is known.
+- C is the Jensen-Shannon bound of the mutual information of items and z: a critic D learns to
+  distinguish a user's own z from another's, mean softplus(-D(x, z)) + softplus(D(x, z')); encoder
+  and critic minimize it together. z' are those of the previous sequence of the batch.
 
 Each batch makes two updates: of the model with its critic, then of the adversary.
 
@@ -22,17 +22,16 @@ Departures and options:
   released code scores with one draw of noise that depends on the batch.
 - One AdamW for all, with a learning rate and weight decay of the adversary's own; the code moves
   adversary and critic by SGD, and the encoder by that as well.
-- The adversary makes one figure of (x, z); the code averages one for each dimension of z, all of
+- The adversary maps (x, z) to one number; the code averages one for each dimension of z, all of
   which answer the same question, so that its |z|²/2 is a mean over dimensions where ours is a sum.
   KL does not move x, which would be a way to fool the adversary.
 - GELU, a normed decoder, normed units and no dropout on z: with the code's softplus, tanh and
   dropout it learned several times slower. Before the first item the convolution reads zeros.
-- ``tied``: the decoder's item table is the encoder's; the code has one of its own.
+- ``tied``: z is decoded to the table that the encoder reads; the code has a second one.
 - All means are over positions with a target. The code sums over a user's.
 """
 
-from collections.abc import Iterator
-from typing import Self
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -40,27 +39,31 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
-from diffuserec.models.encoders import initialize
-from diffuserec.models.settings import RecurrentSettings
-from diffuserec.training.loop import Update
+from diffuserec.models.settings import EncoderName, EncoderSettings
+from diffuserec.training import EncoderRecommender, Update, real_positions, train_next_item
 
 _KERNEL = 5
 """Positions that the convolution sees: the newest and those before it."""
 
 
-class ACVAE(GenerativeRecommender):
+class ACVAE(EncoderRecommender):
     """Gated recurrent units and a causal convolution with injected noise."""
 
-    class Config(RecurrentSettings):
+    class Config(EncoderSettings):
         """Hyper-parameters of ACVAE."""
 
+        encoder: EncoderName = "gru"
+        """Name of the sequence encoder."""
+        hidden_dim: Annotated[int, OnlyIf(encoder="gru")] = Field(128, ge=1)
+        """Units."""
         batch_size: int = Field(64, ge=2)
-        """Rows a batch, on average; at least 2, for another's z."""
+        """Training examples a batch, on average; at least 2, for another's z."""
         kl_weight: float = Field(0.001, ge=0)
         """The code: .05 of a |z|²/2 that is averaged over dimensions, about the same."""
         contrast_weight: float = Field(0.1, ge=0)
@@ -69,40 +72,34 @@ class ACVAE(GenerativeRecommender):
         """The authors have .0005, for SGD."""
         adversary_weight_decay: float = Field(0.1, ge=0)
         tied: bool = True
+        """Whether z is decoded to the table that the encoder reads, or to one of its own."""
         n_draws: int = Field(3, ge=1)
         """Noise draws whose probabilities are averaged."""
 
     config: Config
+    combine = "mixture"
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = c.gru(catalog.vocab_size)
-        self.output = None if c.tied else nn.Embedding(catalog.vocab_size, c.dim, padding_idx=0)
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
+        self.output = None if c.tied else ItemTable(catalog.vocab_size, c.dim)
         if self.output is not None:
-            initialize(self.output)
+            self.output.reset_parameters()
         self.posterior = _Posterior(c.dim)
         self.decoder = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
         self.adversary = _Adversary(c.dim)
         self.critic = _Critic(c.dim)
 
-    @property
-    def table(self) -> Float[Tensor, "V D"]:
-        """What z is decoded to."""
-        own: Tensor | None = None if self.output is None else self.output.weight
-        return self.encoder.table if own is None else own
+    def item_weight(self) -> Float[Tensor, "V D"]:
+        return (self.output or self.table).weight()
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
         adversary = list(self.adversary.parameters())
         model = [
             parameter
-            for module in self.children()
-            if module is not self.adversary
-            for parameter in module.parameters()
+            for name, parameter in self.named_parameters()
+            if not name.startswith("adversary.")
         ]
         optimizer = torch.optim.AdamW(
             [
@@ -115,47 +112,40 @@ class ACVAE(GenerativeRecommender):
             ],
             fused=True,
         )
-        self.curve = training.train_next_item(
+        return train_next_item(
             self,
             [Update(self._loss, model), Update(self._adversary_loss, adversary)],
             train,
             valid,
-            run,
-            score=self.score,
+            runtime,
+            scorer=self.scorer,
             optimizer=optimizer,
         )
-        return self
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        total = torch.zeros(len(histories.users), len(self.table), device=self.device)
-        for draw in self.draws(histories, seed):
-            total += draw
-        return total / self.config.n_draws
-
-    def draws(
+    def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
-    ) -> Iterator[Float[Tensor, "B V"]]:
+    ) -> Float[Tensor, "B K D"]:
         c = self.config
-        newest = histories.newest(c.max_len)
-        states = _after_zeros(self.encoder(newest.items, newest.lengths))
-        # with the zeros in front, the window of the newest position begins where that stood
-        window_places = torch.arange(_KERNEL, device=self.device)
-        places = (newest.lengths[:, None] - 1).clamp(min=0) + window_places
-        real = window_places >= _KERNEL - newest.lengths[:, None]
-        window = states.gather(1, places[:, :, None].expand(-1, -1, c.dim))
+        newest = histories.truncate(c.max_len)
+        states = _after_zeros(self.encode(newest.items, newest.lengths))
+        # with the zeros in front, the window of the newest position begins at that position
+        offsets = torch.arange(_KERNEL, device=self.device)
+        positions = (newest.lengths[:, None] - 1).clamp(min=0) + offsets
+        real = offsets >= _KERNEL - newest.lengths[:, None]
+        window = states.gather(1, positions[:, :, None].expand(-1, -1, c.dim))
         noise = KeyedNoise(seed, histories.users)
-        for _ in range(c.n_draws if n_draws is None else n_draws):
-            z = self.posterior(window, noise.normal(_KERNEL, 2, c.dim), real)[:, 0]
-            logits = self.decoder(z) @ self.table.T
-            logits[:, 0] = -torch.inf
-            yield torch.softmax(logits, dim=1)
+        latents = [
+            self.posterior(window, noise.normal(_KERNEL, 2, c.dim), real)[:, 0]
+            for _ in range(c.n_draws if n_draws is None else n_draws)
+        ]
+        return torch.stack([self.decoder(z) for z in latents], dim=1)
 
     def _loss(self, batch: Batch) -> Tensor:
         c = self.config
         real = batch.targets > 0
-        x, z = self._drawn(batch)
-        states, targets, _ = training.real_positions(batch, self.decoder(z))
-        loss = softmax_cross_entropy(states, self.table, targets)
+        x, z = self._draw(batch)
+        states, targets, _ = real_positions(batch, self.decoder(z))
+        loss = softmax_cross_entropy(states, self.item_weight(), targets)
         if c.kl_weight:
             loss = loss + c.kl_weight * self.adversary(x[real].detach(), z[real]).mean()
         if c.contrast_weight:
@@ -166,14 +156,14 @@ class ACVAE(GenerativeRecommender):
         """Logistic regression: drawn z against N(0, 1)."""
         real = batch.targets > 0
         with torch.no_grad():
-            x, z = (found[real] for found in self._drawn(batch))
+            x, z = (values[real] for values in self._draw(batch))
         of_prior = self.adversary(x, torch.randn_like(z))
         return (F.softplus(-self.adversary(x, z)) + F.softplus(of_prior)).mean()
 
     def _contrast(
         self, x: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"]
     ) -> Float[Tensor, ""]:
-        """C; another's z counts where both rows have a target. A row alone has nothing to learn."""
+        """C; another's z counts at positions where both have a target. It is 0 for one sequence."""
         if len(z) < 2:
             return z.new_zeros(())
         both = real & real.roll(1, 0)
@@ -181,17 +171,17 @@ class ACVAE(GenerativeRecommender):
         others = F.softplus(other[both])
         return F.softplus(-own[real]).mean() + others.sum() / max(1, len(others))
 
-    def _drawn(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-        """The items' embeddings, and a draw of z at each position."""
-        x = self.encoder.items(batch.items)
-        states = _after_zeros(self.encoder.encode(x, batch.lengths))
+    def _draw(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+        """Embeddings of the items, and a draw of z at each position."""
+        x = self.table.embed(batch.items)
+        states = _after_zeros(self.encoder(x, batch.lengths))
         noise = torch.randn(*states.shape[:2], 2, states.shape[2], device=states.device)
         real = torch.arange(states.shape[1], device=states.device) >= _KERNEL - 1
         return x, self.posterior(states, noise, real.expand(len(states), -1)).float()
 
 
 class _Posterior(nn.Module):
-    """z at each position, of the newest states there and of noise that is added in two places."""
+    """z at each position, from the newest states there and noise that is added in two layers."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -228,12 +218,12 @@ class _Adversary(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "P D"], z: Float[Tensor, "P D"]) -> Float[Tensor, " P"]:
-        found: Tensor = self.layers(torch.cat([x, z], dim=1))[:, 0]
-        return found.float() + z.square().sum(1) / 2
+        learned: Tensor = self.layers(torch.cat([x, z], dim=1))[:, 0]
+        return learned.float() + z.square().sum(1) / 2
 
 
 class _Critic(nn.Module):
-    """D at each position, of all items and z up to there."""
+    """D at each position, from all items and z up to there."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -243,10 +233,10 @@ class _Critic(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
         with torch.autocast(x.device.type, enabled=False):
             hidden, _ = self.units(torch.cat([x, z], dim=2))
-        found: Tensor = self.out(F.gelu(hidden))[:, :, 0]
-        return found.float()
+        judged: Tensor = self.out(F.gelu(hidden))[:, :, 0]
+        return judged.float()
 
 
 def _after_zeros(states: Float[Tensor, "B L D"]) -> Float[Tensor, "B M D"]:
-    """As many zero states in front as the convolution reads before the first."""
+    """The states after as many zero states as the convolution reads before the first."""
     return F.pad(states, (0, 0, _KERNEL - 1, 0))

@@ -3,19 +3,20 @@
 Source: Sun, Liu, Wu, Pei, Lin, Ou & Jiang, "BERT4Rec: Sequential Recommendation with Bidirectional
 Encoder Representations from Transformer", CIKM 2019 (arXiv 1904.06690).
 
-Items of a sequence are replaced by a ``[mask]`` token, each with chance ``mask_ratio`` and at least one,
-and the states there predict which they were: cross entropy over all items of
-``LayerNorm(GELU(W h + b)) · table + bias``. In a share of the examples, ``last_item_ratio``, the newest
-item alone is masked. To recommend, ``[mask]`` is appended to a history and its state scored.
+Items of a sequence are replaced by a ``[mask]`` token, each with chance ``mask_ratio`` and at least
+one, and the states there predict which they were: cross entropy over all items of
+``LayerNorm(GELU(W h + b)) · table + bias``. In a share of the examples, ``last_item_ratio``, the
+newest item alone is masked. To recommend, ``[mask]`` is appended to a history and its state scored.
 
 Departures and options:
-- Masks are drawn anew in every epoch. The released code writes ten copies of each sequence with fixed
-  masks and one with the newest item masked, which is a ``last_item_ratio`` of 1/11.
+- Masks are drawn anew in every epoch. The released code writes ten copies of each sequence with
+  fixed masks and one with the newest item masked, which is a ``last_item_ratio`` of 1/11.
 - Every chosen item becomes ``[mask]``, as with the code's settings; none stays or is exchanged.
 - There is a position more than ``max_len``, so that the appended mask drops no item, and a training
   example holds ``max_len`` items and the one after them.
-- A user's newest ``max_len + 1`` items are an example. The code slides a window over longer histories;
-  ``examples="windows"`` has windows that overlap by an item, ``"prefixes"`` one for each item.
+- A user's newest ``max_len + 1`` items are an example. The code slides a window over longer
+  histories; ``examples="windows"`` has windows that overlap by an item, ``"prefixes"`` one for each
+  item.
 - Adam's rate falls in a straight line, as in the paper, from 0.001 (paper 0.0001), without warm-up
   or weight decay. A constant one (``decay="none"``) held it back (docs/methods/bert4rec.md).
 - A dropout of 0.2: with 0.5, as other methods have it, it learned more slowly on Amazon Beauty.
@@ -65,9 +66,7 @@ class BERT4Rec(StateRecommender):
         )
         self.head = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim))
 
-    def learn(
-        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
-    ) -> list[Epoch]:
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
         of_items = LOSSES.find(c.loss).make(c, train)
 

@@ -18,9 +18,8 @@ Departures:
   schedules, steps and learning rates for each of its data sets.
 - ``num_inference_steps`` steps of DDPM (``eta=1``) or DDIM (0); the authors walk through all.
 - ``n_draws`` generated embeddings a user may be averaged: the mean of the softmaxes of their
-  scores. The authors generate one.
-
-- ``detach_target``: the squared error does not move the target's embedding. Let alone, the table
+  scores over sqrt(D), since the squared error sets no temperature. The authors generate one.
+- ``detach_target``: the squared error does not move the target's embedding. Otherwise the table
   shrinks towards what is easily predicted (the loss falls, the ranking never learns); the authors
   rely on embeddings drawn from N(0, 1) and many epochs. ``train_items=False`` keeps the table as
   it was drawn.
@@ -29,8 +28,8 @@ The curve records the mean pairwise cosine and the mean norm of the item table a
 docs/methods/dreamrec.md says what was found.
 """
 
-from collections.abc import Iterator
-from typing import Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +37,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import GenerativeRecommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import (
     KeyedNoise,
     NoiseSchedule,
@@ -48,26 +47,33 @@ from diffuserec.models.diffusion import (
     classifier_free_network,
     uniform,
 )
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import AttentiveSettings, has_layers
 from diffuserec.models.step_embeddings import sinusoidal
-from diffuserec.models.encoders import TransformerEncoder, last_states
-from diffuserec.models.settings import TransformerSettings
+from diffuserec.training import EncoderRecommender, train_next_item
 
 
-class DreamRec(GenerativeRecommender):
+def several(n: int) -> bool:
+    """more than 1"""
+    return n > 1
+
+
+class DreamRec(EncoderRecommender):
     """Guided diffusion of the next item's embedding, trained by squared error alone."""
 
-    class Config(TransformerSettings):
+    class Config(AttentiveSettings):
         """Hyper-parameters of DreamRec."""
 
         dim: int = Field(64, ge=4)
         """Width D of items, conditions and states; even, for the step's sinusoid."""
         max_len: int = Field(50, ge=1)
         """Newest items that the model sees; the authors keep 10."""
-        n_layers: int = Field(1, ge=1)
+        n_layers: Annotated[int, OnlyIf(encoder=has_layers)] = Field(1, ge=1)
+        """Layers of the encoder."""
         dropout: float = Field(0.1, ge=0, lt=1)
         denoiser: Literal["mlp1", "mlp2"] = "mlp1"
         """One linear layer, or two with a GELU between."""
-        detach_target: bool = True
+        detach_target: Annotated[bool, OnlyIf(train_items=True)] = True
         """Whether the squared error leaves the target's embedding alone; the authors let it shrink
         the table that it is measured against."""
         train_items: bool = True
@@ -81,11 +87,12 @@ class DreamRec(GenerativeRecommender):
         """w in (1 + w) f(c) - w f(null); 0 follows the condition alone."""
         num_inference_steps: int = Field(50, ge=1)
         """Steps of sampling; num_train_timesteps walks through all, as the authors do."""
-        eta: float = Field(1.0, ge=0, le=1)
+        eta: Annotated[float, OnlyIf(num_inference_steps=several)] = Field(1.0, ge=0, le=1)
         """Fresh noise in each step: 1 is DDPM, 0 DDIM."""
         n_draws: int = Field(1, ge=1)
         """Generated embeddings whose softmaxes are averaged."""
         targets: Literal["all", "last"] = "all"
+        """Train on every item of a user that has a history, or on the newest alone."""
         learning_rate: float = Field(3e-3, gt=0)
 
         @model_validator(mode="after")
@@ -101,15 +108,14 @@ class DreamRec(GenerativeRecommender):
             return self
 
     config: Config
+    combine = "mixture"
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.encoder = TransformerEncoder(
-            catalog.vocab_size, c.dim, c.n_layers, c.n_heads, c.max_len, c.dropout
-        )
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
         with torch.no_grad():
-            self.encoder.items.weight[1:].normal_()
-        self.encoder.items.weight.requires_grad_(c.train_items)
+            self.table.vectors.weight[1:].normal_()
+        self.table.requires_grad_(c.train_items)
         self.null_condition = nn.Parameter(torch.randn(c.dim))
         self.of_step = nn.Sequential(
             nn.Linear(c.dim, 2 * c.dim), nn.GELU(), nn.Linear(2 * c.dim, c.dim)
@@ -120,49 +126,43 @@ class DreamRec(GenerativeRecommender):
         self.denoiser = nn.Sequential(*layers)
         self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
-        c = self.config
-        self.begin(train, run)
-        self.curve = training.train_next_item(
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        return train_next_item(
             self,
             self._loss,
             train,
             valid,
-            run,
-            score=self.score,
-            rows="windows" if c.targets == "all" else "last",
+            runtime,
+            scorer=self.scorer,
+            examples="windows" if self.config.targets == "all" else "last",
             watch=lambda: {
-                "mean pairwise cosine": mean_cosine(self.encoder.table[1:]),
-                "mean norm": float(self.encoder.table[1:].detach().norm(dim=1).mean()),
+                "mean pairwise cosine": mean_cosine(self.table.embeddings()[1:]),
+                "mean norm": float(self.table.embeddings()[1:].detach().norm(dim=1).mean()),
             },
         )
-        return self
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        total = torch.zeros(len(histories.users), len(self.encoder.table), device=self.device)
-        for draw in self.draws(histories, seed):
-            total += draw
-        return total / self.config.n_draws
-
-    def draws(
+    def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
-    ) -> Iterator[Float[Tensor, "B V"]]:
-        """Softmaxes of the scores over sqrt(D); the squared error sets no temperature."""
-        n_draws = self.config.n_draws if n_draws is None else n_draws
-        for x_0 in self._generate(histories, n_draws, seed).unbind(1):
-            logits = x_0 @ self.encoder.table.T / self.config.dim**0.5
-            logits[:, 0] = -torch.inf
-            yield torch.softmax(logits, dim=1)
+    ) -> Float[Tensor, "B K D"]:
+        c = self.config
+        newest = histories.truncate(c.max_len)
+        states = self.encode(newest.items, newest.lengths)
+        condition = last_states(states, newest.lengths)[:, None]
+        network = classifier_free_network(
+            self._denoise, condition, self.null_condition, c.guidance_scale
+        )
+        keyed = KeyedNoise(seed, newest.users)
+        x_T = keyed.normal(c.n_draws if n_draws is None else n_draws, c.dim)
+        sampler = Sampler(c.num_inference_steps, eta=c.eta)
+        x_0: Tensor = sampler(network, x_T, self.schedule, keyed.normal)
+        return x_0 / math.sqrt(c.dim)
 
     def _loss(self, batch: Batch) -> Tensor:
         c = self.config
-        states = self.encoder(batch.items, batch.lengths)
+        states = self.encode(batch.items, batch.lengths)
         targets = batch.targets
         real = targets > 0
-        x_0, condition = self.encoder.items(targets[real]), states[real]
+        x_0, condition = self.table.embed(targets[real]), states[real]
         if c.detach_target:
             x_0 = x_0.detach()
         generator = torch.Generator(x_0.device).manual_seed(int(torch.randint(2**62, ())))
@@ -179,26 +179,14 @@ class DreamRec(GenerativeRecommender):
         condition: Float[Tensor, "B 1 D"],
     ) -> Float[Tensor, "B K D"]:
         step = self.of_step(sinusoidal(t, self.config.dim))[:, None]
-        told = [x_t, condition.expand_as(x_t).to(x_t.dtype), step.expand_as(x_t).to(x_t.dtype)]
-        predicted: Tensor = self.denoiser(torch.cat(told, dim=2))
+        others = [values.expand_as(x_t).to(x_t.dtype) for values in (condition, step)]
+        predicted: Tensor = self.denoiser(torch.cat([x_t, *others], dim=2))
         return predicted
 
-    def _generate(self, histories: Histories, n_draws: int, seed: int) -> Float[Tensor, "B K D"]:
-        c = self.config
-        newest = histories.newest(c.max_len)
-        states = self.encoder(newest.items, newest.lengths)
-        condition = last_states(states, newest.lengths)[:, None]
-        keyed = KeyedNoise(seed, newest.users)
-        network = classifier_free_network(
-            self._denoise, condition, self.null_condition, c.guidance_scale
-        )
-        sampler = Sampler(c.num_inference_steps, eta=c.eta)
-        return sampler(network, keyed.normal(n_draws, c.dim), self.schedule, keyed.normal)
 
-
-def mean_cosine(table: Float[Tensor, "V D"]) -> float:
-    """Mean cosine of all pairs of different rows: 1 when all embeddings point the same way."""
-    unit = F.normalize(table.detach().double(), dim=1)
+def mean_cosine(vectors: Float[Tensor, "V D"]) -> float:
+    """Mean cosine of all pairs of vectors: 1 if all embeddings point in one direction."""
+    unit = F.normalize(vectors.detach().cpu().double(), dim=1)
     n = len(unit)
     if n < 2:
         return 1.0

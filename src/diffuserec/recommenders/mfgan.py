@@ -4,9 +4,9 @@ Source: Ren, Liu, Li, Zhao, Wang, Ding & Wen, "Sequential Recommendation with Se
 Multi-Adversarial Network", SIGIR 2020 (arXiv 2005.10602), and its released code.
 
 The generator, a causal transformer, is pre-trained on next items and alone makes the scores. Every
-factor of an item (which item it is, how popular it is, attributes of the catalog) has a
-discriminator: one bidirectional block over the factor's values along a sequence, whose newest
-state says how likely the sequence is real. Discriminators learn to tell what came next from what
+factor of an item (its number, its popularity, attributes of the catalog) has a discriminator: one
+bidirectional block over the factor's values along a sequence, whose newest state says how likely
+the sequence is real. Discriminators learn to distinguish the item that came next from an item that
 the generator would put there; the reward of an item is the mean of their probabilities. Then the
 generator maximizes the reward that it expects of its ``n_candidates`` best items. The two take
 turns for ``rounds``.
@@ -18,10 +18,10 @@ Departures and options:
   generator's best items, so that the expectation is a sum and nothing needs to be sampled. The
   code has no policy: it multiplies the positive term of bce, at all positions of a sequence, by the
   reward of the generator's best item at the end (``generator="reweighted"``, with ``loss="bce"``).
-- The next-item loss stays beside the expected reward (``next_item_weight=0``: the reward alone).
-- Each step judges a random prefix of every row and not only the row itself; a discriminator sees
-  one of the generator's items, drawn anew, for each real one (code: ten).
-- What the generator puts forth leaves out the items before it, which a recommender hides: where
+- The next-item loss is kept beside the expected reward (``next_item_weight=0``: the reward alone).
+- Each step judges a random prefix of every sequence and not only the sequence itself; a
+  discriminator sees one of the generator's items, drawn anew, for each real one (code: ten).
+- The generator's items leave out the items before them, which a recommender hides: where
   nothing repeats, a discriminator would learn to find repetitions and nothing else.
 - Popularity has ten groups, divided by training counts. The code's knowledge graph is left out.
 - One optimizer for the generator and one for the discriminators, without penalty on weights; with
@@ -30,7 +30,7 @@ Departures and options:
 
 import math
 from functools import partial
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -40,48 +40,62 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Recommender, Run
-from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.encoders import last_states, newest_states
+from diffuserec.models.encoders.transformer import TransformerEncoder
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import seen_keys, uniform_negatives
-from diffuserec.models.encoders import TransformerEncoder, last_states
+from diffuserec.models.retrieval import ItemSets, Products, top_k
 from diffuserec.models.settings import NextItemSettings
 from diffuserec.models.views import random_prefix
+from diffuserec.training import (
+    EncoderRecommender,
+    device_of,
+    encoder_loss,
+    next_item_loss,
+    real_positions,
+    train_next_item,
+)
 
 _GROUPS = 10
-"""Of items, by popularity."""
+"""Groups of items, by popularity."""
 
 _HIDDEN = torch.finfo(torch.float32).min
 
 
-class MFGAN(Recommender):
+class MFGAN(EncoderRecommender):
     """Causal transformer trained against discriminators of items, popularity and attributes."""
 
     class Config(NextItemSettings):
         """Hyper-parameters of MFGAN."""
 
+        n_heads: int = Field(2, ge=1)
+        """Attention heads of the discriminators, and of the encoder if it has any."""
         epochs: int = Field(100, ge=1)
-        """Of pre-training the generator, which stops early as others do."""
+        """Epochs of pre-training the generator, which stops early as others do."""
         rounds: int = Field(2, ge=1)
         """Of discriminator_epochs and generator_epochs; the authors have 100."""
         discriminator_epochs: int = Field(1, ge=1)
         generator_epochs: int = Field(3, ge=1)
         """The authors have 80."""
         generator: Literal["policy", "reweighted"] = "policy"
-        next_item_weight: float = Field(10.0, ge=0)
-        """Of the next-item loss against the expected reward: at 1 the reward pulled away from the
-        data, and validation fell from epoch to epoch (a part of Beauty). Not read where the
-        generator is ``reweighted``, whose loss is the next item's."""
+        next_item_weight: Annotated[float, OnlyIf(generator="policy")] = Field(10.0, ge=0)
+        """Weight of the next-item loss against the expected reward: at 1 the reward pulled away
+        from the data, and validation fell from epoch to epoch (a part of Beauty)."""
         n_candidates: int = Field(10, ge=2)
-        """The generator's best items: discriminators' negatives, and what the policy is over."""
+        """The generator's best items: discriminators' negatives, and the actions of the policy."""
         attributes: tuple[str, ...] | None = None
-        """Columns of the catalog's attributes that are factors; by default ``category`` where there
-        is one."""
+        """Columns of the catalog's attributes that are factors; by default ``category`` if there is
+        one."""
         discriminator_dropout: float = Field(0.25, ge=0, lt=1)
 
         @model_validator(mode="after")
-        def _has_a_positive_term(self) -> Self:
+        def _fits(self) -> Self:
+            own = TransformerEncoder.Config(n_layers=1, n_heads=self.n_heads)
+            TransformerEncoder.check(own, self.dim)
             if self.generator == "reweighted" and self.loss != "bce":
                 raise ValueError(
                     f"generator='reweighted' weighs the positive term of bce: set loss='bce', "
@@ -99,98 +113,93 @@ class MFGAN(Recommender):
                 f"n_candidates {c.n_candidates} is more than the {catalog.n_items - 1} other items "
                 "of this catalog: choose a smaller one"
             )
-        self.encoder = c.transformer(catalog.vocab_size)
-        popularity = torch.zeros(catalog.vocab_size, dtype=torch.int64)  # filled in by fit
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
+        popularity = torch.zeros(catalog.vocab_size, dtype=torch.int64)  # filled in by learn
         factors = [
             torch.arange(catalog.vocab_size),
             popularity,
-            *_attributes(catalog, c.attributes),
+            *attribute_values(catalog, c.attributes),
         ]
         self.register_buffer("factors", torch.stack(factors))
         sizes = [int(values.max()) for values in factors]
         sizes[1] = _GROUPS
         self.discriminators = nn.ModuleList(_Discriminator(size + 1, c) for size in sizes)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        self.factors[1] = popularity_groups(self.popularity)
-        next_item = training.next_item(c, train)
+        self.factors[1] = popularity_deciles(self.popularity)
+        next_item = next_item_loss(c, train)
         seen = None
         if c.generator == "reweighted":
-            seen = seen_keys(train).to(training.device_of(run))
+            seen = seen_keys(train).to(device_of(runtime))
 
         def generator_loss(batch: Batch) -> Tensor:
             self.discriminators.eval()
-            states = self.encoder(batch.items, batch.lengths)
+            states = self.encode(batch.items, batch.lengths)
             if c.generator == "reweighted":
                 return self._reweighted(batch, states, seen)
             loss = -self._expected_reward(batch, states)
             if c.next_item_weight:
-                loss = loss + c.next_item_weight * next_item(batch, states, self.encoder.table)
+                loss = loss + c.next_item_weight * next_item(batch, states, self.item_weight())
             return loss
 
-        generator, discriminators = (
+        generator = nn.ModuleList([self.table, self.encoder])
+        of_generator, of_discriminators = (
             torch.optim.Adam(module.parameters(), c.learning_rate, fused=True)
-            for module in (self.encoder, self.discriminators)
+            for module in (generator, self.discriminators)
         )
-        learn = partial(training.train_next_item, self, run=run, score=self.score, rows=c.rows)
-        self.curve = learn(
-            training.encoder_loss(self.encoder, c, train),
+        train_phase = partial(
+            train_next_item, self, runtime=runtime, scorer=self.scorer, examples=c.examples
+        )
+        records = train_phase(
+            encoder_loss(self, c, train),
             data=train,
             valid=valid,
             phase="pretrain",
             epochs=c.epochs,
-            optimizer=generator,
+            optimizer=of_generator,
         )
-        best, kept = _figure(self.curve), _copied(self.encoder)
+        best, kept = _best_metric(records), _copied(generator)
         for number in range(1, c.rounds + 1):
-            self.curve += learn(
+            records += train_phase(
                 self._discriminator_loss,
-                data=train.without_variants(),  # which are not real
+                data=train.without_copies(),  # copies are not real
                 valid=None,
                 phase=f"discriminators-{number}",
                 epochs=c.discriminator_epochs,
-                optimizer=discriminators,
+                optimizer=of_discriminators,
             )
-            records = learn(
+            found = train_phase(
                 generator_loss,
-                data=train.with_all_variants(),
+                data=train.with_all_copies(),
                 valid=valid,
                 phase=f"generator-{number}",
                 epochs=c.generator_epochs,
-                optimizer=generator,
+                optimizer=of_generator,
             )
-            self.curve += records
-            if _figure(records) >= best:
-                best, kept = _figure(records), _copied(self.encoder)
-        self.encoder.load_state_dict(kept)
-        return self
-
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        return self.encoder.scores(newest.items, newest.lengths)
+            records += found
+            if _best_metric(found) >= best:
+                best, kept = _best_metric(found), _copied(generator)
+        generator.load_state_dict(kept)
+        return records
 
     def _discriminator_loss(self, batch: Batch) -> Tensor:
-        """Of a random prefix of each row, followed by its target or by one of the generator's."""
+        """Loss of a random prefix of each sequence, followed by its target or a generated item."""
         (prefix, lengths), target = random_prefix(batch.items, batch.targets)
         self.encoder.eval()
         with torch.no_grad():
-            state = self.encoder.newest(prefix, lengths)
+            state = newest_states(self.encode, prefix, lengths)
             hidden = torch.cat([prefix, target[:, None]], dim=1)
             logits, proposed = self._proposals(state, hidden)
             n = (logits > _HIDDEN).sum(1)
             drawn = (torch.rand(len(n), device=n.device) * n).long()
             both = torch.stack([target, proposed.gather(1, drawn[:, None])[:, 0]], dim=1)
-        real, generated = self._judged(prefix, lengths, both).unbind(1)
+        real, generated = self._judge(prefix, lengths, both).unbind(1)
         losses = (F.softplus(-real) + F.softplus(generated)).mean(1)[n > 0]
         return losses.sum() / max(1, len(losses))
 
     def _expected_reward(self, batch: Batch, states: Float[Tensor, "B L D"]) -> Float[Tensor, ""]:
-        """Of the policy after a random prefix of each row, whose states are given."""
+        """Expected reward of the policy after a random prefix of each sequence."""
         (prefix, lengths), _ = random_prefix(batch.items, batch.targets)
         logits, proposed = self._proposals(last_states(states, lengths), prefix)
         rewards = self._rewards(prefix, lengths, proposed)
@@ -199,50 +208,54 @@ class MFGAN(Recommender):
     def _reweighted(
         self, batch: Batch, states: Float[Tensor, "B L D"], seen: Int[Tensor, " N"] | None
     ) -> Float[Tensor, ""]:
-        """bce whose positive term is multiplied by the reward of the row's best continuation."""
+        """bce with its positive term multiplied by the reward of the best continuation."""
         newest = last_states(states, batch.lengths).detach()
         _, proposed = self._proposals(newest, batch.items)
         reward = self._rewards(batch.items, batch.lengths, proposed[:, :1])
-        chosen, targets, users = training.real_positions(batch, states)
-        table = self.encoder.table
+        chosen, targets, users = real_positions(batch, states)
+        vectors = self.item_weight()
         n = self.config.n_negatives or 1
-        drawn = uniform_negatives(users, n, len(table), seen)
-        positive = (chosen * table[targets]).sum(1)
-        negative = torch.bmm(table[drawn], chosen[:, :, None])[:, :, 0]
+        drawn = uniform_negatives(users, n, len(vectors), seen)
+        positive = (chosen * vectors[targets]).sum(1)
+        negative = torch.bmm(vectors[drawn], chosen[:, :, None])[:, :, 0]
         weights = reward.expand_as(batch.targets)[batch.targets > 0]
         return (weights * F.softplus(-positive) + F.softplus(negative).mean(1)).mean()
 
     def _proposals(
         self, state: Float[Tensor, "B D"], hidden: Int[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
-        """The generator's best items but the hidden ones, and their logits.
+        """The generator's best items that are not hidden, best first, and their logits.
 
-        Where fewer are left, hidden ones follow, with the least of logits, which pass no gradient.
+        Where fewer are left, padding follows, with the least of logits, which passes no gradient.
         """
-        logits = (state @ self.encoder.table.T).float()
-        logits = logits.scatter(1, F.pad(hidden, (0, 1)), _HIDDEN)  # and padding
-        return logits.topk(self.config.n_candidates, dim=1)
+        vectors = self.item_weight()
+        owner = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(hidden)
+        sets = ItemSets(owner.flatten(), hidden.flatten())
+        _, items = top_k(Products(state.detach(), vectors), self.config.n_candidates, sets)
+        missing, items = items < 0, items.clamp(min=0)
+        logits = torch.bmm(vectors[items], state[:, :, None])[:, :, 0].float()
+        return logits.masked_fill(missing, _HIDDEN), items
 
     @torch.no_grad()
     def _rewards(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], following: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B K"]:
-        """How real each of K items is after each sequence."""
-        return self._judged(items, lengths, following).sigmoid().mean(2)
+        """Reward of each of K items after each sequence: the mean probability of being real."""
+        return self._judge(items, lengths, following).sigmoid().mean(2)
 
-    def _judged(
+    def _judge(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], following: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B K F"]:
-        """What each discriminator says of each sequence, followed by each of its K items."""
+        """Logit by each discriminator of each sequence, followed by each of its K items."""
         k = following.shape[1]
         ends = lengths.repeat_interleave(k)
         longer = F.pad(items, (0, 1)).repeat_interleave(k, 0)
         longer = longer.scatter(1, ends[:, None], following.reshape(-1, 1))
-        judged = [
+        logits = [
             discriminator(values[longer], ends + 1)
             for discriminator, values in zip(self.discriminators, self.factors, strict=True)
         ]
-        return torch.stack(judged, dim=1).view(*following.shape, -1)
+        return torch.stack(logits, dim=1).view(*following.shape, -1)
 
 
 class _Discriminator(nn.Module):
@@ -250,38 +263,60 @@ class _Discriminator(nn.Module):
 
     def __init__(self, n_values: int, c: MFGAN.Config) -> None:
         super().__init__()
+        self.values = ItemTable(n_values, c.dim)
         self.encoder = TransformerEncoder(
-            n_values, c.dim, 1, c.n_heads, c.max_len + 1, c.discriminator_dropout, causal=False
+            c.dim,
+            c.max_len + 1,
+            c.discriminator_dropout,
+            n_layers=1,
+            n_heads=c.n_heads,
+            causal=False,
         )
+        self.values.reset_parameters()
+        self.encoder.reset_parameters()
         self.out = nn.Linear(c.dim, 1)
 
     def forward(
         self, values: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        logits: Tensor = self.out(self.encoder.newest(values, lengths))[:, 0]
+        logits: Tensor = self.out(newest_states(self._encode, values, lengths))[:, 0]
         return logits.float()
 
+    def _encode(
+        self, values: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        states: Tensor = self.encoder(self.values.embed(values), lengths)
+        return states
 
-def _figure(records: list[training.Epoch]) -> float:
-    """The best validation figure; without validation what is newest counts as best."""
-    figures = [record.valid for record in records if record.valid is not None]
-    return max(figures, default=math.inf)
+
+def _best_metric(records: list[Epoch]) -> float:
+    """The best validation metric; infinity without validation: then the newest is the best."""
+    metrics = [record.valid for record in records if record.valid is not None]
+    return max(metrics, default=math.inf)
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def popularity_groups(counts: Int[Tensor, " V"]) -> Int[Tensor, " V"]:
-    """1 for the tenth of the items that is counted least, up to 10; equal counts share a group."""
+def popularity_deciles(counts: Int[Tensor, " V"]) -> Int[Tensor, " V"]:
+    """1 for the tenth of the items with the lowest counts, up to 10; equal counts share a group."""
     quantiles = np.quantile(counts[1:].numpy(), np.arange(1, _GROUPS) / _GROUPS)
     groups = 1 + np.searchsorted(quantiles, counts.numpy(), side="left")
     groups[0] = 0
     return torch.from_numpy(groups)
 
 
-def _attributes(catalog: Catalog, names: tuple[str, ...] | None) -> list[Int[Tensor, " V"]]:
-    """The items' values in each of these columns, numbered from 1; 0 where there is none."""
+def attribute_values(catalog: Catalog, names: tuple[str, ...] | None) -> list[Int[Tensor, " V"]]:
+    """The items' values in each of these attributes, numbered from 1; 0 where there is none.
+
+    Args:
+        catalog: of the items.
+        names: columns of its attributes; None means ``category`` if there is one.
+
+    Raises:
+        ConfigError: the catalog has no such attribute.
+    """
     frame = pl.DataFrame() if catalog.attributes is None else catalog.attributes
     if names is None:
         names = tuple(name for name in ("category",) if name in frame.columns)

@@ -1,37 +1,34 @@
-"""Popularity: everyone is shown what most others took, and nobody's history matters.
+"""Popularity: every history is answered by the items that occur most often in training.
 
-The floor below which a recommender has learned nothing. Only real items of the training part are
-counted.
+The trivial baseline below which a recommender has learned nothing. Only real items of the training
+part are counted.
 """
-
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuserec.models.base import Recommender, Run, Settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
+from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.config import Settings
 
 
-class Popularity(Recommender):
+class Popularity(ScoreRecommender):
     """Scores an item by how often it occurs in the training part."""
 
     class Config(Settings):
         """Popularity has no settings."""
 
     config: Config
+    trained = False
 
     def build(self, catalog: Catalog) -> None:
-        """The counts that every method keeps are all it needs."""
+        """Adds nothing to the counts that every method keeps."""
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        """Counts the items of `train`; `valid` is not used."""
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        """Learns nothing more; `valid` is not used."""
+        return []
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        """The training count of each item, the same row for every user."""
-        return self.popularity.to(torch.float32).repeat(len(histories.users), 1)
+    def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
+        """Training count of each item, equal for all users."""
+        return self.popularity.to(torch.float32).expand(len(histories.users), -1)

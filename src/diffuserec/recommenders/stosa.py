@@ -1,4 +1,4 @@
-"""STOSA: items and states are Gaussians, near each other by Wasserstein distance.
+"""STOSA: items and states are Gaussians, compared by their Wasserstein distance.
 
 Source: Fan, Liu, Wang, Wang, Nazari, Zheng, Peng & Yu, "Sequential Recommendation via Stochastic
 Self-Attention", WWW 2022 (arXiv 2201.06035), and its released code.
@@ -6,9 +6,10 @@ Self-Attention", WWW 2022 (arXiv 2201.06035), and its released code.
 Every item has a mean and, through ELU + 1, a diagonal covariance; two streams of blocks turn those
 of a history into those of a state. Both share the attention ``A = softmax(-W2² / sqrt(width of a
 head))`` between query and key Gaussians: means are summed with A, covariances with A squared, as
-independent Gaussians are. An item's score is ``-W2²(state, item)``. With diagonal covariances W2 is
-the Euclidean distance of points (mean, standard deviations), so that all scores are one matrix
-product, and the softmax over them that of the products ``2 state · item - |item|²``.
+independent Gaussians are. An item is ranked by ``-W2²(state, item)``. With diagonal covariances W2
+is the Euclidean distance of points (mean, standard deviations), so that the scores are products,
+``2 state · item - |item|²``: they are -W2² but for a constant of the state, which changes neither
+ranks nor the softmax.
 
 Departures and options:
 - Both streams are updated, as in the paper. The released code assigns each layer's mean to a
@@ -17,115 +18,152 @@ Departures and options:
   ``margin_weight`` times the paper's margin relu(W2²(state, item) - W2²(item, negative)).
 - Negatives exclude the user's training items only, not those of the test.
 - Means enter without the ELU that the released code has there (``add_position_mean_embedding``).
-- Each stream has norms of its own; there both share one at the entrance and one after attention.
+- Each stream has norms of its own; the code shares one at the entrance and one after attention.
 - Blocks are this project's (post-norm, GELU, feed-forward width 4·dim), ELU + 1 after each block of
   covariances. No dropout on attention weights. Positions count from the oldest item kept.
 """
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Recommender, Run
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.models.base import Epoch, Runtime, StateRecommender
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.encoders import last_states
+from diffuserec.models.encoders.transformer import TransformerBlock
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     sampled_softmax,
     seen_keys,
     softmax_cross_entropy,
     uniform_negatives,
 )
-from diffuserec.models.encoders import TransformerBlock, last_states
-from diffuserec.models.settings import TransformerSettings
+from diffuserec.models.settings import ExampleSettings, TransformerSettings
+from diffuserec.training import device_of, real_positions, train_next_item
 
 
-class STOSA(Recommender):
+class STOSA(StateRecommender):
     """Causal transformer over Gaussians with Wasserstein attention."""
 
-    class Config(TransformerSettings):
+    class Config(ExampleSettings, TransformerSettings):
         """Hyper-parameters of STOSA."""
 
         loss: Literal["softmax", "sampled_softmax", "bpr"] = "softmax"
-        """Of the next item, by its score -W2²."""
-        n_negatives: int | None = Field(None, ge=1)
+        """Of the next item, by its score."""
+        n_negatives: Annotated[int | None, OnlyIf(loss=("sampled_softmax", "bpr"))] = Field(
+            None, ge=1
+        )
         """By default 1 for bpr, 1000 for sampled_softmax."""
         margin_weight: float = Field(0.005, ge=0)
-        """lambda; the authors have .005 for Beauty."""
-        rows: Literal["users", "windows", "prefixes"] = "users"
-        """What a training row is, as for SASRec."""
+        """Weight of the margin; the authors have .005 for Beauty."""
 
         @property
-        def gives_logits(self) -> bool:
+        def scores_are_logits(self) -> bool:
             return self.loss != "bpr"
 
     config: Config
+    table: "GaussianTable"  # type: ignore[assignment]
 
     def build(self, catalog: Catalog) -> None:
-        self.means = self.config.transformer(catalog.vocab_size)
-        self.covariances = self.config.transformer(catalog.vocab_size)
+        means, self.means = self.config.build_encoder(catalog.vocab_size)
+        covariances, self.covariances = self.config.build_encoder(catalog.vocab_size)
+        self.table = GaussianTable(means, covariances)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        run = run or Run()
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        self.begin(train, run)
-        seen = seen_keys(train).to(training.device_of(run))
+        seen = seen_keys(train).to(device_of(runtime))
 
         def loss(batch: Batch) -> Tensor:
-            states, targets, users = training.real_positions(batch, self._states(batch.items))
-            table = self._table()
+            found, targets, users = real_positions(batch, self._encode(batch.items))
+            points = self.table.points()
             n_pairs = (c.n_negatives or 1) if c.loss == "bpr" else 1
-            drawn = uniform_negatives(users, n_pairs, len(table), seen)
-            items, others = table[targets], table[drawn]
-            near = (states - items).square().sum(1, keepdim=True)
+            drawn = uniform_negatives(users, n_pairs, len(points), seen)
+            items, others = points[targets], points[drawn]
+            near = (found - items).square().sum(1, keepdim=True)
             if c.loss == "bpr":
-                total = F.softplus(near - (states[:, None] - others).square().sum(2)).mean()
+                total = F.softplus(near - (found[:, None] - others).square().sum(2)).mean()
             elif c.loss == "softmax":
-                total = softmax_cross_entropy(*_as_products(states, table), targets)
+                total = softmax_cross_entropy(
+                    self.table.states(found), with_squares(points), targets
+                )
             else:
-                shared = uniform_negatives(users[:1], c.n_negatives or 1000, len(table))[0]
-                total = sampled_softmax(*_as_products(states, table), targets, shared)
+                shared = uniform_negatives(users[:1], c.n_negatives or 1000, len(points))[0]
+                total = sampled_softmax(
+                    self.table.states(found), with_squares(points), targets, shared
+                )
             margin = (near - (items[:, None] - others).square().sum(2)).relu().mean()
             return total + c.margin_weight * margin
 
-        self.curve = training.train_next_item(
-            self, loss, train, valid, run, score=self.score, rows=c.rows
+        return train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
         )
-        return self
 
-    def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        states = last_states(self._states(newest.items), newest.lengths)
-        return -squared_distances(states, self._table())
+    def states(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Float[Tensor, "B 1 E"]:
+        newest = histories.truncate(self.config.max_len)
+        points = last_states(self._encode(newest.items), newest.lengths)
+        return self.table.states(points)[:, None]
 
-    def _table(self) -> Float[Tensor, "V E"]:
-        return point(self.means.table, positive(self.covariances.table))
-
-    def _states(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
-        """The points of the states."""
+    def _encode(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L P"]:
+        """Points of the states at every position."""
         mean, covariance = (
-            encoder.enter(encoder.items(items) + encoder.positions.weight[: items.shape[1]])
-            for encoder in (self.means, self.covariances)
+            encoder.enter(table.embed(items) + encoder.positions.weight[: items.shape[1]])
+            for table, encoder in (
+                (self.table.means, self.means),
+                (self.table.covariances, self.covariances),
+            )
         )
         covariance = positive(covariance)
         for blocks in zip(self.means.layers, self.covariances.layers, strict=True):
-            mean, covariance = _attend(*blocks, mean, covariance)
+            mean, covariance = attend(*blocks, mean, covariance)
         return point(mean, covariance)
 
 
+class GaussianTable(nn.Module):
+    """Means and covariances of items, each an item table; the covariances go through ELU + 1.
+
+    Args:
+        means: table of width D.
+        covariances: table of width D.
+    """
+
+    def __init__(self, means: ItemTable, covariances: ItemTable) -> None:
+        super().__init__()
+        self.means = means
+        self.covariances = covariances
+
+    def points(self) -> Float[Tensor, "V P"]:
+        """The items as points of width P = 2D."""
+        return point(self.means.embeddings(), positive(self.covariances.embeddings()))
+
+    def weight(self) -> Float[Tensor, "V E"]:
+        """Vectors that states are multiplied with: the points, and -|point|² as a last column."""
+        return with_squares(self.points())
+
+    def states(self, points: Float[Tensor, "*n P"]) -> Float[Tensor, "*n E"]:
+        """Vectors whose products with :meth:`weight` are |point|² - |point - item|²."""
+        return F.pad(2 * points, (0, 1), value=1.0)
+
+
+def with_squares(points: Float[Tensor, "V P"]) -> Float[Tensor, "V E"]:
+    """Points with -|point|² as a last column."""
+    return torch.cat([points, -points.square().sum(1, keepdim=True)], dim=1)
+
+
 def positive(values: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
-    """ELU + 1: what makes a covariance of anything."""
+    """ELU + 1, which maps any number to a covariance."""
     return F.elu(values.float()) + 1
 
 
-def point(mean: Float[Tensor, "*n D"], covariance: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
-    """Where a diagonal Gaussian lies: W2 is the Euclidean distance of such points, of width 2D.
+def point(mean: Float[Tensor, "*n D"], covariance: Float[Tensor, "*n D"]) -> Float[Tensor, "*n P"]:
+    """A diagonal Gaussian as a point of width P = 2D: W2 is the Euclidean distance of points.
 
     Standard deviations are counted from 1, near which they are: distances remain, and low
     precision loses nothing of them.
@@ -136,28 +174,20 @@ def point(mean: Float[Tensor, "*n D"], covariance: Float[Tensor, "*n D"]) -> Flo
 
 
 def squared_distances(
-    these: Float[Tensor, "*n P E"], those: Float[Tensor, "*n V E"]
-) -> Float[Tensor, "*n P V"]:
+    these: Float[Tensor, "*n L P"], those: Float[Tensor, "*n M P"]
+) -> Float[Tensor, "*n L M"]:
     """Squared Euclidean distances of all pairs, which between points of Gaussians are W2²."""
     squares = these.square().sum(-1)[..., None] + those.square().sum(-1)[..., None, :]
     return squares - 2 * these @ those.transpose(-1, -2)
 
 
-def _as_products(
-    states: Float[Tensor, "P E"], table: Float[Tensor, "V E"]
-) -> tuple[Float[Tensor, "P F"], Float[Tensor, "V F"]]:
-    """States and rows whose products are -|state - row|² but for a constant of the state."""
-    squares = table.square().sum(1, keepdim=True)
-    return F.pad(2 * states, (0, 1), value=1.0), torch.cat([table, -squares], dim=1)
-
-
-def _attend(
+def attend(
     of_means: TransformerBlock,
     of_covariances: TransformerBlock,
     mean: Float[Tensor, "B L D"],
     covariance: Float[Tensor, "B L D"],
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """One block of both streams."""
+    """One block of both streams, which share the attention of nearby Gaussians."""
     query, key, value = of_means.heads(mean)
     query_of, key_of, value_of = (positive(heads) for heads in of_covariances.heads(covariance))
     with torch.autocast(mean.device.type, enabled=False):

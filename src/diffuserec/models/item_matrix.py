@@ -1,0 +1,63 @@
+"""A sparse matrix of weights from item to item: all that counting methods learn."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from diffuserec.data import Histories
+
+
+class ItemMatrix(nn.Module):
+    """V × V weights in compressed sparse rows, saved like parameters; all zero until set.
+
+    Row i is ``offsets[i]:offsets[i + 1]`` of ``columns`` and ``values``.
+
+    Args:
+        vocab_size: V.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int32))
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(0, dtype=torch.float32))
+        self._built: tuple[Tensor, csr_array] | None = None
+
+    def set(self, matrix: csr_array) -> None:
+        """Takes the weights of a SciPy matrix."""
+        self.offsets = torch.from_numpy(matrix.indptr)
+        self.columns = torch.from_numpy(matrix.indices)
+        self.values = torch.from_numpy(matrix.data.astype(np.float32))
+
+    def decayed_sums(self, histories: Histories, decay: float) -> Float[Tensor, "B V"]:
+        """Sum of the rows of each history's items, weighted by decay^age; the newest has age 0."""
+        position = torch.arange(histories.items.shape[1], device=histories.items.device)
+        age = histories.lengths[:, None] - 1 - position
+        weights = torch.pow(decay, age.clamp(min=0).to(torch.float32))
+        used = (age >= 0) & (weights > 0)
+        starts = np.concatenate([[0], np.cumsum(used.sum(1).cpu().numpy())])
+        matrix = self._matrix()
+        chosen = csr_array(
+            (
+                weights[used].cpu().numpy(),
+                histories.items[used].to(torch.int32).cpu().numpy(),
+                starts.astype(np.int32),
+            ),
+            shape=(len(histories.users), matrix.shape[0]),
+        )
+        return torch.from_numpy((chosen @ matrix).toarray()).to(self.values.device)
+
+    def _matrix(self) -> csr_array:
+        """The weights as a SciPy matrix, built once for these buffers."""
+        if self._built is None or self._built[0] is not self.values:
+            parts = (self.values, self.columns, self.offsets)
+            size = len(self.offsets) - 1
+            matrix = csr_array(tuple(part.cpu().numpy() for part in parts), shape=(size, size))
+            self._built = self.values, matrix
+        return self._built[1]
