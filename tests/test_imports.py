@@ -10,9 +10,14 @@ import pytest
 import torch
 
 import diffuserec
-from diffuserec.models.base import find, method_names, method_summaries
 from diffuserec.errors import ConfigError
 from diffuserec.models.losses import gbce
+from diffuserec.models.methods import (
+    find_augmenter,
+    find_recommender,
+    method_names,
+    method_summaries,
+)
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(diffuserec.__path__, "diffuserec.")
@@ -75,7 +80,7 @@ def test_public_names_resolve(name: str) -> None:
 
 @pytest.mark.parametrize("kind, name", METHODS)
 def test_methods_are_public_by_their_class(kind: str, name: str) -> None:
-    method = find(kind, name)
+    method = find_recommender(name) if kind == "recommender" else find_augmenter(name)
     assert getattr(diffuserec, method.__name__) is method
 
 
@@ -87,12 +92,12 @@ def test_unknown_names_are_attribute_errors(name: str) -> None:
 
 def test_unknown_methods_are_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no recommender 'sasrc' \(did you mean 'sasrec'\?\)"):
-        find("recommender", "sasrc")
-    with pytest.raises(ConfigError, match="a recommender or an augmenter, not 'model'"):
-        find("model", "sasrec")
+        find_recommender("sasrc")
+    with pytest.raises(ConfigError, match=r"no augmenter 'sasrec'"):
+        find_augmenter("sasrec")
 
 
 def test_every_method_says_in_a_line_what_it_is() -> None:
-    rows = method_summaries()
-    assert [(row["kind"], row["name"]) for row in rows] == METHODS
-    assert all(10 < len(row["summary"]) < 120 for row in rows)
+    found = method_summaries()
+    assert [(method["kind"], method["name"]) for method in found] == METHODS
+    assert all(10 < len(method["summary"]) < 120 for method in found)
