@@ -42,6 +42,7 @@ class Registry(Generic[Part]):
         self._of_module = of_module
         self._check = check
         self._registered: dict[str, Part] = {}
+        self._clashes: dict[str, str] = {}  # entry points by the taken name that they declare
 
     @property
     def group(self) -> str:
@@ -51,15 +52,20 @@ class Registry(Generic[Part]):
     def register(self, name: str, part: Value) -> Value:
         """Makes `part` available under `name` in this process, and returns it.
 
+        A definition that is executed again, as in a notebook, replaces the earlier one.
+
         Raises:
             ConfigError: the name is taken by another part, or the object is not such a part.
         """
         if self._check is not None:
             self._check(part)
-        if name in self._files or name in self._declared:
+        module, _ = _definition(part)
+        known, declared = self._registered.get(name), self._declared.get(name)
+        if declared is not None and module.partition(".")[0] == __name__.partition(".")[0]:
+            self._clashes[name] = declared.value
+        elif name in self._files or (declared is not None and declared.module != module):
             raise ConfigError(f"the {self.kind} name {name!r} is taken: choose another")
-        known = self._registered.get(name)
-        if known is not None and not _same_definition(known, part):
+        if known is not None and _definition(known) != _definition(part):
             raise ConfigError(f"the {self.kind} name {name!r} is taken: choose another")
         self._registered[name] = part  # type: ignore[assignment]
         return part
@@ -74,6 +80,11 @@ class Registry(Generic[Part]):
         Raises:
             ConfigError: there is none; names the nearest and all others.
         """
+        if name in self._declared and name in self._clashes:
+            raise ConfigError(
+                f"{self._clashes[name]} declares the {self.kind} {name!r}, a name that is taken: "
+                "uninstall that package, or rename it there"
+            )
         if name in self._registered:
             return self._registered[name]
         if name in self._files and self._of_module is not None:
@@ -124,16 +135,17 @@ class Registry(Generic[Part]):
     def _declared(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in self._files:
-                raise ConfigError(
-                    f"{point.value} declares the {self.kind} {point.name!r}, a name of this "
-                    "package: rename it there"
-                )
-            found[point.name] = point
+            known = found.setdefault(point.name, point)
+            if point.name in self._files or known.value != point.value:
+                self._clashes[point.name] = point.value
         return found
 
 
-def _same_definition(known: object, part: object) -> bool:
-    """Whether one replaces the other: the same object, or its definition executed again."""
-    where = [(getattr(x, "__module__", None), getattr(x, "__qualname__", x)) for x in (known, part)]
-    return known is part or where[0] == where[1]
+def _definition(part: Any) -> tuple[str, Any]:
+    """Module and qualified name of a part, or of the function that it holds."""
+    named = part
+    if not hasattr(part, "__qualname__"):
+        named = next(
+            (value for value in getattr(part, "__dict__", {}).values() if callable(value)), part
+        )
+    return str(getattr(named, "__module__", "")), getattr(named, "__qualname__", id(named))

@@ -121,4 +121,4 @@ def signature_of(schema: type[Settings]) -> inspect.Signature:
 
 
 def _words(predicate: Callable[[Any], bool]) -> str:
-    return (predicate.__doc__ or predicate.__name__).strip().rstrip(".")
+    return " ".join((predicate.__doc__ or predicate.__name__).split()).rstrip(".")

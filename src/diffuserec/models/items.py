@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffuserec.data import PAD, Catalog
+from diffuserec.errors import ConfigError, DataError
 
 INIT_STD = 0.02
 """Standard deviation of freshly drawn weights, as in the BERT lineage."""
@@ -29,8 +30,12 @@ class ItemTable(nn.Module):
         dim: width D.
         bias: give every item a bias, one more column of :meth:`weight`.
         n_special: tokens that are no items; the first is number V, ``[mask]`` where there is one.
-        features: what is known of the items by name: float values of shape (V, F), or categories
-            numbered from 1, of shape (V,); row 0 is padding, category 0 means unknown.
+        features: what is known of the items by name: values of shape (V, F), or categories
+            numbered from 1, of shape (V,). Row 0 is padding and not read; category 0 means
+            unknown and adds nothing.
+
+    Raises:
+        DataError: features that are not of V items, not finite, or negative categories.
     """
 
     def __init__(
@@ -48,7 +53,8 @@ class ItemTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
         self.of_features = nn.ModuleDict()
         for name, values in (features or {}).items():
-            self.register_buffer(f"feature_{name}", values, persistent=True)
+            values = _checked(name, values, vocab_size)
+            self.register_buffer(f"feature_{name}", values)
             if values.is_floating_point():
                 self.of_features[name] = nn.Linear(values.shape[1], dim, bias=False)
             else:
@@ -103,8 +109,8 @@ class ItemTable(nn.Module):
     def carry_over(self, catalog: Catalog, old: "ItemTable", old_catalog: Catalog) -> int:
         """Takes over what another table learned of the items that both catalogs hold.
 
-        Items are matched by raw id; special tokens and feature maps of equal shape by their order
-        and name. Everything else stays as it is.
+        Items are matched by raw id, special tokens by their order, feature maps of equal shape by
+        their name. Everything else stays as it is.
 
         Args:
             catalog: of this table.
@@ -113,20 +119,50 @@ class ItemTable(nn.Module):
 
         Returns:
             The number of items that were found.
+
+        Raises:
+            ConfigError: the tables differ in width.
         """
-        numbers = torch.from_numpy(catalog.encode(old_catalog.item_ids)).to(old.vectors.weight.device)
+        widths = old.vectors.embedding_dim, self.vectors.embedding_dim
+        if widths[0] != widths[1]:
+            raise ConfigError(
+                f"item vectors of width {widths[0]} do not fit a table of width {widths[1]}: set "
+                f"dim to {widths[0]}"
+            )
+        numbers = torch.from_numpy(catalog.encode(old_catalog.item_ids))
+        numbers = numbers.to(old.vectors.weight.device)
         known = numbers > 0
         here = numbers[known].to(self.vectors.weight.device)
         moved = [(self.vectors.weight, old.vectors.weight)]
         if self.bias is not None and old.bias is not None:
             moved.append((self.bias, old.bias))
-        for mine, theirs in moved:
-            mine[here] = theirs[1 : old.vocab_size][known].to(mine)
+        for mine, learned in moved:
+            mine[here] = learned[1 : old.vocab_size][known].to(mine)
         n_special = min(len(t.vectors.weight) - t.vocab_size for t in (self, old))
-        for token in range(n_special):
-            self.vectors.weight[self.vocab_size + token] = old.vectors.weight[old.vocab_size + token]
-        for name, module in self.of_features.items():
-            theirs_of = old.of_features[name] if name in old.of_features else None
-            if theirs_of is not None and theirs_of.weight.shape == module.weight.shape:
-                module.load_state_dict(theirs_of.state_dict())
+        theirs = old.vectors.weight[old.vocab_size : old.vocab_size + n_special]
+        self.vectors.weight[self.vocab_size : self.vocab_size + n_special] = theirs
+        for name in self.of_features.keys() & old.of_features.keys():
+            module, other = self.of_features[name], old.of_features[name]
+            if module.weight.shape == other.weight.shape:
+                module.load_state_dict(other.state_dict())
         return int(known.sum())
+
+
+def _checked(name: str, values: Tensor, vocab_size: int) -> Tensor:
+    """A feature's values as the table keeps them: float32 or int64, row 0 zero."""
+    n_dimensions = 2 if values.is_floating_point() else 1
+    if values.ndim != n_dimensions or len(values) != vocab_size:
+        raise DataError(
+            f"item feature {name!r} must have a row for each of {vocab_size} items, padding "
+            f"included: floats of shape (V, F) or categories of shape (V,); got {values.dtype} of "
+            f"shape {tuple(values.shape)}"
+        )
+    values = values.float() if values.is_floating_point() else values.long()
+    values = values.index_fill(0, torch.tensor([PAD], device=values.device), 0)
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise DataError(f"item feature {name!r} has values that are not finite numbers")
+    if not values.is_floating_point() and bool((values < 0).any()):
+        raise DataError(
+            f"item feature {name!r} has negative categories: number them from 1, 0 is unknown"
+        )
+    return values

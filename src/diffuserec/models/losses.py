@@ -53,13 +53,17 @@ class ItemLoss:
 
     Attributes:
         make: from settings and training data to the loss itself; called once a fit.
-        n_negatives: how many it draws by default; None if it draws none.
+        n_negatives: negatives that it draws by default; None if it draws none.
         gives_logits: whether softmax(score) of the trained model is its predictive distribution.
     """
 
     make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]
     n_negatives: int | None = None
     gives_logits: bool = False
+
+    def negatives_by(self, options: LossOptions) -> int:
+        """Number of negatives by the settings, or else by default."""
+        return options.n_negatives or self.n_negatives or 0
 
 
 def _check_loss(part: Any) -> None:
@@ -77,7 +81,7 @@ def item_loss(
 
     Args:
         name: value of the setting ``loss``.
-        n_negatives: how many it draws by default; None if it draws none.
+        n_negatives: negatives that it draws by default; None if it draws none.
         gives_logits: whether softmax(score) of the trained model is its predictive distribution.
     """
 
@@ -99,22 +103,22 @@ def _softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 
 @item_loss("sampled_softmax", n_negatives=1000, gives_logits=True)
 def _sampled_softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return _with_shared_negatives(sampled_softmax, options.n_negatives or 1000)
+    return _with_shared_negatives(sampled_softmax, _sampled_softmax.negatives_by(options))
 
 
 @item_loss("bpr_max", n_negatives=1000)
 def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return _with_shared_negatives(bpr_max, options.n_negatives or 1000)
+    return _with_shared_negatives(bpr_max, _bpr_max.negatives_by(options))
 
 
 @item_loss("bce", n_negatives=1)
 def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    seen = seen_keys(data)
+    seen, n = seen_keys(data), _bce.negatives_by(options)
 
     def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
         nonlocal seen
         seen = seen.to(users.device)  # and there it stays
-        drawn = uniform_negatives(users, options.n_negatives or 1, len(vectors), seen)
+        drawn = uniform_negatives(users, n, len(vectors), seen)
         return binary_cross_entropy(*_products(states, targets, drawn, vectors))
 
     return loss
@@ -122,8 +126,10 @@ def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 
 @item_loss("gbce", n_negatives=256)
 def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
+    n = _gbce.negatives_by(options)
+
     def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
-        drawn = uniform_negatives(users, options.n_negatives or 256, len(vectors))
+        drawn = uniform_negatives(users, n, len(vectors))
         products = _products(states, targets, drawn, vectors)
         return gbce(*products, len(vectors), options.gbce_t)
 
@@ -134,7 +140,7 @@ def _with_shared_negatives(of_shared: Callable[..., Tensor], n: int) -> ItemLoss
     """A loss whose uniform negatives all positions of a batch share."""
 
     def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
-        shared = uniform_negatives(users[:1], n, len(vectors))[0]
+        shared = torch.randint(1, len(vectors), (n,), device=users.device)
         return of_shared(states, vectors, targets, shared)
 
     return loss

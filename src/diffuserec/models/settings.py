@@ -22,18 +22,12 @@ from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
 
 
 def _known_loss(name: str) -> str:
-    try:
-        LOSSES.find(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+    LOSSES.find(name)
     return name
 
 
 def _known_encoder(name: str) -> str:
-    try:
-        ENCODERS.find(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+    ENCODERS.find(name)
     return name
 
 
@@ -141,11 +135,7 @@ class EncoderSettings(SequenceSettings):
 
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
-        try:
-            own = self.encoder_config()
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        found = ENCODERS.find(self.encoder)
+        own, found = self.encoder_config(), ENCODERS.find(self.encoder)
         found.check(own, self.dim)
         if found.looks_ahead and isinstance(self, ExampleSettings) and self.examples != "prefixes":
             raise ValueError(

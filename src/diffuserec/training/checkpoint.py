@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.files import replacing
 from diffuserec.models.base import Epoch, Method, Runtime
 
 
@@ -55,11 +55,8 @@ class Checkpoint:
             "groups": json.dumps(state["param_groups"]),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        with replacing(self.path) as work:
+            save_file(tensors, work, metadata)
 
     def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
         """Puts the state back; returns the epochs completed and the best parameters, if any.

@@ -1,4 +1,4 @@
-"""Where a fit computes."""
+"""The device of a fit."""
 
 import os
 
@@ -14,7 +14,7 @@ def device_of(runtime: Runtime) -> torch.device:
     Raises:
         ConfigError: a GPU was asked for and there is none, or several processes were started.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
             "several processes were started (WORLD_SIZE is above 1), and each would train a model "
             "of its own: start one, without torchrun"

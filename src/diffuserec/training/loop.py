@@ -2,8 +2,8 @@
 
 Everything random in an epoch is drawn from (seed, phase, epoch): the order of the batches and,
 through torch's default generator, dropout and negatives. An interrupted run therefore continues to
-the same parameters bit for bit from what stands in one file: parameters, best parameters, optimizer
-and the record of epochs.
+the same parameters bit for bit from one file: parameters, best parameters, optimizer and the record
+of epochs.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def train(
         loss: of one batch, which is on the device already. Several updates are made one after the
             other on each batch; the loss of the first is the one that is recorded.
         batches: the batches of an epoch, fixed by the epoch's number; each has ``to(device)``.
-        n_batches: how many an epoch has, for the progress bar.
+        n_batches: batches of an epoch, for the progress bar.
         optimizer: over the method's parameters.
         epochs: at most so many.
         runtime: device, precision, seed, progress, checkpoint.
@@ -88,8 +88,8 @@ def train(
         One record an epoch, those of an earlier part of a resumed run included.
 
     Raises:
-        ConfigError: the loss is not finite, the checkpoint is another run's, or there is none to
-            resume from.
+        ConfigError: the loss is not finite, the checkpoint is another run's, or there is no
+            directory to resume from.
         DataError: there are no batches.
         KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
     """
@@ -126,14 +126,17 @@ def train(
                     with autocast:
                         value = update.loss(batch)
                     optimizer.zero_grad(set_to_none=True)
-                    value.backward(inputs=update.moved)  # type: ignore[no-untyped-call]
+                    value.backward(inputs=update.moved)
                     optimizer.step()  # passes over parameters without a gradient
-                    total += value.detach() if number == 0 else 0
+                    if number == 0:
+                        total += value.detach()
                 n += 1
                 if n % 50 == 0 or n == 1:
                     _require_finite(total, phase, epoch)
                 if not progress.disable:
-                    progress.update(bar, advance=1, status=_status(total, n, start, records))
+                    progress.update(bar, advance=1)
+                    if n % 20 == 1:  # reading the loss waits for the device
+                        progress.update(bar, status=_status(total, n, start, records))
             _require_finite(total, phase, epoch)
             seconds = time.perf_counter() - start
             method.eval()
@@ -196,5 +199,3 @@ def _progress(runtime: Runtime) -> Iterator[Progress]:
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as progress:
         yield progress
-
-

@@ -1,4 +1,4 @@
-"""Next-item training: what most recommenders learn, and the base of those that learn nothing else."""
+"""Next-item training, and the base of recommenders that learn nothing else."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +34,6 @@ from diffuserec.training.loop import Update, train
 from diffuserec.training.validation import validation
 
 
-class NextItemConfig(LossSettings, EncoderSettings):
-    """Hyper-parameters that a :class:`NextItemRecommender` needs."""
-
-
 class EncoderRecommender(StateRecommender):
     """A recommender whose state is an encoder's at the newest item of a history.
 
@@ -57,23 +53,27 @@ class EncoderRecommender(StateRecommender):
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
-    ) -> Float[Tensor, "B 1 D"]:
+    ) -> Float[Tensor, "B 1 E"]:
         newest = histories.truncate(self.config.max_len)
-        return last_states(self.encode(newest.items, newest.lengths), newest.lengths)[:, None]
+        hidden = last_states(self.encode(newest.items, newest.lengths), newest.lengths)
+        return self.table.states(hidden)[:, None]
 
 
 class NextItemRecommender(EncoderRecommender):
-    """An encoder trained on the next item alone; a subclass says which, by its ``Config``."""
+    """An encoder trained on the next item alone.
 
-    config: NextItemConfig
+    A subclass chooses the encoder by its ``Config``, which combines :class:`LossSettings` and
+    :class:`EncoderSettings`.
+    """
 
     def build(self, catalog: Catalog) -> None:
-        self.table, self.encoder = self.config.build_encoder(catalog.vocab_size)
-
-    def learn(
-        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
-    ) -> list[Epoch]:
         c = self.config
+        assert isinstance(c, EncoderSettings)
+        self.table, self.encoder = c.build_encoder(catalog.vocab_size)
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        c = self.config
+        assert isinstance(c, LossSettings)
         loss = encoder_loss(self, c, train)
         return train_next_item(
             self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
@@ -90,9 +90,9 @@ def encoder_loss(
         settings: loss and, where they have one, number of targets.
         data: whose interactions are no negatives of bce.
     """
-    loss = next_item_loss(settings, data)
+    loss, table = next_item_loss(settings, data), method.table
     return lambda batch: loss(
-        batch, method.encode(batch.items, batch.lengths), method.table.weight()
+        batch, table.states(method.encode(batch.items, batch.lengths)), table.weight()
     )
 
 

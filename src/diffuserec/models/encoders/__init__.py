@@ -65,10 +65,12 @@ def _encoder_of(module: ModuleType) -> type[SequenceEncoder]:
         if inspect.isclass(value)
         and issubclass(value, SequenceEncoder)
         and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"{module.__name__} defines {len(found)} encoders: a file in this folder holds one"
+            f"{module.__name__} defines {len(found)} public encoders: a file in this folder holds "
+            "one"
         )
     return found[0]
 
@@ -76,7 +78,16 @@ def _encoder_of(module: ModuleType) -> type[SequenceEncoder]:
 def _check_encoder(part: Any) -> None:
     if not (inspect.isclass(part) and issubclass(part, SequenceEncoder)):
         raise ConfigError(f"an encoder is a subclass of SequenceEncoder, got {part!r}")
+    taken = sorted(_GIVEN & part.Config.model_fields.keys())
+    if taken:
+        raise ConfigError(
+            f"{part.__name__}.Config has {', '.join(taken)}, which every encoder is given by its "
+            "method: leave it out"
+        )
 
+
+_GIVEN = {"dim", "max_len", "dropout", "causal"}
+"""Arguments of every encoder's constructor."""
 
 ENCODERS: Registry[type[SequenceEncoder]] = Registry(
     "encoder", "diffuserec.models.encoders", _encoder_of, _check_encoder
@@ -126,10 +137,10 @@ def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> F
 def mean_of_last(
     states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], n: int
 ) -> Float[Tensor, "B D"]:
-    """Mean of each sequence's newest n states, or of all if there are fewer."""
+    """Mean of each sequence's newest n states, or of all if there are fewer; 0 if there is none."""
     position = torch.arange(states.shape[1], device=states.device)
     newest = (position < lengths[:, None]) & (position >= lengths[:, None] - n)
-    return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True)
+    return (states * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True).clamp(min=1)
 
 
 def align_right(
@@ -173,10 +184,13 @@ def newest_states(
         lengths: real positions of each sequence.
         n_parts: of like length.
     """
+    if not len(lengths):
+        return last_states(encode(items, lengths), lengths)
     order = lengths.argsort()
+    parts = order.chunk(n_parts)
+    widths = lengths[torch.stack([part[-1] for part in parts])].clamp(min=1).tolist()
     found = []
-    for part in order.chunk(n_parts):
-        width = int(lengths[part].max())
+    for part, width in zip(parts, widths, strict=True):
         found.append(last_states(encode(items[part, :width], lengths[part]), lengths[part]))
     return torch.cat(found)[order.argsort()]
 

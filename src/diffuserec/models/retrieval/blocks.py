@@ -1,4 +1,4 @@
-"""How many scores are made at once."""
+"""Sizes of the blocks in which scores are made."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,9 @@ _MEMORY = {"cpu": 2**25, "cuda": 2**28}
 _MIN_ROWS = {"cpu": 128, "cuda": 1024}
 """Rows below which a matrix product wastes most of its time on reading the item vectors."""
 
+_MAX_COLUMNS = 2**24
+"""Columns that can be counted exactly in float32."""
+
 _budget: ContextVar[int | None] = ContextVar("budget", default=None)
 
 
@@ -23,7 +26,7 @@ def memory_budget(n_bytes: int) -> Iterator[None]:
     """Limits the memory of a block of scores within the context, however slow that is.
 
     Args:
-        n_bytes: of scores held at once.
+        n_bytes: memory of the scores held at once, in float32; one score at least.
     """
     token = _budget.set(max(1, n_bytes // 4))
     try:
@@ -33,7 +36,11 @@ def memory_budget(n_bytes: int) -> Iterator[None]:
 
 
 def block_shape(
-    n_rows: int, vocab_size: int, device: torch.device, cached: bool = False
+    n_rows: int,
+    vocab_size: int,
+    device: torch.device,
+    cached: bool = False,
+    group: int = 1,
 ) -> tuple[int, int]:
     """Rows and columns of the blocks in which `n_rows` × V scores are made.
 
@@ -41,10 +48,11 @@ def block_shape(
     rows that are still worth a product, and as many columns as fit.
 
     Args:
-        n_rows: rows in all.
+        n_rows: number of all rows.
         vocab_size: V.
         device: where the scores are made.
         cached: keep a block small enough for a CPU's cache, for callers that pass over it often.
+        group: rows that must stay together; a block holds one group or more.
     """
     kind = "cpu" if device.type == "cpu" else "cuda"
     memory, least = _MEMORY[kind], _MIN_ROWS[kind]
@@ -52,6 +60,7 @@ def block_shape(
     if limit is not None:
         memory, least = limit, 1
     wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
-    rows = max(1, min(n_rows, max(least, wanted // vocab_size)))
+    rows = min(n_rows, max(least, wanted // vocab_size))
+    rows = max(1, rows // group) * group
     columns = vocab_size if rows * vocab_size <= memory else max(1, memory // rows)
-    return rows, columns
+    return rows, min(columns, _MAX_COLUMNS)

@@ -4,7 +4,7 @@ The logits are made a block of rows at a time and never kept.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -28,12 +28,21 @@ def mean_log_prob(
 
     The probability of a state is softmax(state · vectorsᵀ)[target] over the items 1..V-1. The
     gradients, which need nothing but the logits, are taken while a block is at hand: three matrix
-    products in all, the least there can be, and memory for one block whatever P and V. With K
-    states, the gradient of one is that of its own log probability times its share in the target's
-    averaged probability. Under autocast the products run in its lower precision.
+    products in all, the least there can be, and memory for one block whatever P. With K states,
+    the gradient of one is that of its own log probability times its share in the target's averaged
+    probability. A catalog too large for the memory budget costs a fourth product: its logits are
+    made again, a block of columns at a time. Under autocast the products run in its lower
+    precision.
     """
+    n_targets, n_draws, _ = states.shape
+    flat = states.flatten(0, 1)
+    _, width = _block_shape(flat, vectors, n_draws)
+    if width < len(vectors):
+        of_draws = log_prob(flat, vectors, targets.repeat_interleave(n_draws))
+        averaged = torch.logsumexp(of_draws.view(-1, n_draws), dim=1) - math.log(n_draws)
+        return averaged.sum() / max(1, n_targets)
     loss: Tensor = _BlockedSoftmax.apply(  # type: ignore[no-untyped-call]
-        states.flatten(0, 1), vectors, targets, states.shape[1]
+        flat, vectors, targets, n_draws
     )
     return -loss
 
@@ -52,10 +61,10 @@ class _BlockedSoftmax(torch.autograd.Function):
             # transposed where the product that is added to it comes out so
             shape = vectors.shape if precision is None else vectors.shape[::-1]
             grad_vectors = vectors.new_zeros(shape)
-            total = torch.zeros((), device=states.device)
+            full = _full_precision(states)
+            total = torch.zeros((), dtype=full, device=states.device)
             n_targets = len(targets)
-            height, _ = block_shape(n_targets, len(vectors) * n_draws, states.device, cached=True)
-            block = height * n_draws
+            block, _ = _block_shape(states, vectors, n_draws)
             targets = targets.repeat_interleave(n_draws)
             # one piece of memory for all blocks: fresh pages cost more than the products
             memory = low_states.new_empty(min(block, len(states)), len(vectors))
@@ -66,15 +75,15 @@ class _BlockedSoftmax(torch.autograd.Function):
                 logits[:, 0] = -torch.inf
                 own = targets[rows, None]
                 if n_draws > 1:  # shares of a target's draws need logarithms: all may underflow
-                    partition = torch.logsumexp(logits.float(), dim=1)
-                    log_p = (logits.gather(1, own)[:, 0].float() - partition).view(-1, n_draws)
+                    partition = torch.logsumexp(logits.to(full), dim=1)
+                    log_p = (logits.gather(1, own)[:, 0].to(full) - partition).view(-1, n_draws)
                     total -= (torch.logsumexp(log_p, dim=1) - math.log(n_draws)).sum()
                 probabilities = torch.softmax(logits, dim=1, out=logits)
                 if n_draws == 1:
                     # a probability too small for the format is only reported at its smallest;
                     # the gradient p - 1 does not need it
-                    tiny = torch.finfo(torch.float32).tiny
-                    total -= probabilities.gather(1, own).float().clamp(min=tiny).log().sum()
+                    tiny = torch.finfo(full).tiny
+                    total -= probabilities.gather(1, own).to(full).clamp(min=tiny).log().sum()
                 if need:
                     probabilities[torch.arange(len(own), device=own.device), own[:, 0]] -= 1
                     grad_states[rows] = probabilities @ low_vectors
@@ -102,7 +111,9 @@ def log_prob(
     states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], items: Int[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
     """Log probability of each state's item under softmax(states · vectorsᵀ) over 1..V-1."""
-    return (states * vectors[items]).sum(1) - log_partition(states, vectors)
+    # a matrix product, so that autocast rounds it as those in the partition
+    own = torch.bmm(states[:, None], vectors[items][:, :, None])[:, 0, 0]
+    return own.to(_full_precision(states)) - log_partition(states, vectors)
 
 
 def log_partition(
@@ -142,31 +153,51 @@ def mean_set_log_prob(
 def _normalizers(
     states: Float[Tensor, "B E"], vectors: Float[Tensor, "V E"], likelihood: str
 ) -> Float[Tensor, " B"]:
-    def normalizer(rows: Tensor) -> Tensor:
-        logits = rows @ vectors[1:].T
-        if likelihood == "bernoulli":
-            return F.softplus(logits).float().sum(1)
-        return torch.logsumexp(logits.float(), dim=1)
+    """Log partition of each state, or its sum of log(1 + exp) over the items."""
+    is_bernoulli = likelihood == "bernoulli"
+    full = _full_precision(states)
 
-    height, _ = block_shape(len(states), len(vectors), states.device, cached=True)
-    blocks = states.split(height)
+    def partial(rows: Tensor, columns: Tensor, n_padding: int) -> Tensor:
+        logits = rows @ columns[n_padding:].T
+        if is_bernoulli:
+            return F.softplus(logits).to(full).sum(1)
+        return torch.logsumexp(logits.to(full), dim=1)
+
+    def total(rows: Tensor) -> Tensor:
+        parts = [_recomputed(partial, rows, part, number == 0) for number, part in blocks]
+        if len(parts) == 1:
+            return parts[0]
+        together = torch.stack(parts)
+        return together.sum(0) if is_bernoulli else torch.logsumexp(together, dim=0)
+
+    height, width = _block_shape(states, vectors)
+    blocks = list(enumerate([vectors] if width >= len(vectors) else vectors.split(width)))
+    return torch.cat([total(rows) for rows in states.split(height)])
+
+
+def _recomputed(function: Callable[..., Tensor], *given: Any) -> Tensor:
+    """The function's result; what it makes on the way is not kept for gradients but made again."""
     if not torch.is_grad_enabled():
-        return torch.cat([normalizer(block) for block in blocks])
-    return torch.cat(
-        [
-            checkpoint(normalizer, block, use_reentrant=False, preserve_rng_state=False)
-            for block in blocks
-        ]
-    )
+        return function(*given)
+    found: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 @torch.no_grad()
 def max_prob(states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]) -> Float[Tensor, " P"]:
     """Probability of each state's likeliest item under softmax(states · vectorsᵀ) over 1..V-1."""
+    full = _full_precision(states)
+    least = torch.finfo(full).min
     found = []
-    for logits in _logits(states, vectors):
-        logits -= logits.amax(1, keepdim=True)
-        found.append(1 / logits.exp_().sum(1, dtype=torch.float32))
+    for blocks in _logits(states, vectors):
+        maxima, sums = [], []
+        for logits in blocks:
+            greatest = logits.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+            maxima.append(greatest[:, 0].to(full))
+            sums.append(logits.sub_(greatest).exp_().sum(1, dtype=full))
+        greatest = torch.stack(maxima)
+        weights = (greatest - greatest.amax(0).clamp(min=least)).exp()
+        found.append(1 / (weights * torch.stack(sums)).sum(0))
     return torch.cat(found) if found else states.new_zeros(0)
 
 
@@ -189,19 +220,42 @@ def nearest_items(vectors: Float[Tensor, "V E"], k: int) -> Int64[Tensor, "V K"]
     return torch.cat([nearest.new_zeros(1, k), nearest])
 
 
-def _logits(states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]) -> Iterator[Tensor]:
-    """Logits a block of rows at a time, in one piece of memory that is used again."""
+def _logits(
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]
+) -> Iterator[Iterator[Tensor]]:
+    """Logits a block of rows at a time, and of each the blocks of columns, in one piece of memory.
+
+    Padding has minus infinity.
+    """
     device = states.device.type
     precision = _autocast_precision(device) or vectors.dtype
-    states, columns = states.to(precision), vectors.T.to(precision)
-    height, _ = block_shape(len(states), len(vectors), states.device, cached=True)
-    memory = states.new_empty(min(height, len(states)), len(vectors))
-    for first in range(0, len(states), height):
-        rows = states[first : first + height]
-        with torch.autocast(device, enabled=False):
-            logits = torch.mm(rows, columns, out=memory[: len(rows)])
-        logits[:, 0] = -torch.inf
-        yield logits
+    states, vectors = states.to(precision), vectors.to(precision)
+    height, width = _block_shape(states, vectors)
+    memory = states.new_empty(min(height, len(states)) * width)
+
+    def blocks(rows: Tensor) -> Iterator[Tensor]:
+        for number, columns in enumerate(vectors.split(width)):
+            out = memory[: len(rows) * len(columns)].view(len(rows), len(columns))
+            with torch.autocast(device, enabled=False):
+                logits = torch.mm(rows, columns.T, out=out)
+            if number == 0:
+                logits[:, 0] = -torch.inf
+            yield logits
+
+    for rows in states.split(height):
+        if len(rows):
+            yield blocks(rows)
+
+
+def _block_shape(
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], n_draws: int = 1
+) -> tuple[int, int]:
+    return block_shape(len(states), len(vectors), states.device, cached=True, group=n_draws)
+
+
+def _full_precision(states: Tensor) -> torch.dtype:
+    """float64 for such states, else float32."""
+    return torch.promote_types(states.dtype, torch.float32)
 
 
 def _autocast_precision(device: str) -> torch.dtype | None:

@@ -81,7 +81,12 @@ class Products(Scorer):
         return self.states @ self.vectors[columns].T
 
     def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
-        return Mixture(self.states[:, None], self.vectors).draws(columns)
+        return self._as_mixture.draws(columns)
+
+    @cached_property
+    def _as_mixture(self) -> "Mixture":
+        """The mixture of one state, which remembers its partition from block to block."""
+        return Mixture(self.states[:, None], self.vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,25 +131,31 @@ class Mixture(Scorer):
         return mean if first is None else mean * (1 - self.diversity) + first
 
     def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
-        whole = columns.stop - columns.start == len(self.vectors)
-        for number in range(self.states.shape[1]):
-            logits = (self.states[:, number] @ self.vectors[columns].T).float()
-            if columns.start == 0:
-                logits[:, 0] = -torch.inf
-            if whole:
-                yield torch.softmax(logits, dim=1)
+        is_whole = columns.stop - columns.start == len(self.vectors)
+        for number, logits in enumerate(self._logits(columns)):
+            if is_whole:
+                yield torch.softmax(logits, dim=1, out=logits)
             else:
                 yield logits.sub_(self._log_partition[:, number, None]).exp_()
 
     @cached_property
     def _log_partition(self) -> Float[Tensor, "B K"]:
-        parts = []
-        for columns in self.columns():
-            logits = self.states.flatten(0, 1) @ self.vectors[columns].T
+        parts = [
+            torch.stack([torch.logsumexp(logits, dim=1) for logits in self._logits(columns)], dim=1)
+            for columns in self.columns()
+        ]
+        return torch.logsumexp(torch.stack(parts), dim=0)
+
+    def _logits(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        """Logits of the items in `columns` by each state, in one piece of memory."""
+        # fresh pages for every draw would cost more than the products
+        states, vectors = self.states.detach(), self.vectors.detach()[columns]
+        memory = states.new_empty(len(states), len(vectors))
+        for number in range(states.shape[1]):
+            logits = torch.mm(states[:, number], vectors.T, out=memory).float()
             if columns.start == 0:
                 logits[:, 0] = -torch.inf
-            parts.append(torch.logsumexp(logits.float(), dim=1))
-        return torch.logsumexp(torch.stack(parts), dim=0).view(self.states.shape[:2])
+            yield logits
 
     def _among_candidates(self, columns: slice) -> Float[Tensor, "B C"]:
         best, items, chances = self._candidates
@@ -209,8 +220,12 @@ class Matrix(Scorer):
 
     def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
         """One draw, in proportion to the scores, which must be counts or probabilities."""
-        total = self.scores[:, 1:].sum(1, keepdim=True).float()
-        part = self.scores[:, columns].float() / total.clamp(min=torch.finfo(torch.float32).tiny)
+        part = self.scores[:, columns].float() / self._total
         if columns.start == 0:
             part[:, 0] = 0
         yield part
+
+    @cached_property
+    def _total(self) -> Float[Tensor, "B 1"]:
+        total = self.scores[:, 1:].sum(1, keepdim=True, dtype=torch.float32)
+        return total.clamp(min=torch.finfo(torch.float32).tiny)

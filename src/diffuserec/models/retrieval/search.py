@@ -30,20 +30,22 @@ class ItemSets:
     items: Int64[Tensor, " P"]
 
     def rows(self, part: slice) -> "ItemSets":
-        """Those of some of the histories, counted from the first of them."""
+        """Items of some of the histories, which are counted from the first of them."""
         bounds = torch.tensor([part.start, part.stop], device=self.owner.device)
         first, last = torch.searchsorted(self.owner, bounds).tolist()
         return ItemSets(self.owner[first:last] - part.start, self.items[first:last])
 
     def select(self, index: Int64[Tensor, " S"]) -> "ItemSets":
-        """Those of some of the histories, whose indices rise, counted in that order."""
+        """Items of the histories at these rising indices, which are counted in that order."""
+        if not len(index):
+            return ItemSets(self.owner[:0], self.items[:0])
         index = index.to(self.owner.device)
-        at = torch.searchsorted(index, self.owner).clamp(max=max(0, len(index) - 1))
-        kept = index[at] == self.owner if len(index) else torch.zeros_like(self.owner, dtype=bool)
+        at = torch.searchsorted(index, self.owner).clamp(max=len(index) - 1)
+        kept = index[at] == self.owner
         return ItemSets(at[kept], self.items[kept])
 
     def to(self, device: torch.device) -> "ItemSets":
-        """The same on a device."""
+        """The items on a device."""
         return ItemSets(self.owner.to(device), self.items.to(device))
 
 
@@ -111,6 +113,8 @@ def search(
     n_rows, vocab_size = scorer.shape
     height, _ = block_shape(n_rows, vocab_size, scorer.device)
     k = min(k, vocab_size - 1)
+    hidden = None if hidden is None else hidden.to(scorer.device)
+    allowed = None if allowed is None else allowed.to(scorer.device)
     parts = []
     for first in range(0, max(1, n_rows), height):
         part = slice(first, min(first + height, n_rows))
@@ -120,8 +124,8 @@ def search(
                 None if targets is None else targets[part],
                 None if candidates is None else candidates[part],
                 k,
-                None if hidden is None else hidden.to(scorer.device).rows(part),
-                None if allowed is None else allowed.to(scorer.device),
+                None if hidden is None else hidden.rows(part),
+                allowed,
             )
         )
     if len(parts) == 1:
@@ -261,10 +265,11 @@ def certainty(scorer: Scorer, k: int, hidden: ItemSets | None = None) -> Certain
     """
     n_rows, vocab_size = scorer.shape
     height, _ = block_shape(n_rows, vocab_size, scorer.device)
+    hidden = None if hidden is None else hidden.to(scorer.device)
     parts = []
     for first in range(0, max(1, n_rows), height):
         part = slice(first, min(first + height, n_rows))
-        mine = None if hidden is None else hidden.to(scorer.device).rows(part)
+        mine = None if hidden is None else hidden.rows(part)
         parts.append(_certainty_rows(scorer.rows(part), k, mine))
     return Certainty(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -356,7 +361,7 @@ def _count_rows(
 ) -> Float64[Tensor, " B"]:
     """In each row, how many scores compare so with the row's own."""
     # zeros and ones as floats, added up by a matrix product: several times faster than a sum of
-    # booleans, and exact as long as a row has fewer than 2^24 items
+    # booleans, and exact because a block has at most 2^24 columns
     rows = max(1, _COUNTED // scores.shape[1])
     ones = torch.ones(scores.shape[1], device=scores.device)
     table = torch.empty_like(scores[:rows])
@@ -364,4 +369,4 @@ def _count_rows(
         compare(part, mine, out=table[: len(part)]).mv(ones).double()
         for part, mine in zip(torch.split(scores, rows), torch.split(own, rows), strict=True)
     ]
-    return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(counts)
