@@ -1,4 +1,4 @@
-"""Who is served well: queries grouped by the length of their history and by their target.
+"""Groups of queries, by the length of their history and by the popularity of their target.
 
 **By history.** n is the number of interactions up to and including the target: the length of the
 real history plus one. For a test query of leave-one-out this is the user's number of interactions,
@@ -22,7 +22,7 @@ _LONGEST_SHORT, _LONGEST_MEDIUM = 5, 20
 
 
 def history_groups(history_lengths: Int64[np.ndarray, " Q"]) -> Shaped[np.ndarray, " Q"]:
-    """``short``, ``medium`` or ``long`` for each query.
+    """Group of each query by history: ``short``, ``medium`` or ``long``.
 
     Args:
         history_lengths: real items before the target; n is one more.
@@ -35,7 +35,7 @@ def history_groups(history_lengths: Int64[np.ndarray, " Q"]) -> Shaped[np.ndarra
 def popularity_groups(
     targets: Int64[np.ndarray, " Q"], popularity: Int64[np.ndarray, " V"], head_share: float = 0.2
 ) -> Shaped[np.ndarray, " Q"]:
-    """``head`` or ``tail`` for each query.
+    """Group of each query by its target: ``head`` or ``tail``.
 
     Args:
         targets: item numbers.
@@ -53,12 +53,12 @@ def group_means(per_user: pl.DataFrame, metrics: list[str]) -> pl.DataFrame:
     """Means of metrics by group.
 
     Args:
-        per_user: one row a query, with the columns ``history_group``, ``popularity_group`` and
+        per_user: one entry a query, with the columns ``history_group``, ``popularity_group`` and
             those of `metrics`.
         metrics: columns to average.
 
     Returns:
-        Rows ``grouping, group, n_users, metric, value``; a group without queries has none.
+        Columns ``grouping, group, n_users, metric, value``; groups without queries are left out.
     """
     parts = []
     for grouping, names in GROUPS.items():

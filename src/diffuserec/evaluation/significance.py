@@ -1,4 +1,4 @@
-"""Is the difference real? Paired tests over users, and the arithmetic that any table must obey."""
+"""Paired significance tests over users, and the arithmetic that any table of results must obey."""
 
 import math
 import warnings
@@ -19,11 +19,11 @@ from diffuserec.evaluation.metrics import Metric, parse_metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against a reference, on the same users. Every test is two-sided.
+    """Difference between a method and a reference on the same users. Every test is two-sided.
 
     Attributes:
-        metric: what is compared.
-        group: ``all``, or the group of users that is compared.
+        metric: name of the compared metric.
+        group: ``all``, or the compared group of users.
         ours: our mean.
         reference: the reference's mean.
         difference: ours less reference; positive when ours is better.
@@ -63,8 +63,8 @@ def compare(
     """Compares two methods user by user.
 
     With several runs (seeds) of a method, each user's metric is first averaged over them, so the
-    tests over users ask about the methods as they come out on average; what the seeds scatter is
-    asked separately (``p_seeds``).
+    tests over users compare the methods as they come out on average; the spread over seeds is
+    tested separately (``p_seeds``).
 
     Args:
         ours: one run or several.
@@ -109,10 +109,10 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> Float64[np.ndarray, " M"]:
-    """Holm's correction (1979) for having asked M questions at once, in the order given.
+    """P-values after Holm's correction (1979) for M tests at once, in the order given.
 
-    The i-th smallest of M values becomes max over j <= i of min(1, (M - j + 1) p_(j)). Rejecting
-    where the result is below 0.05 is wrong anywhere at all in at most 5 % of such families.
+    The i-th smallest of M values becomes max over j <= i of min(1, (M - j + 1) p_(j)). If results
+    below 0.05 are rejected, at most 5 % of such families have any false rejection.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -124,17 +124,17 @@ def holm(p_values: Sequence[float]) -> Float64[np.ndarray, " M"]:
 
 @dataclass(frozen=True)
 class Violation:
-    """A pair of numbers that no ranking can have.
+    """Metrics of one method that no ranking can have together.
 
     Attributes:
-        row: name of the row.
+        method: name of the method.
         cutoffs: the list lengths (a, b); a is 0 where HR@b and NDCG@b alone contradict each other.
-        gain: NDCG@b less NDCG@a, as the row says.
-        least: the smallest gain that the row's hit rates allow, before rounding slack.
+        gain: NDCG@b less NDCG@a, as given.
+        least: the smallest gain that the hit rates allow, before rounding slack.
         most: the greatest.
     """
 
-    row: str
+    method: str
     cutoffs: tuple[int, int]
     gain: float
     least: float
@@ -143,7 +143,7 @@ class Violation:
     def __str__(self) -> str:
         a, b = self.cutoffs
         return (
-            f"{self.row}: NDCG@{b} - NDCG@{a} is {self.gain:.4f}, and HR@{a}, HR@{b} allow only "
+            f"{self.method}: NDCG@{b} - NDCG@{a} is {self.gain:.4f}, and HR@{a}, HR@{b} allow only "
             f"{self.least:.4f} to {self.most:.4f}"
         )
 
@@ -151,23 +151,23 @@ class Violation:
 def check_consistency(
     table: Mapping[str, Mapping[str, float]], decimals: int | None = 4
 ) -> list[Violation]:
-    """Finds rows whose hit rates and NDCGs cannot belong to the same ranking.
+    """Finds methods whose hit rates and NDCGs cannot belong to the same ranking.
 
-    With one target per query, a target that enters the list between places a + 1 and b adds one to
+    With one target per query, a target that enters the list between ranks a + 1 and b adds one to
     the count of hits and between w(b) and w(a + 1) to the NDCG, w(r) = 1 / log2(r + 1). So
 
         w(b) (HR@b - HR@a) <= NDCG@b - NDCG@a <= w(a + 1) (HR@b - HR@a)
 
-    for any mean over users or seeds, and, with a = 0, for each cutoff by itself. It fails where
+    for any mean over users or seeds, and, with a = 0, for each cutoff by itself. It fails if
     numbers come from different checkpoints or are mistyped. Adjacent cutoffs are checked, and
     each by itself.
 
-    Two things are allowed for: rounding, and targets at half places, which mid-rank ties produce
-    (the last place of a list then weighs 1 / log2(b + 1.5) at least).
+    Two things are allowed for: rounding, and targets at half ranks, which mid-rank ties produce
+    (the last rank of a list then weighs 1 / log2(b + 1.5) at least).
 
     Args:
-        table: metrics by row name; names as :func:`parse_metric` reads them, others than HR and
-            NDCG are passed over.
+        table: metrics by the name of the method, spelled as :func:`parse_metric` reads them;
+            others than HR and NDCG are passed over.
         decimals: digits after the point that the numbers were rounded to; None when not rounded.
 
     Returns:
@@ -175,7 +175,7 @@ def check_consistency(
     """
     half = 0.5 * 10.0**-decimals if decimals is not None else 0.0
     found = []
-    for row, values in table.items():
+    for method, values in table.items():
         named = {parse_metric(name): value for name, value in values.items()}
         cuts = sorted(
             metric.k
@@ -194,12 +194,12 @@ def check_consistency(
                 or gain < (hits - slack) / math.log2(b + 1.5) - slack
                 or gain > (hits + slack) / math.log2(a + 2) + slack
             ):
-                found.append(Violation(row, (a, b), gain, least, most))
+                found.append(Violation(method, (a, b), gain, least, most))
     return found
 
 
 def _aligned(runs: Sequence[Evaluation], metric: str) -> list[pl.DataFrame]:
-    """The per-user frames sorted by user, after checking that they may be compared."""
+    """Per-user frames sorted by user, after checking that they may be compared."""
     first = runs[0]
     frames = [run.per_user.sort("user", maintain_order=True) for run in runs]
     for run, frame in zip(runs, frames, strict=True):
@@ -236,7 +236,7 @@ def _inside(frame: pl.DataFrame, group: str) -> np.ndarray:
 
 
 def _paired_t(gain: Float64[np.ndarray, " Q"]) -> float:
-    if np.ptp(gain) == 0:  # no spread, so no test: certain when all gain, nothing when none does
+    if np.ptp(gain) == 0:  # no spread, so no test: certain if all gain, nothing if none does
         return 0.0 if gain.any() and len(gain) > 1 else 1.0
     return float(stats.ttest_1samp(gain, 0.0).pvalue)
 
@@ -244,7 +244,7 @@ def _paired_t(gain: Float64[np.ndarray, " Q"]) -> float:
 def _welch(own: Float64[np.ndarray, " S"], other: Float64[np.ndarray, " S2"]) -> float:
     if np.ptp(own) == 0 and np.ptp(other) == 0:
         return 1.0 if own[0] == other[0] else 0.0
-    with warnings.catch_warnings():  # one side without spread is what it is, not lost precision
+    with warnings.catch_warnings():  # one side without spread is no loss of precision
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(stats.ttest_ind(own, other, equal_var=False).pvalue)
 

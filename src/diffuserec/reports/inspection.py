@@ -1,7 +1,7 @@
-"""What a contrastive recommender contrasts: the views that training makes, and figures of them.
+"""Views that a contrastive recommender is trained on, for people: altered items, and metrics.
 
-First numbers (:func:`inspected`, :func:`view_figures`), then words for people
-(:func:`shown_sequence`, :func:`figure_rows`): what the command line and the pages print.
+First numbers (:func:`inspect_views`, :func:`view_metrics`), then names
+(:func:`describe_sequence`, :func:`metric_table`), which the command line and the pages print.
 """
 
 from collections import Counter
@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from diffuserec.models.base import ContrastiveRecommender
-from diffuserec.data import PAD, SequenceDataset
-from diffuserec.data.batches import batch_of, trainable_rows
+from diffuserec.data import PAD, SequenceDataset, batch_of, trainable_sequences
+from diffuserec.errors import ConfigError
+from diffuserec.models.base import Contrastive, Recommender
 
-_ROWS = 512
+_AT_ONCE = 512
 """Sequences whose views are made at once."""
 
-Mark = Literal["", "replaced", "kept"]
-"""Of an item of a view: as it was, another item, or chosen anew and the original's again."""
+ChangeKind = Literal["", "replaced", "kept"]
+"""Change of an item in a view: none, another item, or chosen anew and the original's again."""
+
+Names = Callable[[np.ndarray], list[str]]
+"""Names of item numbers 1..V-1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +34,11 @@ class InspectedView:
     """A view of one sequence.
 
     Attributes:
-        name: what it is, for people.
+        name: for people.
         items: item numbers, oldest first; 0 is padding inside the sequence, a number beyond the
             catalog ``[mask]``; shape (M,).
-        changed: the positions whose items were chosen anew, shape (L,); None where positions do
-            not line up with the original's.
+        changed: True for positions whose items were chosen anew, shape (L,); None if positions
+            are not aligned with the original's.
         confidence: of the model in what it restores at each position, shape (L,), if it has any.
     """
 
@@ -53,7 +56,7 @@ class InspectedSequence:
         user: user number.
         items: item numbers as training sees them, oldest first, without the newest, which is
             only a target; shape (L,).
-        views: what training makes of them.
+        views: altered versions that training makes of them.
     """
 
     user: int
@@ -62,11 +65,11 @@ class InspectedSequence:
 
 
 @dataclass(frozen=True)
-class ViewFigures:
-    """What a view does to sequences, over many of them; None where there is nothing to count.
+class ViewMetrics:
+    """Changes that a view makes, over many sequences; None if there is nothing to count.
 
-    The first eight are of views whose positions line up with the original's, the last two of the
-    others. Positions and items of all sequences count the same.
+    The first eight are of views whose positions are aligned with the original's, the last two of
+    the others. Positions and items of all sequences count the same.
 
     Attributes:
         view: its name.
@@ -75,8 +78,9 @@ class ViewFigures:
         kept: share of the changed positions that hold the original's item again.
         similarity_replaced: mean cosine of the embeddings of original and replacement, of those
             that differ; ``[mask]`` and ``[pad]`` have none.
-        similarity_changed: the same of all changed positions.
-        similarity_random: the same of all pairs of different items of the catalog: the yardstick.
+        similarity_changed: mean cosine at all changed positions.
+        similarity_random: mean cosine of all pairs of different items of the catalog, to compare
+            with.
         confidence_changed: mean confidence at the changed positions.
         confidence: mean confidence at all positions.
         shared: share of a sequence's items, counted as often as they occur, that are still in
@@ -99,32 +103,32 @@ class ViewFigures:
 
 @dataclass(frozen=True)
 class ShownView:
-    """A view of one sequence in words.
+    """A view of one sequence by the names of its items.
 
     Attributes:
-        name: what it is.
+        name: for people.
         items: names of the items, oldest first; also ``[mask]`` and ``[pad]``.
-        marks: of each item. Where positions do not line up, ``replaced`` is what the original
-            does not hold.
-        lines_up: whether position i is the original's position i.
+        changes: change of each item. In a view that is not aligned, ``replaced`` is an item that
+            the original does not hold.
+        aligned: whether position i is the original's position i.
         confidence: of the model in what it restores at each position, if it has any.
     """
 
     name: str
     items: list[str]
-    marks: list[Mark]
-    lines_up: bool
+    changes: list[ChangeKind]
+    aligned: bool
     confidence: list[float] | None
 
 
 @dataclass(frozen=True)
 class ShownSequence:
-    """A training sequence and its views in words.
+    """A training sequence and its views by the names of their items.
 
     Attributes:
         user: name of the user.
         items: names of the items, oldest first.
-        views: what training makes of them.
+        views: altered versions that training makes of them.
     """
 
     user: str
@@ -133,7 +137,7 @@ class ShownSequence:
 
     @property
     def confidences(self) -> dict[str, list[float]]:
-        """Columns of confidences by their headings; views that share theirs share a column."""
+        """Columns of confidences by their headings; views with equal ones share a column."""
         columns: dict[str, list[float]] = {}
         for view in self.views:
             if view.confidence is not None and view.confidence not in columns.values():
@@ -143,53 +147,54 @@ class ShownSequence:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What training contrasts, for people: some users, and figures over many.
+    """Views of some users' sequences by name, and metrics of the views over many sequences.
 
     Attributes:
-        method: the recommender, as it is called in tables.
+        method: name of the recommender in tables.
         seed: of what is random in the views and in who was drawn.
-        sequences: the users who are shown.
-        figures: of each view.
-        n_sequences: how many training sequences the figures are of.
+        sequences: sequences of the users who are shown.
+        metrics: of each view.
+        n_sequences: number of training sequences behind the metrics.
     """
 
     method: str
     seed: int
     sequences: list[ShownSequence]
-    figures: list[ViewFigures]
+    metrics: list[ViewMetrics]
     n_sequences: int
 
 
 @torch.no_grad()
-def inspected(
-    model: ContrastiveRecommender,
-    train: SequenceDataset,
-    rows: Int64[np.ndarray, " R"],
-    max_len: int,
-    seed: int = 0,
+def inspect_views(
+    model: Recommender, train: SequenceDataset, index: Int64[np.ndarray, " S"], seed: int = 0
 ) -> list[InspectedSequence]:
-    """The views that training would make of these sequences now, but for dropout.
+    """Views that training would make of these sequences now, but for dropout.
 
     They are made for a few hundred sequences at a time. What is random in a view depends on which
     sequences are inspected together, as it does in training; torch's generators are left as they
     were.
 
     Args:
-        model: fitted; on any device.
-        train: what it was trained on.
-        rows: sequences of two items or more, shape (R,).
-        max_len: newest items that the model sees.
+        model: fitted, contrastive; on any device.
+        train: its training sequences.
+        index: of sequences with two items or more, shape (S,).
         seed: of what is random in the views.
 
     Returns:
-        The sequences in the order of `rows`.
+        The sequences in the order of `index`.
+
+    Raises:
+        ConfigError: the model is not contrastive.
     """
+    if not isinstance(model, Contrastive):
+        raise ConfigError(f"{model.name} contrasts no views")
     model.eval()
+    max_len = model.max_len or max(1, int(train.lengths.max(initial=0)))
     found = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for first in range(0, len(rows), _ROWS):
-            batch = batch_of(train, rows[first : first + _ROWS], max_len)
+        for first in range(0, len(index), _AT_ONCE):
+            batch = batch_of(train, index[first : first + _AT_ONCE], max_len)
             views = [
                 (
                     view.name,
@@ -200,67 +205,68 @@ def inspected(
                 )
                 for view in model.views(batch.to(model.device), train)
             ]
-            for row, (user, length) in enumerate(
+            for number, (user, length) in enumerate(
                 zip(batch.users.tolist(), batch.lengths.tolist(), strict=True)
             ):
-                of_row = tuple(
+                own = tuple(
                     InspectedView(
                         name,
-                        items[row, : lengths[row]],
-                        None if changed is None else changed[row, :length],
-                        None if confidence is None else confidence[row, :length],
+                        items[number, : lengths[number]],
+                        None if changed is None else changed[number, :length],
+                        None if confidence is None else confidence[number, :length],
                     )
                     for name, items, lengths, changed, confidence in views
                 )
-                items = batch.items[row, :length].numpy()
-                found.append(InspectedSequence(user, items, of_row))
+                found.append(InspectedSequence(user, batch.items[number, :length].numpy(), own))
     return found
 
 
-def sampled_rows(train: SequenceDataset, n: int = 2000, seed: int = 0) -> Int64[np.ndarray, " R"]:
-    """At most `n` trainable rows of a dataset, drawn from the seed, in order; shape (R,)."""
-    rows = trainable_rows(train)
-    if len(rows) <= n:
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, n, replace=False))
+def sample_sequences(
+    train: SequenceDataset, n: int = 2000, seed: int = 0
+) -> Int64[np.ndarray, " S"]:
+    """Indices of at most `n` trainable sequences, drawn from the seed, in order; shape (S,)."""
+    index = trainable_sequences(train)
+    if len(index) <= n:
+        return index
+    return np.sort(np.random.default_rng(seed).choice(index, n, replace=False))
 
 
-def view_figures(
-    sequences: Sequence[InspectedSequence], table: Float[Tensor, "V D"]
-) -> list[ViewFigures]:
-    """What each view does to these sequences.
+def view_metrics(
+    sequences: Sequence[InspectedSequence], embeddings: Float[Tensor, "V D"]
+) -> list[ViewMetrics]:
+    """Changes that each view makes to these sequences.
 
     Args:
-        sequences: all with the same views, as :func:`inspected` gives them; at least one.
-        table: item embeddings, row 0 padding.
+        sequences: all with the same views, from :func:`inspect_views`; at least one.
+        embeddings: of the items, number 0 is padding.
     """
-    units = F.normalize(table.detach().cpu().double(), dim=1).numpy()
+    units = F.normalize(embeddings.detach().cpu().double(), dim=1).numpy()
     random = _random_similarity(units)
-    figures = []
-    for place, view in enumerate(sequences[0].views):
-        pairs = [(sequence.items, sequence.views[place]) for sequence in sequences]
+    found = []
+    for number, view in enumerate(sequences[0].views):
+        pairs = [(sequence.items, sequence.views[number]) for sequence in sequences]
         if view.changed is None:
-            figures.append(_figures_of_lists(view.name, pairs))
+            found.append(_unaligned_metrics(view.name, pairs))
         else:
-            figures.append(_figures_in_line(view.name, pairs, units, random))
-    return figures
+            found.append(_aligned_metrics(view.name, pairs, units, random))
+    return found
 
 
 _Pair = tuple[np.ndarray, InspectedView]
 
 
-def _figures_in_line(
+def _aligned_metrics(
     name: str, pairs: list[_Pair], units: Float[np.ndarray, "V D"], random: float | None
-) -> ViewFigures:
+) -> ViewMetrics:
     originals = np.concatenate([items for items, _ in pairs])
     replacements = np.concatenate([view.items for _, view in pairs])
     changed = np.concatenate([view.changed for _, view in pairs if view.changed is not None])
     own, new = originals[changed], replacements[changed]
     is_item = (new != PAD) & (new < len(units))
     cosines = np.einsum("pd,pd->p", units[own[is_item]], units[new[is_item]])
-    told = [view.confidence for _, view in pairs if view.confidence is not None]
-    confidence = np.concatenate(told) if told else None
-    return ViewFigures(
+    confidences = [view.confidence for _, view in pairs if view.confidence is not None]
+    confidence = np.concatenate(confidences) if confidences else None
+    return ViewMetrics(
         name,
         changed=float(changed.sum() / len(pairs)),
         changed_share=float(changed.mean()),
@@ -273,13 +279,13 @@ def _figures_in_line(
     )
 
 
-def _figures_of_lists(name: str, pairs: list[_Pair]) -> ViewFigures:
+def _unaligned_metrics(name: str, pairs: list[_Pair]) -> ViewMetrics:
     shared = [
         (Counter(items.tolist()) & Counter(view.items.tolist())).total() / len(items)
         for items, view in pairs
     ]
     ratios = [len(view.items) / len(items) for items, view in pairs]
-    return ViewFigures(name, shared=float(np.mean(shared)), length_ratio=float(np.mean(ratios)))
+    return ViewMetrics(name, shared=float(np.mean(shared)), length_ratio=float(np.mean(ratios)))
 
 
 def _random_similarity(units: Float[np.ndarray, "V D"]) -> float | None:
@@ -295,18 +301,15 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def shown_sequence(
-    sequence: InspectedSequence,
-    user: str,
-    names: Callable[[np.ndarray], list[str]],
-    vocab_size: int,
+def describe_sequence(
+    sequence: InspectedSequence, user: str, names: Names, vocab_size: int
 ) -> ShownSequence:
-    """A sequence and its views in words.
+    """A sequence and its views by the names of their items.
 
     Args:
         sequence: the numbers.
         user: name of the user.
-        names: of item numbers 1..V-1.
+        names: of item numbers.
         vocab_size: V; numbers from there on are ``[mask]``.
     """
     return ShownSequence(
@@ -315,8 +318,8 @@ def shown_sequence(
         [
             ShownView(
                 view.name,
-                _words(view.items, names, vocab_size),
-                _marks(sequence.items, view),
+                _item_names(view.items, names, vocab_size),
+                _changes(sequence.items, view),
                 view.changed is not None,
                 None if view.confidence is None else view.confidence.tolist(),
             )
@@ -325,9 +328,7 @@ def shown_sequence(
     )
 
 
-def _words(
-    items: np.ndarray, names: Callable[[np.ndarray], list[str]], vocab_size: int
-) -> list[str]:
+def _item_names(items: np.ndarray, names: Names, vocab_size: int) -> list[str]:
     is_item = (items != PAD) & (items < vocab_size)
     found = iter(names(items[is_item]))
     return [
@@ -336,7 +337,7 @@ def _words(
     ]
 
 
-def _marks(original: np.ndarray, view: InspectedView) -> list[Mark]:
+def _changes(original: np.ndarray, view: InspectedView) -> list[ChangeKind]:
     if view.changed is None:
         return ["" if known else "replaced" for known in np.isin(view.items, original)]
     return [
@@ -359,14 +360,14 @@ _LABELS = (
 )
 
 
-def figure_rows(figures: Sequence[ViewFigures]) -> list[tuple[str, list[str]]]:
-    """The figures as rows of a table, a column a view: label and cells.
+def metric_table(metrics: Sequence[ViewMetrics]) -> list[tuple[str, list[str]]]:
+    """Lines of a table of the metrics, each with a label and a cell for each view.
 
-    Figures that no view has are left out; a single view's missing one is a dash.
+    Metrics that no view has are left out; one that a single view lacks is a dash.
     """
-    rows = []
+    lines = []
     for field, label, form in _LABELS:
-        values = [getattr(view, field) for view in figures]
+        values = [getattr(view, field) for view in metrics]
         if any(value is not None for value in values):
-            rows.append((label, ["–" if v is None else format(v, form) for v in values]))
-    return rows
+            lines.append((label, ["–" if v is None else format(v, form) for v in values]))
+    return lines

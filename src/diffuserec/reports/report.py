@@ -1,12 +1,12 @@
-"""Several results in one table, with what is needed to read them: protocol, spread, significance.
+"""Table of several evaluations, with protocol, spread over users and seeds, and significance.
 
 The first method is the reference that all others are compared with, but for those that have one of
-their own. The free floors are methods like any other here: put them in.
+their own. Trivial baselines are methods like any other here: add their evaluations.
 """
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,71 +15,48 @@ from rich.console import Console
 from rich.table import Table
 
 from diffuserec.errors import ConfigError
-from diffuserec.evaluation import Evaluation, protocol_line
-from diffuserec.evaluation.groups import GROUPS
-from diffuserec.evaluation.significance import compare, holm
+from diffuserec.evaluation import (
+    GROUPS,
+    Evaluation,
+    Metric,
+    compare,
+    holm,
+    parse_metric,
+    protocol_line,
+)
 
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-_ROWS = {
-    "method": pl.String,
-    "dataset": pl.String,
-    "seed": pl.Int64,
-    "group": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "n_users": pl.Int64,
-}
-_SUMMARY = {
-    "method": pl.String,
-    "dataset": pl.String,
-    "group": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "margin": pl.Float64,
-    "seed_std": pl.Float64,
-    "n_seeds": pl.Int64,
-    "n_users": pl.Int64,
-}
-_COMPARISONS = {
-    "method": pl.String,
-    "reference": pl.String,
-    "dataset": pl.String,
-    "metric": pl.String,
-    "group": pl.String,
-    "ours": pl.Float64,
-    "reference_value": pl.Float64,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "p_t": pl.Float64,
-    "p_wilcoxon": pl.Float64,
-    "p_seeds": pl.Float64,
-    "p_holm": pl.Float64,
-    "n_users": pl.Int64,
-    "n_seeds": pl.Int64,
-}
+_NAMES = dict.fromkeys(("method", "dataset", "group", "metric"), pl.String)
+_SIZES = dict.fromkeys(("n_seeds", "n_users"), pl.Int64)
+_RESULTS = {**_NAMES, "seed": pl.Int64, "value": pl.Float64, "n_users": pl.Int64}
+_SUMMARY = _NAMES | dict.fromkeys(("value", "margin", "seed_std"), pl.Float64) | _SIZES
+_COMPARED = ("ours", "reference_value", "difference", "low", "high")
+_TESTS = ("p_t", "p_wilcoxon", "p_seeds", "p_holm")
+_COMPARISONS = (
+    _NAMES | {"reference": pl.String} | dict.fromkeys((*_COMPARED, *_TESTS), pl.Float64) | _SIZES
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What several methods achieved, ready for a table, a file or a page.
+    """Evaluations of several methods, ready for a table, a file or a page.
 
     Attributes:
-        rows: ``method, dataset, seed, group, metric, value, n_users``: every number measured;
+        results: ``method, dataset, group, metric, seed, value, n_users``: every number measured;
             ``group`` is ``all``, ``short``, ``medium``, ``long``, ``head`` or ``tail``.
         summary: ``method, dataset, group, metric, value, margin, seed_std, n_seeds, n_users``:
             means over seeds; ``margin`` is half the width of the 95 % interval of the mean over
             users, ``seed_std`` the standard deviation over seeds (null where there is none).
-        comparisons: each method against its reference, of the same data: ``method, reference,
-            dataset, metric, group, ours, reference_value, difference, low, high, p_t, p_wilcoxon,
-            p_seeds, p_holm, n_users, n_seeds``; see :class:`Comparison`. ``p_holm`` is ``p_t``
-            corrected over all comparisons of that data set and group.
+        comparisons: each method against its reference, of the same data: ``method, dataset,
+            group, metric, reference, ours, reference_value, difference, low, high, p_t,
+            p_wilcoxon, p_seeds, p_holm, n_seeds, n_users``; see :class:`Comparison`. ``p_holm`` is
+            ``p_t`` corrected over all comparisons of that data set and group.
         protocol: one line, or one for each data set.
-        notes: what to know about these numbers, such as many hidden repeats.
-        evaluations: the results themselves, by method.
+        notes: warnings about these numbers, such as many hidden repeats.
+        evaluations: the evaluations themselves, by method.
     """
 
-    rows: pl.DataFrame
+    results: pl.DataFrame
     summary: pl.DataFrame
     comparisons: pl.DataFrame
     protocol: str
@@ -98,8 +75,8 @@ class Report:
             references: methods that are compared with another one than the first, and which.
 
         Raises:
-            ConfigError: there are none, those of one data set were not measured the same way, or a
-                reference is none of them.
+            ConfigError: there are none, those of one data set were not measured the same way, or
+                there is no evaluation of a reference.
         """
         unknown = {*(references or {}), *(references or {}).values()} - evaluations.keys()
         if unknown:
@@ -123,7 +100,7 @@ class Report:
             for dataset in datasets
         )
         return Report(
-            rows=_rows(cells),
+            results=_results(cells),
             summary=_summary(cells),
             comparisons=_comparisons(cells, references or {}),
             protocol="\n".join(lines),
@@ -132,7 +109,7 @@ class Report:
         )
 
     def text(self, metrics: Sequence[str] | None = None, width: int = 100) -> str:
-        """The tables for a terminal: all users, then one metric by group.
+        """Tables for a terminal: all users, then one metric by group.
 
         Args:
             metrics: columns of the first table; by default HR, NDCG, MRR, coverage and novelty.
@@ -144,14 +121,14 @@ class Report:
         for dataset in self.summary["dataset"].unique(maintain_order=True):
             inside = self.summary.filter(pl.col("dataset").eq_missing(dataset))
             available = inside["metric"].unique(maintain_order=True).to_list()
-            columns = metrics or _main_metrics(available)
+            columns = metrics or [str(metric) for metric in _main_metrics(available)]
             title = dataset or "results"
             console.print(
                 self._table(
                     title, [(name, "all", name) for name in columns if name in available], dataset
                 )
             )
-            by = next((name for name in columns if name.startswith("NDCG")), columns[0])
+            by = next((m for m in columns if parse_metric(m).name == "NDCG"), columns[0])
             present = set(inside.filter(pl.col("metric") == by)["group"])
             columns_by = [(group, group, by) for group in groups if group in present]
             console.print(self._table(f"{title}: {by} by group", columns_by, dataset))
@@ -168,11 +145,11 @@ class Report:
         return out.getvalue()
 
     def json(self) -> str:
-        """One JSON object: ``protocol, notes, rows, summary, comparisons``; rows as objects."""
+        """One JSON object: ``protocol, notes, results, summary, comparisons``."""
         document = {
             "protocol": self.protocol,
             "notes": list(self.notes),
-            "rows": self.rows.to_dicts(),
+            "results": self.results.to_dicts(),
             "summary": self.summary.to_dicts(),
             "comparisons": self.comparisons.to_dicts(),
         }
@@ -180,7 +157,7 @@ class Report:
 
     @property
     def compared_with(self) -> str:
-        """What the stars are about: the reference, or what most have and the others' own."""
+        """Method that the stars compare with, and in brackets the references of single methods."""
         first = next(iter(self.evaluations))
         found = self.comparisons.select("method", "reference").unique(maintain_order=True)
         own = [
@@ -191,7 +168,7 @@ class Report:
         return f"{first} ({', '.join(own)})" if own else first
 
     def stars(self, method: str, dataset: str | None, metric: str, group: str = "all") -> str:
-        """Up to three stars for a difference from its reference that is significant."""
+        """Stars of a method's difference from its reference, none if it is not significant."""
         found = self.comparisons.filter(
             pl.col("dataset").eq_missing(dataset),
             method=method,
@@ -226,44 +203,44 @@ class Report:
 _Cells = Mapping[tuple[str, str | None], Sequence[Evaluation]]
 
 
-def _rows(cells: _Cells) -> pl.DataFrame:
-    rows = []
+def _results(cells: _Cells) -> pl.DataFrame:
+    found = []
     for (method, dataset), runs in cells.items():
         for run in runs:
             seed = run.protocol.seed
             for metric, value in run.metrics.items():
-                rows.append((method, dataset, seed, "all", metric, value, run.protocol.n_users))
+                found.append((method, dataset, "all", metric, seed, value, run.protocol.n_users))
             for _, group, n_users, metric, value in run.groups.iter_rows():
-                rows.append((method, dataset, seed, group, metric, value, n_users))
-    return pl.DataFrame(rows, schema=_ROWS, orient="row")
+                found.append((method, dataset, group, metric, seed, value, n_users))
+    return pl.DataFrame(found, schema=_RESULTS, orient="row")
 
 
 def _summary(cells: _Cells) -> pl.DataFrame:
-    rows = []
+    entries = []
     for (method, dataset), runs in cells.items():
         shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
-        of_users = [name for name in shared if name in runs[0].per_user.columns]
+        by_run = {
+            name: np.stack([run.per_user[name].to_numpy() for run in runs])
+            for name in shared
+            if name in runs[0].per_user.columns
+        }
         for metric in shared:
-            values = [run.metrics[metric] for run in runs]
-            margin = None
-            if metric in of_users:
-                margin = _margin(np.stack([run.per_user[metric].to_numpy() for run in runs]))
-            rows.append(
-                (method, dataset, "all", metric, *_spread(values, margin), runs[0].protocol.n_users)
-            )
+            margin = half_interval(by_run[metric].mean(0)) if metric in by_run else None
+            spread = _spread([run.metrics[metric] for run in runs], margin)
+            entries.append((method, dataset, "all", metric, *spread, runs[0].protocol.n_users))
         for grouping, names in GROUPS.items():
             inside = runs[0].per_user[f"{grouping}_group"].to_numpy()
-            for group in names:
-                for metric in of_users if (inside == group).any() else []:
-                    by_run = np.stack([run.per_user[metric].to_numpy() for run in runs])
-                    chosen = by_run[:, inside == group]
-                    spread = _spread(chosen.mean(1).tolist(), _margin(chosen))
-                    rows.append((method, dataset, group, metric, *spread, chosen.shape[1]))
-    return pl.DataFrame(rows, schema=_SUMMARY, orient="row")
+            for group in (name for name in names if (inside == name).any()):
+                for metric, values in by_run.items():
+                    chosen = values[:, inside == group]
+                    margin = half_interval(chosen.mean(0))
+                    spread = _spread(chosen.mean(1).tolist(), margin)
+                    entries.append((method, dataset, group, metric, *spread, chosen.shape[1]))
+    return pl.DataFrame(entries, schema=_SUMMARY, orient="row")
 
 
 def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
-    rows: list[dict[str, object]] = []
+    entries: list[dict[str, object]] = []
     firsts: dict[str | None, str] = {}
     for (method, dataset), runs in cells.items():
         first = firsts.setdefault(dataset, method)
@@ -273,33 +250,35 @@ def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
         against = own if (own, dataset) in cells else first
         reference = cells[against, dataset]
         inside = runs[0].groups["group"].unique(maintain_order=True).to_list()
-        shown = [m for m in _main_metrics(list(runs[0].metrics)) if m.startswith(("HR", "NDCG"))]
+        compared = [m for m in _main_metrics(runs[0].metrics) if m.name in ("HR", "NDCG")]
         for group in ["all", *inside]:
-            for metric in shown:
-                found = asdict(compare(runs, reference, metric, group=group))
+            for metric in compared:
+                found = asdict(compare(runs, reference, str(metric), group=group))
                 found["reference_value"] = found.pop("reference")
-                rows.append({"method": method, "reference": against, "dataset": dataset, **found})
+                entries.append(
+                    {"method": method, "reference": against, "dataset": dataset, **found}
+                )
     families: dict[tuple[object, object], list[dict[str, object]]] = {}
-    for row in rows:
-        families.setdefault((row["dataset"], row["group"]), []).append(row)
+    for entry in entries:
+        families.setdefault((entry["dataset"], entry["group"]), []).append(entry)
     for family in families.values():
-        corrected = holm([float(str(row["p_t"])) for row in family])
-        for row, p in zip(family, corrected, strict=True):
-            row["p_holm"] = float(p)
-    return pl.DataFrame(rows, schema=_COMPARISONS)
+        corrected = holm([float(str(entry["p_t"])) for entry in family])
+        for entry, p in zip(family, corrected, strict=True):
+            entry["p_holm"] = float(p)
+    return pl.DataFrame(entries, schema=_COMPARISONS)
 
 
-def _main_metrics(available: Sequence[str]) -> list[str]:
+def _main_metrics(available: Iterable[str]) -> list[Metric]:
     """HR and NDCG at 10 (else at the longest list), MRR, coverage and novelty."""
-    cuts = [int(name.partition("@")[2]) for name in available if name.startswith("HR@")]
+    measured = [parse_metric(name) for name in available]
+    cuts = [metric.k for metric in measured if metric.name == "HR" and metric.k is not None]
     k = 10 if 10 in cuts else max(cuts)
-    lists = [name for name in available if name.startswith(("Coverage", "Novelty"))]
-    return [f"HR@{k}", f"NDCG@{k}", "MRR", *lists]
+    lists = [metric for metric in measured if metric.name in ("Coverage", "Novelty")]
+    return [Metric("HR", k), Metric("NDCG", k), Metric("MRR"), *lists]
 
 
-def _margin(by_run: np.ndarray) -> float:
-    """Half of the 95 % interval (normal) of the mean over users; shape (seeds, users)."""
-    of_user = by_run.mean(0)
+def half_interval(of_user: np.ndarray) -> float:
+    """Half of the 95 % interval (normal) of the mean over users; 0 for a single user."""
     return float(1.96 * of_user.std(ddof=1) / np.sqrt(len(of_user))) if len(of_user) > 1 else 0.0
 
 

@@ -1,133 +1,125 @@
-"""Case studies: what reports and pages show of a run to people, some users at a time, by name.
+"""Examples of a run for its report: a few users, by name.
 
-What an augmenter made up for them, what a generative recommender draws for them, and what a
-contrastive one is trained to tell apart. Items are called by the names that the catalog has for
-them, else by their raw ids; :func:`inspection`, which looks users up in the log, keeps to raw ids.
+Histories with generated items, sequences with augmented copies, lists of a generative recommender,
+and views of a contrastive one. Items have the names that the catalog has for them, else their raw
+ids; :func:`inspection`, which looks users up in the log, has raw ids alone.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from jaxtyping import Bool, Int64
 
-from diffuserec.models.base import (
-    ContrastiveRecommender,
-    GenerativeRecommender,
-    VaryingAugmenter,
-    find,
-    method_names,
-)
-from diffuserec.data import SequenceDataset
-from diffuserec.data.batches import trainable_rows
+from diffuserec.data import SequenceDataset, trainable_sequences
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.reports.html import DrawnLists, Example, Varied
+from diffuserec.models.base import Contrastive
+from diffuserec.models.methods import find_recommender, method_names
+from diffuserec.models.retrieval import seen_items
+from diffuserec.reports.html import AugmentedHistory, DrawnLists, SequenceWithCopies
 from diffuserec.reports.inspection import (
     Inspection,
-    inspected,
-    sampled_rows,
-    shown_sequence,
-    view_figures,
+    Names,
+    describe_sequence,
+    inspect_views,
+    sample_sequences,
+    view_metrics,
 )
-from diffuserec.models.retrieval import hide, seen_pairs, top_k
-from diffuserec.studies.run_directory import TrainedRun
+from diffuserec.studies.run_directory import RunDirectory
 
 
-def examples(run: TrainedRun, n: int = 5) -> list[Example]:
-    """Some users' generated items beside their real ones and what came next; short users first."""
-    if run.augmenter is None or isinstance(run.augmenter, VaryingAugmenter):
+def augmented_histories(run: RunDirectory, n: int = 5) -> list[AugmentedHistory]:
+    """Histories of some users with generated items; short ones first.
+
+    Empty if the augmenter only adds to training, or if there is none.
+    """
+    if run.augmenter is None or run.augmenter.training_only:
         return []
     queries = run.split.test
-    rows = np.flatnonzero((queries.histories.lengths >= 3) & (queries.histories.lengths <= 8))[:n]
-    if not len(rows):
-        rows = np.arange(min(n, len(queries)))
-    longer = run.augmenter.augment(queries.histories.select(rows), run.plan.seed)
+    index = _first(n, queries.histories, 3, 8)
+    augmented = run.augmenter.augment(queries.histories.select(index), run.plan.seed)
     names = _display_names(run.split.train)
     found = []
-    for place, row in enumerate(rows):
-        part = slice(longer.offsets[place], longer.offsets[place + 1])
-        made = longer.synthetic[part]
-        items = longer.items[part]
+    for number, query in enumerate(index):
+        part = augmented.select(np.array([number]))
         found.append(
-            Example(
-                user=str(_user_name(run.split.train, int(longer.users[place]))),
-                generated=names(items[made]),
-                real=names(items[~made]),
-                target=names(queries.targets[row : row + 1])[0],
+            AugmentedHistory(
+                user=_user_name(augmented, number),
+                items=list(zip(names(part.items), part.synthetic.tolist(), strict=True)),
+                target=names(queries.targets[[query]])[0],
             )
         )
     return found
 
 
-def varied_sequences(run: TrainedRun, n: int = 3) -> list[Varied]:
-    """Some users' training sequences with the easiest and the hardest of their variants.
+def sequences_with_copies(run: RunDirectory, n: int = 3) -> list[SequenceWithCopies]:
+    """Training sequences of some users with the first and the last of their augmented copies.
 
-    Empty where the augmenter makes none.
+    Empty if the augmenter makes no copies, or if there is none.
     """
-    if not isinstance(run.augmenter, VaryingAugmenter):
+    if run.augmenter is None or not run.augmenter.training_only:
         return []
     train = run.split.train
-    rows = np.flatnonzero((train.lengths >= 4) & (train.lengths <= 8))[:n]
-    if not len(rows):
-        rows = np.flatnonzero(train.lengths > 0)[:n]
-    beside = run.augmenter.augment(train.select(rows), run.plan.seed)
-    variants = beside.variants
-    assert variants is not None
+    augmented = run.augmenter.augment(train.select(_first(n, train, 4, 8)), run.plan.seed)
+    copies = augmented.copies
+    if copies is None:
+        return []
     names = _display_names(train)
     found = []
-    for place in range(len(rows)):
-        own = beside[place]
+    for number, own in enumerate(augmented):
         shown = {}
-        for number in dict.fromkeys((0, len(variants) - 1)):
-            items = variants.items[number, beside.offsets[place] : beside.offsets[place + 1]]
-            what = f"variant {number + 1}, difficulty {variants.difficulty[number, place]:.3f}"
+        for which in dict.fromkeys((0, len(copies) - 1)):
+            items = copies.items[which, augmented.starts[number] : augmented.ends[number]]
+            heading = f"copy {which + 1}, difficulty {copies.difficulty[which, number]:.3f}"
             new = (~np.isin(items, own)).tolist()
-            shown[what] = list(zip(names(items), new, strict=True))
-        user = str(_user_name(train, int(beside.users[place])))
-        found.append(Varied(user, names(own), shown))
+            shown[heading] = list(zip(names(items), new, strict=True))
+        found.append(SequenceWithCopies(_user_name(augmented, number), names(own), shown))
     return found
 
 
-def drawn_lists(run: TrainedRun, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
-    """What a generative recommender shows some users: ten draws averaged, and three seeds alone.
+def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
+    """Lists of a generative recommender for some users: ten draws averaged, and three seeds alone.
 
     Empty for other recommenders.
     """
     model, queries = run.model, run.split.test
-    if not isinstance(model, GenerativeRecommender):
+    if not model.is_generative:
         return []
     model.eval()
-    rows = np.flatnonzero((queries.histories.lengths >= 4) & (queries.histories.lengths <= 10))
-    rows = rows[:n_users] if len(rows) else np.arange(min(n_users, len(queries)))
-    histories = queries.histories.select(rows)
-    longer = (
-        histories if run.augmenter is None else run.augmenter.lengthened(histories, run.plan.seed)
-    )
-    everyone = np.arange(len(rows))
-    tables = {"mean of 10 draws": model.averaged(longer, everyone, run.plan.seed, 10).mean}
-    for seed in range(3):
-        tables[f"one draw, seed {seed}"] = model.averaged(longer, everyone, seed, 1).first
-    names = _display_names(run.split.train)
-    shown = {
-        what: top_k(hide(table, seen_pairs(histories, everyone)), n_items)[1].cpu().numpy()
-        for what, table in tables.items()
+    index = _first(n_users, queries.histories, 4, 10)
+    histories = queries.histories.select(index)
+    shown = histories
+    if run.augmenter is not None:
+        shown = run.augmenter.augment_for_inference(histories, run.plan.seed)
+    everyone = np.arange(len(index))
+    hidden = seen_items(histories, everyone)
+    draws = {"mean of 10 draws": (run.plan.seed, 10)}
+    draws |= {f"one draw, seed {seed}": (seed, 1) for seed in range(3)}
+    lists = {
+        heading: model.search(shown, everyone, seed=seed, n_draws=n_draws, k=n_items, hidden=hidden)
+        .items.cpu()
+        .numpy()
+        for heading, (seed, n_draws) in draws.items()
     }
+    names = _display_names(run.split.train)
     return [
         DrawnLists(
             method=run.plan.label,
-            user=str(_user_name(run.split.train, int(histories.users[place]))),
-            history=names(histories.items[histories.offsets[place] : histories.offsets[place + 1]]),
-            target=names(queries.targets[row : row + 1])[0],
-            lists={what: names(items[place][items[place] > 0]) for what, items in shown.items()},
+            user=_user_name(histories, number),
+            history=names(histories[number]),
+            target=names(queries.targets[[query]])[0],
+            lists={
+                heading: names(items[number][items[number] > 0]) for heading, items in lists.items()
+            },
         )
-        for place, row in enumerate(rows)
+        for number, query in enumerate(index)
     ]
 
 
 def inspection(
-    run: TrainedRun, users: Sequence[str] | None = None, n: int = 3, seed: int = 0
+    run: RunDirectory, users: Sequence[str] | None = None, n: int = 3, seed: int = 0
 ) -> Inspection:
-    """What training would contrast now: the views of some users in raw ids, and their figures.
+    """Views that training would contrast now: of some users, in raw ids, and metrics of them.
 
     Args:
         run: of a contrastive recommender.
@@ -141,94 +133,99 @@ def inspection(
     """
     if n < 1:
         raise ConfigError(f"n must be at least 1, got {n}")
-    if not isinstance(run.model, ContrastiveRecommender):
-        contrastive = [
-            name
-            for name in method_names("recommender")
-            if issubclass(find("recommender", name), ContrastiveRecommender)
-        ]
+    if not isinstance(run.model, Contrastive):
+        names = method_names("recommender")
+        contrastive = [name for name in names if issubclass(find_recommender(name), Contrastive)]
         raise ConfigError(
             f"{run.path} is of {run.plan.model}, which contrasts no views; "
             f"these do: {', '.join(contrastive)}"
         )
     train = run.training_data()
-    rows = sampled_rows(train, n, seed) if users is None else _rows_of(train, users)
-
-    def names(items: np.ndarray) -> list[str]:
-        return [str(raw) for raw in train.catalog.decode(items)]
-
-    return _inspection(run.model, run.plan.label, train, rows, seed, names)
+    index = sample_sequences(train, n, seed) if users is None else _index_of(train, users)
+    return _inspection(run, train, index, seed, _raw_ids(train))
 
 
 def short_inspection(
-    run: TrainedRun, train: SequenceDataset, n_users: int = 3
+    run: RunDirectory, train: SequenceDataset, n_users: int = 3
 ) -> Inspection | None:
-    """What training contrasts for some users of short histories; None for other recommenders.
+    """Views that training contrasts of some short histories; None for other recommenders.
 
     Args:
         run: the run.
-        train: what its model was trained on.
+        train: the sequences that its model was trained on.
         n_users: how many to show.
     """
-    rows = trainable_rows(train)
-    if not isinstance(run.model, ContrastiveRecommender) or not len(rows):
+    index = trainable_sequences(train)
+    if not isinstance(run.model, Contrastive) or not len(index):
         return None
-    short = rows[(train.lengths[rows] >= 5) & (train.lengths[rows] <= 10)]
-    chosen = (short if len(short) else rows)[:n_users]
-    names = _display_names(train)
-    return _inspection(run.model, run.plan.label, train, chosen, run.plan.seed, names)
+    short = index[_between(train.lengths[index], 5, 10)]
+    chosen = (short if len(short) else index)[:n_users]
+    return _inspection(run, train, chosen, run.plan.seed, _display_names(train))
 
 
 def _inspection(
-    model: ContrastiveRecommender,
-    label: str,
+    run: RunDirectory,
     train: SequenceDataset,
-    rows: np.ndarray,
+    index: Int64[np.ndarray, " S"],
     seed: int,
-    names: Callable[[np.ndarray], list[str]],
+    names: Names,
 ) -> Inspection:
-    max_len: int = model.config.model_dump()["max_len"]
-    sample = sampled_rows(train, seed=seed)
+    model = run.model
+    assert isinstance(model, Contrastive)
+    sample = sample_sequences(train, seed=seed)
+    shown = inspect_views(model, train, index, seed)
     return Inspection(
-        label,
+        run.plan.label,
         seed,
         [
-            shown_sequence(sequence, str(_user_name(train, sequence.user)), names, train.vocab_size)
-            for sequence in inspected(model, train, rows, max_len, seed)
+            describe_sequence(sequence, _user_name(train, number), names, train.vocab_size)
+            for number, sequence in zip(index, shown, strict=True)
         ],
-        view_figures(inspected(model, train, sample, max_len, seed), model.encoder.table),
+        view_metrics(inspect_views(model, train, sample, seed), model.table.embeddings()),
         len(sample),
     )
 
 
-def _rows_of(train: SequenceDataset, users: Sequence[str]) -> np.ndarray:
-    """The rows of raw user ids, each with two items or more."""
+def _first(n: int, dataset: SequenceDataset, least: int, most: int) -> Int64[np.ndarray, " S"]:
+    """Indices of the first n sequences of such a length; if there are none, of any length."""
+    index = np.flatnonzero(_between(dataset.lengths, least, most))
+    return (index if len(index) else np.flatnonzero(dataset.lengths))[:n]
+
+
+def _between(lengths: Int64[np.ndarray, " S"], least: int, most: int) -> Bool[np.ndarray, " S"]:
+    return (lengths >= least) & (lengths <= most)
+
+
+def _index_of(train: SequenceDataset, users: Sequence[str]) -> Int64[np.ndarray, " S"]:
+    """Indices of the sequences of raw user ids, each with two items or more."""
     ids = train.catalog.user_ids
     known = (pl.Series(np.arange(train.catalog.n_users)) if ids is None else ids).cast(pl.String)
-    rows, trainable = [], trainable_rows(train)
+    index, trainable = [], trainable_sequences(train)
     for user in users:
         number = known.index_of(user)
         found = np.flatnonzero(train.users == (-1 if number is None else number))
         if not len(found):
             raise DataError(f"the training part holds no user {user!r}")
-        row = int(found[0])
-        if not (trainable == row).any():
+        if not np.isin(found[0], trainable):
             raise DataError(
-                f"user {user!r} has too few training items ({train.real_lengths[row]}): a sequence "
-                "to contrast and the item that comes next take two"
+                f"user {user!r} has too few training items ({train.real_lengths[found[0]]}): a "
+                "sequence to contrast and the item that comes next take two"
             )
-        rows.append(row)
-    return np.array(rows)
+        index.append(found[0])
+    return np.array(index)
 
 
-def _display_names(dataset: SequenceDataset) -> Callable[[np.ndarray], list[str]]:
-    catalog = dataset.catalog
-    if catalog.attributes is not None and "name" in catalog.attributes.columns:
-        names = catalog.attributes["name"]
-        return lambda items: names.gather(items - 1).to_list()
-    return lambda items: [str(raw) for raw in catalog.decode(items)]
+def _display_names(dataset: SequenceDataset) -> Names:
+    attributes = dataset.catalog.attributes
+    if attributes is not None and "name" in attributes.columns:
+        return lambda items: attributes["name"].gather(items - 1).to_list()
+    return _raw_ids(dataset)
 
 
-def _user_name(dataset: SequenceDataset, user: int) -> Any:
-    ids = dataset.catalog.user_ids
-    return user if ids is None else ids[user]
+def _raw_ids(dataset: SequenceDataset) -> Names:
+    return lambda items: [str(raw) for raw in dataset.catalog.decode(items)]
+
+
+def _user_name(dataset: SequenceDataset, index: int) -> str:
+    user, ids = int(dataset.users[index]), dataset.catalog.user_ids
+    return str(user if ids is None else ids[user])

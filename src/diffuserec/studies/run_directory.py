@@ -1,16 +1,16 @@
-"""A run: what was trained, and the directory that holds it.
+"""Directory of a run: the plan of what is trained, and everything that came of it.
 
-    run.json      what was trained, on what, with which settings and seed
+    run.json      the plan: data, methods, settings, seed; whether it is finished, and seconds
     model/        the recommender; ``diffuserec.load`` reads it
-    augmenter/    the augmenter, where there was one
-    curve.json    loss and validation figure of each epoch
+    augmenter/    the augmenter, if there is one
+    curve.json    loss and validation metric of each epoch
     test/         metrics.json and per_user.parquet
-    valid/        the same on the validation queries
+    valid/        the same files for the validation queries
     report.html   figures and tables
-    checkpoint/   only while training: what ``--resume`` continues from
+    checkpoint/   only while training: ``--resume`` continues from it
 
-Training one is :func:`diffuserec.studies.experiment.train_run`: it claims the directory, fills it and
-says when it is finished. Here a run is opened, measured and asked what it cost.
+:func:`diffuserec.studies.train_run.train_run` claims a directory, fills it and marks it finished.
+Here a run is opened, measured and asked what it cost.
 """
 
 import json
@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffuserec.models.base import Augmenter, Recommender, load
 from diffuserec.data import (
     SequenceDataset,
     Split,
@@ -29,27 +28,34 @@ from diffuserec.data import (
     load_dataset,
     temporal,
 )
-from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation import Evaluation, evaluate, has_distribution, load_evaluation
-from diffuserec.training.loop import Epoch, checkpoint_files
+from diffuserec.errors import ConfigError, DataError, did_you_mean
+from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
+from diffuserec.files import write_json
+from diffuserec.models.base import Augmenter, Epoch, Recommender
+from diffuserec.models.methods import load, load_augmenter
+from diffuserec.training.checkpoint import checkpoint_files
 
 _FORMAT = "diffuserec-run"
 _VERSION = 1
 
-SplitName = Literal["leave-one-out", "temporal"]
+SPLITS: dict[str, Callable[[SequenceDataset], Split]] = {
+    "leave-one-out": leave_one_out,
+    "temporal": temporal,
+}
+"""Splits of a log by name."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is: enough to train it again.
+    """Plan of a run: enough to train it again.
 
     Attributes:
         data: the prepared dataset.
         model: name of the recommender.
         settings: its hyper-parameters that are not the defaults.
         augment: name of the augmenter, or None.
-        augment_settings: likewise.
-        split: how the log is divided.
+        augment_settings: hyper-parameters of the augmenter that are not the defaults.
+        split: name of the split, see ``SPLITS``.
         seed: of the run.
     """
 
@@ -58,18 +64,27 @@ class Plan:
     settings: Mapping[str, Any]
     augment: str | None = None
     augment_settings: Mapping[str, Any] | None = None
-    split: SplitName = "leave-one-out"
+    split: str = "leave-one-out"
     seed: int = 0
 
     @property
     def label(self) -> str:
-        """How the run is called in tables."""
+        """Name of the run in tables."""
         return self.model if self.augment is None else f"{self.model} + {self.augment}"
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedRun:
-    """A run read back: its plan, its models, and the log that it was trained on, divided."""
+class RunDirectory:
+    """A run read back.
+
+    Attributes:
+        path: its directory.
+        plan: what was trained.
+        model: the trained recommender.
+        augmenter: the fitted augmenter, or None.
+        split: the log that it was trained on, divided.
+        facts: protocol facts of the log.
+    """
 
     path: Path
     plan: Plan
@@ -79,9 +94,25 @@ class TrainedRun:
     facts: dict[str, Any]
 
     def training_data(self) -> SequenceDataset:
-        """What the model was trained on: the training part, lengthened by the augmenter if any."""
+        """Sequences that the model was trained on: the training part, augmented if at all."""
         train = self.split.train
         return train if self.augmenter is None else self.augmenter.augment(train, self.plan.seed)
+
+    def measure(self, model: Recommender, part: str = "test", **options: Any) -> Evaluation:
+        """Evaluation of any model on the test or validation queries of the run's log.
+
+        Args:
+            model: fitted to the log.
+            part: ``test`` or ``valid``.
+            options: of :func:`evaluate`.
+        """
+        return evaluate(
+            model,
+            self.split.test if part == "test" else self.split.valid,
+            dataset_name=Path(self.plan.data).name,
+            facts={**self.facts, "split": f"{self.split.protocol}, {part}"},
+            **options,
+        )
 
     def evaluate(
         self,
@@ -89,21 +120,18 @@ class TrainedRun:
         candidates: str = "full",
         filter_seen: bool = True,
     ) -> Evaluation:
-        """Measures the run; the default protocol is read from the run where it stands there."""
+        """Evaluation of the run; under the default protocol it is stored, and read from there."""
         default = candidates == "full" and filter_seen
         if default and (self.path / part / "metrics.json").is_file():
             return load_evaluation(self.path / part)
-        queries = self.split.test if part == "test" else self.split.valid
-        result = evaluate(
+        result = self.measure(
             self.model,
-            queries,
+            part,
             augmenter=self.augmenter,
             filter_seen=filter_seen,
             candidates=candidates,
             seed=self.plan.seed,
-            with_uncertainty=default and has_distribution(self.model),
-            dataset_name=Path(self.plan.data).name,
-            facts={**self.facts, "split": f"{self.split.protocol}, {part}"},
+            with_uncertainty=default and self.model.has_distribution,
         )
         if default:
             result.save(self.path / part)
@@ -116,32 +144,30 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
     Raises:
         ConfigError: there is no such split.
     """
-    splits: dict[str, Callable[[SequenceDataset], Split]] = {
-        "leave-one-out": leave_one_out,
-        "temporal": temporal,
-    }
-    if name not in splits:
-        raise ConfigError(f"no split {name!r}; there are: {', '.join(splits)}")
-    return splits[name](dataset)
+    if name not in SPLITS:
+        raise ConfigError(
+            f"no split {name!r}{did_you_mean(name, SPLITS)}; there are: {', '.join(SPLITS)}"
+        )
+    return SPLITS[name](dataset)
 
 
 def log_facts(data: str, split: Split) -> dict[str, Any]:
-    """What every protocol says of a prepared log: its filters, and how many users are too short."""
+    """Protocol facts of a prepared log: its filters, and the number of users that are too short."""
     filters = dataset_manifest(data)["note"].get("filters", "none")
     return {"filters": filters, "n_too_short": split.n_too_short}
 
 
 def claim(path: Path, plan: Plan, resume: bool) -> None:
-    """Makes a directory that of a run of this plan, or takes an interrupted one up again.
+    """Makes a directory that of a run of this plan, or resumes an interrupted one.
 
     Args:
         path: the run's directory.
         plan: what is going to be trained.
-        resume: whether a run that stands there may be continued.
+        resume: whether there is a run to continue.
 
     Raises:
         ConfigError: it holds a run that was not asked to be resumed, is finished, or is of another
-            plan.
+            plan; or none that could be resumed.
         DataError: it holds something else.
     """
     if path.exists() and any(path.iterdir()):
@@ -152,38 +178,40 @@ def claim(path: Path, plan: Plan, resume: bool) -> None:
             )
         if document["complete"]:
             raise ConfigError(f"{path} is finished: there is nothing to resume")
-        _same_plan(path, plan)
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "run.json", _document(plan, complete=False, seconds={}))
+        _require_same_plan(path, plan)
+    elif resume:
+        raise ConfigError(f"{path} holds no run to resume: leave out --resume")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_run(path, plan, complete=False, seconds={})
 
 
 def is_finished(path: Path, plan: Plan) -> bool:
-    """Whether a run of this plan stands there and is finished.
+    """Whether the directory holds a finished run of this plan.
 
     Raises:
-        ConfigError: a run of another plan does.
-        DataError: something else does.
+        ConfigError: it holds a run of another plan.
+        DataError: it holds something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False
-    _same_plan(path, plan)
+    _require_same_plan(path, plan)
     return bool(_read_run(path)["complete"])
 
 
 def finish(path: Path, plan: Plan, seconds: Mapping[str, float]) -> None:
-    """Says in a run's directory that it is finished; its checkpoint is not needed any more.
+    """Marks a run as finished and removes its checkpoint, which is not needed any more.
 
     Args:
         path: the run's directory.
         plan: what was trained.
         seconds: that each part took.
     """
-    write_json(path / "run.json", _document(plan, complete=True, seconds=seconds))
+    _write_run(path, plan, complete=True, seconds=seconds)
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
 
 
-def open_run(path: Path | str) -> TrainedRun:
+def open_run(path: Path | str) -> RunDirectory:
     """Reads a finished run back.
 
     Raises:
@@ -196,30 +224,34 @@ def open_run(path: Path | str) -> TrainedRun:
         raise DataError(f"{source} is a run that has not finished{hint}")
     plan = Plan(**document["plan"])
     split = split_dataset(load_dataset(plan.data), plan.split)
-    augmenter = load(source / "augmenter") if plan.augment is not None else None
-    return TrainedRun(
+    augmenter = load_augmenter(source / "augmenter") if plan.augment is not None else None
+    return RunDirectory(
         source, plan, load(source / "model"), augmenter, split, log_facts(plan.data, split)
     )
 
 
-def seen_kept(path: Path) -> Evaluation:
-    """A finished run measured on test with seen items kept in the ranking, once for all."""
-    if not (path / "test_seen_kept").is_dir():
-        open_run(path).evaluate(filter_seen=False).save(path / "test_seen_kept")
-    return load_evaluation(path / "test_seen_kept")
+def evaluate_unfiltered(path: Path) -> Evaluation:
+    """Test evaluation of a finished run with seen items not filtered, made once and stored."""
+    stored = path / "test_seen_not_filtered"
+    if not stored.is_dir():
+        open_run(path).evaluate(filter_seen=False).save(stored)
+    return load_evaluation(stored)
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Seed, seconds of a finished run, its recommender's validated epochs and best figure of them.
+    """Seed, seconds, validated epochs of the recommender and its best validation metric.
 
     Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
-    part alone, those of all its epochs. The fit of an augmenter counts in the run that it was
-    fitted in, not in those that took it over.
+    part alone, those of all its epochs. The fit of an augmenter counts in the run in which it was
+    fitted, not in those that share it.
+
+    Args:
+        path: of a finished run.
     """
     document = _read_run(path)
     epochs = read_curve(path / "curve.json")
-    of_augmenter = path / "augmenter-curve.json"
-    n_before = len(read_curve(of_augmenter)) if of_augmenter.exists() else 0
+    augmenter_curve = path / "augmenter-curve.json"
+    n_before = len(read_curve(augmenter_curve)) if augmenter_curve.exists() else 0
     valid = [epoch.valid for epoch in epochs[n_before:] if epoch.valid is not None]
     return {
         "seed": document["plan"]["seed"],
@@ -230,18 +262,11 @@ def cost(path: Path) -> dict[str, Any]:
 
 
 def read_curve(file: Path) -> list[Epoch]:
-    """The epochs of a run, from its ``curve.json``."""
-    return [Epoch(**record) for record in json.loads(file.read_text())]
+    """Epochs of a run, from its ``curve.json``."""
+    return [Epoch(**record) for record in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, which appears whole or not at all."""
-    work = path.with_name(f".{path.name}.partial")
-    work.write_text(json.dumps(content, indent=2) + "\n")
-    work.replace(path)
-
-
-def _same_plan(path: Path, plan: Plan) -> None:
+def _require_same_plan(path: Path, plan: Plan) -> None:
     started = _read_run(path)["plan"]
     for what, value in json.loads(json.dumps(asdict(plan))).items():
         if started[what] != value:
@@ -251,19 +276,20 @@ def _same_plan(path: Path, plan: Plan) -> None:
             )
 
 
-def _document(plan: Plan, complete: bool, seconds: Mapping[str, float]) -> dict[str, Any]:
-    return {
+def _write_run(path: Path, plan: Plan, complete: bool, seconds: Mapping[str, float]) -> None:
+    document = {
         "format": _FORMAT,
         "version": _VERSION,
         "complete": complete,
         "plan": asdict(plan),
         "seconds": dict(seconds),
     }
+    write_json(path / "run.json", document)
 
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads((path / "run.json").read_text())
+        document: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
     if document.get("format") != _FORMAT or document.get("version") != _VERSION:

@@ -1,0 +1,105 @@
+"""Commands about logs: prepare, describe, augment."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuserec.cli import options, show
+from diffuserec.errors import DataError
+
+
+def prepare(
+    log: Annotated[Path, typer.Argument(help="The interaction log.")],
+    out: options.Out,
+    min_user: Annotated[int | None, typer.Option(help="Interactions a user must have.")] = None,
+    min_item: Annotated[int | None, typer.Option(help="Interactions an item must have.")] = None,
+    merge_repeats: Annotated[
+        bool, typer.Option(help="Keep only the oldest of a user's interactions with an item.")
+    ] = False,
+    format: options.Format = None,
+    user: options.User = None,
+    item: options.Item = None,
+    time: options.Time = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Reads a log of any known format into a dataset that the other commands map from disk.
+
+    diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
+    diffuserec prepare ratings.dat --format movielens --out data/ml-1m
+    """
+    from diffuserec.data import read_log
+
+    if out.exists():
+        raise DataError(f"{out} exists already: choose another --out or remove it")
+    interactions = read_log(log, format=format, user=user, item=item, time=time)
+    if min_user is not None or min_item is not None or merge_repeats:
+        interactions = interactions.filter(min_user, min_item, merge_repeats)
+    filters = [f"user>={min_user}"] * (min_user is not None)
+    filters += [f"item>={min_item}"] * (min_item is not None)
+    filters += ["repeats merged"] * merge_repeats
+    note = {"source": log.name, "filters": ", ".join(filters) or "none"}
+    interactions.to_dataset().save(out, note=note)
+    if as_json:
+        show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **note})
+    else:
+        show.print_line(interactions.describe())
+        show.print_line(f"dataset: {out}")
+
+
+def describe(data: options.Data, as_json: options.AsJson = False) -> None:
+    """Statistics of a prepared dataset: sizes, history lengths, repeats, users without queries.
+
+    diffuserec describe data/clicks
+    """
+    from diffuserec.data.statistics import description
+
+    facts = description(data)
+    if as_json:
+        show.print_json(facts)
+    else:
+        show.facts(str(data), facts)
+
+
+def augment(
+    data: options.Data,
+    method: Annotated[str, typer.Option(help="An augmenter; 'diffuserec models' lists them.")],
+    out: options.Out,
+    format: Annotated[
+        str | None, typer.Option(help="csv, parquet, sequences or inter; else by the name.")
+    ] = None,
+    max_history: Annotated[
+        int | None,
+        typer.Option(
+            help="Only users with at most so many training items (where items come in front)."
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    settings: options.Set = None,
+) -> None:
+    """Writes the log with synthetic items, for training any other system on.
+
+    The augmenter learns from, and looks at, the training part only; validation and test items
+    stay untouched at the end of each history. An augmenter that makes copies of histories adds a
+    user for each copy, U#1, U#2, and so on.
+
+    Examples:
+
+        diffuserec augment data/clicks --method diffuasr --out clicks-augmented.csv
+        diffuserec augment data/clicks --method random --max-history 5 --out augmented.parquet
+        diffuserec augment data/clicks --method diff4rec --set n_copies=3 --out copies.csv
+    """
+    from diffuserec.data import from_dataset
+    from diffuserec.data.formats import writable_format
+    from diffuserec.models.base import Runtime
+    from diffuserec.serving.augmented_log import augment_log
+
+    writable_format(out, format)
+    runtime = Runtime(device=device, precision=precision, seed=seed)
+    augmented = augment_log(data, method, options.parse_pairs(settings), runtime, max_history)
+    from_dataset(augmented).write(out, format)
+    n_synthetic = int(augmented.synthetic.sum())
+    n_real = len(augmented.items) - n_synthetic
+    show.say(f"{n_synthetic:,} synthetic and {n_real:,} real items: {out}")

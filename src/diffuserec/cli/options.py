@@ -1,0 +1,53 @@
+"""Options that several commands have, and the reading of their text."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from diffuserec.errors import ConfigError
+
+Data = Annotated[Path, typer.Argument(help="A prepared dataset.")]
+RunPath = Annotated[Path, typer.Argument(help="A finished run.")]
+Out = Annotated[Path, typer.Option("--out", help="File or directory to write.")]
+Page = Annotated[Path | None, typer.Option("--out", help="HTML file to write.")]
+Seed = Annotated[int, typer.Option(help="Of initialization, order, dropout and noise.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"], typer.Option(help="bf16 runs matrix products in bfloat16.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="csv, tsv, parquet, jsonl, inter, movielens, sequences or pairs."),
+]
+User = Annotated[str | None, typer.Option(help="Name of the column of user ids.")]
+Item = Annotated[str | None, typer.Option(help="Name of the column of item ids.")]
+Time = Annotated[str | None, typer.Option(help="Name of the column of times.")]
+KeepSeen = Annotated[bool, typer.Option("--keep-seen", help="Do not filter seen items.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A hyper-parameter as name=value (none for no value); may be repeated."
+    ),
+]
+
+
+def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:
+    """Hyper-parameters from their text: values as in TOML, else as they stand."""
+    settings = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"a setting is written name=value, got {pair!r}")
+        try:
+            settings[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name] = text
+    return settings
+
+
+def parse_ids(text: str | None) -> list[str] | None:
+    """Raw ids from text with commas between them."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,172 @@
+"""Commands about finished runs: evaluate, compare, views, recommend; and the list of models."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffuserec.cli import options, show
+
+
+def evaluate(
+    run: options.RunPath,
+    split: Annotated[Literal["test", "valid"], typer.Option(help="Which queries.")] = "test",
+    candidates: Annotated[str, typer.Option(help="full, or uniform:100 sampled.")] = "full",
+    keep_seen: options.KeepSeen = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measures a run; says under which protocol.
+
+    diffuserec evaluate runs/sasrec
+    diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
+    """
+    from diffuserec.studies.run_directory import open_run
+
+    result = open_run(run).evaluate(split, candidates, filter_seen=not keep_seen)
+    show.evaluation(result, as_json)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of the same data.")],
+    out: options.Page = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compares several runs and trivial baselines in one table, with significance.
+
+    Runs that differ only in their seed are one method. Methods are compared with the first, an
+    augmented one with the same recommender alone if that is among them.
+
+    Examples:
+
+        diffuserec compare runs/sasrec runs/diffuasr --out report.html
+    """
+    from diffuserec.studies.compare import compare_runs
+
+    report = compare_runs(runs, out)
+    if as_json:
+        show.print_line(report.json())
+    else:
+        show.report(report)
+
+
+def views(
+    run: Annotated[Path, typer.Argument(help="A finished run of a contrastive recommender.")],
+    user: Annotated[
+        list[str] | None, typer.Option(help="A user's id in the log; may be repeated.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Users to draw if none is named.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the views and of who is drawn.")] = 0,
+    out: options.Page = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Shows the views of users' histories that a contrastive recommender learns to tell apart.
+
+    Metrics over up to 2,000 training sequences follow: how many positions change, how often the
+    item stays, and how similar replacements are to the items that they replace.
+
+    Examples:
+
+        diffuserec views runs/simdiffrec --n 2
+        diffuserec views runs/simdiffrec --user U0012 --user U0440 --out views.html
+    """
+    from dataclasses import asdict
+
+    from diffuserec.reports.html import write_inspection
+    from diffuserec.studies.examples import inspection
+    from diffuserec.studies.run_directory import open_run
+
+    opened = open_run(run)
+    found = inspection(opened, user, n, seed)
+    if out is not None:
+        data = Path(opened.plan.data).name
+        write_inspection(
+            out,
+            found,
+            title=f"Views of {found.method} on {data}",
+            facts=f"{data}, training part of {opened.split.protocol} · no dropout · seed {seed}",
+        )
+    if as_json:
+        show.print_json(asdict(found))
+    else:
+        show.inspection(found)
+        if out is not None:
+            show.print_line(f"page: {out}")
+
+
+def recommend(
+    run: options.RunPath,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, with commas between.")
+    ] = None,
+    histories: Annotated[
+        Path | None, typer.Option(help="A log of users to recommend to, of any known format.")
+    ] = None,
+    format: options.Format = None,
+    user: options.User = None,
+    item: options.Item = None,
+    time: options.Time = None,
+    k: Annotated[int, typer.Option("-k", help="List length.")] = 10,
+    keep_seen: options.KeepSeen = False,
+    allow: Annotated[str | None, typer.Option(help="Only these ids, with commas.")] = None,
+    deny: Annotated[str | None, typer.Option(help="None of these ids, with commas.")] = None,
+    refuse_unknown: Annotated[
+        bool, typer.Option(help="Refuse ids that the catalog does not hold.")
+    ] = False,
+    n_draws: Annotated[
+        int | None,
+        typer.Option(help="Noise draws to average; shows the spread of each probability."),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(help="0 ranks by the mean of the draws, 1 by one draw of the seed.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .csv, .parquet or .jsonl file to write.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Recommends next items for one history, or for every user of a file. Raw ids in and out.
+
+    diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
+    diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
+    diffuserec recommend runs/diffrec --history "B0012,B0440" --n-draws 10
+    diffuserec recommend runs/diffrec --history "B0012,B0440" --diversity 1 --seed 7
+    """
+    from diffuserec.serving.lists import recommend_from
+
+    lists = recommend_from(
+        run,
+        options.parse_ids(history),
+        histories,
+        columns={"format": format, "user": user, "item": item, "time": time},
+        k=k,
+        filter_seen=not keep_seen,
+        allow=options.parse_ids(allow),
+        deny=options.parse_ids(deny),
+        on_unknown="refuse" if refuse_unknown else "skip",
+        n_draws=n_draws,
+        diversity=diversity,
+        seed=seed,
+        out=out,
+        say=show.say,
+    )
+    if as_json:
+        show.print_json({"recommendations": lists.to_dicts()})
+    elif out is not None:
+        show.say(f"{lists.height:,} lines: {out}")
+    else:
+        show.lists(lists)
+
+
+def models(as_json: options.AsJson = False) -> None:
+    """Lists all recommenders and augmenters, a line each.
+
+    diffuserec models
+    """
+    from diffuserec.models.methods import method_summaries
+
+    found = method_summaries()
+    if as_json:
+        show.print_json({"methods": found})
+    else:
+        show.table(("kind", "name", "summary"), [list(method.values()) for method in found])

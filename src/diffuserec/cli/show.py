@@ -1,0 +1,133 @@
+"""Printing of results on a terminal: tables on standard output, messages on standard error."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from diffuserec.evaluation import Evaluation
+    from diffuserec.reports.inspection import Inspection, ShownView
+    from diffuserec.reports.report import Report
+
+_out = Console() if sys.stdout.isatty() else Console(width=130)  # a pipe has no 80 columns
+_err = Console(stderr=True)
+
+_MOST_LINES = 200
+
+
+def say(line: str) -> None:
+    """Prints a message on standard error."""
+    _err.print(line, style="dim", markup=False, highlight=False)
+
+
+def print_error(line: str) -> None:
+    """Prints an error on standard error, in one line however long it is."""
+    _err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_line(line: str) -> None:
+    """Prints text on standard output as it is."""
+    _out.print(line, markup=False, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Prints one JSON object on standard output."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def facts(title: str, values: Mapping[str, Any]) -> None:
+    """Prints a table of facts by name; whole numbers with commas."""
+    shown = Table(title=title, show_header=False)
+    for name, value in values.items():
+        shown.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    _out.print(shown)
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Prints a table of texts."""
+    shown = Table(*columns)
+    for line in lines:
+        shown.add_row(*line)
+    _out.print(shown)
+
+
+def lists(found: "pl.DataFrame") -> None:
+    """Prints recommendations, the first of them if there are many."""
+    shown = found.drop("n_unknown")
+    lines = [
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        for values in shown.head(_MOST_LINES).iter_rows()
+    ]
+    table(shown.columns, lines)
+    if shown.height > _MOST_LINES:
+        say(f"the first {_MOST_LINES} of {shown.height:,} lines; --out FILE writes them all")
+
+
+def report(found: "Report") -> None:
+    """Prints a report as wide as the terminal."""
+    print_line(found.text(width=_out.width))
+
+
+def evaluation(found: "Evaluation", as_json: bool) -> None:
+    """Prints metrics and protocol of an evaluation."""
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+        return
+    facts(found.method, {name: f"{value:.4f}" for name, value in found.metrics.items()})
+    print_line(str(found.protocol))
+    if found.repeat_note:
+        print_line(f"Note: {found.repeat_note}.")
+
+
+def inspection(found: "Inspection") -> None:
+    """Prints users' sequences with their views, and metrics of the views."""
+    from diffuserec.reports.inspection import metric_table
+
+    for sequence in found.sequences:
+        _out.print(Text(f"{found.method}, user {sequence.user}"))
+        aligned = [view for view in sequence.views if view.aligned]
+        if aligned:
+            columns = Table()
+            columns.add_column("position", justify="right")
+            for heading in ("original", *sequence.confidences, *(view.name for view in aligned)):
+                columns.add_column(Text(heading))
+            for position, item in enumerate(sequence.items):
+                columns.add_row(
+                    str(position + 1),
+                    Text(item),
+                    *(f"{values[position]:.3f}" for values in sequence.confidences.values()),
+                    *(_marked(view, position) for view in aligned),
+                )
+            _out.print(columns)
+        else:
+            _out.print(Text(f"original: {', '.join(sequence.items)}"))
+        for view in sequence.views:
+            if not view.aligned:
+                items = Text(", ").join(_marked(view, at) for at in range(len(view.items)))
+                same = view.items == sequence.items
+                _out.print(Text(f"{view.name}: ") + (Text("the same items") if same else items))
+        _out.print()
+    print_line(
+        "* another item than the original's, or one that it does not hold; "
+        "= chosen anew, and the original's item again"
+    )
+    print_line(f"\nover {found.n_sequences:,} training sequences")
+    by_view = Table("")
+    for metrics in found.metrics:
+        by_view.add_column(Text(metrics.view), justify="right")
+    for label, cells in metric_table(found.metrics):
+        by_view.add_row(label, *cells)
+    _out.print(by_view)
+
+
+def _marked(view: "ShownView", position: int) -> Text:
+    signs = {"replaced": ("* ", "bold"), "kept": ("= ", "dim"), "": ("", "")}
+    sign, style = signs[view.changes[position]]
+    return Text(sign + view.items[position], style=style)

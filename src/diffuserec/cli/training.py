@@ -1,0 +1,127 @@
+"""Commands that train: demo, train, experiment, curve."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuserec.cli import options, show
+from diffuserec.errors import ConfigError
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory to write.")] = Path("demo"),
+    seed: options.Seed = 0,
+) -> None:
+    """Trains and compares models on the built-in store, in a few minutes.
+
+    Trains SASRec with and without DiffuASR's items, and DiffRec; compares them with popularity,
+    Markov and the best possible, and writes a report to look at.
+
+    Examples:
+
+        diffuserec demo --out demo
+    """
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.demo import run_demo
+
+    show.report(run_demo(out, Runtime(seed=seed), show.say))
+    show.print_line(f"report: {out / 'report.html'}")
+
+
+def train(
+    data: options.Data,
+    out: options.Out,
+    model: Annotated[str, typer.Option(help="A recommender; 'diffuserec models' lists them.")],
+    augment: Annotated[str | None, typer.Option(help="An augmenter to train on.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    split: Annotated[
+        str, typer.Option(help="How to divide the log: leave-one-out or temporal.")
+    ] = "leave-one-out",
+    settings: options.Set = None,
+    augment_settings: Annotated[
+        list[str] | None,
+        typer.Option("--augment-set", help="A hyper-parameter of the augmenter, name=value."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Trains a recommender, compares it with trivial baselines and writes a report.
+
+    diffuserec train data/clicks --model sasrec --out runs/sasrec
+    diffuserec train data/clicks --model sasrec --augment diffuasr --out runs/diffuasr
+    diffuserec train data/clicks --model sasrec --set dim=128 --set loss=gbce --out runs/gbce
+    """
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.run_directory import Plan
+    from diffuserec.studies.train_run import silent, train_run
+
+    if augment_settings and not augment:
+        raise ConfigError("--augment-set needs --augment NAME")
+    plan = Plan(
+        data=str(data.resolve()),
+        model=model,
+        settings=options.parse_pairs(settings),
+        augment=augment,
+        augment_settings=options.parse_pairs(augment_settings) if augment else None,
+        split=split,
+        seed=seed,
+    )
+    runtime = Runtime(device=device, precision=precision, seed=seed, resume=resume)
+    with _resumable():
+        run = train_run(plan, out, runtime, say=silent if as_json else show.say)
+    show.evaluation(run.evaluate(), as_json)
+    if not as_json:
+        show.print_line(f"report: {out / 'report.html'}")
+
+
+def experiment(
+    file: Annotated[Path, typer.Argument(help="A TOML file of variants and seeds.")],
+    data: options.Data,
+    out: options.Out,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+) -> None:
+    """Trains every variant and seed of a file and reports; run again to continue.
+
+    diffuserec experiment experiments/augmentation.toml data/beauty --out runs/table
+    """
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.experiment import run_experiment
+
+    with _resumable("run the same command again"):
+        show.report(run_experiment(file, data, out, Runtime(device, precision), show.say))
+
+
+def curve(
+    file: Annotated[Path, typer.Argument(help="A TOML file of a model and a varied setting.")],
+    data: options.Data,
+    out: options.Out,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+) -> None:
+    """Measures a model at several values of a setting, as table and figure; run again to continue.
+
+    diffuserec curve experiments/diffrec_steps.toml data/beauty --out runs/steps
+    """
+    from diffuserec.models.base import Runtime
+    from diffuserec.reports.sensitivity import sensitivity_table
+    from diffuserec.studies.sensitivity import run_sensitivity
+
+    with _resumable("run the same command again"):
+        document = run_sensitivity(file, data, out, Runtime(device, precision), show.say)
+    sys.stdout.write(sensitivity_table(document))
+
+
+@contextlib.contextmanager
+def _resumable(how: str = "add --resume to the same command") -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        show.say(f"interrupted; to continue from the last epoch, {how}")
+        raise typer.Exit(130) from None

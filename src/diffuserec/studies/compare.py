@@ -1,0 +1,133 @@
+"""Comparison of finished runs with each other and with trivial baselines."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from diffuserec.errors import ConfigError
+from diffuserec.evaluation import Evaluation
+from diffuserec.models.base import Contrastive
+from diffuserec.models.methods import find_recommender
+from diffuserec.reports.html import write_html
+from diffuserec.reports.report import Report
+from diffuserec.studies.examples import (
+    augmented_histories,
+    drawn_lists,
+    sequences_with_copies,
+    short_inspection,
+)
+from diffuserec.studies.run_directory import RunDirectory, open_run, read_curve
+
+BASELINES = ("popularity", "markov")
+"""Recommenders that need no training and are compared with every run."""
+
+
+def compare_runs(
+    paths: Sequence[Path | str],
+    out: Path | None = None,
+    title: str | None = None,
+    names: Sequence[str] | None = None,
+) -> Report:
+    """One report of several runs and the trivial baselines, with significance.
+
+    Runs of one plan that differ only in their seed are one method. Methods are compared with the
+    first, an augmented one with the same recommender alone if that is among them.
+
+    Args:
+        paths: directories of finished runs, all of the same data.
+        out: file of the HTML report; None writes none.
+        title: of that report.
+        names: of the methods, one for each run; runs of one name are one method. By default the
+            names of recommender and augmenter.
+
+    Raises:
+        ConfigError: no runs, or runs of different data.
+    """
+    if not paths:
+        raise ConfigError("give at least one run to compare")
+    runs = [open_run(path) for path in paths]
+    data = {run.plan.data for run in runs}
+    if len(data) > 1:
+        raise ConfigError(
+            f"these runs are of different data and can't be compared: {', '.join(sorted(data))}"
+        )
+    methods: dict[str, list[RunDirectory]] = {}
+    for name, run in zip(names or _names(runs), runs, strict=True):
+        methods.setdefault(name, []).append(run)
+    results = {name: [run.evaluate() for run in seeds] for name, seeds in methods.items()}
+    report = Report.of(with_baselines(results, runs[0]), _unaugmented(methods))
+    if out is not None:
+        first = {name: seeds[0] for name, seeds in methods.items()}
+        augmented = next((run for run in first.values() if run.augmenter is not None), None)
+        generative = _best(run for run in first.values() if run.model.is_generative)
+        contrastive = _best(run for run in first.values() if isinstance(run.model, Contrastive))
+        write_html(
+            out,
+            report,
+            title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
+            curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
+            augmented=augmented_histories(augmented) if augmented else [],
+            copied=sequences_with_copies(augmented) if augmented else [],
+            drawn=drawn_lists(generative) if generative else [],
+            inspection=(
+                short_inspection(contrastive, contrastive.training_data()) if contrastive else None
+            ),
+        )
+    return report
+
+
+def baseline_evaluations(run: RunDirectory) -> dict[str, Evaluation]:
+    """Test evaluations of the trivial baselines, fitted to the log of a run."""
+    return {name: run.measure(find_recommender(name)().fit(run.split.train)) for name in BASELINES}
+
+
+def with_baselines(
+    results: Mapping[str, list[Evaluation]], run: RunDirectory
+) -> dict[str, list[Evaluation]]:
+    """Evaluations with those of the trivial baselines after them.
+
+    Args:
+        results: evaluations by method; one called like a baseline, of other settings, stays.
+        run: any of the runs.
+    """
+    baselines = {
+        f"{name} (default)" if name in results else name: [evaluation]
+        for name, evaluation in baseline_evaluations(run).items()
+    }
+    return {**results, **baselines}
+
+
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    """Label of each run's plan, with the first directory where different plans share a label."""
+    keys = [json.dumps(asdict(replace(run.plan, seed=0)), sort_keys=True) for run in runs]
+    first: dict[str, RunDirectory] = {}
+    for key, run in zip(keys, runs, strict=True):
+        first.setdefault(key, run)
+    labels = [run.plan.label for run in first.values()]
+    names = {
+        key: label if labels.count(label) == 1 else f"{label} ({run.path.name})"
+        for (key, run), label in zip(first.items(), labels, strict=True)
+    }
+    return [names[key] for key in keys]
+
+
+def _best(runs: Iterable[RunDirectory]) -> RunDirectory | None:
+    return max(runs, key=lambda run: run.evaluate().metrics["MRR"], default=None)
+
+
+def _unaugmented(methods: Mapping[str, list[RunDirectory]]) -> dict[str, str]:
+    """By augmented method, the one of the same recommender and settings without augmenter."""
+    keys = {
+        name: f"{seeds[0].plan.model} {seeds[0].model.config.model_dump_json()}"
+        for name, seeds in methods.items()
+    }
+    plain: dict[str, str] = {}
+    for name, seeds in methods.items():
+        if seeds[0].plan.augment is None:
+            plain.setdefault(keys[name], name)
+    return {
+        name: plain[keys[name]]
+        for name, seeds in methods.items()
+        if seeds[0].plan.augment is not None and keys[name] in plain
+    }
