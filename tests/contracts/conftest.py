@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 
-from diffuserec.data import SequenceDataset, Split, Store, leave_one_out
-from diffuserec.models.base import Augmenter, Recommender, StateRecommender
-
-from .suite import GENERATIVE, PARALLEL, PREPENDING, RECOMMENDERS, fitted, frozen, with_ids
-
 pytest.register_assert_rewrite(f"{__package__}.suite")
+
+from diffuserec.data import SequenceDataset, Split, Store, leave_one_out  # noqa: E402
+from diffuserec.models.base import Augmenter, Recommender, StateRecommender  # noqa: E402
+
+from .suite import (  # noqa: E402
+    GENERATIVE,
+    PARALLEL,
+    PREPENDING,
+    RECOMMENDERS,
+    fitted,
+    frozen,
+    with_ids,
+)
 
 
 @pytest.fixture(scope="session")

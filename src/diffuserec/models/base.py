@@ -150,9 +150,7 @@ class Method(nn.Module, ABC):
         """Makes the parameters for this catalog. Draws from torch's default generator."""
 
     @abstractmethod
-    def learn(
-        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
-    ) -> list[Epoch]:
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         """Learns from `train`; `valid` only decides when to stop.
 
         Called by :meth:`fit` with parameters built and items counted.
@@ -545,18 +543,14 @@ Answer = TypeVar("Answer", Found, Certainty, _Spread)
 
 
 def _merged(n: int, answers: list[tuple[np.ndarray, Answer]]) -> Answer:
-    """Answers about parts of n histories, put together; what no part has stays empty."""
+    """Answers about parts of n histories, put together."""
     kind = type(answers[0][1])
     whole = []
     for name in (field.name for field in fields(kind)):
-        parts = [(torch.from_numpy(at), getattr(answer, name)) for at, answer in answers]
-        some = parts[-1][1]
-        if all(len(values) == 0 for _, values in parts):
-            whole.append(some)
-            continue
-        merged = some.new_zeros(n, *some.shape[1:])
-        for at, values in parts:
-            merged[at.to(merged.device)] = values.to(merged)
+        like = getattr(answers[-1][1], name)
+        merged = like.new_zeros(n, *like.shape[1:])
+        for at, answer in answers:
+            merged[torch.from_numpy(at).to(merged.device)] = getattr(answer, name).to(merged)
         whole.append(merged)
     return kind(*whole)
 

@@ -71,12 +71,13 @@ def allowed_mask(
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Result of a search; a part that was not asked for is empty.
+    """Result of a search.
 
     Attributes:
         ranks: 0-based rank of each target among all items, a half where it ties, shape (B,); V
-            for a target that is itself hidden.
-        candidate_ranks: rank of each target among itself and its own candidates, shape (B,).
+            for a target that is itself hidden, NaN where none was given.
+        candidate_ranks: rank of each target among itself and its own candidates, NaN where there
+            are none, shape (B,).
         items: the k best items that may be shown, best first, lower number on ties, shape (B, k);
             -1 where fewer may be.
         scores: of those items, minus infinity where there is none, shape (B, k).
@@ -193,8 +194,8 @@ def _search_rows(
     if len(blocks) > 1 and k:
         order = _greatest(scores, items, k)
         scores, items = scores.gather(1, order), items.gather(1, order)
-    empty = torch.zeros(0, dtype=torch.float64, device=scorer.device)
-    ranks = candidate_ranks = empty
+    ranks = torch.full((n_rows,), torch.nan, dtype=torch.float64, device=scorer.device)
+    candidate_ranks = ranks
     if own is not None:
         worst = own[:, 0] == -torch.inf
         ranks = torch.where(worst, float(vocab_size), (above + not_below - 1) / 2)
