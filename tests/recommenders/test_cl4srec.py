@@ -1,4 +1,4 @@
-"""CL4SRec: two different operators a sequence, NT-Xent written out, data that stays as it was."""
+"""CL4SRec: two different operators a sequence, NT-Xent written out, data that stays unchanged."""
 
 import itertools
 from functools import partial
@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run, load
+from diffuserec import Runtime, load
 from diffuserec.data import SequenceDataset, histories_of
+from diffuserec.recommenders import cl4srec
 from diffuserec.recommenders.cl4srec import CL4SRec
+from diffuserec.training import next_item
 
 from .oracles import (
     BATCH,
@@ -25,10 +26,11 @@ from .oracles import (
     assert_same,
     assert_unchanged,
     batch_of,
-    copies,
+    built,
+    clones,
     loss_by_hand,
     nearest_by_hand,
-    rows_of,
+    ragged,
     untrained,
     with_its_loss,
 )
@@ -53,18 +55,17 @@ def two_views(model: CL4SRec, items: list[int], n: int) -> list[tuple[list[int],
 # --- the views ---------------------------------------------------------------------------------
 
 SHOWN = [1, 2, 3, 4, 5]
-MARKED = {
-    "max_len": 10,
-    "crop_ratio": 0.6,
-    "mask_ratio": 0.2,
-    "reorder_ratio": 0.6,
-    "substitute_ratio": 0.2,
-    "insert_ratio": 0.4,
-}
+RATIOS = {"crop": 0.6, "mask": 0.2, "reorder": 0.6, "substitute": 0.2, "insert": 0.4}
+
+
+def marked(operators: tuple[str, ...]) -> CL4SRec:
+    """A model each of whose operators leaves a mark of its own on SHOWN."""
+    ratios = {f"{operator}_ratio": RATIOS[operator] for operator in operators}
+    return made(max_len=10, operators=operators, **ratios)
 
 
 def operator_of(view: list[int]) -> str:
-    """Which operator has been at SHOWN: each one leaves a mark of its own."""
+    """The operator that made this view of SHOWN, by its mark."""
     if len(view) != 5:
         return "crop" if len(view) == 3 else "insert"
     if MASK in view:
@@ -76,9 +77,9 @@ def operator_of(view: list[int]) -> str:
     "operators", [("crop", "mask", "reorder"), ALL, ("reorder", "insert")], ids=str
 )
 def test_a_sequences_two_operators_differ_and_all_pairs_are_equally_likely(operators) -> None:
-    model = made(**MARKED, operators=operators)
     torch.manual_seed(0)
-    drawn = [(operator_of(a), operator_of(b)) for a, b in two_views(model, SHOWN, 3000)]
+    views = two_views(marked(operators), SHOWN, 3000)
+    drawn = [(operator_of(a), operator_of(b)) for a, b in views]
     pairs = list(itertools.permutations(operators, 2))
     assert set(drawn) == set(pairs)
     assert stats.chisquare([drawn.count(pair) for pair in pairs]).pvalue > 1e-3
@@ -87,22 +88,17 @@ def test_a_sequences_two_operators_differ_and_all_pairs_are_equally_likely(opera
 def test_the_default_operators_are_the_papers() -> None:
     assert CL4SRec().config.operators == ("crop", "mask", "reorder")
     torch.manual_seed(0)
-    drawn = {operator_of(a) for a, _ in two_views(made(**MARKED), SHOWN, 200)}
-    assert drawn == {"crop", "mask", "reorder"}
+    model = made(mask_ratio=0.2)
+    assert {operator_of(a) for a, _ in two_views(model, SHOWN, 200)} == {"crop", "mask", "reorder"}
 
 
-@pytest.mark.parametrize("operator", ALL)
-def test_every_operator_has_a_ratio_of_its_own(operator) -> None:
+@pytest.mark.parametrize(
+    "operator, ratio",
+    [("crop", 0.7), ("mask", 0.3), ("reorder", 0.5), ("substitute", 0.2), ("insert", 0.4)],
+)
+def test_every_operator_has_a_ratio_of_its_own(operator, ratio) -> None:
     items = [*range(1, 11)]
-    model = made(
-        max_len=20,
-        operators=(operator,),
-        crop_ratio=0.7,
-        mask_ratio=0.3,
-        reorder_ratio=0.5,
-        substitute_ratio=0.2,
-        insert_ratio=0.4,
-    )
+    model = made(max_len=20, operators=(operator,), **{f"{operator}_ratio": ratio})
     torch.manual_seed(1)
     views = [view for pair in two_views(model, items, 300) for view in pair]
     if operator == "crop":
@@ -114,7 +110,7 @@ def test_every_operator_has_a_ratio_of_its_own(operator) -> None:
         spans = set()
         for view in views:
             assert sorted(view) == items
-            moved = [place for place in range(10) if view[place] != items[place]]
+            moved = [n for n in range(10) if view[n] != items[n]]
             spans.add(moved[-1] - moved[0] + 1 if moved else 0)
         assert max(spans) == 5
     elif operator == "substitute":
@@ -123,27 +119,28 @@ def test_every_operator_has_a_ratio_of_its_own(operator) -> None:
         assert {len(view) for view in views} == {14}
 
 
-def test_what_is_substituted_and_inserted_is_one_of_the_ten_most_similar() -> None:
-    for operator in ("substitute", "insert"):
-        model = made(operators=(operator,), insert_ratio=0.3, substitute_ratio=0.3)
-        similar = set(nearest_by_hand(model.encoder.table, 4, 10))
-        assert len(similar) == 10 < V - 2
-        torch.manual_seed(2)
-        drawn = [view[0] for pair in two_views(model, [4], 200) for view in pair]
-        assert set(drawn) == similar
+@pytest.mark.parametrize("operator", ["substitute", "insert"])
+def test_substituted_and_inserted_items_are_of_the_ten_most_similar(operator) -> None:
+    model = made(operators=(operator,), **{f"{operator}_ratio": 0.3})
+    similar = set(nearest_by_hand(model.table.embeddings(), 4, 10))
+    assert len(similar) == 10 < V - 2
+    torch.manual_seed(2)
+    drawn = [view[0] for pair in two_views(model, [4], 200) for view in pair]
+    assert set(drawn) == similar
 
 
 def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log) -> None:
     seen = []
-    two_views = CL4SRec._two_views
+    substitute = cl4srec.substitute
 
-    def watched(self, items, lengths):
-        seen.append((self.encoder.table.detach().clone(), self.similar.clone()))
-        return two_views(self, items, lengths)
+    def watched(items, lengths, ratio, similar):
+        seen.append((model.table.embeddings().detach().clone(), similar.clone()))
+        return substitute(items, lengths, ratio, similar)
 
-    monkeypatch.setattr(CL4SRec, "_two_views", watched)
+    monkeypatch.setattr(cl4srec, "substitute", watched)
     settings = {"epochs": 3, "learning_rate": 0.05, "operators": ("substitute", "insert")}
-    CL4SRec(**SMALL | settings).fit(random_log)
+    model = CL4SRec(**SMALL | settings)
+    model.fit(random_log)
     assert_found_anew(seen, 10)
 
 
@@ -151,19 +148,19 @@ def test_a_small_catalog_has_fewer_similar_items() -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [3, 2, 1, 2]])
     model = CL4SRec(**SMALL | {"operators": ("substitute", "insert")}).fit(log)
     assert model.similar.shape == (4, 2)
-    assert [set(row) for row in model.similar.tolist()] == [{0}, {2, 3}, {1, 3}, {1, 2}]
+    assert [set(similar) for similar in model.similar.tolist()] == [{0}, {2, 3}, {1, 3}, {1, 2}]
 
 
 def test_no_view_is_longer_than_the_encoder_sees() -> None:
     model = made(operators=("insert",), max_len=8, insert_ratio=1.0)
     torch.manual_seed(3)
     for view in itertools.chain(*two_views(model, [*range(1, 9)], 50)):
-        # one before each: the newest four of them are left
+        # one before each item: the newest four pairs are left
         assert len(view) == 8
         assert view[1::2] == [5, 6, 7, 8]
 
 
-def test_what_is_masked_is_a_token_of_its_own_or_padding() -> None:
+def test_a_masked_item_becomes_a_token_of_its_own_or_padding() -> None:
     for mask_with, masked in (("token", MASK), ("padding", 0)):
         model = made(operators=("mask",), mask_with=mask_with, mask_ratio=0.4)
         torch.manual_seed(4)
@@ -172,9 +169,9 @@ def test_what_is_masked_is_a_token_of_its_own_or_padding() -> None:
                 assert [item for item in view if item not in SHOWN] == [masked] * 2
 
 
-def test_views_leave_the_batch_as_it_was() -> None:
+def test_views_leave_the_batch_unchanged() -> None:
     model = made(operators=ALL)
-    before = copies(BATCH)
+    before = clones(BATCH)
     first, second = model.views(BATCH, LOG)
     for view in (first, second):
         view.items.fill_(7)
@@ -183,14 +180,14 @@ def test_views_leave_the_batch_as_it_was() -> None:
 
 def test_no_batch_is_changed_in_training(monkeypatch, random_log) -> None:
     kept = []
-    training_batches = training.training_batches
+    training_batches = next_item.training_batches
 
     def watched(*words):
         for batch in training_batches(*words):
-            kept.append((batch, copies(batch)))
+            kept.append((batch, clones(batch)))
             yield batch
 
-    monkeypatch.setattr(training, "training_batches", watched)
+    monkeypatch.setattr(next_item, "training_batches", watched)
     items = random_log.items.copy()
     CL4SRec(**SMALL | {"epochs": 2, "operators": ALL}).fit(random_log)
     assert len(kept) > 4
@@ -223,6 +220,7 @@ def test_the_loss_of_views_that_change_nothing_written_out(monkeypatch, settings
         {},
         {"temperature": 2.5, "contrast_weight": 3.0},
         {"similarity": "cosine", "temperature": 0.1},
+        {"encoder": "gru", "n_layers": 2, "encoder_settings": {"hidden_dim": 5}},
     ],
     ids=str,
 )
@@ -230,8 +228,8 @@ def test_the_loss_of_shorter_and_longer_views_written_out(monkeypatch, settings)
     model, loss = begun(monkeypatch, **settings)
     first = [[4, 1], [2, MASK, 5], [8]]
     second = [[3, 4, 1, 1, 5, 7, 9, 2], [6, 2, 5], [11, 8]]
-    views = rows_of(first), rows_of(second)
-    monkeypatch.setattr(model, "_two_views", lambda items, lengths: views)
+    views = ragged(first), ragged(second)
+    monkeypatch.setattr(cl4srec, "sample_two_views", lambda items, lengths, operators: views)
     assert_same(model, loss(BATCH), loss_by_hand(model, BATCH, first, second))
 
 
@@ -246,12 +244,11 @@ def test_similarity_is_the_product_unless_asked_otherwise() -> None:
 def test_the_mask_token_is_learned_and_never_recommended(
     random_log, tmp_path, mask_with, learned
 ) -> None:
-    model = CL4SRec(**SMALL | {"mask_with": mask_with})
-    model.begin(random_log, Run(seed=1))
-    before = model.encoder.items.weight.detach().clone()
+    model = built(CL4SRec(**SMALL | {"mask_with": mask_with}), random_log, seed=1)
+    before = model.table.vectors.weight.detach().clone()
     assert len(before) == random_log.vocab_size + 1
-    model.fit(random_log, run=Run(seed=1))
-    after = model.encoder.items.weight.detach()
+    model.fit(random_log, runtime=Runtime(seed=1))
+    after = model.table.vectors.weight.detach()
     assert bool((before[-1] != after[-1]).any()) == learned
     assert not torch.equal(before[:-1], after[:-1])
     assert not after[0].any()
@@ -273,20 +270,21 @@ def test_the_mask_token_is_learned_and_never_recommended(
         {"loss": "bce"},
         {"loss": "gbce"},
         {"loss": "sampled_softmax"},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes"},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes"},
         {"operators": ALL, "mask_with": "padding", "dropout": 0.3},
         {"operators": ("insert",), "insert_ratio": 1.0, "max_len": 2},
         {"operators": ("crop", "crop")},
+        {"encoder": "caser", "n_layers": 2, "operators": ALL},
     ],
     ids=str,
 )
-def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+def test_every_loss_example_and_option_fits(random_log, settings) -> None:
     assert_fits(CL4SRec, SMALL | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    assert_fits(CL4SRec, SMALL | {"operators": ALL}, random_log, Run(precision="bf16"))
+    assert_fits(CL4SRec, SMALL | {"operators": ALL}, random_log, Runtime(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +295,11 @@ def test_fits_in_bfloat16(random_log) -> None:
         ({"reorder_ratio": -0.1}, "reorder_ratio: .*greater than 0, got -0.1"),
         ({"substitute_ratio": 2}, "substitute_ratio: .*less than or equal to 1, got 2"),
         ({"insert_ratio": 0.0}, "insert_ratio: .*greater than 0, got 0.0"),
+        ({"insert_ratio": 0.2}, "insert_ratio = 0.2 has no effect .*'insert' among the operators"),
+        (
+            {"operators": ("crop",), "mask_with": "padding"},
+            "mask_with = 'padding' has no effect .*'mask' among the operators",
+        ),
         ({"operators": ()}, r"operators: .*at least 1 item.*got \(\)"),
         ({"operators": ("crop", "drop")}, "operators.1: .*'substitute' or 'insert', got 'drop'"),
         ({"mask_with": "zero"}, "mask_with: .*'token' or 'padding', got 'zero'"),
