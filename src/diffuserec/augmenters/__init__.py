@@ -1,1 +1,1 @@
-"""Dataset in, longer dataset out: one file a method, and the folder is the list of them."""
+"""Augmenters, one file each: dataset in, augmented dataset out. The folder is the list of them."""

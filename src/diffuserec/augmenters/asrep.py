@@ -1,11 +1,11 @@
-"""ASReP: a recommender that learned to read backwards says what came before short histories.
+"""ASReP: a recommender trained on reversed sequences generates items before short histories.
 
 Source: Liu, Fan, Wang, Yu & Li, "Augmenting Sequential Recommendation with Pseudo-Prior Items via
 Reversely Pre-training Transformer", SIGIR 2021 (arXiv 2105.00522), and its released code; the
 reference "ASReP" of Liu et al., "Diffusion Augmentation for Sequential Recommendation", CIKM 2023.
 
 A recommender is trained on the sequences in reverse, so that its next item is the one before. A
-short history is continued backwards with its best item that is not there yet, one after the other.
+short history is continued backwards with its best item that is not in it yet, one after the other.
 
 Departures and options:
 - Any recommender can be the reverse one (``model``, ``model_settings``); the paper's is SASRec.
@@ -27,15 +27,19 @@ from jaxtyping import Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec.models.base import Augmenter, PrependingSettings, Run, find, parse_settings
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
+from diffuserec.models.base import Augmenter, Epoch, Recommender, Runtime
+from diffuserec.models.config import parse_settings
+from diffuserec.models.methods import find_recommender
+from diffuserec.models.retrieval import ItemSets, top_k
+from diffuserec.models.settings import PrependingSettings
 
 _AT_ONCE = 512
 """Histories continued at once."""
 
 
 class ASReP(Augmenter):
-    """Prepends what a reversely trained recommender thinks came before."""
+    """Prepends the items that a recommender of reversed sequences continues a history with."""
 
     class Config(PrependingSettings):
         """Hyper-parameters of ASReP."""
@@ -49,71 +53,70 @@ class ASReP(Augmenter):
 
         @model_validator(mode="after")
         def _known(self) -> Self:
-            schema = find("recommender", self.model).Config
+            schema = find_recommender(self.model).Config
             parse_settings(schema, dict(self.model_settings), f"model_settings of {self.model}")
             return self
 
     config: Config
+    reverse: Recommender
 
     def build(self, catalog: Catalog) -> None:
-        self.reverse = find("recommender", self.config.model)(**self.config.model_settings)
-        self.reverse._take(catalog)
+        self.reverse = find_recommender(self.config.model)(**self.config.model_settings)
+        self.reverse.take(catalog)
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         """Trains the reverse recommender on the real items of `train`; `valid` is not used."""
-        run = run or Run()
-        self.begin(train, run)
         backwards = _reversed(train.real())
-        rows = np.random.Generator(np.random.Philox(key=[run.seed, 0])).permutation(len(backwards))
-        rows = rows[backwards.lengths[rows] >= 3]
-        held_out = np.sort(rows[: len(rows) // 10])
-        ends = backwards.offsets[1:].copy()
+        generator = np.random.Generator(np.random.Philox(key=[runtime.seed, 0]))
+        users = generator.permutation(len(backwards))
+        users = users[backwards.lengths[users] >= 3]
+        held_out = np.sort(users[: len(users) // 10])
+        ends = backwards.ends.copy()
         ends[held_out] -= 1
-        known = backwards.slice(backwards.offsets[:-1], ends)
-        queries = Queries(known.select(held_out), backwards.items[ends[held_out]].astype(np.int64))
-        self.reverse.fit(known, queries if len(held_out) else None, run)
-        self.curve = self.reverse.curve
-        return self
+        known = backwards.view(backwards.starts, ends)
+        targets = backwards.log.items[ends[held_out]].astype(np.int64)
+        queries = Queries(known.select(held_out), targets) if len(held_out) else None
+        return self.reverse.fit(known, queries, runtime).curve
 
     @torch.no_grad()
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M earlier items in front; longer histories stay as they are."""
         self.require_fitted()
-        rows = self.config.rows(dataset)
+        chosen = self.config.chosen(dataset)
         backwards = _reversed(dataset.real())
-        generated = np.zeros((len(rows), self.config.n_items), dtype=np.int32)
-        order = np.argsort(backwards.lengths[rows], kind="stable")
+        generated = np.zeros((len(chosen), self.config.n_items), dtype=np.int32)
+        order = np.argsort(backwards.lengths[chosen], kind="stable")
         for first in range(0, len(order), _AT_ONCE):
             part = order[first : first + _AT_ONCE]
-            histories = histories_of(backwards, rows[part]).to(self.device)
+            histories = histories_of(backwards, chosen[part]).to(self.device)
             earlier = self._continued(histories, seed)
-            generated[part] = earlier.flip(1).cpu().numpy()  # the last made is the oldest
-        return dataset.prepend(generated, rows)
+            generated[part] = earlier.flip(1).cpu().numpy()  # generated last, oldest
+        return dataset.prepend(generated, chosen)
 
     def _continued(self, histories: Histories, seed: int) -> Int64[Tensor, "B M"]:
-        """The M items that follow reversed histories, each the best that is not there yet."""
+        """M items that follow reversed histories, each the best one that is not there yet."""
         n, lengths = self.config.n_items, histories.lengths
         room = torch.zeros(len(lengths), n, dtype=torch.int64, device=lengths.device)
         items = torch.cat([histories.items, room], dim=1)
-        made = []
+        generated = []
         for step in range(n):
             width = int(lengths.max()) + step
-            scores = self.reverse.score(
-                Histories(histories.users, items[:, :width], lengths + step), seed
-            ).float()
-            scores[:, 0] = -torch.inf
-            unseen = scores.scatter(1, items, -torch.inf)
-            # a catalog that is used up begins anew
-            best = torch.where(unseen.isinf().all(1), scores.argmax(1), unseen.argmax(1))
-            items = items.scatter(1, (lengths + step)[:, None], best[:, None])
-            made.append(best)
-        return torch.stack(made, dim=1)
+            longer = Histories(histories.users, items[:, :width], lengths + step)
+            scorer = self.reverse.scorer(longer, seed)
+            owner, position = (items > 0).nonzero(as_tuple=True)
+            _, best = top_k(scorer, 1, hidden=ItemSets(owner, items[owner, position]))
+            if bool((best < 0).any()):  # a history that holds the whole catalog begins anew
+                best = torch.where(best < 0, top_k(scorer, 1)[1], best)
+            items = items.scatter(1, (lengths + step)[:, None], best)
+            generated.append(best)
+        return torch.cat(generated, dim=1)
 
 
 def _reversed(dataset: SequenceDataset) -> SequenceDataset:
     """Every sequence from its newest item to its oldest."""
-    turned = np.repeat(dataset.offsets[:-1] + dataset.offsets[1:] - 1, dataset.lengths)
-    places = turned - np.arange(len(dataset.items))
-    return SequenceDataset(dataset.items[places], dataset.offsets, dataset.catalog, dataset.users)
+    position = np.arange(int(dataset.lengths.sum()))
+    offsets = dataset.offsets
+    mirrored = np.repeat(offsets[:-1] + offsets[1:] - 1, dataset.lengths) - position
+    return SequenceDataset.from_offsets(
+        dataset.items[mirrored], offsets, dataset.catalog, dataset.users
+    )

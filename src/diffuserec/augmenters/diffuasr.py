@@ -1,9 +1,9 @@
-"""DiffuASR: a diffusion model imagines what a user took before the first item on record.
+"""DiffuASR: a diffusion model generates items that could have come before a user's history.
 
 Source: Liu et al., "Diffusion Augmentation for Sequential Recommendation", CIKM 2023. Users with
-long histories show how it goes on from M items: their first M items, as embeddings, are x_0 and
-what follows is the condition. For every other user the model then samples M items that could have
-come before, and they are put in front of the history as context.
+long histories are the examples: the embeddings of their first M items are x_0, and the items after
+them are the condition. For every other user the model then samples M items that could have come
+before the first, and they are put in front of the history as context.
 
 Where the paper and its released code differ or do not work, the default is the working reading and
 the others are options of :class:`DiffuASR.Config`; docs/methods/diffuasr.md has the whole list.
@@ -18,11 +18,12 @@ Departures of the defaults:
   step. The released code has the opposite sign and a constant factor of 0.01.
 - Sampling starts at the noisiest step. The released code starts at step 800 of 1000.
 - The condition is the history that `augment` is given; no item held out for testing is in it.
+- The pretrained recommender may have any encoder (``encoder``); the paper's is SASRec's.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,18 +34,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Augmenter, PrependingSettings, Run
-from diffuserec.data import (
-    Batch,
-    Catalog,
-    Histories,
-    Queries,
-    SequenceDataset,
-    histories_of,
-    trainable_rows,
-    training_batches,
-)
+from diffuserec import training
+from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Augmenter, Epoch, Runtime
+from diffuserec.models.completion import HistoryCompletion
+from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import (
     Denoise,
     DPMSolver,
@@ -57,28 +52,31 @@ from diffuserec.models.diffusion import (
     denoise_with,
     nearest_rows,
 )
-from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.losses import softmax_cross_entropy
-from diffuserec.models.encoders import TransformerEncoder, last_states
+from diffuserec.models.items import ItemTable
+from diffuserec.models.retrieval import log_prob
+from diffuserec.models.settings import AttentiveSettings, NextItemSettings, PrependingSettings
 from diffuserec.models.unet import SUNet, image_side
 
 _VISITS = 10
-"""How often an epoch shows each long user, every time at another step and with other noise."""
+"""Times that an epoch shows each long user, each at another step and with other noise."""
 
 _FEWEST = 10
 """Long users that are needed, so that one can be held out."""
 
 _CHECKS = 1024
-"""(user, step, noise) triples of which the validation figure is the mean."""
+"""(user, step, noise) triples that the validation metric is the mean of."""
 
 _CHUNK = 512
 """Users sampled at once: the activations of a layer then stay in the cache."""
+
+_GUIDED = OnlyIf(guidance=("classifier_free", "classifier"))
+_CLASSIFIED = OnlyIf(guidance="classifier")
 
 
 class DiffuASR(Augmenter):
     """Diffusion in the embedding space of M items, conditioned on the history that follows."""
 
-    class Config(PrependingSettings):
+    class Config(PrependingSettings, AttentiveSettings):
         """Hyper-parameters of DiffuASR."""
 
         dim: int = Field(64, ge=1)
@@ -86,7 +84,7 @@ class DiffuASR(Augmenter):
 
         condition_on: Literal["train", "train+valid"] = "train"
         """``train+valid`` (code): a training history is completed by the user's validation item,
-        which `fit` must be given; validation figures of what is trained on it are too good."""
+        which `fit` must be given; validation metrics of what is trained on it are too good."""
         cond_pool: Literal["mean", "sum"] = "mean"
         """How a history becomes one vector: mean of its embeddings (paper) or sum (code)."""
         cond_dropout: float = Field(0.1, ge=0, lt=1)
@@ -95,20 +93,20 @@ class DiffuASR(Augmenter):
         """Items that a long user must have after the first M: 3 (code) or 1 (paper)."""
         item_embedding: Literal["frozen", "init", "scratch"] = "frozen"
         """The pretrained table, frozen or as a start; or a random one, trained (code)."""
-        centered: bool = True
+        centered: Annotated[bool, OnlyIf(item_embedding=("frozen", "init"))] = True
         """Whether the pretrained items' mean is taken off before noising and rounding."""
 
         guidance: Literal["classifier_free", "classifier", "none"] = "classifier_free"
-        guidance_scale: float = Field(1.0, ge=0)
+        guidance_scale: Annotated[float, _GUIDED] = Field(1.0, ge=0)
         """γ of the paper; 0 samples from the conditional model as it is."""
-        guidance_in_training: bool = False
+        guidance_in_training: Annotated[bool, _GUIDED] = False
         """Whether the guided prediction also enters the training loss (paper and code)."""
-        guidance_at: Literal["x_t", "x_0"] = "x_t"
+        guidance_at: Annotated[Literal["x_t", "x_0"], _CLASSIFIED] = "x_t"
         """Where the classifier looks: at the noisy vectors (paper) or at their clean estimate."""
-        label: Literal["first", "last"] = "first"
+        label: Annotated[Literal["first", "last"], _CLASSIFIED] = "first"
         """The item of the history that a classifier is to expect after the generated ones: its
-        first (paper) or its last (what the code does when it augments)."""
-        classifier_loss: Literal["softmax", "bce"] = "softmax"
+        first (paper) or its last (as the code augments)."""
+        classifier_loss: Annotated[Literal["softmax", "bce"], _CLASSIFIED] = "softmax"
         """log p of the label: over the catalog, or log-sigmoid of its own score (code)."""
 
         num_train_timesteps: int = Field(1000, ge=2)
@@ -118,11 +116,11 @@ class DiffuASR(Augmenter):
         prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
         sampler: Literal["ddim", "dpm_solver"] = "ddim"
         num_inference_steps: int = Field(50, ge=1)
-        eta: float = Field(0.0, ge=0, le=1)
+        eta: Annotated[float, OnlyIf(sampler="ddim")] = Field(0.0, ge=0, le=1)
         """Fresh noise of ddim: 0 is DDIM, 1 is DDPM."""
 
-        learning_rate: float = Field(1e-3, gt=0)
         batch_size: int = Field(512, ge=1)
+        """Visits of long users a batch."""
         epochs: int = Field(40, ge=1)
         """An epoch shows each long user ten times, with other steps and noise."""
         patience: int = Field(5, ge=1)
@@ -133,11 +131,6 @@ class DiffuASR(Augmenter):
         pretrain_epochs: int = Field(12, ge=1)
         pretrain_patience: int = Field(3, ge=1)
         """Epochs without a better validation NDCG@10, where `fit` is given validation queries."""
-        max_len: int = Field(50, ge=1)
-        n_layers: int = Field(2, ge=1)
-        n_heads: int = Field(2, ge=1)
-        dropout: float = Field(0.5, ge=0, lt=1)
-        """Of the pretrained transformer."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Self:
@@ -148,8 +141,6 @@ class DiffuASR(Augmenter):
                     f"num_inference_steps {self.num_inference_steps} is more than "
                     f"num_train_timesteps {self.num_train_timesteps}"
                 )
-            if self.dim % self.n_heads:
-                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
             if self.n_items > self.max_len:
                 raise ValueError(f"n_items {self.n_items} is more than max_len {self.max_len}")
             untrained = self.cond_dropout == 0 and not self.guidance_in_training
@@ -166,213 +157,175 @@ class DiffuASR(Augmenter):
                 )
             return self
 
+        @property
+        def is_pretrained(self) -> bool:
+            """Whether a recommender is trained first, for its item table or as the classifier."""
+            return self.item_embedding != "scratch" or self.guidance == "classifier"
+
+        def of_pretraining(self) -> NextItemSettings:
+            """Settings of the pretrained recommender."""
+            own = AttentiveSettings.model_fields
+            settings = {name: value for name, value in self if name in own}
+            for name in ("learning_rate", "batch_size", "epochs", "patience"):
+                settings[name] = getattr(self, f"pretrain_{name}")
+            return NextItemSettings(**settings)
+
     config: Config
     center: Tensor
     scale: Tensor
-    valid_items: Tensor
-    train_keys: Tensor
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
-        self.encoder = TransformerEncoder(
-            catalog.vocab_size, c.dim, c.n_layers, c.n_heads, c.max_len, c.dropout
-        )
+        self.pretrained = _Pretrained(**dict(c.of_pretraining()))
+        self.pretrained.take(catalog)
         self.network = SUNet(c.n_items, c.dim)
         self.null = nn.Parameter(torch.zeros(c.dim))
-        self.items = (
-            None
-            if c.item_embedding == "frozen"
-            else nn.Embedding(catalog.vocab_size, c.dim, padding_idx=0)
-        )
+        frozen = c.item_embedding == "frozen"
+        self.items = None if frozen else ItemTable(catalog.vocab_size, c.dim)
         self.register_buffer("center", torch.zeros(c.dim))
         self.register_buffer("scale", torch.ones(()))
-        if c.condition_on == "train+valid":
-            self.register_buffer("valid_items", torch.zeros(catalog.n_users, dtype=torch.int64))
-            self.register_buffer("train_keys", torch.zeros(catalog.n_users, dtype=torch.int64))
-
-    @property
-    def table(self) -> Float[Tensor, "V D"]:
-        """The item embeddings; row 0 is padding."""
-        own: Tensor | None = None if self.items is None else self.items.weight
-        return self.encoder.table.detach() if own is None else own
+        as_is = c.condition_on == "train"
+        self.completion = None if as_is else HistoryCompletion(catalog.n_users)
 
     @property
     def vectors(self) -> Float[Tensor, "V D"]:
-        """The embeddings as x_0 holds them, centered and of unit variance; row 0 means nothing."""
-        return (self.table - self.center) / self.scale
+        """Item vectors as x_0 holds them, centered and of unit variance; row 0 means nothing."""
+        if self.items is None:
+            return (self.pretrained.table.embeddings().detach() - self.center) / self.scale
+        return (self.items.embeddings() - self.center) / self.scale
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        """Pretrains a transformer, then trains the diffusion model on users with long histories.
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        """Pretrains a recommender, then trains the diffusion model on users with long histories.
 
         `valid` decides when pretraining stops. The diffusion model stops by its error on a tenth
         of the long users, held out; they too are of the training part.
 
         Raises:
-            DataError: too few users have long histories; says what `n_items` would do.
+            DataError: too few users have long histories; says which `n_items` would do.
             ConfigError: ``condition_on="train+valid"`` without `valid`.
         """
-        run = run or Run()
-        train = train.real()
-        chosen, held_out = self._long_users(train, run.seed)
-        self.begin(train, run)
-        if self.config.condition_on == "train+valid":
-            self._remember(train, valid)
-        self.curve = self._pretrain(train, valid, run) if self._pretrained else []
-        if self.config.item_embedding != "scratch":
-            table = self.encoder.table[1:].detach()
-            if self.config.centered:
-                self.center.copy_(table.mean(0))
-            self.scale.copy_((table - self.center).std())
-        if self.items is not None and self.config.item_embedding == "init":
-            self.items.load_state_dict(self.encoder.items.state_dict())
-        self.curve += self._learn_to_denoise(train, chosen, held_out, run)
-        return self
-
-    @property
-    def _pretrained(self) -> bool:
-        return self.config.item_embedding != "scratch" or self.config.guidance == "classifier"
-
-    def _pretrain(
-        self, train: SequenceDataset, valid: Queries | None, run: Run
-    ) -> list[training.Epoch]:
         c = self.config
+        train = train.real().without_copies()
+        long = self._long_users(train)
+        if self.completion is not None:
+            if valid is None:
+                raise ConfigError(
+                    "condition_on='train+valid' needs validation queries: fit(train, valid)"
+                )
+            self.completion.remember(train, valid)
+        records = self.pretrained.fit(train, valid, runtime).curve if c.is_pretrained else []
+        if c.item_embedding != "scratch":
+            table = self.pretrained.table.embeddings()[1:].detach()
+            center = table.mean(0) if c.centered else torch.zeros_like(table[0])
+            self.center.copy_(center)
+            self.scale.copy_((table - center).std())
+        if self.items is not None and c.item_embedding == "init":
+            self.items.load_state_dict(self.pretrained.table.state_dict())
+        return records + self._learn_to_denoise(long, runtime)
 
-        def loss(batch: Batch) -> Tensor:
-            states, targets, _ = training.real_positions(
-                batch, self.encoder(batch.items, batch.lengths)
-            )
-            return softmax_cross_entropy(states, self.encoder.table, targets)
-
-        return training.train(
-            self,
-            loss,
-            lambda epoch: training_batches(
-                train, c.pretrain_batch_size, c.max_len, run.seed, epoch
-            ),
-            n_batches=training.next_item_batches(len(trainable_rows(train)), c.pretrain_batch_size),
-            optimizer=torch.optim.Adam(
-                self.encoder.parameters(), lr=c.pretrain_learning_rate, fused=True
-            ),
-            epochs=c.pretrain_epochs,
-            run=run,
-            data=train,
-            validate=None if valid is None else training.validation(self, self._next_items, valid),
-            patience=c.pretrain_patience,
-            phase="pretrain",
-        )
-
-    def _next_items(self, histories: Histories) -> Float[Tensor, "B V"]:
-        newest = histories.newest(self.config.max_len)
-        states = self.encoder(newest.items, newest.lengths)
-        return last_states(states, newest.lengths) @ self.encoder.table.T
-
-    def _learn_to_denoise(
-        self,
-        train: SequenceDataset,
-        chosen: Int64[np.ndarray, " R"],
-        held_out: Int64[np.ndarray, " H"],
-        run: Run,
-    ) -> list[training.Epoch]:
+    def _learn_to_denoise(self, long: SequenceDataset, runtime: Runtime) -> list[Epoch]:
+        """Trains the network on these users, but for a tenth of them, held out."""
         c = self.config
         parameters: list[nn.Parameter] = [*self.network.parameters(), self.null]
         if self.items is not None:
             parameters += self.items.parameters()
+        first = long.view(long.starts, long.starts + c.n_items)
+        after = long.view(long.starts + c.n_items, long.ends)
+        order = np.random.Generator(np.random.Philox(key=[runtime.seed, 2**40]))
+        held_out, chosen = np.split(order.permutation(len(long)), [max(1, len(long) // 10)])
 
-        def batches(epoch: int) -> Iterator["_Pairs"]:
-            generator = np.random.Generator(np.random.Philox(key=[run.seed, epoch]))
+        def examples_of(index: Int64[np.ndarray, " B"]) -> _Examples:
+            return _Examples(histories_of(first, index), histories_of(after, index))
+
+        def batches(epoch: int) -> Iterator[_Examples]:
+            generator = np.random.Generator(np.random.Philox(key=[runtime.seed, epoch]))
             order = np.concatenate([generator.permutation(chosen) for _ in range(_VISITS)])
-            for first in range(0, len(order), c.batch_size):
-                yield _pairs(train, order[first : first + c.batch_size], c.n_items)
+            for start in range(0, len(order), c.batch_size):
+                yield examples_of(order[start : start + c.batch_size])
 
-        def loss(pairs: "_Pairs") -> Tensor:
-            t = antithetic(len(pairs.items), c.num_train_timesteps, torch.default_generator)
-            x_0 = F.embedding(pairs.items, self.vectors)
-            condition = self._condition(pairs.after)
-            dropped = torch.rand(len(condition), 1, device=condition.device) < c.cond_dropout
-            condition = torch.where(dropped, self.null, condition)
-            noise = torch.randn_like(x_0)
-            return self._error(x_0, noise, t.to(x_0.device), condition, pairs.after)
+        def loss(examples: _Examples) -> Tensor:
+            n, device = len(examples.after.users), self.device
+            t = antithetic(n, c.num_train_timesteps, torch.default_generator).to(device)
+            dropped = torch.rand(n, 1, device=device) < c.cond_dropout
+            condition = torch.where(dropped, self.null, self._condition(examples.after))
+            noise = torch.randn(n, c.n_items, c.dim, device=device)
+            return self._error(examples, noise, t, condition)
 
         # the same users, steps and noise every time
-        generator = torch.Generator().manual_seed(run.seed)
+        generator = torch.Generator().manual_seed(runtime.seed)
         shown = np.resize(held_out, max(_CHECKS, len(held_out)))
         fixed_t = torch.randint(c.num_train_timesteps, (len(shown),), generator=generator)
         fixed_noise = torch.randn(len(shown), c.n_items, c.dim, generator=generator)
 
         @torch.no_grad()
-        def figure() -> float:
+        def metric() -> float:
             total = 0.0
-            for first in range(0, len(shown), c.batch_size):
-                part = slice(first, first + c.batch_size)
-                pairs = _pairs(train, shown[part], c.n_items).to(self.device)
-                x_0 = F.embedding(pairs.items, self.vectors)
+            for start in range(0, len(shown), c.batch_size):
+                part = slice(start, start + c.batch_size)
+                examples = examples_of(shown[part]).to(self.device)
                 noise, t = fixed_noise[part].to(self.device), fixed_t[part].to(self.device)
-                error = self._error(x_0, noise, t, self._condition(pairs.after), pairs.after)
-                total -= float(error) * len(x_0)
+                error = self._error(examples, noise, t, self._condition(examples.after))
+                total -= float(error) * len(t)
             return total / len(shown)
 
         return training.train(
             self,
             loss,
             batches,
-            n_batches=training.next_item_batches(_VISITS * len(chosen), c.batch_size),
+            n_batches=math.ceil(_VISITS * len(chosen) / c.batch_size),
             optimizer=torch.optim.Adam(parameters, lr=c.learning_rate, fused=True),
             epochs=c.epochs,
-            run=run,
-            data=train,
-            validate=figure,
+            runtime=runtime,
+            data=long,
+            validate=metric,
             patience=c.patience,
             phase="diffusion",
         )
 
     def _error(
         self,
-        x_0: Float[Tensor, "B M D"],
+        examples: "_Examples",
         noise: Float[Tensor, "B M D"],
         t: Int[Tensor, " B"],
         condition: Float[Tensor, "B D"],
-        histories: Histories,
     ) -> Float[Tensor, ""]:
-        """Mean squared error of the prediction from x_0 noised to step t."""
+        """Mean squared error of the prediction from first items that are noised to step t."""
         c = self.config
+        x_0 = F.embedding(examples.first.items, self.vectors)
         x_t = self.schedule.add_noise(x_0, noise, t)
-
-        def network(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-            embedded = self.network.embed_step(t) + self.network.embed_condition(condition)
-            prediction: Tensor = self.network(x_t, embedded)
-            return prediction
-
+        embedded = self.network.embed_condition(condition)
         if c.guidance_in_training and c.guidance == "classifier_free":
-            guided = classifier_free_network(network, condition, self.null, c.guidance_scale)
+            null = self.network.embed_condition(self.null[None])
+            guided = classifier_free_network(self._predict, embedded, null, c.guidance_scale)
             prediction = guided(x_t, t)
         else:
-            prediction = network(x_t, t, condition)
+            prediction = self._predict(x_t, t, embedded)
         if c.guidance_in_training and c.guidance == "classifier":
-            self.encoder.eval()
+            self.pretrained.eval()
             with torch.enable_grad():
                 at = x_t.detach().requires_grad_()
-                log_p = self._log_prob(at, self._labels(histories))
+                log_p = self.label_log_prob(at, self._labels(examples.after))
                 (gradient,) = torch.autograd.grad(log_p.sum(), at)
             _, noise_scale = self.schedule.signal_and_noise(t, x_t)
             prediction = prediction - c.guidance_scale * noise_scale * gradient
         target = self.schedule.target(x_0, noise, t, c.prediction_type)
         return F.mse_loss(prediction, target)
 
+    def _predict(
+        self, x_t: Float[Tensor, "B M D"], t: Int[Tensor, " S"], embedded: Float[Tensor, "B E"]
+    ) -> Float[Tensor, "B M D"]:
+        """The network's prediction at steps t, one each or one for all."""
+        prediction: Tensor = self.network(x_t, self.network.embed_step(t) + embedded)
+        return prediction
+
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M generated items, oldest first, in front of their histories.
 
-        Generated from the user's real items and noise that is drawn for (seed, user). Synthetic
-        items that are there already stay and are not looked at. Empty histories stay empty.
-
-        Args:
-            dataset: histories as they are allowed to be seen.
-            seed: of the noise.
+        Synthetic items that are there already stay and are not looked at. Empty histories stay
+        empty.
 
         Raises:
-            ConfigError: not fitted.
             DataError: the dataset is of another catalog.
         """
         self.require_fitted()
@@ -384,23 +337,23 @@ class DiffuASR(Augmenter):
             )
         self.eval()
         real = dataset.real()
-        rows = c.rows(real)
-        generated = np.empty((len(rows), c.n_items), dtype=np.int32)
-        by_length = np.argsort(real.lengths[rows], kind="stable")
-        starts = range(0, len(rows), _CHUNK)
+        chosen = c.chosen(real)
+        generated = np.empty((len(chosen), c.n_items), dtype=np.int32)
+        by_length = np.argsort(real.lengths[chosen], kind="stable")
+        starts = range(0, len(chosen), _CHUNK)
         console = Console(stderr=True)
         for first in track(
             starts, "augment", console=console, disable=not console.is_terminal, transient=True
         ):
             part = by_length[first : first + _CHUNK]
-            generated[part] = self._generate(self._conditions(real, rows[part]), seed)
-        return dataset.prepend(generated, rows)
+            generated[part] = self._generate(histories_of(real, chosen[part]), seed)
+        return dataset.prepend(generated, chosen)
 
     @torch.no_grad()
     def _generate(self, histories: Histories, seed: int) -> Int[np.ndarray, "B M"]:
         """M items for each of some users."""
         c = self.config
-        histories = histories.to(self.device)
+        histories = self.conditions(histories).to(self.device)
         noise = KeyedNoise(seed, histories.users)
         sampler = (
             Sampler(c.num_inference_steps, c.eta)
@@ -415,15 +368,12 @@ class DiffuASR(Augmenter):
     def denoiser(self, histories: Histories) -> Denoise:
         """The guided estimate of x_0 for these users, as a function of x_t and one common step."""
         c = self.config
-
-        def network(x_t: Tensor, t: Tensor, embedded: Tensor) -> Tensor:
-            prediction: Tensor = self.network(x_t, self.network.embed_step(t[:1]) + embedded)
-            return prediction
-
         embedded = self.network.embed_condition(self._condition(histories))
         null = self.network.embed_condition(self.null[None])
         scale = c.guidance_scale if c.guidance == "classifier_free" else 0.0
-        guided = classifier_free_network(network, embedded, null, scale)
+        guided = classifier_free_network(
+            lambda x_t, t, embedded: self._predict(x_t, t[:1], embedded), embedded, null, scale
+        )
         denoise = denoise_with(guided, self.schedule, c.prediction_type)
         if c.guidance != "classifier":
             return denoise
@@ -431,22 +381,22 @@ class DiffuASR(Augmenter):
         return classifier_guidance(
             denoise,
             # cloned where it is used: a tensor of inference mode may not enter a gradient
-            lambda x, t: self._log_prob(x, labels.clone()),
+            lambda x, t: self.label_log_prob(x, labels.clone()),
             self.schedule,
             c.guidance_scale,
             c.guidance_at,
         )
 
-    def _log_prob(
+    def label_log_prob(
         self, x: Float[Tensor, "B M D"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        """log p(label | x): what the transformer expects after M items with these embeddings."""
+        """log p(label | x) of the pretrained recommender after M items with these vectors."""
         lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        state = self.encoder.encode(x * self.scale + self.center, lengths)[:, -1]
+        states = self.pretrained.encoder(x * self.scale + self.center, lengths)[:, -1]
+        weight = self.pretrained.table.weight()
         if self.config.classifier_loss == "bce":
-            return F.logsigmoid((state * self.encoder.table[labels]).sum(1))
-        logits = state @ self.encoder.table[1:].T
-        return -F.cross_entropy(logits, labels - 1, reduction="none")
+            return F.logsigmoid((states * weight[labels]).sum(1))
+        return log_prob(states, weight, labels)
 
     def _condition(self, histories: Histories) -> Float[Tensor, "B D"]:
         return F.embedding_bag(
@@ -458,80 +408,46 @@ class DiffuASR(Augmenter):
             return histories.items[:, 0]
         return histories.items.gather(1, (histories.lengths - 1)[:, None])[:, 0]
 
-    def _long_users(
-        self, train: SequenceDataset, seed: int
-    ) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " H"]]:
-        """Rows to train the diffusion model on, and those held out."""
+    def _long_users(self, train: SequenceDataset) -> SequenceDataset:
+        """Users with enough items for an example of the diffusion model."""
         c = self.config
-        rows = np.flatnonzero(train.lengths >= c.n_items + c.min_condition)
-        if len(rows) < _FEWEST:
+        long = np.flatnonzero(train.lengths >= c.n_items + c.min_condition)
+        if len(long) < _FEWEST:
             longest = np.sort(train.lengths)[::-1]
             fits = int(longest[_FEWEST - 1]) - c.min_condition if len(longest) >= _FEWEST else 0
             raise DataError(
                 f"DiffuASR learns from users with at least n_items + {c.min_condition} = "
-                f"{c.n_items + c.min_condition} training items, and {len(rows)} have them; it "
+                f"{c.n_items + c.min_condition} training items, and {len(long)} have them; it "
                 f"needs {_FEWEST}: "
                 + (f"use n_items={fits} or less" if fits > 0 else "use a log with longer histories")
             )
-        order = np.random.Generator(np.random.Philox(key=[seed, 2**40])).permutation(rows)
-        n_held_out = max(1, len(rows) // 10)
-        return order[n_held_out:], order[:n_held_out]
+        return train.select(long)
 
-    def _remember(self, train: SequenceDataset, valid: Queries | None) -> None:
-        if valid is None:
-            raise ConfigError(
-                "condition_on='train+valid' needs validation queries: fit(train, valid)"
-            )
-        self.train_keys[torch.from_numpy(train.users)] = torch.from_numpy(_keys(train))
-        self.valid_items[torch.from_numpy(valid.histories.users)] = torch.from_numpy(valid.targets)
-
-    def _conditions(self, real: SequenceDataset, rows: Int64[np.ndarray, " B"]) -> Histories:
-        """The histories to condition on; with ``train+valid``, a training history completed."""
-        histories = histories_of(real, rows)
-        if self.config.condition_on == "train":
-            return histories
-        known = np.flatnonzero(histories.users.numpy() < len(self.valid_items))
-        users = histories.users[known]
-        same = self.train_keys.cpu()[users] == torch.from_numpy(_keys(real.select(rows[known])))
-        extra = torch.zeros_like(histories.lengths)
-        extra[known] = self.valid_items.cpu()[users] * same
-        items = F.pad(histories.items, (0, 1))
-        items.scatter_(1, histories.lengths[:, None], extra[:, None])
-        return Histories(histories.users, items, histories.lengths + (extra > 0))
+    def conditions(self, histories: Histories) -> Histories:
+        """Histories as conditions; with ``train+valid``, those of training are completed."""
+        return histories if self.completion is None else self.completion(histories)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """What the diffusion model learns from: the first M items of users, and what follows them.
+class _Pretrained(training.NextItemRecommender):
+    """The recommender that gives item vectors and the classifier: an encoder, full softmax."""
 
-    Attributes:
-        items: shape (B, M).
-        after: the items after those.
-    """
+    class Config(NextItemSettings):
+        """Hyper-parameters of the pretrained recommender."""
 
-    items: Int[Tensor, "B M"]
+    config: Config
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        loss = training.encoder_loss(self, self.config, train)
+        return training.train_next_item(
+            self, loss, train, valid, runtime, scorer=self.scorer, phase="pretrain"
+        )
+
+
+class _Examples(NamedTuple):
+    """Examples of the diffusion model: the first M items of users, and the items after them."""
+
+    first: Histories
     after: Histories
 
-    def to(self, device: torch.device) -> "_Pairs":
-        return _Pairs(self.items.to(device), self.after.to(device))
-
-
-def _pairs(train: SequenceDataset, rows: Int64[np.ndarray, " B"], n_items: int) -> _Pairs:
-    starts, ends = train.offsets[rows], train.offsets[rows + 1]
-    first = train.items[starts[:, None] + np.arange(n_items)].astype(np.int64)
-    rest = train.slice(starts + n_items, ends, rows)
-    return _Pairs(torch.from_numpy(first), histories_of(rest, np.arange(len(rows))))
-
-
-def _keys(dataset: SequenceDataset) -> Int64[np.ndarray, " U"]:
-    """A number for each sequence that another sequence has with a chance of about 2^-64."""
-    lengths = dataset.lengths
-    places = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], lengths)
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(
-            np.full(int(lengths.max(initial=0)), 0x9E3779B97F4A7C15, dtype=np.uint64)
-        )
-        sums = np.cumsum(powers[places] * dataset.items.astype(np.uint64), dtype=np.uint64)
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), sums])
-        keys: np.ndarray = (sums[dataset.offsets[1:]] - sums[dataset.offsets[:-1]]).view(np.int64)
-    return keys
+    def to(self, device: torch.device) -> "_Examples":
+        return _Examples(self.first.to(device), self.after.to(device))

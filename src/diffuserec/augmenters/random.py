@@ -1,17 +1,18 @@
 """Random: items drawn uniformly from the catalog in front of each history.
 
-The baseline of Liu et al., "Diffusion Augmentation for Sequential Recommendation", CIKM 2023: what
-longer sequences do when the additions mean nothing.
+The baseline of Liu et al., "Diffusion Augmentation for Sequential Recommendation", CIKM 2023: the
+effect of longer sequences whose additions mean nothing.
 """
 
-from typing import Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from diffuserec.models.base import Augmenter, PrependingSettings, Run
 from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Augmenter, Epoch, Runtime
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.settings import PrependingSettings
 
 
 class Random(Augmenter):
@@ -21,23 +22,20 @@ class Random(Augmenter):
         """Hyper-parameters of Random."""
 
     config: Config
+    trained: ClassVar[bool] = False
 
     def build(self, catalog: Catalog) -> None:
-        """There is nothing to learn."""
+        """Makes nothing: there are no parameters."""
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        """Takes the catalog of `train`."""
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        return []
 
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M random items in front; empty histories stay empty."""
         self.require_fitted()
-        rows = self.config.rows(dataset)
-        keys = torch.from_numpy(np.asarray(dataset.users[rows]))
-        uniform = KeyedNoise(seed, keys).uniform(self.config.n_items).numpy()
+        chosen = self.config.chosen(dataset)
+        users = torch.from_numpy(np.asarray(dataset.users[chosen]))
+        uniform = KeyedNoise(seed, users).uniform(self.config.n_items).numpy()
         n_items = self.catalog.n_items
         drawn = np.minimum((uniform.astype(np.float64) * n_items).astype(np.int32), n_items - 1)
-        return dataset.prepend(drawn + 1, rows)
+        return dataset.prepend(drawn + 1, chosen)

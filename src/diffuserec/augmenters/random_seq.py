@@ -4,14 +4,15 @@ The baseline of Liu et al., "Diffusion Augmentation for Sequential Recommendatio
 right taste and no new item.
 """
 
-from typing import Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from diffuserec.models.base import Augmenter, PrependingSettings, Run
 from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.models.base import Augmenter, Epoch, Runtime
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.settings import PrependingSettings
 
 
 class RandomSeq(Augmenter):
@@ -21,24 +22,21 @@ class RandomSeq(Augmenter):
         """Hyper-parameters of Random-Seq."""
 
     config: Config
+    trained: ClassVar[bool] = False
 
     def build(self, catalog: Catalog) -> None:
-        """There is nothing to learn."""
+        """Makes nothing: there are no parameters."""
 
-    def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, run: Run | None = None
-    ) -> Self:
-        """Takes the catalog of `train`."""
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        return []
 
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M of their own items in front; empty histories stay empty."""
         self.require_fitted()
         real = dataset.real()
-        rows = self.config.rows(dataset)
-        keys = torch.from_numpy(np.asarray(dataset.users[rows]))
-        uniform = KeyedNoise(seed, keys).uniform(self.config.n_items).numpy()
-        lengths = real.lengths[rows][:, None]
-        places = np.minimum((uniform.astype(np.float64) * lengths).astype(np.int64), lengths - 1)
-        return dataset.prepend(real.items[real.offsets[rows][:, None] + places], rows)
+        chosen = self.config.chosen(dataset)
+        users = torch.from_numpy(np.asarray(dataset.users[chosen]))
+        uniform = KeyedNoise(seed, users).uniform(self.config.n_items).numpy()
+        lengths = real.lengths[chosen][:, None]
+        drawn = np.minimum((uniform.astype(np.float64) * lengths).astype(np.int64), lengths - 1)
+        return dataset.prepend(real.log.items[real.starts[chosen][:, None] + drawn], chosen)

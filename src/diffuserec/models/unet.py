@@ -23,11 +23,10 @@ _EPS = 1e-6
 
 
 class SUNet(nn.Module):
-    """Predicts the noise (or whatever it is trained to) in M embeddings of width D.
+    """Network that predicts noise, velocity or clean embeddings from M noisy ones of width D.
 
-    What it is told of the step and of the condition is the sum of two embeddings, made by
-    :meth:`embed_step` and :meth:`embed_condition`, so that a sampler makes the second once and not
-    at every step.
+    Step and condition enter as the sum of two embeddings, made by :meth:`embed_step` and
+    :meth:`embed_condition`, so that a sampler computes the second once and not at every step.
 
     Args:
         n_items: M, the channels of the image.
@@ -35,8 +34,8 @@ class SUNet(nn.Module):
         channels: of the first level.
         multipliers: channels of each level as multiples of that; each level but the last halves
             the image.
-        n_blocks: residual blocks a level going down; going up there is one more.
-        dropout: before the second convolution of a block.
+        n_blocks: residual blocks of a level on the way down; on the way up there is one more.
+        dropout: rate before the second convolution of a block.
 
     Raises:
         ValueError: the image cannot be halved so often, or `channels` is no multiple of 8.
@@ -76,7 +75,7 @@ class SUNet(nn.Module):
                 skips.append(n_out)
                 n_in = n_out
             if level < len(levels) - 1:
-                self.down.append(Halve(n_in))
+                self.down.append(Downsample(n_in))
                 skips.append(n_in)
         self.middle = nn.ModuleList([block(n_in, n_in), PixelAttention(n_in), block(n_in, n_in)])
         self.up = nn.ModuleList()
@@ -85,31 +84,31 @@ class SUNet(nn.Module):
                 self.up.append(block(n_in + skips.pop(), n_out))
                 n_in = n_out
             if level > 0:
-                self.up.append(Double(n_in))
+                self.up.append(Upsample(n_in))
         self.last = nn.Sequential(
             nn.GroupNorm(_GROUPS, n_in, _EPS), nn.SiLU(), Convolution(n_in, n_items)
         )
-        # one product for all blocks: what each adds to its channels
+        # one product for the shifts that all blocks add to their channels
         self.shifts = nn.Linear(width, sum(block.n_out for block in blocks))
 
     def embed_step(self, t: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """The embedding of diffusion steps; one row serves a whole batch that shares its step."""
+        """Embedding of diffusion steps; a single one serves a batch that shares its step."""
         embedded: Tensor = self.step(sinusoidal(t, self.channels))
         return embedded
 
     def embed_condition(self, condition: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        """The embedding of condition vectors."""
+        """Embedding of condition vectors."""
         embedded: Tensor = self.condition(condition)
         return embedded
 
     def forward(
         self, x_t: Float[Tensor, "B M D"], embedded: Float[Tensor, "B E"]
     ) -> Float[Tensor, "B M D"]:
-        """The prediction.
+        """Prediction from noisy embeddings.
 
         Args:
             x_t: noisy embeddings.
-            embedded: the sum of the embeddings of step and condition.
+            embedded: sum of the embeddings of step and condition.
         """
         sizes = [module.n_out for module in self.modules() if isinstance(module, ResidualBlock)]
         shifts = iter(self.shifts(F.silu(embedded)).split(sizes, dim=1))
@@ -130,7 +129,8 @@ class SUNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish, convolution, twice, around a shortcut; step and condition shift the middle."""
+    """Two times norm, swish and convolution, beside a shortcut; shifted in between by step and
+    condition."""
 
     def __init__(self, n_in: int, n_out: int, dropout: float) -> None:
         super().__init__()
@@ -156,9 +156,9 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """3 × 3 with zeros around the image; for images of at most 2 × 2 as one matrix product.
+    """Convolution of 3 × 3 with zero padding; for images of at most 2 × 2 as one matrix product.
 
-    There it is the same sum without the zeros, and several times faster.
+    On such images the product is the same sum without the zeros, and several times faster.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
@@ -168,9 +168,9 @@ class Convolution(nn.Conv2d):
         side = x.shape[2]
         if side > 2:
             return super().forward(x)
-        # entry (p, q): which of the 9 weights leads from pixel q to pixel p
-        place = torch.arange(side, device=x.device)
-        offset = place[None, :] - place[:, None] + 1
+        # entry (p, q): number of the weight, of 9, that leads from pixel q to pixel p
+        position = torch.arange(side, device=x.device)
+        offset = position[None, :] - position[:, None] + 1
         taps = (3 * offset[:, None, :, None] + offset[None, :, None, :]).flatten(0, 1).flatten(1)
         matrix = (
             self.weight.flatten(2)[:, :, taps]
@@ -183,7 +183,7 @@ class Convolution(nn.Conv2d):
 
 
 class PixelAttention(nn.Module):
-    """Single-head self-attention over the pixels, around a shortcut."""
+    """Single-head self-attention over the pixels, beside a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -199,8 +199,8 @@ class PixelAttention(nn.Module):
         return result
 
 
-class Halve(nn.Module):
-    """Half the side: a convolution of stride 2, padded on the right and below only."""
+class Downsample(nn.Module):
+    """Halves the side: a convolution of stride 2, padded on the right and below only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -211,8 +211,8 @@ class Halve(nn.Module):
         return result
 
 
-class Double(nn.Module):
-    """Twice the side: each pixel repeated, then a convolution."""
+class Upsample(nn.Module):
+    """Doubles the side: each pixel repeated, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Double(nn.Module):
 
 
 def image_side(dim: int, n_levels: int = 4) -> int:
-    """The side of the image that an embedding of this width becomes.
+    """Side of the image that an embedding of this width becomes.
 
     Raises:
         ValueError: the width is no perfect square, or its root cannot be halved at each level.
