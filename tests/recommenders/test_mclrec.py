@@ -1,4 +1,4 @@
-"""MCLRec: whose turn it is in each of three updates, and its losses written out."""
+"""MCLRec: the parameters that each of three updates moves, and its losses written out."""
 
 import math
 from functools import partial
@@ -6,11 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from diffuserec import settings, training
-from diffuserec.models.base import Run, load
-from diffuserec.data import Batch
-from diffuserec.recommenders.mclrec import MCLRec, spread
+from diffuserec import Runtime, load
+from diffuserec.data import Batch, training_batches
+from diffuserec.models import settings
 from diffuserec.models.views import LearnedView
+from diffuserec.recommenders import mclrec
+from diffuserec.recommenders.mclrec import MCLRec, spread
 
 from .oracles import (
     BATCH,
@@ -21,10 +22,11 @@ from .oracles import (
     assert_fits,
     assert_refused,
     assert_same,
+    built,
     last_state,
     loss_by_hand,
     nt_xent_by_hand,
-    rows_of,
+    ragged,
     untrained,
     with_its_loss,
 )
@@ -44,12 +46,12 @@ def vectors(n: int, seed: int = 0, scale: float = 1.0):
 
 
 def pairs_by_hand(first, second):
-    """Of each view as an anchor: the product with its other view, and with all others."""
+    """For each view as an anchor, its product with its other view, and those with all others."""
     views, n = [*first, *second], len(first)
     for anchor in range(2 * n):
         own = anchor + n if anchor < n else anchor - n
-        others = [place for place in range(2 * n) if place not in (anchor, own)]
-        yield views[anchor] @ views[own], [views[anchor] @ views[place] for place in others]
+        others = [view for view in range(2 * n) if view not in (anchor, own)]
+        yield views[anchor] @ views[own], [views[anchor] @ views[other] for other in others]
 
 
 def spread_by_hand(first, second):
@@ -132,15 +134,6 @@ def test_the_regularizer_of_one_sequence_is_nothing() -> None:
     assert not state.grad.any()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_the_contrast_of_learned_views_written_out(temperature) -> None:
-    model = made(temperature=temperature)
-    first, second = vectors(4, 1), vectors(4, 2)
-    expected = c_by_hand(model, [*first], [*second])
-    # the encoder has no part in it
-    assert_same(model, model._contrast(first, second), expected, rtol=1e-3, allow_unused=True)
-
-
 # --- the updates -------------------------------------------------------------------------------
 
 
@@ -152,17 +145,18 @@ def test_the_contrast_of_learned_views_written_out(temperature) -> None:
         {"contrast_weight": 0.0},
         {"learned_weight": 0.0},
         {"similarity": "cosine", "temperature": 0.1},
+        {"encoder": "gru", "n_layers": 2, "encoder_settings": {"hidden_dim": 5}},
     ],
     ids=str,
 )
 def test_the_losses_of_the_three_updates_written_out(monkeypatch, settings) -> None:
     model, updates = begun(monkeypatch, **settings)
-    views = rows_of(FIRST), rows_of(SECOND)
-    monkeypatch.setattr(model, "_two_views", lambda items, lengths: views)
+    views = ragged(FIRST), ragged(SECOND)
+    monkeypatch.setattr(mclrec, "sample_two_views", lambda *_: views)
     one, two, three = (update.loss for update in updates)
     assert_same(model, one(BATCH), with_c_by_hand(model))
     assert_same(model, three(BATCH), with_c_by_hand(model))
-    # in between the encoder stands still
+    # in between the encoder is not moved
     states = [[last_state(model, view).detach() for view in views] for views in (FIRST, SECOND)]
     assert_same(model, two(BATCH), c_by_hand(model, *states), allow_unused=True)
 
@@ -187,16 +181,16 @@ class Recorder(torch.optim.Adam):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_encoder_and_learners_take_turns(monkeypatch, random_log, joint) -> None:
+def test_encoder_and_learned_views_take_turns(monkeypatch, random_log, joint) -> None:
     Recorder.changed = []
     monkeypatch.setattr(torch.optim, "Adam", Recorder)
     model = MCLRec(**SETTINGS | {"joint": joint}).fit(random_log)
     names = [name for name, _ in model.named_parameters()]
-    encoder = {n for n, name in enumerate(names) if name.startswith("encoder.")}
+    encoder = {n for n, name in enumerate(names) if name.startswith(("table.", "encoder."))}
     learners = {n for n, name in enumerate(names) if name.startswith("learned.")}
     assert len(encoder) + len(learners) == len(names)
     assert len(learners) == 12
-    n_batches = sum(1 for _ in training.training_batches(random_log, 8, 8, 0, 0))
+    n_batches = sum(1 for _ in training_batches(random_log, 8, 8, 0, 0))
     turn = [encoder | learners] if joint else [encoder, learners, encoder]
     assert Recorder.changed == turn * n_batches
 
@@ -205,19 +199,16 @@ def test_the_third_update_has_the_new_learners_and_every_update_its_own_views(
     monkeypatch, random_log
 ) -> None:
     learners, views = [], []
-    contrast, two_views = MCLRec._contrast, MCLRec._two_views
+    sample_two_views = mclrec.sample_two_views
 
-    def watched(self, first, second):
-        learners.append(self.learned[0].layers[0].weight.detach().clone())
-        return contrast(self, first, second)
-
-    def drawn(self, items, lengths):
-        views.append(two_views(self, items, lengths))
+    def watched(items, lengths, operators):
+        learners.append(model.learned[0].layers[0].weight.detach().clone())
+        views.append(sample_two_views(items, lengths, operators))
         return views[-1]
 
-    monkeypatch.setattr(MCLRec, "_contrast", watched)
-    monkeypatch.setattr(MCLRec, "_two_views", drawn)
-    MCLRec(**SETTINGS).fit(random_log)
+    monkeypatch.setattr(mclrec, "sample_two_views", watched)
+    model = MCLRec(**SETTINGS)
+    model.fit(random_log)
     assert len(learners) == len(views) > 6
     n_alike = 0
     for one, two, three in zip(learners[::3], learners[1::3], learners[2::3], strict=True):
@@ -240,10 +231,10 @@ def test_two_different_operators_make_the_views(mask_with, masked) -> None:
     batch = Batch(torch.arange(300), items, torch.full((300,), 10), items, torch.arange(300))
     views = model.views(batch, LOG)
     pairs = set()
-    for row in range(300):
+    for n in range(300):
         names = []
         for view in views:
-            shown = view.items[row, : view.lengths[row]].tolist()
+            shown = view.items[n, : view.lengths[n]].tolist()
             if len(shown) == 5:  # half of it
                 assert shown == [*range(shown[0], shown[0] + 5)]
                 names.append("crop")
@@ -252,7 +243,7 @@ def test_two_different_operators_make_the_views(mask_with, masked) -> None:
                 names.append("mask")
             else:
                 assert sorted(shown) == [*range(1, 11)]
-                moved = [place for place in range(10) if shown[place] != place + 1]
+                moved = [position for position in range(10) if shown[position] != position + 1]
                 assert moved[-1] - moved[0] < 8
                 names.append("reorder")
         pairs.add(tuple(names))
@@ -264,11 +255,10 @@ def test_two_different_operators_make_the_views(mask_with, masked) -> None:
 # --- fitting, saving, refusing -----------------------------------------------------------------
 
 
-def test_learners_are_saved_with_the_model(random_log, tmp_path) -> None:
-    model = MCLRec(**SETTINGS)
-    model.begin(random_log, Run(seed=1))
+def test_learned_views_are_saved_with_the_model(random_log, tmp_path) -> None:
+    model = built(MCLRec(**SETTINGS), random_log, seed=1)
     begin = [parameter.detach().clone() for parameter in model.learned.parameters()]
-    model.fit(random_log, run=Run(seed=1))
+    model.fit(random_log, runtime=Runtime(seed=1))
     model.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert len(begin) == 12
@@ -277,8 +267,8 @@ def test_learners_are_saved_with_the_model(random_log, tmp_path) -> None:
     ):
         assert torch.equal(mine, theirs)
         assert not torch.equal(mine, before)
-    first, second = vectors(3, 1), vectors(3, 2)
-    assert torch.equal(loaded._contrast(first, second), model._contrast(first, second))
+    for mine, theirs in zip(model.learned, loaded.learned, strict=True):
+        assert torch.equal(theirs(vectors(3)), mine(vectors(3)))
 
 
 @pytest.mark.parametrize(
@@ -288,19 +278,20 @@ def test_learners_are_saved_with_the_model(random_log, tmp_path) -> None:
         {"loss": "bce"},
         {"loss": "gbce"},
         {"loss": "sampled_softmax"},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes"},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes"},
         {"joint": True, "mask_with": "token", "contrast_weight": 0.0},
         {"dim": 4, "dropout": 0.3},
+        {"encoder": "caser", "n_layers": 2},
     ],
     ids=str,
 )
-def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+def test_every_loss_example_and_option_fits(random_log, settings) -> None:
     assert_fits(MCLRec, SETTINGS | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    assert_fits(MCLRec, SETTINGS, random_log, Run(precision="bf16"))
+    assert_fits(MCLRec, SETTINGS, random_log, Runtime(precision="bf16"))
 
 
 def test_without_weight_the_plain_contrast_is_not_computed(monkeypatch) -> None:
