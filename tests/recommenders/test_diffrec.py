@@ -1,4 +1,4 @@
-"""DiffRec: the network, its loss and its sampling against the same written out row by row."""
+"""DiffRec: the network, its loss and its sampling, written out one sequence at a time."""
 
 import math
 
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run, load
+from diffuserec import Runtime, load
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, leave_one_out
-from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.errors import ConfigError
-from diffuserec.models.retrieval import hide, seen_pairs
-from diffuserec.recommenders import diffrec
+from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.retrieval import rank_of, seen_items
 from diffuserec.recommenders.diffrec import DiffRec
+
+from .oracles import assert_refused, built, wild, with_its_loss, with_its_phases
 
 N = 20  # diffusion steps
 V = 26
@@ -24,6 +24,8 @@ D = 12
 # every setting, so that no test hangs on a default
 SETTINGS = {
     "form": "two_stream",
+    "encoder": "transformer",
+    "encoder_settings": {},
     "dim": D,
     "max_len": 8,
     "n_layers": 2,
@@ -37,13 +39,13 @@ SETTINGS = {
     "mse_weight": 0.5,
     "mse_reduction": "mean",
     "detach_target": False,
-    "keep_prior": False,
+    "prior_loss": False,
     "rounding_loss": False,
     "targets": "all",
     "noise_last": 1,
     "normalize": True,
     "damping": 0.7,
-    "carry_last": True,
+    "add_last_item": True,
     "tie_head": True,
     "position_embedding": True,
     "step_embedding": True,
@@ -61,24 +63,15 @@ FORMS = ["two_stream", "prefixes"]
 
 
 def set_to(settings: dict) -> dict:
-    """The settings with some changed; whoever noises history does not carry it into the slot."""
-    bare = {"carry_last": False} if settings.get("noise_last", 1) > 1 else {}
+    """The settings with some changed; noised history is not added clean to the slot."""
+    bare = {"add_last_item": False} if settings.get("noise_last", 1) > 1 else {}
     return SETTINGS | bare | settings
 
 
 def made(**settings) -> DiffRec:
-    """Not trained, but with weights so large that attention is not uniform."""
+    """An untrained model with weights so large that attention is not uniform."""
     log = SequenceDataset.from_lists([[*range(1, V)]])
-    model = DiffRec(**set_to(settings))
-    model.begin(log, Run(seed=3))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.table[0] = 0
-    return model
+    return wild(built(DiffRec(**set_to(settings)), log, seed=3))
 
 
 def test_every_setting_is_set_here():
@@ -89,7 +82,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def users_of(*lists: list[int]) -> Histories:
+def histories_from(*lists: list[int]) -> Histories:
     dataset = SequenceDataset.from_lists(list(lists), users=[7 * n + 2 for n in range(len(lists))])
     return histories_of(dataset, np.arange(len(lists)))
 
@@ -103,7 +96,7 @@ LENGTHS = torch.tensor([6, 3, 1])
 
 
 def alpha_bars(n_steps: int) -> list[float]:
-    """The sqrt schedule in the form of ratios, capped at 0.999; place n - 1 is step n."""
+    """The sqrt schedule in the form of ratios, capped at 0.999; index n - 1 is step n."""
 
     def wanted(u: float) -> float:
         return 1 - math.sqrt(u + 1e-4)
@@ -118,22 +111,22 @@ def alpha_bars(n_steps: int) -> list[float]:
 
 def step_vector(n: float) -> torch.Tensor:
     """Equation 15."""
-    angles = [n / 10_000 ** (2 * (place // 2) / D) for place in range(D)]
+    angles = [n / 10_000 ** (2 * (column // 2) / D) for column in range(D)]
     return torch.tensor([math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)])
 
 
 def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.Tensor:
-    """The state of a slot after a history: [history..., slot] through plain attention, alone.
+    """State of a slot after a history: [history..., slot] through plain attention, alone.
 
     Args:
         history: item numbers.
-        x_t: what the slot holds, (D,).
+        x_t: the noised embedding in the slot, (D,).
         t: step from 0.
         noise: of the newest items, newest first, in form prefixes.
     """
     c, encoder = model.config, model.encoder
-    table = encoder.items.weight
-    # the number that embeddings are divided by is no way for gradients
+    table = model.table.vectors.weight
+    # no gradient passes through the divisor of the embeddings
     real = table[1:].detach()
     scale = ((real - real.mean()).square().sum() / (real.numel() - 1)).sqrt()
     scale = scale if c.normalize else 1.0
@@ -142,14 +135,15 @@ def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.
     if c.rescale_steps:
         n = n * 1000 / c.num_train_timesteps
     step = step_vector(n) * scale if c.step_embedding else torch.zeros(D)
+    with_positions = c.encoder == "transformer" and c.position_embedding
     tokens = []
-    for place, item in enumerate(history):
+    for position, item in enumerate(history):
         token = table[item]
-        age = len(history) - 1 - place
+        age = len(history) - 1 - position
         if age < len(noise):
             token = math.sqrt(alpha_bar) * token + math.sqrt(1 - alpha_bar) * scale * noise[age]
-        if c.position_embedding:
-            token = token + encoder.positions.weight[place]
+        if with_positions:
+            token = token + encoder.positions.weight[position]
         if c.form == "prefixes":
             token = token + step
         tokens.append(token)
@@ -157,10 +151,12 @@ def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.
     if c.damping is not None:
         slot = slot * max(math.sqrt(alpha_bar), c.damping)
     slot = slot + step
-    if c.position_embedding:
+    if with_positions:
         slot = slot + encoder.positions.weight[len(history)]
-    if c.carry_last:
+    if c.add_last_item:
         slot = slot + table[history[-1]]
+    if c.encoder != "transformer":
+        return encoder(torch.stack([*tokens, slot])[None], torch.tensor([len(history) + 1]))[0, -1]
     states = layer_norm(torch.stack([*tokens, slot]), encoder.norm)
     for block in encoder.blocks:
         query, key, value = (
@@ -192,7 +188,7 @@ VARIANTS = [
     {"damping": 1.0},
     {"damping": 0.01},
     {"normalize": False},
-    {"carry_last": False},
+    {"add_last_item": False},
     {"position_embedding": False},
     {"step_embedding": False},
     {"rescale_steps": True},
@@ -201,18 +197,28 @@ VARIANTS = [
 ]
 
 
+NO_NOISE = torch.zeros(3, 1, 0, D)
+
+
+def predicted(model: DiffRec, items, n_history, x_t, t, noise=None) -> torch.Tensor:
+    """The network's prediction in slots (B, S, D), each after its `n_history` items."""
+    if noise is None:
+        noise = torch.zeros(*x_t.shape[:2], 0, D)
+    return model.predictor(items, n_history, noise)(x_t, t)
+
+
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 @torch.no_grad()
-def test_the_two_streams_are_a_causal_row_for_every_prefix(settings):
+def test_the_two_streams_are_a_causal_sequence_for_every_prefix(settings):
     model = made(**settings)
     k = 3
-    place = torch.arange(1, 7).repeat_interleave(k)[None]
+    n_history = torch.arange(1, 7).repeat_interleave(k)[None]
     x_t = normal(3, 6 * k, D)
     t = torch.randint(N, (3, 6 * k), generator=torch.Generator().manual_seed(1))
-    states = model._read(model._remember(ITEMS), ITEMS, place, x_t, t)
+    states = predicted(model, ITEMS, n_history, x_t, t)
     n_compared = 0
     for row, items in enumerate(LISTS):
-        for slot, n in enumerate(place[0].tolist()):
+        for slot, n in enumerate(n_history[0].tolist()):
             if n > len(items):  # a slot in the padding
                 continue
             expected = by_hand(model, items[:n], x_t[row, slot], int(t[row, slot]))
@@ -223,34 +229,35 @@ def test_the_two_streams_are_a_causal_row_for_every_prefix(settings):
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 @torch.no_grad()
-def test_the_prefix_form_is_a_bidirectional_row(settings):
+def test_the_prefix_form_is_a_bidirectional_sequence(settings):
     model = made(form="prefixes", **settings)
-    x_t, t = normal(3, D), torch.tensor([0, 11, N - 1])
-    states = model._bidirectional(ITEMS, LENGTHS, x_t, t, normal(3, 0, D))
+    x_t, t = normal(3, 1, D), torch.tensor([[0], [11], [N - 1]])
+    states = predicted(model, ITEMS, LENGTHS[:, None], x_t, t)
     for row, items in enumerate(LISTS):
-        expected = by_hand(model, items, x_t[row], int(t[row]))
-        torch.testing.assert_close(states[row], expected, rtol=0, atol=1e-5)
+        expected = by_hand(model, items, x_t[row, 0], int(t[row]))
+        torch.testing.assert_close(states[row, 0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @torch.no_grad()
 def test_noised_history_is_the_newest_and_no_more(normalize):
     model = made(form="prefixes", noise_last=4, normalize=normalize)
-    x_t, t, noise = normal(3, D), torch.tensor([4, 11, N - 1]), normal(3, 3, D, seed=2)
-    states = model._bidirectional(ITEMS, LENGTHS, x_t, t, noise)
+    x_t, t, noise = normal(3, 1, D), torch.tensor([[4], [11], [N - 1]]), normal(3, 1, 3, D, seed=2)
+    states = predicted(model, ITEMS, LENGTHS[:, None], x_t, t, noise)
     for row, items in enumerate(LISTS):
-        expected = by_hand(model, items, x_t[row], int(t[row]), noise[row])
-        torch.testing.assert_close(states[row], expected, rtol=0, atol=1e-5)
-        clean = by_hand(model, items, x_t[row], int(t[row]))
+        expected = by_hand(model, items, x_t[row, 0], int(t[row]), noise[row, 0])
+        torch.testing.assert_close(states[row, 0], expected, rtol=0, atol=1e-5)
+        clean = by_hand(model, items, x_t[row, 0], int(t[row]))
         assert (clean - expected).abs().max() > 1e-2
 
 
 def test_noise_reaches_as_many_items_as_there_are():
     model = made(form="prefixes", noise_last=4)
-    noise = normal(3, 3, D, seed=2).requires_grad_()
-    states = model._bidirectional(ITEMS, LENGTHS, normal(3, D), torch.full((3,), 9), noise)
-    (grad,) = torch.autograd.grad(states.sum(0)[0], noise)
-    reached = grad.abs().amax(2) > 0
+    noise = normal(3, 1, 3, D, seed=2).requires_grad_()
+    t = torch.full((3, 1), 9)
+    states = predicted(model, ITEMS, LENGTHS[:, None], normal(3, 1, D), t, noise)
+    (grad,) = torch.autograd.grad(states.sum((0, 1))[0], noise)
+    reached = grad[:, 0].abs().amax(2) > 0
     assert reached.tolist() == [[True] * 3, [True] * 3, [True, False, False]]
 
 
@@ -260,64 +267,59 @@ def test_noise_reaches_as_many_items_as_there_are():
 def test_a_slot_depends_on_its_own_noise_and_no_other():
     model = made()
     x_t = normal(3, 6, D).requires_grad_()
-    memory = model._remember(ITEMS)
-    states = model._read(memory, ITEMS, torch.arange(1, 7)[None], x_t, torch.full((3, 6), 7))
+    states = predicted(model, ITEMS, torch.arange(1, 7)[None], x_t, torch.full((3, 6), 7))
     for row in range(3):
         for slot in range(6):
             weights = normal(D, seed=9)  # LayerNorm makes a plain sum constant
             (grad,) = torch.autograd.grad(states[row, slot] @ weights, x_t, retain_graph=True)
             reached = (grad.abs().amax(2) > 0).nonzero().tolist()
             assert reached == [[row, slot]]
-    # and what is remembered of the history on none
-    remembered = sum(part.sum() for layer in memory for part in layer)
-    assert torch.autograd.grad(remembered, x_t, allow_unused=True) == (None,)
 
 
-@pytest.mark.parametrize("place", range(6))
 @torch.no_grad()
-def test_a_slot_sees_the_history_before_it(place):
-    model = made(carry_last=False)
+def test_a_history_is_encoded_once_for_all_noise():
+    model = made()
+    entered = []
+    model.encoder.norm.register_forward_hook(lambda _, given, __: entered.append(given[0].shape))
+    predict = model.predictor(ITEMS, LENGTHS[:, None], NO_NOISE)
+    assert entered == [(3, 6, D)]
+    for step in (19, 3):
+        predict(normal(3, 1, D), torch.full((3, 1), step))
+    assert entered[1:] == [(3, 1, D)] * 2  # the slots alone
+
+
+@pytest.mark.parametrize("position", range(6))
+@torch.no_grad()
+def test_a_slot_sees_the_history_before_it(position):
+    model = made(add_last_item=False)
     changed = ITEMS[:1].clone()
-    changed[0, place] = 20
-    before, after = (
-        model._read(
-            model._remember(items),
-            items,
-            torch.arange(1, 7)[None],
-            normal(1, 6, D),
-            torch.full((1, 6), 12),
-        )[0]
-        for items in (ITEMS[:1], changed)
-    )
+    changed[0, position] = 20
+    slots = torch.arange(1, 7)[None], normal(1, 6, D), torch.full((1, 6), 12)
+    before, after = (predicted(model, items, *slots)[0] for items in (ITEMS[:1], changed))
     difference = (before - after).abs().amax(1)
-    assert not difference[:place].any()  # the slot after `place` items has not seen this one
-    assert (difference[place:] > 1e-3).all()
+    assert not difference[:position].any()  # the slot after so many items has not seen this one
+    assert (difference[position:] > 1e-3).all()
 
 
 @torch.no_grad()
 def test_only_the_bidirectional_form_takes_a_history_without_positions_as_a_set():
     shuffled = ITEMS[:1, [4, 2, 5, 0, 1, 3]]
-    length, x_t, t = torch.tensor([6]), normal(1, D), torch.tensor([N - 1])
-    plain = {"position_embedding": False, "carry_last": False}
-    model = made(form="prefixes", **plain)
-    none = normal(1, 0, D)
-    one, other = (model._bidirectional(i, length, x_t, t, none) for i in (ITEMS[:1], shuffled))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    slot = torch.tensor([[6]]), normal(1, 1, D), torch.tensor([[N - 1]])
+
+    def difference(**settings) -> float:
+        model = made(add_last_item=False, **settings)
+        one, other = (predicted(model, items, *slot) for items in (ITEMS[:1], shuffled))
+        return float((one - other).abs().max())
+
+    assert difference(form="prefixes", position_embedding=False) < 1e-5
     # with positions, or with causal attention, order counts
-    model = made(form="prefixes", carry_last=False)
-    one, other = (model._bidirectional(i, length, x_t, t, none) for i in (ITEMS[:1], shuffled))
-    assert (one - other).abs().max() > 1e-2
-    model = made(**plain)
-    one, other = (
-        model._read(model._remember(i), i, length[None], x_t[None], t[None])
-        for i in (ITEMS[:1], shuffled)
-    )
-    assert (one - other).abs().max() > 1e-2
+    assert difference(form="prefixes") > 1e-2
+    assert difference(position_embedding=False) > 1e-2
 
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_what_stands_in_the_padding_does_not_matter(form):
+def test_the_content_of_the_padding_does_not_matter(form):
     model = made(form=form)
     garbage = torch.where(ITEMS == 0, 17, ITEMS)
     wider = torch.cat([ITEMS, torch.zeros(3, 2, dtype=torch.int64)], dim=1)
@@ -331,23 +333,34 @@ def test_what_stands_in_the_padding_does_not_matter(form):
 # --- inference ---------------------------------------------------------------------------------
 
 
+def draws_of(model: DiffRec, histories: Histories, seed: int, n_draws=None) -> torch.Tensor:
+    """Probabilities of all items by each draw of noise, (K, B, V)."""
+    scorer = model.scorer(histories, seed, n_draws)
+    return torch.stack([draw.clone() for draw in scorer.draws(slice(0, V))])
+
+
+def head_of(model: DiffRec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors and biases that scores are made with."""
+    if model.config.tie_head:
+        return model.table.vectors.weight, torch.zeros(V)
+    return model.head.vectors.weight, model.head.bias
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tie_head", [True, False])
 @torch.no_grad()
 def test_scores_are_probabilities_averaged_over_pure_noise(form, tie_head):
-    # algorithm 3 row by row: the slot holds standard normal noise at n = N
+    # algorithm 3 by hand: the slot holds standard normal noise at n = N
     model = made(form=form, tie_head=tie_head, n_draws=5)
-    weight = model.encoder.items.weight if tie_head else model.head.weight
-    bias = torch.zeros(V) if tie_head else model.head.bias
-    histories = users_of(*LISTS)
+    weight, bias = head_of(model)
+    histories = histories_from(*LISTS)
     noise = KeyedNoise(6, histories.users).normal(5, D)
     draws = torch.zeros(5, 3, V)
     for row, items in enumerate(LISTS):
         for draw in range(5):
             h_0 = by_hand(model, items, noise[row, draw], N - 1)
             draws[draw, row, 1:] = torch.softmax(weight[1:] @ h_0 + bias[1:], dim=0)
-    found = torch.stack([*model.draws(histories, 6)])
-    torch.testing.assert_close(found, draws, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(draws_of(model, histories, 6), draws, rtol=1e-3, atol=1e-6)
     scores = model.score(histories, 6)
     torch.testing.assert_close(scores, draws.mean(0), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(scores.sum(1), torch.ones(3))
@@ -359,30 +372,25 @@ def test_scores_are_probabilities_averaged_over_pure_noise(form, tie_head):
 @torch.no_grad()
 def test_ten_draws_in_one_pass_are_ten_passes(form):
     model = made(form=form, noise_last=3 if form == "prefixes" else 1)
-    histories = users_of(*LISTS)
-    together = model.denoised(histories, 10, 4)
+    histories = histories_from(*LISTS)
+    together = model.states(histories, 4, 10)
     assert together.shape == (3, 10, D)
     noise = KeyedNoise(4, histories.users).normal(10, model.config.noise_last, D)
-    t = torch.full((3,), N - 1)
+    t, n_history = torch.full((3, 1), N - 1), histories.lengths[:, None]
     for draw in range(10):
-        if form == "two_stream":
-            memory = model._remember(histories.items)
-            n_history, x_t = histories.lengths[:, None], noise[:, draw]
-            alone = model._read(memory, histories.items, n_history, x_t, t[:, None])[:, 0]
-        else:
-            x_t, rest = noise[:, draw, 0], noise[:, draw, 1:]
-            alone = model._bidirectional(histories.items, histories.lengths, x_t, t, rest)
+        x_t, rest = noise[:, draw, :1], noise[:, draw, None, 1:]
+        alone = predicted(model, histories.items, n_history, x_t, t, rest)[:, 0]
         torch.testing.assert_close(together[:, draw], alone, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_draw_does_not_see_the_other_draws():
     model = made()
-    memory, t = model._remember(ITEMS), torch.full((3, 4), N - 1)
-    n_history, x_t = LENGTHS[:, None].expand(-1, 4), normal(3, 4, D)
-    before = model._read(memory, ITEMS, n_history, x_t, t)
+    x_t = normal(3, 4, D)
+    slots = LENGTHS[:, None].expand(-1, 4), x_t, torch.full((3, 4), N - 1)
+    before = predicted(model, ITEMS, *slots)
     x_t[:, 2] *= -1
-    after = model._read(memory, ITEMS, n_history, x_t, t)
+    after = predicted(model, ITEMS, *slots)
     others = [0, 1, 3]
     torch.testing.assert_close(before[:, others], after[:, others], rtol=0, atol=1e-6)
     assert ((before[:, 2] - after[:, 2]).abs().amax(1) > 1e-2).all()
@@ -397,33 +405,46 @@ MANY_STEPS = [
 ]
 
 
+@pytest.mark.parametrize("n_more", [6, 70])  # slots are decoded 32 at a time
 @pytest.mark.parametrize("settings", MANY_STEPS, ids=str)
 @torch.no_grad()
-def test_more_draws_begin_with_the_same_ones(settings, random_log):
+def test_more_draws_begin_with_the_same_ones(settings, n_more, random_log):
     model = made(**settings)
     histories = histories_of(random_log, np.arange(9))
-    few, many = (torch.stack([*model.draws(histories, 2, n)]) for n in (3, 6))
-    assert (len(few), len(many)) == (3, 6)
+    few, many = (draws_of(model, histories, 2, n) for n in (3, n_more))
+    assert (len(few), len(many)) == (3, n_more)
     torch.testing.assert_close(many[:3], few, rtol=1e-4, atol=1e-6)
-    own = torch.stack([*model.draws(histories, 2)])
+    own = draws_of(model, histories, 2)
     assert len(own) == 4
     torch.testing.assert_close(model.score(histories, 2), own.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_many_draws_are_each_their_own():
+    model = made()
+    histories = histories_from(*LISTS)
+    states = model.states(histories, 4, 70)
+    noise = KeyedNoise(4, histories.users).normal(70, D)
+    for draw in (0, 31, 32, 69):
+        for row, items in enumerate(LISTS):
+            expected = by_hand(model, items, noise[row, draw], N - 1)
+            torch.testing.assert_close(states[row, draw], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [*MANY_STEPS, {"n_candidates": 5}], ids=str)
 @torch.no_grad()
 def test_a_users_scores_are_the_users_alone(settings, random_log):
     model = made(**settings)
-    rows = np.arange(len(random_log))
-    together = model.score(histories_of(random_log, rows), 1)
-    order = np.random.default_rng(0).permutation(rows)
+    index = np.arange(len(random_log))
+    together = model.score(histories_of(random_log, index), 1)
+    order = np.random.default_rng(0).permutation(index)
     shuffled = model.score(histories_of(random_log, order), 1)
     torch.testing.assert_close(shuffled, together[torch.from_numpy(order)], rtol=1e-3, atol=1e-5)
     for row in (0, 7, 39):
         alone = model.score(histories_of(random_log, np.array([row])), 1)
         torch.testing.assert_close(alone[0], together[row], rtol=1e-3, atol=1e-5)
-    assert torch.equal(model.score(histories_of(random_log, rows), 1), together)
-    other = model.score(histories_of(random_log, rows), 2)
+    assert torch.equal(model.score(histories_of(random_log, index), 1), together)
+    other = model.score(histories_of(random_log, index), 2)
     assert ((other - together)[:, 1:].abs().amax(1) > 1e-4).all()
     # two users with one history have noise of their own
     twice = Histories(torch.tensor([1, 2]), ITEMS[[0, 0]], LENGTHS[[0, 0]])
@@ -435,24 +456,28 @@ def test_a_users_scores_are_the_users_alone(settings, random_log):
 @torch.no_grad()
 def test_a_long_history_is_its_newest_items(form, random_log):
     model = made(form=form)
-    rows = np.arange(len(random_log))
+    index = np.arange(len(random_log))
     assert int(random_log.lengths.max()) > 8
-    whole = model.score(histories_of(random_log, rows))
-    newest = model.score(histories_of(random_log, rows, max_len=8))
+    whole = model.score(histories_of(random_log, index))
+    newest = model.score(histories_of(random_log, index, max_len=8))
     torch.testing.assert_close(whole, newest, rtol=1e-3, atol=1e-6)
-    shorter = model.score(histories_of(random_log, rows, max_len=7))
+    shorter = model.score(histories_of(random_log, index, max_len=7))
     assert (whole - shorter).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("settings", [{}, {"n_candidates": 6}, {"tie_head": False}], ids=str)
 @torch.no_grad()
-def test_blocks_of_probabilities_change_nothing(monkeypatch, random_log):
+def test_blocks_of_scores_change_nothing(settings, random_log):
+    model = made(**settings)
     histories = histories_of(random_log, np.arange(40))
-    for settings in ({}, {"n_candidates": 6}):
-        model = made(**settings)
-        whole = model.score(histories)
-        with monkeypatch.context() as patched:
-            patched.setattr(diffrec, "_BLOCK", 7 * V)
-            torch.testing.assert_close(model.score(histories), whole, rtol=1e-5, atol=1e-6)
+    scorer = model.scorer(histories)
+    parts = [
+        torch.cat([scorer.rows(rows).block(columns) for rows in (slice(0, 7), slice(7, 40))])
+        for columns in (slice(0, 5), slice(5, 19), slice(19, V))
+    ]
+    torch.testing.assert_close(
+        torch.cat(parts, 1)[:, 1:], model.score(histories)[:, 1:], rtol=1e-5, atol=1e-6
+    )
 
 
 # --- walking back in steps ---------------------------------------------------------------------
@@ -469,20 +494,17 @@ def test_an_oracle_ends_at_what_it_knows_and_is_shown_the_forward_process(
     x_0 = normal(n_users, 1, D).expand(-1, n_draws, -1)
     shown: dict[int, torch.Tensor] = {}
 
-    def read(memory, items, n_history, x_t, t):
-        (step,) = set(t.flatten().tolist())
-        shown[step] = x_t.clone()
-        return x_0
+    def predictor(items, n_history, noise):
+        def oracle(x_t, t):
+            (step,) = set(t.flatten().tolist())
+            shown[step] = x_t.clone()
+            return x_0
 
-    def bidirectional(items, lengths, x_t, t, noise):
-        (step,) = set(t.tolist())
-        shown[step] = x_t.view(n_users, n_draws, D).clone()
-        return x_0.flatten(0, 1)
+        return oracle
 
-    monkeypatch.setattr(model, "_read", read)
-    monkeypatch.setattr(model, "_bidirectional", bidirectional)
-    histories = users_of(*[[1 + user % 20, 3] for user in range(n_users)])
-    assert torch.equal(model.denoised(histories, n_draws, 0), x_0)
+    monkeypatch.setattr(model, "predictor", predictor)
+    histories = histories_from(*[[1 + user % 20, 3] for user in range(n_users)])
+    assert torch.equal(model.states(histories, 0, n_draws), x_0)
     assert list(shown) == [N * left // n_steps - 1 for left in range(n_steps, 0, -1)]
     bars = alpha_bars(N)
     for step, x_t in shown.items():
@@ -494,9 +516,8 @@ def test_an_oracle_ends_at_what_it_knows_and_is_shown_the_forward_process(
         along = float((rest * x_0).sum() / x_0.norm())
         assert abs(along) < 4.5, step
     # the probabilities are those of what the oracle knows, and all draws agree
-    table = model.encoder.items.weight
-    expected = torch.softmax(x_0[:, 0] @ table[1:].T, dim=1)
-    for draw in model.draws(histories, 0, n_draws):
+    expected = torch.softmax(x_0[:, 0] @ model.table.vectors.weight[1:].T, dim=1)
+    for draw in draws_of(model, histories, 0, n_draws):
         torch.testing.assert_close(draw[:, 1:], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -505,11 +526,11 @@ def test_an_oracle_ends_at_what_it_knows_and_is_shown_the_forward_process(
 def test_two_steps_by_hand(form):
     # N = 20 in two steps visits t = 19 and t = 9
     model = made(form=form, num_inference_steps=2)
-    histories = users_of(*LISTS)
+    histories = histories_from(*LISTS)
     keyed = KeyedNoise(1, histories.users)
     x_T, fresh = keyed.normal(2, D), keyed.normal(2, D)
     late, early = alpha_bars(N)[19], alpha_bars(N)[9]
-    found = model.denoised(histories, 2, 1)
+    found = model.states(histories, 1, 2)
     for row, items in enumerate(LISTS):
         for draw in range(2):
             first = by_hand(model, items, x_T[row, draw], 19)
@@ -541,13 +562,12 @@ def test_all_items_as_candidates_are_the_exact_scores(tie_head, random_log):
 @pytest.mark.parametrize("tie_head", [True, False])
 @pytest.mark.parametrize("n", [1, 4])
 @torch.no_grad()
-def test_few_candidates_stand_above_the_rest(tie_head, n, random_log):
+def test_few_candidates_are_above_the_rest(tie_head, n, random_log):
     model = made(tie_head=tie_head, n_candidates=n)
     histories = histories_of(random_log, np.arange(20))
     scores = model.score(histories, 2)[:, 1:]
-    h_0 = model.denoised(histories, 4, 2)
-    weight = (model.encoder.items if tie_head else model.head).weight[1:]
-    bias = torch.zeros(V - 1) if tie_head else model.head.bias[1:]
+    h_0 = model.states(histories, 2, 4)[..., :D]
+    weight, bias = (part[1:] for part in head_of(model))
     for row in range(20):
         logits = weight @ h_0[row].mean(0) + bias
         order = logits.argsort(descending=True)
@@ -559,11 +579,84 @@ def test_few_candidates_stand_above_the_rest(tie_head, n, random_log):
         assert (scores[row, others].diff() < 0).all()  # in the mean state's order, no ties
 
 
+@pytest.mark.parametrize("own, expected", [(None, 256), (3, 3)])
+def test_an_epoch_is_chosen_among_a_few_hundred_candidates(monkeypatch, random_log, own, expected):
+    model, ((_, _, _, words),) = with_its_phases(
+        DiffRec, SETTINGS, monkeypatch, random_log, n_candidates=own
+    )
+    histories = histories_of(random_log, np.arange(5))
+    assert words["scorer"](histories).n_candidates == expected
+    assert model.scorer(histories).n_candidates == own
+
+
+# --- encoders ----------------------------------------------------------------------------------
+
+OTHER_ENCODERS = [
+    {"encoder": "gru", "encoder_settings": {"hidden_dim": 10}},
+    {"encoder": "caser", "encoder_settings": {"window": 3, "n_horizontal": 2}},
+]
+
+
+def with_encoder(settings: dict) -> dict:
+    """The settings in form prefixes, without those that only a transformer has."""
+    mine = {k: v for k, v in set_to(settings).items() if k not in ("n_layers", "n_heads")}
+    return mine | {"form": "prefixes"}
+
+
+@pytest.mark.parametrize("extra", [{}, {"step_embedding": False}, {"tie_head": False}], ids=str)
+@pytest.mark.parametrize("settings", OTHER_ENCODERS, ids=str)
+@torch.no_grad()
+def test_any_encoder_predicts_at_the_slot(settings, extra):
+    log = SequenceDataset.from_lists([[*range(1, V)]])
+    model = wild(built(DiffRec(**with_encoder(settings | extra)), log))
+    histories = histories_from(*LISTS)
+    states = model.states(histories, 6, 5)
+    noise = KeyedNoise(6, histories.users).normal(5, D)
+    for row, items in enumerate(LISTS):
+        for draw in range(5):
+            expected = by_hand(model, items, noise[row, draw], N - 1)
+            torch.testing.assert_close(states[row, draw, :D], expected, rtol=0, atol=1e-5)
+            assert expected.any()
+    padded = Histories(histories.users, F.pad(torch.where(ITEMS == 0, 17, ITEMS), (0, 2)), LENGTHS)
+    torch.testing.assert_close(model.states(padded, 6, 5), states, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", OTHER_ENCODERS, ids=str)
+def test_any_encoder_learns_and_is_loaded_again(settings, cycle, tmp_path):
+    split = leave_one_out(cycle)
+    chosen = with_encoder(LEARNS | settings | {"epochs": 8})
+    chosen = {k: v for k, v in chosen.items() if k not in ("n_layers", "n_heads")}
+    model = DiffRec(**chosen).fit(split.train)
+    assert hit_share(model, split) >= 0.9
+    model.save(tmp_path / "model")
+    histories = histories_of(split.test.histories, np.arange(10))
+    assert torch.equal(load(tmp_path / "model").score(histories), model.score(histories))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"form": "two_stream"}, "form 'two_stream' needs the attention of encoder='transformer'"),
+        (
+            {"noise_last": 2, "add_last_item": False},
+            "noise_last = 2 has no effect with encoder = 'gru': it needs encoder = 'transformer'",
+        ),
+        ({"position_embedding": False}, "position_embedding = False has no effect with encoder"),
+        ({"n_heads": 3}, "n_heads = 3 has no effect with encoder = 'gru'"),
+        ({"encoder": "gr"}, "no encoder 'gr'"),
+        ({"encoder_settings": {"hidden": 3}}, "encoder_settings of gru has no setting 'hidden'"),
+    ],
+    ids=str,
+)
+def test_what_another_encoder_cannot_do_is_refused(settings, message):
+    assert_refused(DiffRec, {"encoder": "gru", "form": "prefixes"} | settings, message)
+
+
 # --- the loss ----------------------------------------------------------------------------------
 
 
 def batch_of(lists: list[list[int]], synthetic: tuple[int, ...] = ()) -> Batch:
-    """Histories with the next item at each place; rows of `synthetic` have no first target."""
+    """Histories with the next item at each position; `synthetic` ones have no first target."""
     width = max(map(len, lists)) - 1
     items, targets = torch.zeros(2, len(lists), width, dtype=torch.int64)
     for row, one in enumerate(lists):
@@ -578,8 +671,9 @@ LOSSES = [
     {},
     {"tie_head": False},
     {"mse_reduction": "sum"},
+    {"step_weight": "literal"},
     {"detach_target": True},
-    {"keep_prior": True},
+    {"prior_loss": True},
     {"rounding_loss": True},
     {"rounding_loss": True, "tie_head": False},
     {"normalize": False},
@@ -594,44 +688,41 @@ LOSSES = [
 
 @pytest.mark.parametrize("settings", LOSSES, ids=str)
 def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
-    model = made(**settings)
+    log = SequenceDataset.from_lists([[*range(1, V)]])
+    chosen = set_to({"pure_noise": 0.3} | settings)  # so that weights of steps differ
+    model, loss_of = with_its_loss(DiffRec, chosen, monkeypatch, log)
     c = model.config
     batch = batch_of([[3, 1, 4, 1, 5], [2, 6, 5], [8, 9]], synthetic=(1,))
     k = c.n_train_draws
     each = c.form == "two_stream" and c.targets == "all"
     columns = 4 if each else 1
-    t = torch.randint(N, (3 * columns,), generator=torch.Generator().manual_seed(4))
-    weights = 0.5 + normal(3 * columns).abs()
-    noise = normal(3, columns, k, c.noise_last, D, seed=8)
+    # a batch draws its steps, and then its noise
+    torch.manual_seed(11)
+    t, weights = model.draw_steps(torch.zeros(3, columns, dtype=torch.int64))
+    assert len(weights.unique()) > 1
+    noise = torch.randn(3, columns, k, c.noise_last, D)
+    torch.manual_seed(11)
+    loss = loss_of(batch)
 
-    def randn(*shape, **_):
-        assert shape == noise.shape
-        return noise
-
-    monkeypatch.setattr(model, "_draw_steps", lambda n, device: (t, weights))
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "randn", randn)
-        loss = model._loss(batch)
-
-    table = model.encoder.items.weight
+    table = model.table.vectors.weight
     scale = table[1:].std().detach() if c.normalize else torch.ones(())
-    weight, bias = (table, torch.zeros(V)) if c.tie_head else (model.head.weight, model.head.bias)
+    weight, bias = head_of(model)
     bars = alpha_bars(N)
     entropies, errors, weighted, priors, rounding, used = [], [], [], [], [], []
     for row in range(3):
         length = int(batch.lengths[row])
         for column in range(columns):
-            place = column if each else length - 1
-            target = int(batch.targets[row, place]) if place < length else 0
+            position = column if each else length - 1
+            target = int(batch.targets[row, position]) if position < length else 0
             if target == 0:
                 continue
-            step = int(t.view(3, columns)[row, column])
+            step = int(t[row, column])
             x_0 = table[target] / scale
             states = []
             for draw in range(k):
                 own = noise[row, column, draw]
                 x_t = math.sqrt(bars[step]) * x_0 + math.sqrt(1 - bars[step]) * own[0]
-                history = batch.items[row, : place + 1].tolist()
+                history = batch.items[row, : position + 1].tolist()
                 states.append(by_hand(model, history, x_t, step, own[1:]))
             h_0 = torch.stack(states)
             shares = torch.softmax(h_0 @ weight[1:].T + bias[1:], dim=1)
@@ -640,7 +731,7 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
             error = (h_0 - aim).square().mean(0)
             error = error.sum() if c.mse_reduction == "sum" else error.mean()
             errors.append(error.detach())
-            weighted.append(weights.view(3, columns)[row, column] * error)
+            weighted.append(weights[row, column] * error)
             used.append(step)
             priors.append(bars[-1] * x_0.square().sum())
             true = torch.log_softmax(weight[1:] @ table[target] + bias[1:], dim=0)
@@ -648,7 +739,7 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
     n_real = {True: 4 + 1 + 1, False: 3}[each]
     assert len(errors) == n_real
     expected = torch.stack(entropies).mean() + c.mse_weight * torch.stack(weighted).mean()
-    if c.keep_prior:
+    if c.prior_loss:
         expected = expected + torch.stack(priors).mean()
     if c.rounding_loss:
         expected = expected + torch.stack(rounding).mean()
@@ -670,7 +761,7 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
 
 
 def with_records(**settings) -> tuple[DiffRec, np.ndarray]:
-    """A model whose step n (from 1) has lost n every time, and the drawing that follows."""
+    """A model whose step n (from 1) has lost n every time, and the distribution that follows."""
     model = made(**settings)
     every = torch.arange(N).repeat(10)
     model.steps.record(every, every + 1.0)
@@ -687,7 +778,7 @@ def test_steps_are_drawn_and_weighted_without_bias(pure_noise, step_sampling):
     p = (1 - pure_noise) * p + pure_noise * (np.arange(N) == N - 1)
     n = 40_000
     torch.manual_seed(2)
-    t, weight = model._draw_steps(n, torch.device("cpu"))
+    t, weight = (x.flatten() for x in model.draw_steps(torch.ones(n // 4, 4, dtype=torch.int64)))
     counts = np.bincount(t.numpy(), minlength=N)
     possible = p > 0
     assert counts[~possible].sum() == 0
@@ -711,9 +802,9 @@ def test_literal_weights_are_n_times_the_normalized_ones():
     for step_weight in ("normalized", "literal"):
         model, _ = with_records(step_weight=step_weight, step_sampling="importance", pure_noise=0.2)
         torch.manual_seed(3)
-        drawn.append(model._draw_steps(500, torch.device("cpu")))
-    (t, normalized), (same, literal) = drawn
-    assert torch.equal(t, same)
+        drawn.append(model.draw_steps(torch.ones(500, 1, dtype=torch.int64)))
+    (t, normalized), (again, literal) = drawn
+    assert torch.equal(t, again)
     torch.testing.assert_close(literal, N * normalized)
 
 
@@ -730,25 +821,17 @@ def test_training_records_every_target_once_an_epoch(cycle):
     assert int(counts[-1]) == int(counts.sum()) == int((train.lengths - 1).sum())
 
 
-def test_records_of_losses_are_resumed(cycle, tmp_path, monkeypatch):
-    """An interrupted run ends with the same parameters and records as a whole one."""
+def test_records_of_losses_are_resumed(cycle, cut_and_resumed):
+    """An interrupted run ends with the parameters and records of a whole one."""
     train = leave_one_out(cycle).train
     settings = SETTINGS | {"step_sampling": "importance", "num_train_timesteps": 5, "epochs": 4}
-    whole = DiffRec(**settings).fit(train, run=Run(seed=1))
+
+    def fitted(**surroundings) -> DiffRec:
+        return DiffRec(**settings).fit(train, runtime=Runtime(seed=1, **surroundings))
+
+    whole = fitted()
     assert int(whole.steps.counts.min()) >= 10  # the records have had a say
-    made_batches = training.training_batches
-
-    def stopping(*words):
-        for n, batch in enumerate(made_batches(*words)):
-            if words[4] == 2 and n == 1:
-                raise KeyboardInterrupt
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "training_batches", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            DiffRec(**settings).fit(train, run=Run(seed=1, checkpoint=tmp_path))
-    again = DiffRec(**settings).fit(train, run=Run(seed=1, checkpoint=tmp_path, resume=True))
+    again = cut_and_resumed(fitted)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
 
@@ -769,11 +852,11 @@ LEARNS = {
 
 def hit_share(model: DiffRec, split) -> float:
     """HR@1 over all items but those of the history."""
-    rows = np.arange(len(split.test))
-    with torch.no_grad():
-        scores = model.score(histories_of(split.test.histories, rows))
-    hide(scores, seen_pairs(split.test.histories, rows))
-    return float((scores.argmax(1).numpy() == split.test.targets).mean())
+    index = np.arange(len(split.test))
+    scorer = model.scorer(histories_of(split.test.histories, index))
+    targets = torch.from_numpy(split.test.targets)
+    ranks = rank_of(scorer, targets, seen_items(split.test.histories, index))
+    return float((ranks == 0).double().mean())
 
 
 @pytest.mark.parametrize(
@@ -799,11 +882,11 @@ def test_learns_the_cycle(cycle, settings, least):
     model = DiffRec(**SETTINGS | LEARNS | settings).fit(split.train)
     assert hit_share(model, split) >= least
     assert model.curve[-1].loss < model.curve[0].loss
-    assert not model.encoder.table[0].any()
+    assert not model.table.embeddings()[0].any()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_not_trained_knows_nothing(cycle, form):
+def test_an_untrained_model_knows_nothing(cycle, form):
     split = leave_one_out(cycle)
     none = {"form": form, "epochs": 1, "learning_rate": 1e-9}
     assert hit_share(DiffRec(**SETTINGS | LEARNS | none).fit(split.train), split) < 0.5
@@ -811,7 +894,7 @@ def test_what_is_not_trained_knows_nothing(cycle, form):
 
 def test_learns_the_cycle_in_bfloat16_and_is_validated(cycle):
     split = leave_one_out(cycle)
-    model = DiffRec(**SETTINGS | LEARNS).fit(split.train, split.valid, Run(precision="bf16"))
+    model = DiffRec(**SETTINGS | LEARNS).fit(split.train, split.valid, Runtime(precision="bf16"))
     assert hit_share(model, split) >= 0.9
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert max(record.valid for record in model.curve) > 0.9
@@ -867,19 +950,26 @@ def test_a_loss_that_is_no_number_is_refused(cycle, form, n_steps):
         ({"n_train_draws": 0}, "n_train_draws: .*greater than or equal to 1, got 0"),
         ({"n_candidates": 0}, "n_candidates: .*greater than or equal to 1, got 0"),
         ({"noise_last": 0}, "noise_last: .*greater than or equal to 1, got 0"),
-        ({"noise_last": 2}, "noise_last 2 noises history, which only form='prefixes' does"),
+        (
+            {"noise_last": 2},
+            "noise_last = 2 has no effect with form = 'two_stream': it needs form = 'prefixes'",
+        ),
         (
             {"noise_last": 2, "form": "prefixes", "num_inference_steps": 2},
             "noise_last above 1 works with num_inference_steps = 1 only",
         ),
         ({"noise_last": 10, "form": "prefixes"}, "noise_last 10 is more than the 9 tokens"),
         (
-            {"noise_last": 2, "form": "prefixes", "carry_last": True},
-            "noises the newest item, which carry_last would show clean: set carry_last to false",
+            {"noise_last": 2, "form": "prefixes", "add_last_item": True},
+            "noises the newest item, which add_last_item would show clean: set add_last_item to",
         ),
         (
             {"n_train_draws": 2, "form": "prefixes"},
-            "n_train_draws above 1 works with form='two_stream' only",
+            "n_train_draws = 2 has no effect with form = 'prefixes': it needs form = 'two_stream'",
+        ),
+        (
+            {"rescale_steps": True, "step_embedding": False},
+            "rescale_steps = True has no effect with step_embedding = False",
         ),
         ({"pure_noise": 1.1}, "pure_noise: .*less than or equal to 1, got 1.1"),
         ({"pure_noise": -0.1}, "pure_noise: .*greater than or equal to 0, got -0.1"),
@@ -892,10 +982,7 @@ def test_a_loss_that_is_no_number_is_refused(cycle, form, n_steps):
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message) as refusal:
-        DiffRec(**set_to(settings))
-    assert str(refusal.value).startswith("DiffRec")
-    assert "\n" not in str(refusal.value)
+    assert_refused(DiffRec, set_to(settings), message)
 
 
 @pytest.mark.parametrize("schedule", ["sqrt", "cosine", "linear"])

@@ -204,7 +204,7 @@ class DiffRec(StateRecommender):
         keyed = KeyedNoise(seed, newest.users)
         noise = keyed.normal(n_draws, c.noise_last, c.dim)
         n_history = newest.lengths[:, None].expand(-1, n_draws)
-        predict = self._predictor(newest.items, n_history, noise[:, :, 1:])
+        predict = self.predictor(newest.items, n_history, noise[:, :, 1:])
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             return predict(x_t, t[:, None].expand(-1, n_draws))
@@ -226,11 +226,11 @@ class DiffRec(StateRecommender):
             n_history = batch.lengths[:, None]
             targets = targets.gather(1, n_history - 1)
         x_0 = self.table.embed(targets) / self._scale()
-        t, weight = self._draw_steps(targets)
+        t, weight = self.draw_steps(targets)
         noise = torch.randn(*targets.shape, k, c.noise_last, c.dim, device=targets.device)
         several = x_0.flatten(0, 1)[:, None].expand(-1, k, -1)
         x_t = self.schedule.add_noise(several, noise[:, :, :, 0].flatten(0, 1), t.flatten())
-        predict = self._predictor(
+        predict = self.predictor(
             items, n_history.repeat_interleave(k, 1), noise[:, :, :, 1:].flatten(1, 2)
         )
         predicted = predict(x_t.view(len(items), -1, c.dim), t.repeat_interleave(k, 1))
@@ -257,7 +257,7 @@ class DiffRec(StateRecommender):
     ) -> Float[Tensor, ""]:
         return mixture_cross_entropy(self._head.states(h_0), self._head.weight(), targets)
 
-    def _draw_steps(
+    def draw_steps(
         self, targets: Int[Tensor, "B S"]
     ) -> tuple[Int[Tensor, "B S"], Float[Tensor, "B S"]]:
         """Steps of the targets, 0..N-1, and the weights of their squared errors."""
@@ -278,7 +278,7 @@ class DiffRec(StateRecommender):
             vectors = self.table.embeddings()
             return vectors[1:].std() if self.config.normalize else vectors.new_ones(())
 
-    def _predictor(
+    def predictor(
         self,
         items: Int[Tensor, "B L"],
         n_history: Int[Tensor, "#B S"],
