@@ -152,9 +152,9 @@ def with_its_loss(
 
 
 def states_by_hand(model: EncoderRecommender, items: list[int]) -> Tensor:
-    """States of one sequence, from the encoder's own embeddings of items and tokens."""
-    embedded = torch.stack([model.table.vectors.weight[item] for item in items])
-    return model.encoder(embedded[None], torch.tensor([len(items)]))[0]
+    """States of one sequence, from the vectors of its items and tokens."""
+    embedded = model.table.vectors(torch.tensor([items]))
+    return model.encoder(embedded, torch.tensor([len(items)]))[0]
 
 
 def last_state(model: EncoderRecommender, items: list[int]) -> Tensor:
