@@ -1,7 +1,7 @@
 """The catalog: raw item ids by number, and the index that leads back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -44,6 +44,24 @@ class Catalog:
         """V: items and the padding number 0."""
         return len(self.item_ids) + 1
 
+    def with_new_users(self, n: int) -> "Catalog":
+        """The same items and n further users, numbered from `n_users`.
+
+        Where raw ids of the users are known, new ones are made that occur nowhere else: integers
+        above all others, or ``new-`` and the user's number.
+        """
+        ids = self.user_ids
+        if ids is not None and ids.dtype.is_integer():
+            ids = ids.cast(pl.Int64)
+            first = int(ids.to_numpy().max(initial=-1)) + 1
+            ids = pl.concat([ids, pl.Series(ids.name, np.arange(first, first + n))])
+        elif ids is not None:
+            ids, prefix = ids.cast(pl.String), "new-"
+            while (names := _names(prefix, self.n_users, n)).is_in(ids.to_list()).any():
+                prefix = f"new-{prefix}"
+            ids = pl.concat([ids, names.alias(ids.name)])
+        return replace(self, n_users=self.n_users + n, user_ids=ids)
+
     def encode(self, raw: Sequence[RawId] | pl.Series) -> Int64[np.ndarray, " N"]:
         """Item numbers of raw ids; 0 for an unknown id. Costs O(ids · log V).
 
@@ -77,6 +95,11 @@ class Catalog:
     @cached_property
     def _index(self) -> "IdIndex":
         return IdIndex(self.item_ids)
+
+
+def _names(prefix: str, first: int, n: int) -> pl.Series:
+    names = [f"{prefix}{number}" for number in range(first, first + n)]
+    return pl.Series(names, dtype=pl.String)
 
 
 def id_keys(ids: pl.Series) -> np.ndarray:

@@ -330,6 +330,59 @@ class SequenceDataset:
                 times[new] = np.repeat(self.timestamps[first], m)
         return self.with_items(items, lengths, synthetic, times)
 
+    def with_new_users(
+        self,
+        items: Int32[np.ndarray, " N"],
+        lengths: Int64[np.ndarray, " S"],
+        synthetic: Bool[np.ndarray, " N"] | None = None,
+    ) -> "SequenceDataset":
+        """The dataset with further users: the result of an augmenter that makes whole users.
+
+        Items that an augmenter puts into a history are context; items of a new user are targets,
+        unless they are marked synthetic.
+
+        Args:
+            items: item numbers 1..V-1 of all new users, one after another, oldest first.
+            lengths: items of each new user.
+            synthetic: which of `items` are context alone; None if none is.
+
+        Returns:
+            A new dataset: the same sequences, then the new ones. Their user numbers begin at the
+            catalog's `n_users`, which grows; where raw ids are known, theirs occur nowhere else.
+            Timestamps are left out, because the new interactions have none.
+
+        Raises:
+            DataError: lengths that do not sum to the number of items, an item outside the catalog,
+                or augmented copies, of which the new users have none.
+        """
+        if self.copies is not None:
+            raise DataError(
+                "these sequences have augmented copies, and new users would have none: add the "
+                "users first"
+            )
+        if len(items) != lengths.sum() or (lengths < 0).any():
+            raise DataError(
+                f"new users of {lengths.sum():,} items in all need as many item numbers, got "
+                f"{len(items):,}"
+            )
+        if len(items) and not 1 <= items.min() <= items.max() < self.vocab_size:
+            raise DataError(
+                f"items of new users must lie in 1..{self.vocab_size - 1}, got "
+                f"{items.min()}..{items.max()}"
+            )
+        catalog = self.catalog.with_new_users(len(lengths))
+        marks = None
+        if self.has_synthetic or synthetic is not None:
+            theirs = np.zeros(len(items), dtype=bool) if synthetic is None else synthetic
+            marks = np.concatenate([self.synthetic, theirs])
+        return SequenceDataset.from_offsets(
+            np.concatenate([self.items, items]),
+            offsets_of(np.concatenate([self.lengths, lengths])),
+            catalog,
+            np.concatenate([self.users, np.arange(self.catalog.n_users, catalog.n_users)]),
+            marks,
+        )
+
     def with_copies(self, copies: AugmentedCopies) -> "SequenceDataset":
         """The sequences, compact, with augmented copies of them.
 
