@@ -35,7 +35,7 @@ from .suite import (
     made,
 )
 
-HOOKS = {"item_weight", "n_candidates"}
+HOOKS = {"item_weight", "n_candidates", "states"}
 """Concrete parts of the contract that say of themselves that they may be overridden."""
 
 DECLARED = {"Config", "config", "combine", "trained", "training_only", "table", "encoder"}

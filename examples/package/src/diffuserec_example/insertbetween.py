@@ -60,7 +60,7 @@ class InsertBetween(Augmenter):
         known = (pairs[at] == keys) if len(pairs) else np.zeros(len(keys), dtype=bool)
         # a number for each (user, place in the history): who else is there changes nothing
         place = np.arange(len(items)) - dataset.offsets[owner]
-        users = torch.from_numpy(np.asarray(dataset.users))
+        users = torch.from_numpy(np.array(dataset.users))
         longest = int(dataset.lengths.max(initial=0))
         drawn = KeyedNoise(seed, users).uniform(max(1, longest)).numpy()
         chosen = known & (drawn[owner[adjacent], place[adjacent]] < self.config.chance)
