@@ -1,7 +1,9 @@
-"""Losses against torch's own cross entropy, against sums written out, and by hand."""
+"""Losses against torch's own cross entropy, against sums written out, and by hand; by name."""
 
 import itertools
+import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,13 +12,16 @@ import torch.nn.functional as F
 from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
-from diffuserec import losses
 from diffuserec.data import SequenceDataset
+from diffuserec.errors import ConfigError
 from diffuserec.models.losses import (
+    LOSSES,
+    ItemLoss,
     binary_cross_entropy,
     bpr_max,
     gbce,
     info_nce,
+    item_loss,
     kl_to_standard,
     mixture_cross_entropy,
     sampled_softmax,
@@ -24,6 +29,9 @@ from diffuserec.models.losses import (
     softmax_cross_entropy,
     uniform_negatives,
 )
+from diffuserec.models.methods import load
+from diffuserec.models.retrieval import memory_budget
+from diffuserec.recommenders.sasrec import SASRec
 
 V, P, D = 37, 23, 8
 
@@ -31,28 +39,28 @@ V, P, D = 37, 23, 8
 def problem(dtype=torch.float32, scale=1.0):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(P, D, generator=generator, dtype=dtype) * scale
-    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale  # row 0 is not zero here
+    vectors = torch.randn(V, D, generator=generator, dtype=dtype) * scale  # row 0 is not zero here
     targets = torch.randint(1, V, (P,), generator=generator)
-    return states.requires_grad_(), table.requires_grad_(), targets
+    return states.requires_grad_(), vectors.requires_grad_(), targets
 
 
-def reference(states, table, targets):
+def reference(states, vectors, targets):
     """Cross entropy over the columns of real items only."""
-    return F.cross_entropy(states @ table[1:].T, targets - 1)
+    return F.cross_entropy(states @ vectors[1:].T, targets - 1)
 
 
-def with_gradients(loss, states, table, targets, factor=3.0):
-    value = loss(states, table, targets)
-    return value.detach(), *torch.autograd.grad(value * factor, (states, table))
+def with_gradients(loss, states, vectors, targets, factor=3.0):
+    value = loss(states, vectors, targets)
+    return value.detach(), *torch.autograd.grad(value * factor, (states, vectors))
 
 
-@pytest.mark.parametrize("block", [1, V, 5 * V + 3, 10**9])
+@pytest.mark.parametrize("n_scores", [1, 7, V, 5 * V + 3, 10**9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_softmax_and_its_gradients(monkeypatch, block, dtype):
-    monkeypatch.setattr(losses, "_BLOCK", block)
-    states, table, targets = problem(dtype)
-    ours = with_gradients(softmax_cross_entropy, states, table, targets)
-    theirs = with_gradients(reference, states, table, targets)
+def test_softmax_and_its_gradients(n_scores, dtype):
+    states, vectors, targets = problem(dtype)
+    with memory_budget(4 * n_scores):
+        ours = with_gradients(softmax_cross_entropy, states, vectors, targets)
+    theirs = with_gradients(reference, states, vectors, targets)
     assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
     for mine, other in zip(ours[1:], theirs[1:], strict=True):
@@ -61,14 +69,13 @@ def test_softmax_and_its_gradients(monkeypatch, block, dtype):
     assert not ours[2][0].any()  # the padding row learns nothing, exactly
 
 
-@pytest.mark.parametrize("block", [3 * V, 10**9])
-def test_softmax_in_bfloat16(monkeypatch, block):
-    monkeypatch.setattr(losses, "_BLOCK", block)
-    states, table, targets = problem()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = softmax_cross_entropy(states, table, targets)
-    ours = torch.autograd.grad(value, (states, table))
-    expected, *theirs = with_gradients(reference, states, table, targets, factor=1.0)
+@pytest.mark.parametrize("n_scores", [7, 3 * V, 10**9])
+def test_softmax_in_bfloat16(n_scores):
+    states, vectors, targets = problem()
+    with memory_budget(4 * n_scores), torch.autocast("cpu", dtype=torch.bfloat16):
+        value = softmax_cross_entropy(states, vectors, targets)
+    ours = torch.autograd.grad(value, (states, vectors))
+    expected, *theirs = with_gradients(reference, states, vectors, targets, factor=1.0)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(expected.item(), rel=1e-2)
     for mine, other in zip(ours, theirs, strict=True):
@@ -79,10 +86,10 @@ def test_softmax_in_bfloat16(monkeypatch, block):
 
 
 def test_softmax_where_the_target_is_all_but_impossible():
-    states, table, targets = problem(scale=8.0)
-    value, *ours = with_gradients(softmax_cross_entropy, states, table, targets)
+    states, vectors, targets = problem(scale=8.0)
+    value, *ours = with_gradients(softmax_cross_entropy, states, vectors, targets)
     assert torch.isfinite(value)
-    _, *theirs = with_gradients(reference, states, table, targets)
+    _, *theirs = with_gradients(reference, states, vectors, targets)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
@@ -94,43 +101,43 @@ def test_softmax_of_a_uniform_model_is_the_log_of_the_number_of_items():
 
 def test_softmax_of_no_positions():
     states = torch.zeros(0, D, requires_grad=True)
-    table = torch.ones(V, D, requires_grad=True)
-    value = softmax_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    vectors = torch.ones(V, D, requires_grad=True)
+    value = softmax_cross_entropy(states, vectors, torch.zeros(0, dtype=torch.int64))
     value.backward()
     assert value.item() == 0
-    assert not table.grad.any()
+    assert not vectors.grad.any()
 
 
 def test_softmax_takes_part_in_a_longer_graph():
-    _, table, targets = problem(torch.float64)
+    _, vectors, targets = problem(torch.float64)
     inner = torch.randn(P, D, dtype=torch.float64, requires_grad=True)
-    ours = torch.autograd.grad(softmax_cross_entropy(inner.tanh() * 2, table, targets), inner)
-    theirs = torch.autograd.grad(reference(inner.tanh() * 2, table, targets), inner)
+    ours = torch.autograd.grad(softmax_cross_entropy(inner.tanh() * 2, vectors, targets), inner)
+    theirs = torch.autograd.grad(reference(inner.tanh() * 2, vectors, targets), inner)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
 def mixture(k, dtype=torch.float64, scale=1.0):
     generator = torch.Generator().manual_seed(k)
     states = torch.randn(P, k, D, generator=generator, dtype=dtype) * scale
-    table = torch.randn(V, D, generator=generator, dtype=dtype) * scale
+    vectors = torch.randn(V, D, generator=generator, dtype=dtype) * scale
     targets = torch.randint(1, V, (P,), generator=generator)
-    return states.requires_grad_(), table.requires_grad_(), targets
+    return states.requires_grad_(), vectors.requires_grad_(), targets
 
 
-def mixture_reference(states, table, targets):
+def mixture_reference(states, vectors, targets):
     """-log of the mean over draws of the target's softmax over real items, by plain autograd."""
-    shares = torch.softmax(states @ table[1:].T, dim=2)
+    shares = torch.softmax(states @ vectors[1:].T, dim=2)
     return -shares[torch.arange(len(targets)), :, targets - 1].mean(1).log().mean()
 
 
-@pytest.mark.parametrize("block", [1, 7 * V, 10**9])
+@pytest.mark.parametrize("n_scores", [1, 7, 7 * V, 10**9])
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_mixture_and_its_gradients(monkeypatch, block, k, dtype):
-    monkeypatch.setattr(losses, "_BLOCK", block)
-    states, table, targets = mixture(k, dtype)
-    ours = with_gradients(mixture_cross_entropy, states, table, targets)
-    theirs = with_gradients(mixture_reference, states, table, targets)
+def test_mixture_and_its_gradients(n_scores, k, dtype):
+    states, vectors, targets = mixture(k, dtype)
+    with memory_budget(4 * n_scores):
+        ours = with_gradients(mixture_cross_entropy, states, vectors, targets)
+    theirs = with_gradients(mixture_reference, states, vectors, targets)
     assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
     for mine, other in zip(ours[1:], theirs[1:], strict=True):
         assert mine.dtype == dtype
@@ -139,54 +146,54 @@ def test_mixture_and_its_gradients(monkeypatch, block, k, dtype):
 
 
 def test_mixture_of_one_draw_is_the_softmax():
-    states, table, targets = mixture(1)
-    ours = with_gradients(mixture_cross_entropy, states, table, targets)
-    theirs = with_gradients(lambda s, t, y: reference(s[:, 0], t, y), states, table, targets)
+    states, vectors, targets = mixture(1)
+    ours = with_gradients(mixture_cross_entropy, states, vectors, targets)
+    theirs = with_gradients(lambda s, t, y: reference(s[:, 0], t, y), states, vectors, targets)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), other, rtol=1e-6, atol=1e-7)
 
 
 def test_mixture_averages_probabilities_and_not_their_logarithms():
     # two items; draws that give the target 1/2 and 1/4: -log(3/8), not (log 2 + log 4) / 2
-    table = torch.tensor([[0.0], [1.0], [0.0]])
+    vectors = torch.tensor([[0.0], [1.0], [0.0]])
     states = torch.tensor([[[0.0], [-math.log(3)]]])
-    value = mixture_cross_entropy(states, table, torch.tensor([1]))
+    value = mixture_cross_entropy(states, vectors, torch.tensor([1]))
     assert value.item() == pytest.approx(-math.log(3 / 8), rel=1e-6)
 
 
 def test_mixture_of_equal_draws_is_that_of_one():
-    states, table, targets = mixture(1)
+    states, vectors, targets = mixture(1)
     several = states.expand(-1, 4, -1)
-    one, four = (mixture_cross_entropy(s, table, targets) for s in (states, several))
+    one, four = (mixture_cross_entropy(s, vectors, targets) for s in (states, several))
     assert four.item() == pytest.approx(one.item(), rel=1e-6)
 
 
 def test_mixture_where_one_draw_makes_the_target_all_but_impossible():
     # the second draw puts the target at exp(-300): all of the gradient is the first one's
-    states, table, targets = mixture(1, torch.float32)
+    states, vectors, targets = mixture(1, torch.float32)
     target = targets[:1]
     with torch.no_grad():
-        table[:, -1] = 0
-        table[target, -1] = -300.0
+        vectors[:, -1] = 0
+        vectors[target, -1] = -300.0
         first = states[:1].clone()
         first[..., -1] = 0
         second = first.clone()
         second[..., -1] = 1
     both = torch.cat([first, second], dim=1).requires_grad_()
-    value, ours, _ = with_gradients(mixture_cross_entropy, both, table, target, factor=1.0)
+    value, ours, _ = with_gradients(mixture_cross_entropy, both, vectors, target, factor=1.0)
     alone = first[:, 0].requires_grad_()
-    expected, theirs, _ = with_gradients(reference, alone, table, target, factor=1.0)
+    expected, theirs, _ = with_gradients(reference, alone, vectors, target, factor=1.0)
     assert value.item() == pytest.approx(expected.item() + math.log(2), rel=1e-6)
     torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-5, atol=1e-6)
     assert ours[:, 1].abs().max() < 1e-6
 
 
 def test_mixture_in_bfloat16():
-    states, table, targets = mixture(4, torch.float32)
+    states, vectors, targets = mixture(4, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = mixture_cross_entropy(states, table, targets)
-    ours = torch.autograd.grad(value, (states, table))
-    expected, *theirs = with_gradients(mixture_reference, states, table, targets, factor=1.0)
+        value = mixture_cross_entropy(states, vectors, targets)
+    ours = torch.autograd.grad(value, (states, vectors))
+    expected, *theirs = with_gradients(mixture_reference, states, vectors, targets, factor=1.0)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(expected.item(), rel=1e-2)
     for mine, other in zip(ours, theirs, strict=True):
@@ -195,11 +202,11 @@ def test_mixture_in_bfloat16():
 
 
 def test_mixture_of_no_positions():
-    states, table = torch.zeros(0, 3, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
-    value = mixture_cross_entropy(states, table, torch.zeros(0, dtype=torch.int64))
+    states, vectors = torch.zeros(0, 3, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
+    value = mixture_cross_entropy(states, vectors, torch.zeros(0, dtype=torch.int64))
     value.backward()
     assert value.item() == 0
-    assert not table.grad.any()
+    assert not vectors.grad.any()
 
 
 def test_binary_cross_entropy_is_torchs():
@@ -243,10 +250,10 @@ def test_sampled_losses_stay_finite_far_out(loss):
 
 def test_sampled_softmax_over_every_item_once_is_the_full_softmax():
     # each item is expected K / (V - 1) times among K uniform draws: exactly once here
-    states, table, targets = problem(torch.float64)
+    states, vectors, targets = problem(torch.float64)
     every = torch.arange(1, V)
-    ours = with_gradients(lambda s, t, y: sampled_softmax(s, t, y, every), states, table, targets)
-    theirs = with_gradients(reference, states, table, targets)
+    ours = with_gradients(lambda s, t, y: sampled_softmax(s, t, y, every), states, vectors, targets)
+    theirs = with_gradients(reference, states, vectors, targets)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
@@ -255,12 +262,12 @@ def test_sampled_softmax_over_every_item_once_is_the_full_softmax():
 def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, n_negatives):
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(1, D, generator=generator, dtype=torch.float64)
-    table = torch.randn(n_items + 1, D, generator=generator, dtype=torch.float64)
+    vectors = torch.randn(n_items + 1, D, generator=generator, dtype=torch.float64)
     target = torch.tensor([2])
-    score = (states @ table.T)[0]
+    score = (states @ vectors.T)[0]
     # exp(loss) = partition / exp(score of the target); its mean over every possible draw
     estimates = [
-        sampled_softmax(states, table, target, torch.tensor(draw)).exp() * score[2].exp()
+        sampled_softmax(states, vectors, target, torch.tensor(draw)).exp() * score[2].exp()
         for draw in itertools.product(range(1, n_items + 1), repeat=n_negatives)
     ]
     mean = torch.stack(estimates).mean()
@@ -269,42 +276,42 @@ def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_bpr_max_is_the_sum_over_negatives(penalty):
-    states, table, targets = problem(torch.float64, scale=0.6)
+    states, vectors, targets = problem(torch.float64, scale=0.6)
     negatives = torch.tensor([4, 9, 9, 30, int(targets[0])])
 
-    def by_hand(states, table, targets):
+    def by_hand(states, vectors, targets):
         total = 0
         for state, target in zip(states, targets, strict=True):
-            others = [state @ table[item] for item in negatives if item != target]
+            others = [state @ vectors[item] for item in negatives if item != target]
             whole = sum(torch.exp(other) for other in others)
             better = penalized = 0
             for other in others:
                 weight = torch.exp(other) / whole
-                better = better + weight / (1 + torch.exp(other - state @ table[target]))
+                better = better + weight / (1 + torch.exp(other - state @ vectors[target]))
                 penalized = penalized + weight * other**2
             total = total - torch.log(better) + penalty * penalized
         return total / len(states)
 
-    def ours(states, table, targets):
-        return bpr_max(states, table, targets, negatives, penalty)
+    def ours(states, vectors, targets):
+        return bpr_max(states, vectors, targets, negatives, penalty)
 
     assert (targets == targets[0]).sum() < P
     for mine, other in zip(
-        with_gradients(ours, states, table, targets),
-        with_gradients(by_hand, states, table, targets),
+        with_gradients(ours, states, vectors, targets),
+        with_gradients(by_hand, states, vectors, targets),
         strict=True,
     ):
         torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
 
 
 def test_bpr_max_where_the_only_negative_is_the_target_is_a_number():
-    states, table, targets = problem()
-    value, of_states, of_table = with_gradients(
-        lambda *given: bpr_max(*given, targets[:1]), states, table, targets
+    states, vectors, targets = problem()
+    value, of_states, of_vectors = with_gradients(
+        lambda *given: bpr_max(*given, targets[:1]), states, vectors, targets
     )
     assert value.isfinite()
     assert of_states.isfinite().all()
-    assert of_table.isfinite().all()
+    assert of_vectors.isfinite().all()
 
 
 def test_seen_keys_are_real_pairs_of_global_user_numbers():
@@ -567,32 +574,166 @@ def test_info_nce_counts_in_float32_under_autocast(two_way):
     assert torch.equal(high, expected)
 
 
-@pytest.mark.parametrize("likelihood", ["multinomial", "bernoulli"])
-@pytest.mark.parametrize("block", [1, 40, 10**6])
-def test_the_likelihood_of_sets_and_its_gradients(likelihood, block, monkeypatch) -> None:
-    monkeypatch.setattr(losses, "_BLOCK", block)
-    torch.manual_seed(0)
-    sets = [[1, 4, 2], [5], [], [3, 2]]
-    states = torch.randn(4, 6, requires_grad=True)
-    table = torch.randn(7, 6, requires_grad=True)
-    items = torch.tensor([item for own in sets for item in own])
-    offsets = torch.tensor([0, 3, 4, 4])
-    found = losses.set_likelihood(states, table, items, offsets, likelihood)
-    found_grads = torch.autograd.grad(found, [states, table])
-    logits = states @ table.T
-    expected = torch.zeros(())
-    for row, own in enumerate(sets):
-        if likelihood == "multinomial":
-            expected = expected + torch.log_softmax(logits[row, 1:], 0)[[i - 1 for i in own]].sum()
-        else:
-            present = torch.zeros(6)
-            present[[i - 1 for i in own]] = 1.0
-            bernoulli = torch.distributions.Bernoulli(logits=logits[row, 1:])
-            expected = expected + bernoulli.log_prob(present).sum()
-    expected = expected / 4
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(found_grads, torch.autograd.grad(expected, [states, table]), strict=True):
-        torch.testing.assert_close(one, other)
+# --- losses by name -----------------------------------------------------------------------------
+
+
+@dataclass
+class Options:
+    n_negatives: int | None = None
+    gbce_t: float = 0.75
+
+
+# users 5 and 0 of 37 items
+LOG = SequenceDataset.from_lists([[2, 1, 2, 36], [3, 4]], users=[5, 0])
+OWNERS = torch.arange(P) % 2 * 5
+
+
+def drawn_by_hand(name, n):
+    """The draws that a loss makes after this seed, and what it makes of them."""
+    states, vectors, targets = problem()
+    torch.manual_seed(7)
+    if name in ("sampled_softmax", "bpr_max"):
+        function = sampled_softmax if name == "sampled_softmax" else bpr_max
+        return function(states, vectors, targets, torch.randint(1, V, (n,)))
+    drawn = uniform_negatives(OWNERS, n, V, seen_keys(LOG) if name == "bce" else None)
+    positive = torch.stack([s @ vectors[t] for s, t in zip(states, targets, strict=True)])
+    negative = torch.stack([vectors[d] @ s for s, d in zip(states, drawn, strict=True)])
+    if name == "bce":
+        return binary_cross_entropy(positive, negative)
+    return gbce(positive, negative, V, 0.4)
+
+
+@pytest.mark.parametrize("n_negatives", [None, 3])
+@pytest.mark.parametrize(
+    "name, default", [("bce", 1), ("gbce", 256), ("sampled_softmax", 1000), ("bpr_max", 1000)]
+)
+def test_sampled_losses_by_name(name, default, n_negatives):
+    states, vectors, targets = problem()
+    loss = LOSSES.find(name).make(Options(n_negatives, gbce_t=0.4), LOG)
+    torch.manual_seed(7)
+    value = loss(states, targets, OWNERS, vectors)
+    torch.testing.assert_close(value, drawn_by_hand(name, n_negatives or default))
+    assert LOSSES.find(name).n_negatives == default
+
+
+def test_softmax_by_name():
+    states, vectors, targets = problem()
+    loss = LOSSES.find("softmax").make(Options(), LOG)
+    value = loss(states, targets, OWNERS, vectors)
+    torch.testing.assert_close(value, reference(states, vectors, targets))
+
+
+def test_softmax_scores_are_logits_and_those_of_binary_losses_are_not():
+    logits = {name for name in LOSSES.names() if SASRec(loss=name).scores_are_logits}
+    assert {"softmax", "sampled_softmax"} <= logits
+    assert not {"bce", "gbce", "bpr_max"} & logits
+
+
+def test_bce_draws_no_item_that_the_user_has():
+    # each of the two users has all items but one
+    log = SequenceDataset.from_lists([[1, 2, 4], [3, 2, 1]])
+    vectors = torch.tensor([[0.0], [50.0], [50.0], [-50.0], [-50.0]])
+    loss = LOSSES.find("bce").make(Options(8), log)
+    states, targets = torch.ones(2, 1), torch.tensor([2, 1])
+    # a drawn item that a user has, other than by the twentieth round, would cost about 50 / 8
+    assert loss(states, targets, torch.tensor([0, 1]), vectors).item() < 1
+
+
+SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_rate": 0.02}
+
+
+@item_loss("twin_of_softmax", gives_logits=True)
+def twin(options, data):
+    def loss(states, targets, users, vectors):
+        return F.cross_entropy(states @ vectors[1:].T, targets - 1)
+
+    return loss
+
+
+def test_a_loss_of_ones_own_is_trained_saved_and_loaded(random_log, tmp_path):
+    ours, softmax = (
+        SASRec(**SETTINGS, loss=name).fit(random_log) for name in ("twin_of_softmax", "softmax")
+    )
+    assert [e.loss for e in ours.curve] == pytest.approx([e.loss for e in softmax.curve], rel=1e-5)
+    torch.testing.assert_close(ours.table.weight(), softmax.table.weight(), rtol=1e-4, atol=1e-5)
+    ours.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.config == ours.config
+    assert again.scores_are_logits
+    assert torch.equal(again.table.weight(), ours.table.weight())
+
+
+def test_a_loss_of_ones_own_may_read_what_it_is_given(random_log):
+    given = []
+
+    @item_loss("curious", n_negatives=4)
+    def curious(options, data):
+        given.append((curious.negatives_by(options), options.gbce_t, data.vocab_size))
+
+        def loss(states, targets, users, vectors):
+            assert states.shape == (len(targets), 8)
+            assert users.shape == targets.shape
+            assert targets.min() > 0
+            assert vectors.shape == (26, 8)
+            return states.square().sum()
+
+        return loss
+
+    SASRec(**SETTINGS, loss="curious").fit(random_log)
+    SASRec(**SETTINGS, loss="curious", n_negatives=7).fit(random_log)
+    assert given == [(4, 0.75, 26), (7, 0.75, 26)]
+
+
+def test_a_model_of_a_loss_that_nobody_knows_is_not_loaded(random_log, tmp_path):
+    SASRec(**SETTINGS).fit(random_log).save(tmp_path / "model")
+    path = tmp_path / "model" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["loss"] = "elsewhere"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"^SASRec: loss: no loss 'elsewhere'; there are: .*bce"):
+        load(tmp_path / "model")
+
+
+def test_an_unknown_loss_is_refused_in_one_line():
+    expected = r"^SASRec: loss: no loss 'sofmax' \(did you mean 'softmax'\?\); there are: bce, "
+    with pytest.raises(ConfigError, match=expected) as caught:
+        SASRec(loss="sofmax")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"n_negatives": 5},
+            "n_negatives = 5 has no effect with loss = 'softmax': it needs a loss",
+        ),
+        ({"gbce_t": 0.5}, "gbce_t = 0.5 has no effect with loss = 'softmax': it needs loss = 'gbc"),
+        ({"gbce_t": 0.5, "loss": "bce"}, "gbce_t = 0.5 has no effect with loss = 'bce': it needs"),
+        ({"gbce_t": 0.5, "loss": "bpr_max"}, "gbce_t = 0.5 has no effect with loss = 'bpr_max'"),
+        ({"loss": "bce", "n_negatives": 0}, "n_negatives: Input should be greater than or equal"),
+        ({"loss": "gbce", "gbce_t": 1.5}, "gbce_t: Input should be less than or equal to 1"),
+    ],
+)
+def test_settings_without_effect_on_the_loss_are_refused(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        SASRec(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bce", "gbce", "sampled_softmax", "bpr_max"])
+def test_sampled_losses_take_a_number_of_negatives(name):
+    assert SASRec(loss=name, n_negatives=5).config.n_negatives == 5
+    assert SASRec(loss=name, n_negatives=None).config.n_negatives is None
+
+
+def test_only_an_item_loss_can_be_registered_as_one():
+    with pytest.raises(ConfigError, match=r"^a loss is an ItemLoss, got .*: use @item_loss\(name"):
+        LOSSES.register("a_function", softmax_cross_entropy)
+    with pytest.raises(ConfigError, match=r"^the loss name 'softmax' is taken: choose another$"):
+        LOSSES.register("softmax", ItemLoss(lambda options, data: softmax_cross_entropy))
+    assert "a_function" not in LOSSES.names()
 
 
 # --- divergence ---------------------------------------------------------------------------------

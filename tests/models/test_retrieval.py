@@ -792,6 +792,34 @@ def test_likelihoods_of_no_states(n_scores):
     assert not vectors.grad.any()
 
 
+@pytest.mark.parametrize("likelihood", ["multinomial", "bernoulli"])
+@pytest.mark.parametrize("n_scores", [1, 4, 40, 10**6])
+def test_the_likelihood_of_sets_and_its_gradients(likelihood, n_scores):
+    sets = [[1, 4, 2], [5], [], [3, 2]]
+    states, vectors = normal(4, 6).requires_grad_(), normal(7, 6, seed=1).requires_grad_()
+    items = torch.tensor([item for own in sets for item in own])
+    offsets = torch.tensor([0, 3, 4, 4])
+    with memory_budget(4 * n_scores):
+        found = mean_set_log_prob(states, vectors, items, offsets, likelihood)
+        found_grads = torch.autograd.grad(found, [states, vectors])
+    logits = states @ vectors.T
+    expected = torch.zeros(())
+    for row, own in enumerate(sets):
+        if likelihood == "multinomial":
+            expected = expected + torch.log_softmax(logits[row, 1:], 0)[[i - 1 for i in own]].sum()
+        else:
+            present = torch.zeros(6)
+            present[[i - 1 for i in own]] = 1.0
+            bernoulli = torch.distributions.Bernoulli(logits=logits[row, 1:])
+            expected = expected + bernoulli.log_prob(present).sum()
+    expected = expected / 4
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        found_grads, torch.autograd.grad(expected, [states, vectors]), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 # --- neighbors ----------------------------------------------------------------------------------
 
 
