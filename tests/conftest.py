@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from diffuserec.data import SequenceDataset  # noqa: E402
+from diffuserec.training.checkpoint import Checkpoint  # noqa: E402
 
 
 def _cycle(n_items: int = 20, n_users: int = 60) -> SequenceDataset:
