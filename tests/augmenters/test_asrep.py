@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diffuserec.augmenters.asrep import ASReP
-from diffuserec.models.base import Run
-from diffuserec.data import SequenceDataset
+from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
+from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
 
 QUICK = {
     "epochs": 12,
@@ -27,75 +27,89 @@ def before(item: int, n: int) -> list[int]:
 @pytest.mark.parametrize("model, settings", [("markov", {}), ("sasrec", QUICK)])
 def test_it_goes_on_backwards(cycle: SequenceDataset, model, settings) -> None:
     augmenter = ASReP(n_items=4, model=model, model_settings=settings)
-    augmenter.fit(cycle, run=Run(seed=1))
+    augmenter.fit(cycle, runtime=Runtime(seed=1))
     longer = augmenter.augment(cycle)
-    right = [longer[row][:4].tolist() == before(int(cycle[row][0]), 4) for row in range(len(cycle))]
+    right = [
+        longer[user][:4].tolist() == before(int(cycle[user][0]), 4) for user in range(len(cycle))
+    ]
     assert np.mean(right) > 0.9
-    for row in range(len(cycle)):
-        assert longer[row][4:].tolist() == cycle[row].tolist()
+    for user in range(len(cycle)):
+        assert longer[user][4:].tolist() == cycle[user].tolist()
 
 
 def test_no_item_comes_twice_until_all_are_used(cycle: SequenceDataset) -> None:
     augmenter = ASReP(n_items=16, model="markov").fit(cycle)
     longer = augmenter.augment(cycle)
-    for row in range(len(cycle)):
-        items = longer[row].tolist()
+    assert (longer.lengths > 20).all()  # the catalog has 20 items
+    for user in range(len(cycle)):
+        items = longer[user].tolist()
         newest_first = items[::-1]
         assert len(set(newest_first[:20])) == 20
         assert min(items) >= 1
 
 
-def test_what_a_history_is_given_is_from_itself_alone(cycle: SequenceDataset) -> None:
+def test_the_items_of_a_history_depend_on_it_alone(cycle: SequenceDataset) -> None:
     augmenter = ASReP(n_items=3, model="markov").fit(cycle)
     lists = [[4], [9, 10, 11, 12, 13, 14], [2, 1]]
     longer = augmenter.augment(SequenceDataset.from_lists(lists, cycle.catalog))
-    for row, own in enumerate(lists):
+    for user, own in enumerate(lists):
         alone = augmenter.augment(SequenceDataset.from_lists([own], cycle.catalog))
-        assert alone[0].tolist() == longer[row].tolist()
+        assert alone[0].tolist() == longer[user].tolist()
     assert longer[0].tolist() == [1, 2, 3, 4]
 
 
+class Watching(ScoreRecommender):
+    """Remembers the data that it is fitted to, and scores all items alike."""
+
+    shown: tuple[SequenceDataset, Queries]
+
+    def build(self, catalog: Catalog) -> None:
+        pass
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        assert valid is not None
+        self.shown = train, valid
+        return []
+
+    def all_scores(self, histories: Histories) -> torch.Tensor:
+        return torch.zeros(len(histories.users), self.catalog.vocab_size)
+
+
 def test_the_reverse_model_sees_sequences_backwards_and_a_tenth_shorter(
-    cycle: SequenceDataset, monkeypatch
+    cycle: SequenceDataset,
 ) -> None:
-    from diffuserec.recommenders.markov import Markov
-
-    shown = []
-    fit = Markov.fit
-
-    def watched(self, train, valid=None, run=None):
-        shown.append((train, valid))
-        return fit(self, train, valid, run)
-
-    monkeypatch.setattr(Markov, "fit", watched)
-    ASReP(model="markov").fit(cycle)
-    ((train, valid),) = shown
+    augmenter = ASReP()
+    augmenter.take(cycle.catalog)
+    watching = augmenter.reverse = Watching()
+    augmenter.learn(cycle, None, Runtime())
+    train, valid = watching.shown
     assert len(valid) == len(cycle) // 10
     held_out = valid.histories.users.tolist()
-    for row in range(len(cycle)):
-        turned = cycle[row][::-1].tolist()
-        assert train[row].tolist() == (turned[:-1] if row in held_out else turned)
-    for place, row in enumerate(held_out):
-        assert valid.targets[place] == cycle[row][0]
-        assert valid.histories[place].tolist() == cycle[row][:0:-1].tolist()
+    for user in range(len(cycle)):
+        turned = cycle[user][::-1].tolist()
+        assert train[user].tolist() == (turned[:-1] if user in held_out else turned)
+    for number, user in enumerate(held_out):
+        assert valid.targets[number] == cycle[user][0]
+        assert valid.histories[number].tolist() == cycle[user][:0:-1].tolist()
 
 
 def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
-    rows = np.arange(len(cycle))
-    strange = cycle.prepend(np.full((len(cycle), 1), 17, dtype=np.int32), rows)
+    everyone = np.arange(len(cycle))
+    strange = cycle.prepend(np.full((len(cycle), 1), 17, dtype=np.int32), everyone)
     plain, other = (ASReP(n_items=2, model="markov").fit(log) for log in (cycle, strange))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
     longer = other.augment(strange)
     expected = plain.augment(cycle)
-    for row in range(len(cycle)):
-        assert longer[row][:2].tolist() == expected[row][:2].tolist()
+    for user in everyone:
+        assert longer[user][:2].tolist() == expected[user][:2].tolist()
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, cut_and_resumed) -> None:
-    def fitted(**run) -> ASReP:
+    def fitted(**changes) -> ASReP:
         settings = QUICK | {"epochs": 4, "dropout": 0.3}
-        return ASReP(model="sasrec", model_settings=settings).fit(cycle, run=Run(seed=3, **run))
+        augmenter = ASReP(model="sasrec", model_settings=settings)
+        return augmenter.fit(cycle, runtime=Runtime(seed=3, **changes))
 
     whole, resumed = fitted(), cut_and_resumed(fitted)
     assert [record.epoch for record in resumed.curve] == [0, 1, 2, 3]
@@ -109,6 +123,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, cut_and_resume
         ({"model": "sasrek"}, "no recommender 'sasrek'.*sasrec"),
         ({"model_settings": {"dimm": 3}}, "model_settings of sasrec has no setting 'dimm'.*dim"),
         ({"model_settings": {"dim": 0}}, "model_settings of sasrec: dim"),
+        ({"model_settings": {"gbce_t": 0.5}}, "model_settings of sasrec: .*gbce_t.* no effect"),
         ({"n_items": 0}, "n_items"),
     ],
     ids=str,

@@ -1,20 +1,21 @@
-"""Random and Random-Seq: what is drawn, for whom, and that nothing else changes."""
+"""Random and Random-Seq: the distribution of drawn items, and that nothing else changes."""
 
 import numpy as np
 import pytest
 
 from diffuserec.augmenters.random import Random
 from diffuserec.augmenters.random_seq import RandomSeq
-from diffuserec.models.base import Augmenter, load
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
+from diffuserec.models.base import Augmenter
+from diffuserec.models.methods import load_augmenter
 
 Baseline = type[Random] | type[RandomSeq]
 both = pytest.mark.parametrize("method", [Random, RandomSeq])
 
 
 def prefixes(augmented: SequenceDataset, n_items: int) -> np.ndarray:
-    return np.stack([augmented[row][:n_items] for row in range(len(augmented))])
+    return np.stack([augmented[user][:n_items] for user in range(len(augmented))])
 
 
 @both
@@ -23,8 +24,8 @@ def test_items_are_put_in_front_and_the_rest_stays(
 ) -> None:
     augmented = method(n_items=4).fit(random_log).augment(random_log, 1)
     assert np.array_equal(augmented.lengths, random_log.lengths + 4)
-    for row in range(len(random_log)):
-        assert np.array_equal(augmented[row][4:], random_log[row])
+    for user in range(len(random_log)):
+        assert np.array_equal(augmented[user][4:], random_log[user])
     synthetic = [augmented.synthetic[start : start + 4].all() for start in augmented.offsets[:-1]]
     assert all(synthetic)
     assert augmented.synthetic.sum() == 4 * len(random_log)
@@ -58,12 +59,12 @@ def test_a_users_items_depend_on_seed_user_and_history_only(
     whole = prefixes(model.augment(random_log, 5), 3)
     assert np.array_equal(whole, prefixes(model.augment(random_log, 5), 3))
     assert not np.array_equal(whole, prefixes(model.augment(random_log, 6), 3))
-    rows = np.array([17, 3, 30])
-    assert np.array_equal(prefixes(model.augment(random_log.select(rows), 5), 3), whole[rows])
+    some = np.array([17, 3, 30])
+    assert np.array_equal(prefixes(model.augment(random_log.select(some), 5), 3), whole[some])
 
 
 @both
-def test_only_short_and_no_empty_histories_are_lengthened(method: Baseline) -> None:
+def test_only_short_histories_are_lengthened_and_no_empty_ones(method: Baseline) -> None:
     log = SequenceDataset.from_lists([[1, 2], [], [1, 2, 3], [4]])
     model = method(n_items=2, max_history=2).fit(log)
     once = model.augment(log)
@@ -79,7 +80,7 @@ def test_a_saved_one_draws_the_same(
     model: Augmenter = method(n_items=2).fit(random_log)
     path = tmp_path_factory.mktemp("model") / "saved"
     model.save(path)
-    restored = load(path)
+    restored = load_augmenter(path)
     assert np.array_equal(restored.augment(random_log, 3).items, model.augment(random_log, 3).items)
 
 
