@@ -1,4 +1,4 @@
-"""Whether finished runs know how certain they may be: hit rates by tenths of what they say.
+"""Calibration of finished runs: hit rates by tenths of the certainty that they state.
 
     python benchmarks/calibration.py runs/table/sasrec-softmax-seed0 runs/table/diffrec-seed0 \
         --json docs/results/diffrec_calibration.json

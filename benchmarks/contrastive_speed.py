@@ -1,4 +1,4 @@
-"""What a training epoch of each contrastive method costs beside SASRec's.
+"""Cost of a training epoch of each contrastive method, compared with SASRec's.
 
     python benchmarks/contrastive_speed.py beauty.txt --json docs/results/contrastive_speed.json
 
@@ -17,13 +17,12 @@ from typing import Any
 import torch
 
 import diffuserec as dr
-from diffuserec.models.base import find
 
 MODELS = ("sasrec", "cl4srec", "duorec", "contrarec", "ecl", "cadirec", "mclrec", "simdiffrec")
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held."""
+    """Peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -33,12 +32,12 @@ def epochs(
     """Seconds of an epoch of each model at its defaults, taken in turns, and growth in memory."""
     seconds: dict[str, list[float]] = {name: [] for name in MODELS}
     grown: dict[str, float] = {}
-    run = dr.Run(device="cpu", precision=precision, progress=False)
+    runtime = dr.Runtime(device="cpu", precision=precision, progress=False)
     for _ in range(turns):
         for name in MODELS:
             before = peak_mib()
-            model = find("recommender", name)(epochs=1)
-            model.fit(split.train, run=run)
+            model = dr.find_recommender(name)(epochs=1)
+            model.fit(split.train, runtime=runtime)
             seconds[name].append(model.curve[0].seconds)
             grown.setdefault(name, peak_mib() - before)
             print(name, f"{seconds[name][-1]:.1f} s, peak {peak_mib():.0f} MiB", flush=True)

@@ -1,11 +1,11 @@
-"""What Diff4Rec's generator proposes, beside popularity and a plain Mult-VAE; seconds.
+"""Recall of the items that Diff4Rec's generator proposes, of popularity and of a plain Mult-VAE.
 
     python benchmarks/diff4rec.py beauty.txt --json docs/results/diff4rec_beauty_generator.json
     python benchmarks/diff4rec.py DATA --set prediction_type=sample --corruptions 0.25
 
-Recall of x̂ on the test items and on those of validation, the users' own items left out. Both
-models are fitted on the training part, chosen on validation. The log is a file or a prepared
-dataset's directory.
+Recall of x̂ on the test items and on those of validation, the users' own items left out, and the
+seconds that it takes. Both models are fitted on the training part, chosen on validation. The log is
+a file or a prepared dataset's directory.
 """
 
 import argparse
@@ -20,50 +20,43 @@ import torch
 import diffuserec as dr
 from diffuserec.augmenters.diff4rec import Diff4Rec
 from diffuserec.data import Histories, Queries, history_batches
-from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import Matrix, Scorer, rank_of, seen_items
+from diffuserec.studies.sensitivity import with_settings
 
 CUTOFFS = (10, 20, 50, 100)
 
 
 @torch.no_grad()
-def recall(score: Callable[[Histories], torch.Tensor], queries: Queries) -> dict[str, float]:
+def recall(scorer: Callable[[Histories], Scorer], queries: Queries) -> dict[str, float]:
     """Share of the targets among the best k of each user."""
     targets = torch.from_numpy(queries.targets)
     hits = dict.fromkeys(CUTOFFS, 0)
-    for rows, histories in history_batches(queries.histories, 512):
-        scores = hide(score(histories), seen_pairs(queries.histories, rows))
-        ranks = target_ranks(scores, targets[rows])
+    for index, histories in history_batches(queries.histories, 512):
+        hidden = seen_items(queries.histories, index)
+        ranks = rank_of(scorer(histories), targets[index], hidden)
         for k in CUTOFFS:
             hits[k] += int((ranks < k).sum())
     return {f"recall@{k}": hits[k] / len(queries) for k in CUTOFFS}
 
 
-def both(score: Callable[[Histories], torch.Tensor], split: dr.Split) -> dict[str, float]:
+def both(scorer: Callable[[Histories], Scorer], split: dr.Split) -> dict[str, float]:
     """Recall on the test items, and on those of validation, by which settings are chosen."""
-    chosen = recall(score, split.valid)
-    return recall(score, split.test) | {f"validation {name}": chosen[name] for name in chosen}
+    chosen = recall(scorer, split.valid)
+    return recall(scorer, split.test) | {f"validation {name}": chosen[name] for name in chosen}
 
 
 def fitted(
-    settings: dict[str, Any], split: dr.Split, run: dr.Run
+    settings: dict[str, Any], split: dr.Split, runtime: dr.Runtime
 ) -> tuple[Diff4Rec, dict[str, Any]]:
-    """A model and what it cost."""
+    """A model and its cost."""
     start = time.perf_counter()
-    model = Diff4Rec(**settings).fit(split.train, split.valid, run)
+    model = Diff4Rec(**settings).fit(split.train, split.valid, runtime)
     facts = {
         "fit_s": time.perf_counter() - start,
         "epochs": len(model.curve),
         "best_valid": max(epoch.valid for epoch in model.curve),
     }
     return model, facts
-
-
-def with_settings(model: Diff4Rec, **settings: Any) -> Diff4Rec:
-    """The same parameters under other settings of what is proposed."""
-    other = Diff4Rec(**model.config.model_dump() | settings)
-    other._take(model.catalog)
-    other.load_state_dict(model.state_dict())
-    return other.eval()
 
 
 def main() -> None:
@@ -81,21 +74,19 @@ def main() -> None:
     path = Path(given.log)
     data = dr.load_dataset(path) if path.is_dir() else dr.read_log(path).to_dataset()
     split = dr.leave_one_out(data)
-    counts = torch.bincount(torch.from_numpy(split.train.items).long(), minlength=data.vocab_size)
-    rows: dict[str, dict[str, float]] = {
-        "popularity": both(lambda h: counts.float().expand(len(h.users), -1).clone(), split)
-    }
-    run = dr.Run(device="cpu", precision=given.precision, seed=given.seed)
+    counts = torch.from_numpy(split.train.item_counts()).float()
+    found = {"popularity": both(lambda h: Matrix(counts.expand(len(h.users), -1)), split)}
+    runtime = dr.Runtime(device="cpu", precision=given.precision, seed=given.seed)
     plain = settings | {"noise_weight": 0, "corruption": 0}
-    vae, vae_facts = fitted(plain, split, run)
-    rows["Mult-VAE (no diffusion)"] = both(vae.proposals, split)
-    model, facts = fitted(settings, split, run)
+    vae, vae_facts = fitted(plain, split, runtime)
+    found["Mult-VAE (no diffusion)"] = both(vae.proposals, split)
+    model, facts = fitted(settings, split, runtime)
     for corruption in given.corruptions:
-        other = with_settings(model, corruption=corruption)
-        rows[f"Diff4Rec, T'/T = {corruption:g}"] = both(other.proposals, split)
+        other = with_settings(model, {"corruption": corruption})
+        found[f"Diff4Rec, T'/T = {corruption:g}"] = both(other.proposals, split)
     start = time.perf_counter()
-    variants = model.augment(split.train, given.seed).variants
-    assert variants is not None
+    copies = model.augment(split.train, given.seed).copies
+    assert copies is not None
     result = {
         "log": path.stem,
         "settings": model.config.model_dump(mode="json"),
@@ -103,8 +94,8 @@ def main() -> None:
         "precision": given.precision,
         "training": {"Mult-VAE (no diffusion)": vae_facts, "Diff4Rec": facts},
         "augment_s": time.perf_counter() - start,
-        "difficulty": variants.difficulty.mean(1).tolist(),
-        "rows": rows,
+        "difficulty": copies.difficulty.mean(1).tolist(),
+        "recall": found,
     }
     print(json.dumps(result, indent=2))
     if given.json:

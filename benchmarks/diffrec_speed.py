@@ -1,4 +1,4 @@
-"""What DiffRec costs beside SASRec: training, ten draws against one, ranking exactly and nearly.
+"""Cost of DiffRec compared with SASRec: training, ten draws against one, ranking, approximate too.
 
     python benchmarks/diffrec_speed.py beauty.txt --model runs/diffrec/model \
         --json docs/results/diffrec_speed.json
@@ -22,15 +22,16 @@ from diffuserec.data import Queries, history_batches
 from diffuserec.evaluation import evaluate
 from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
+from diffuserec.studies.sensitivity import with_settings
 
 
 def epochs(split: dr.Split, n: int, precision: str, seed: int = 0) -> dict[str, list[float]]:
     """Seconds of n epochs of each model at its default width, taken in turns."""
     seconds: dict[str, list[float]] = {"sasrec": [], "diffrec": []}
-    run = dr.Run(device="cpu", precision=precision, seed=seed, progress=False)
+    runtime = dr.Runtime(device="cpu", precision=precision, seed=seed, progress=False)
     for turn in range(n + 1):
         for name, model in (("sasrec", SASRec(epochs=1)), ("diffrec", DiffRec(epochs=1))):
-            model.fit(split.train, run=run)
+            model.fit(split.train, runtime=runtime)
             if turn:  # the first warms up
                 seconds[name].append(model.curve[0].seconds)
     return seconds
@@ -45,14 +46,14 @@ def encoder(model: DiffRec, queries: Queries, repeats: int) -> dict[int, list[fl
         for n_draws, times in seconds.items():
             start = time.perf_counter()
             for histories in batches:
-                model.denoised(histories, n_draws, seed=0)
+                model.states(histories, seed=0, n_draws=n_draws)
             if turn:
                 times.append(time.perf_counter() - start)
     return seconds
 
 
 def ranking(
-    models: dict[str, Any], queries: Queries, repeats: int
+    models: dict[str, dr.Recommender], queries: Queries, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
     """Seconds of a full ranking of all queries by each model, in turns, and its metrics."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -77,19 +78,18 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     split = dr.leave_one_out(dr.read_log(given.log).to_dataset())
-    quick = dr.Run(device="cpu", progress=False)
-    model = dr.load(given.model) if given.model else DiffRec(epochs=1).fit(split.train, run=quick)
-    near = DiffRec(**{**model.config.model_dump(), "n_candidates": 256})
-    near.begin(split.train, quick)
-    near.load_state_dict(model.state_dict())
-    models = {
-        "sasrec": SASRec(epochs=1).fit(split.train, run=quick),
+    quick = dr.Runtime(device="cpu", progress=False)
+    model = dr.load(given.model) if given.model else DiffRec(epochs=1)
+    assert isinstance(model, DiffRec), f"{given.model} holds no DiffRec"
+    if not model.is_fitted:
+        model.fit(split.train, runtime=quick)
+    models: dict[str, dr.Recommender] = {
+        "sasrec": SASRec(epochs=1).fit(split.train, runtime=quick),
         "diffrec": model,
-        "diffrec, 256 candidates": near,
+        "diffrec, 256 candidates": with_settings(model, {"n_candidates": 256}),
     }
     ranked, metrics = ranking(models, split.valid, given.repeats)
-    paper = DiffRec(**{**model.config.model_dump(), "form": "prefixes"})
-    paper.begin(split.train, quick)
+    paper = with_settings(model, {"form": "prefixes"})
     found: dict[str, Any] = {
         "data": given.log.name,
         "threads": given.threads,
@@ -101,7 +101,7 @@ def main() -> None:
             for p in (() if given.no_epochs else ("fp32", "bf16"))
         },
         "draws": encoder(model, split.valid, given.repeats),
-        "draws, a row a prefix": encoder(paper, split.valid, given.repeats),
+        "draws, prefixes": encoder(paper, split.valid, given.repeats),
         "ranking": ranked,
         "valid": {n: {k: m[k] for k in ("HR@10", "NDCG@10", "MRR")} for n, m in metrics.items()},
     }
@@ -112,9 +112,9 @@ def main() -> None:
             for p, both in found["epoch"].items()
         },
         "network: ten draws / one": middle(found["draws"][10]) / middle(found["draws"][1]),
-        "network, a row a prefix: ten draws / one": middle(found["draws, a row a prefix"][10])
-        / middle(found["draws, a row a prefix"][1]),
-        "ten draws: a row a prefix / two streams": middle(found["draws, a row a prefix"][10])
+        "network, prefixes: ten draws / one": middle(found["draws, prefixes"][10])
+        / middle(found["draws, prefixes"][1]),
+        "ten draws: prefixes / two streams": middle(found["draws, prefixes"][10])
         / middle(found["draws"][10]),
         **{
             f"ranking: {name} / sasrec": middle(times) / middle(ranked["sasrec"])

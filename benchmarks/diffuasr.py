@@ -1,12 +1,12 @@
-"""What DiffuASR generates, beside what really came first and beside Random; steps and seconds.
+"""Items that DiffuASR generates, compared with the true first items and with Random; seconds.
 
     python benchmarks/diffuasr.py beauty.txt --json docs/results/diffuasr_beauty.json
     python benchmarks/diffuasr.py store --set n_items=5
     python benchmarks/diffuasr.py DATA --set prediction_type=epsilon --only learned
 
 A tenth of the users with long histories is taken out of everything that is trained, pretraining
-included. The model sees what they took after their first M items, and what it generates is held
-against those M. The log is a file, a prepared dataset's directory, or ``store``, the built-in one.
+included. The model sees the items after their first M, and what it generates is compared with
+those M. The log is a file, a prepared dataset's directory, or ``store``, the built-in one.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import torch.nn.functional as F
 
 import diffuserec as dr
 from diffuserec.augmenters.diffuasr import DiffuASR
+from diffuserec.studies.sensitivity import with_settings
 
-Rows = dict[str, dict[str, float]]
+Results = dict[str, dict[str, float]]
 
 GUIDES: list[dict[str, Any]] = [
     {"guidance": "none"},
@@ -38,12 +39,12 @@ STEPS = {"ddim": (5, 10, 20, 50, 250, 1000), "dpm_solver": (5, 10, 20, 50)}
 
 
 class HeldOut:
-    """Long users that were not trained on: what they took first, and after that."""
+    """Users with long histories that were not trained on: their first items, and those after."""
 
-    def __init__(self, train: dr.SequenceDataset, rows: np.ndarray, n_items: int) -> None:
-        starts, ends = train.offsets[rows], train.offsets[rows + 1]
-        self.first = train.items[starts[:, None] + np.arange(n_items)]
-        self.after = train.slice(starts + n_items, ends, rows)
+    def __init__(self, train: dr.SequenceDataset, index: np.ndarray, n_items: int) -> None:
+        starts, ends = train.starts[index], train.ends[index]
+        self.first = train.log.items[starts[:, None] + np.arange(n_items)]
+        self.after = train.view(starts + n_items, ends, index)
         self.label = torch.from_numpy(self.after.items[self.after.offsets[:-1]]).long()
         self.category = None
         attributes = train.catalog.attributes
@@ -51,23 +52,23 @@ class HeldOut:
             numbers = attributes["category"].cast(str).rank("dense").to_numpy()
             self.category = np.concatenate([[0], numbers.astype(np.int64)])
             width = self.category.max() + 1
-            real = train.slice(starts, ends, rows)
-            owner = np.repeat(np.arange(len(rows)), real.lengths)
-            self.own = np.zeros((len(rows), width), dtype=bool)
+            real = train.select(index)
+            owner = np.repeat(np.arange(len(index)), real.lengths)
+            self.own = np.zeros((len(index), width), dtype=bool)
             self.own[owner, self.category[real.items]] = True
 
     def measure(self, model: DiffuASR, made: list[np.ndarray]) -> dict[str, float]:
         """Means over users and draws.
 
         ``hit``: share of the generated items that are among the user's true first M;
-        ``same_place``: at their own position; ``users_hit``: users with at least one hit;
+        ``same_position``: at their own position; ``users_hit``: users with at least one hit;
         ``log_p``: of the first item after them, by the transformer; ``category``: share in a
         category that the user really took from.
         """
         hit = [(part[:, :, None] == self.first[:, None, :]).any(2) for part in made]
         result = {
             "hit": float(np.mean(hit)),
-            "same_place": float(np.mean([part == self.first for part in made])),
+            "same_position": float(np.mean([part == self.first for part in made])),
             "users_hit": float(np.mean([part.any(1) for part in hit])),
             "distinct": float(np.mean([len(np.unique(part)) for part in made])),
             "log_p": float(np.mean([self._log_p(model, part) for part in made])),
@@ -86,28 +87,20 @@ class HeldOut:
     @torch.no_grad()
     def _log_p(self, model: DiffuASR, items: np.ndarray) -> float:
         vectors = F.embedding(torch.from_numpy(items).long(), model.vectors)
-        return float(model._log_prob(vectors, self.label).mean())
+        return float(model.label_log_prob(vectors, self.label).mean())
 
 
-def variant(model: DiffuASR, **settings: Any) -> DiffuASR:
-    """The same parameters under other settings of sampling."""
-    other = DiffuASR(**(model.config.model_dump() | settings))
-    other._take(model.catalog)
-    other.load_state_dict(model.state_dict())
-    return other.eval()
-
-
-def learned(model: DiffuASR, held: HeldOut, train: dr.SequenceDataset, n_draws: int) -> Rows:
+def learned(model: DiffuASR, held: HeldOut, train: dr.SequenceDataset, n_draws: int) -> Results:
     """Every guide and scale, beside the true items, Random, and Random by popularity."""
     generator = np.random.default_rng(0)
-    counts = np.bincount(train.items, minlength=train.vocab_size)
+    counts = train.item_counts()
     by_count = [
         generator.choice(train.vocab_size, held.first.shape, p=counts / counts.sum())
         for _ in range(5 * n_draws)
     ]
-    uniform = dr.find("augmenter", "random")(n_items=model.config.n_items).fit(train)
-    own = dr.find("augmenter", "random_seq")(n_items=model.config.n_items).fit(train)
-    rows = {
+    uniform = dr.find_augmenter("random")(n_items=model.config.n_items).fit(train)
+    own = dr.find_augmenter("random_seq")(n_items=model.config.n_items).fit(train)
+    results = {
         "true first items": held.measure(model, [held.first]),
         "random": held.measure(model, held.draw(uniform, 5 * n_draws)),
         "random, by popularity": held.measure(model, by_count),
@@ -115,35 +108,35 @@ def learned(model: DiffuASR, held: HeldOut, train: dr.SequenceDataset, n_draws: 
     }
     for settings in GUIDES:
         name = ", ".join(str(value) for value in settings.values())
-        guided = variant(model, num_inference_steps=50, **settings)
-        rows[name] = held.measure(model, held.draw(guided, n_draws))
-        print(name, rows[name], flush=True)
-    return rows
+        guided = with_settings(model, {"num_inference_steps": 50, **settings})
+        results[name] = held.measure(model, held.draw(guided, n_draws))
+        print(name, results[name], flush=True)
+    return results
 
 
-def steps(model: DiffuASR, held: HeldOut) -> Rows:
+def steps(model: DiffuASR, held: HeldOut) -> Results:
     """Both samplers by number of steps; agreement with 1000 steps of DDIM from the same noise."""
-    rows: Rows = {}
+    results: Results = {}
     best: np.ndarray | None = None
     for sampler, counts in STEPS.items():
         for count in sorted(counts, reverse=True):
-            sampling = variant(model, sampler=sampler, num_inference_steps=count)
+            sampling = with_settings(model, {"sampler": sampler, "num_inference_steps": count})
             wall, cpu = time.perf_counter(), time.process_time()
             made = held.draw(sampling, 1)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             best = made[0] if best is None else best
-            row = held.measure(model, made)
-            row["agreement"] = float((made[0] == best).mean())
-            row["cpu_ms_per_user"] = 1000 * cpu / len(held.first)
-            row["wall_ms_per_user"] = 1000 * wall / len(held.first)
-            rows[f"{sampler}, {count}"] = row
-            print(f"{sampler}, {count}", row, flush=True)
-    return rows
+            result = held.measure(model, made)
+            result["agreement"] = float((made[0] == best).mean())
+            result["cpu_ms_per_user"] = 1000 * cpu / len(held.first)
+            result["wall_ms_per_user"] = 1000 * wall / len(held.first)
+            results[f"{sampler}, {count}"] = result
+            print(f"{sampler}, {count}", result, flush=True)
+    return results
 
 
 def everyone(model: DiffuASR, train: dr.SequenceDataset) -> dict[str, float]:
-    """Seconds to lengthen all histories at 50 steps."""
-    sampling = variant(model, num_inference_steps=50)
+    """Seconds to augment all histories at 50 steps."""
+    sampling = with_settings(model, {"num_inference_steps": 50})
     wall, cpu = time.perf_counter(), time.process_time()
     sampling.augment(train)
     return {
@@ -184,7 +177,7 @@ def main() -> None:
     valid = dr.Queries(split.valid.histories.select(queries), split.valid.targets[queries])
 
     cpu = time.process_time()
-    model.fit(train.select(kept), valid, dr.Run(device="cpu", seed=given.seed))
+    model.fit(train.select(kept), valid, dr.Runtime(device="cpu", seed=given.seed))
     result: dict[str, Any] = {
         "log": Path(given.log).name,
         "settings": c.model_dump(mode="json"),
@@ -193,7 +186,7 @@ def main() -> None:
         "fit_cpu_s": time.process_time() - cpu,
         "curve": [[e.phase, e.epoch, e.loss, e.valid, e.seconds] for e in model.curve],
     }
-    print(result["fit_cpu_s"], [row[:4] for row in result["curve"]], flush=True)
+    print(result["fit_cpu_s"], [epoch[:4] for epoch in result["curve"]], flush=True)
     held = HeldOut(train, chosen, c.n_items)
     if "learned" in given.only:
         result["learned"] = learned(model, held, train.select(kept), given.draws)

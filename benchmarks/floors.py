@@ -1,4 +1,4 @@
-"""Test figures of the recommenders that are counted, not trained, on some logs.
+"""Test metrics of recommenders that count and are not trained, on some logs.
 
 python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/results/floors.json
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import diffuserec as dr
 
-ROWS = {
+METHODS = {
     "popularity": ("popularity", {}),
     "markov, order 1": ("markov", {"decay": 0.0}),
     "markov, decayed": ("markov", {}),
@@ -27,13 +27,13 @@ def main() -> None:
     result: dict[str, object] = {}
     for log in given.logs:
         split = dr.leave_one_out(dr.read_log(log).to_dataset())
-        rows: dict[str, object] = {}
-        for name, (method, settings) in ROWS.items():
+        results: dict[str, object] = {}
+        for name, (method, settings) in METHODS.items():
             start = time.perf_counter()
-            model = dr.find("recommender", method)(**settings).fit(split.train)
+            model = dr.find_recommender(method)(**settings).fit(split.train)
             measured = dr.evaluate(model, split.test, dataset_name=log.name)
-            rows[name] = {**measured.metrics, "seconds": time.perf_counter() - start}
-        result[log.name] = {"protocol": str(measured.protocol), "rows": rows}
+            results[name] = {**measured.metrics, "seconds": time.perf_counter() - start}
+        result[log.name] = {"protocol": str(measured.protocol), "results": results}
     text = json.dumps(result, indent=2)
     print(text)
     if given.json:

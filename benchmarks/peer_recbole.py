@@ -3,7 +3,7 @@
     python benchmarks/peer_recbole.py LOG [--epochs 1] [--threads 2] [--venv DIR] [--json OUT]
 
 LOG holds one user a line, `user item item ...`, oldest item first. The script prints one JSON
-object; its main figures are two timings and what they cover:
+object, above all two timings and what they cover:
 
 - `seconds_per_epoch`: one pass of RecBole's own `Trainer` over its training rows, the median when
   there are several epochs. RecBole writes a sequence out as one row per prefix, so N interactions
@@ -11,8 +11,8 @@ object; its main figures are two timings and what they cover:
 - `evaluation_seconds`: one full-ranking test evaluation of every user, after the last epoch. All
   items compete: for sequential models RecBole does not remove the ones that a user has seen.
 
-Reading the log and building the rows is timed apart (`preparation_seconds`). The losses and the
-accuracy are there to show that both phases did their work; one epoch trains no useful model.
+Reading the log and building the rows are timed separately (`preparation_seconds`). The losses and
+the accuracy are there to show that both phases did their work; one epoch trains no useful model.
 
 The model is RecBole's default SASRec: width 64, inner width 256, 2 layers, 2 heads, dropout 0.5,
 cross entropy over all items, at most 50 items of history, Adam at 0.001, float32. The split is
@@ -219,13 +219,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         users, interactions = write_atomic_file(args.log, Path(folder))
-        figures = train_and_evaluate(args, folder)
+        measured = train_and_evaluate(args, folder)
     return {
         "benchmark": "SASRec in RecBole",
         "log": args.log.name,
         "users": users,
         "interactions": interactions,
-        **figures,
+        **measured,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load_average_at_start": round(load, 2),

@@ -1,4 +1,4 @@
-"""How fast, and in how much memory, a CSV log becomes a prepared dataset on disk.
+"""Time and memory in which a CSV log becomes a prepared dataset on disk.
 
     python benchmarks/prepare.py 2e6 5e6 10e6 20e6 [--json OUT]
 
@@ -38,7 +38,7 @@ def prepare(log: Path, out: Path) -> None:
     interactions.to_dataset().save(out)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"rows": len(interactions), "seconds": seconds, "peak_gib": peak}))
+    print(json.dumps({"interactions": len(interactions), "seconds": seconds, "peak_gib": peak}))
 
 
 def measure(n: int) -> dict[str, float]:
@@ -67,18 +67,18 @@ def main() -> None:
     if arguments.prepare:
         prepare(*arguments.prepare)
         return
-    print(f"{'rows':>12} {'CSV MiB':>8} {'seconds':>8} {'rows/s':>12} {'peak GiB':>9}")
-    rows = []
+    print(f"{'interactions':>12} {'CSV MiB':>8} {'seconds':>8} {'a second':>12} {'peak GiB':>9}")
+    results = []
     for size in arguments.sizes:
-        row = measure(int(size))
-        rows.append(row)
+        result = measure(int(size))
+        results.append(result)
         print(
-            f"{row['rows']:>12,.0f} {row['csv_mib']:>8.0f} {row['seconds']:>8.1f} "
-            f"{row['rows'] / row['seconds']:>12,.0f} {row['peak_gib']:>9.2f}",
+            f"{result['interactions']:>12,.0f} {result['csv_mib']:>8.0f} {result['seconds']:>8.1f} "
+            f"{result['interactions'] / result['seconds']:>12,.0f} {result['peak_gib']:>9.2f}",
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/representations.py runs/confident runs/random --out representations
 
 Figure 5 of the SimDiffRec paper shows items of some users' sequences, trained with and without
-confidence in choosing positions. A picture of t-SNE proves little, so two numbers stand beside it,
-over all users with at least two items: the mean cosine of two items of one sequence, and of
+confidence in choosing positions. A picture of t-SNE proves little, so two numbers are printed with
+it, over all users with at least two items: the mean cosine of two items of one sequence, and of
 two items of different ones; the same for the states after each item.
 """
 
@@ -24,6 +24,7 @@ from sklearn.manifold import TSNE
 
 from diffuserec.data import SequenceDataset, history_batches
 from diffuserec.studies.run_directory import open_run
+from diffuserec.training import EncoderRecommender
 
 N_USERS = 10
 LENGTHS = (15, 30)
@@ -31,27 +32,29 @@ LENGTHS = (15, 30)
 
 
 @torch.inference_mode()
-def vectors(model: Any, dataset: SequenceDataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def vectors(
+    model: EncoderRecommender, dataset: SequenceDataset
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Unit vectors of every item and of every state of these sequences, and their sequences."""
-    rows, items, states = [], [], []
+    owners, items, states = [], [], []
     for index, histories in history_batches(dataset, 256, model.config.max_len):
         real = histories.items > 0
-        rows.append(np.repeat(index, histories.lengths.numpy()))
-        items.append(model.encoder.table[histories.items[real]])
-        states.append(model.encoder(histories.items, histories.lengths)[real])
-    owners = np.concatenate(rows)
+        owners.append(np.repeat(index, histories.lengths.numpy()))
+        items.append(model.table.embed(histories.items[real]))
+        states.append(model.encode(histories.items, histories.lengths)[real])
+    owner = np.concatenate(owners)
     return {
-        name: (torch.nn.functional.normalize(torch.cat(found), dim=1).numpy(), owners)
+        name: (torch.nn.functional.normalize(torch.cat(found), dim=1).numpy(), owner)
         for name, found in (("items", items), ("states", states))
     }
 
 
 def cosines(unit: np.ndarray, owners: np.ndarray) -> dict[str, float]:
     """Mean cosine of pairs within sequences (sequences weigh by their pairs) and across them."""
-    n_rows = int(owners.max()) + 1
-    sums = np.zeros((n_rows, unit.shape[1]))
+    n_sequences = int(owners.max()) + 1
+    sums = np.zeros((n_sequences, unit.shape[1]))
     np.add.at(sums, owners, unit)
-    counts = np.bincount(owners, minlength=n_rows)
+    counts = np.bincount(owners, minlength=n_sequences)
     squares = (sums**2).sum(1)
     within = (squares - counts).sum() / (counts * (counts - 1)).sum()
     total = sums.sum(0)
@@ -76,15 +79,16 @@ def main() -> None:
         candidates = np.flatnonzero((train.lengths >= LENGTHS[0]) & (train.lengths <= LENGTHS[1]))
         shown = np.random.default_rng(given.seed).choice(candidates, N_USERS, replace=False)
         result[path.name] = {}
-        for row, (name, (unit, owners)) in enumerate(vectors(run.model, train).items()):
+        assert isinstance(run.model, EncoderRecommender), f"{path} has no encoder"
+        for line, (name, (unit, owners)) in enumerate(vectors(run.model, train).items()):
             result[path.name][name] = cosines(unit, owners)
             chosen = np.isin(owners, shown)
-            places = TSNE(
+            points = TSNE(
                 metric="cosine", init="random", random_state=given.seed, perplexity=15
             ).fit_transform(unit[chosen])
             colors = np.searchsorted(np.sort(shown), owners[chosen])
-            axis = axes[row, column]
-            axis.scatter(*places.T, c=colors, cmap="tab10", s=14)
+            axis = axes[line, column]
+            axis.scatter(*points.T, c=colors, cmap="tab10", s=14)
             numbers = result[path.name][name]
             axis.set_title(
                 f"{path.name}: {name}\ncosine within {numbers['within a sequence']:.3f}, "

@@ -1,4 +1,4 @@
-"""One SASRec softmax epoch and one full-ranking evaluation, beside the arithmetic and RecBole's.
+"""One SASRec softmax epoch and one full-ranking evaluation, compared with arithmetic and RecBole.
 
     python benchmarks/sasrec_epoch.py beauty.txt --json docs/results/sasrec_epoch.json
 
@@ -44,7 +44,8 @@ def epoch_flops(train: SequenceDataset, dim: int, n_layers: int, max_len: int) -
 def epoch_seconds(split: dr.Split, precision: str, epochs: int, seed: int) -> list[float]:
     """Seconds of each of some epochs, without validation."""
     model = SASRec(epochs=epochs)
-    model.fit(split.train, run=dr.Run(device="cpu", precision=precision, seed=seed, progress=False))
+    runtime = dr.Runtime(device="cpu", precision=precision, seed=seed, progress=False)
+    model.fit(split.train, runtime=runtime)
     return [epoch.seconds for epoch in model.curve]
 
 
@@ -69,8 +70,7 @@ def main() -> None:
         result[f"epoch_{precision}_s"] = statistics.median(timed)
         result[f"epoch_{precision}_all_s"] = timed
     model = SASRec(epochs=1)
-    model.begin(split.train, dr.Run())
-    model.eval()
+    model.take(split.train.catalog)
     dr.evaluate(model, split.test)
     start = time.perf_counter()
     dr.evaluate(model, split.test)

@@ -1,8 +1,8 @@
-"""The share of the signal that named noise schedules leave after each of 1000 steps.
+"""Share of the signal that named noise schedules leave after each of 1000 steps.
 
     python benchmarks/schedules.py [--out docs/figures/schedules.svg]
 
-A table of the same stands beside the figure, as ``.md``.
+A table of the values is written, too, as ``.md``.
 
 The left panel of figure 2 of DiffRec (Du et al. 2023, arXiv 2304.04541). Nothing is measured.
 """
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuserec.studies.sensitivity import write_figure
 from diffuserec.models.diffusion import NoiseSchedule
+from diffuserec.reports.sensitivity import draw_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FIGURE)
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_figure(given.out, "Noise schedules", 1, draw)
+    draw_svg(given.out, "Noise schedules", 1, draw)
     shown = (1, 100, 200, 400, 600, 800, 900, 1000)
     lines = [["schedule", *(f"n = {n}" for n in shown)], ["---"] * (1 + len(shown))]
     for name in LOOKS:

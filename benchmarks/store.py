@@ -1,10 +1,10 @@
-"""How fast the built-in store writes a log.
+"""Speed of the built-in store in writing a log.
 
     python benchmarks/store.py 1e6 10e6
 
-Every size runs in a process of its own and prints rows, seconds, processor seconds, rows a second
-and the peak of resident memory, the imports included. The time covers sequences and timestamps;
-one core is used, so on an idle machine the two kinds of seconds agree.
+Every size runs in a process of its own and prints interactions, seconds, processor seconds,
+interactions a second and the peak of resident memory, the imports included. The time covers
+sequences and timestamps; one core is used, so on an idle machine the two kinds of seconds agree.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def measure(n: int) -> None:
     n_users = max(1, round(n / MEAN_LENGTH))
     store = Store(n_users, n_items=max(100, n // 100), n_categories=max(1, min(500, n // 5000)))
     began, worked = time.perf_counter(), time.process_time()
-    rows = len(store.dataset().items)
+    n_made = len(store.dataset().items)
     seconds, work = time.perf_counter() - began, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{rows:>12,} {seconds:>9.1f} {work:>9.1f} {rows / seconds:>12,.0f} {peak:>9.2f}",
+        f"{n_made:>12,} {seconds:>9.1f} {work:>9.1f} {n_made / seconds:>12,.0f} {peak:>9.2f}",
         flush=True,
     )
 
@@ -40,7 +40,10 @@ def main() -> None:
     if arguments.measure is not None:
         measure(arguments.measure)
         return
-    print(f"{'rows':>12} {'seconds':>9} {'CPU s':>9} {'rows/s':>12} {'peak GiB':>9}", flush=True)
+    print(
+        f"{'interactions':>12} {'seconds':>9} {'CPU s':>9} {'a second':>12} {'peak GiB':>9}",
+        flush=True,
+    )
     for size in arguments.sizes:
         subprocess.run([sys.executable, __file__, "--measure", str(int(size))], check=True)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-A page marks a place with an HTML comment, ``<!-- name -->`` to ``<!-- /name -->``; what stands
-between is replaced. No result is typed by hand.
+A page marks a table with HTML comments, ``<!-- name -->`` and ``<!-- /name -->``; the text between
+them is replaced. No result is typed by hand.
 """
 
 import json
@@ -13,18 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffuserec.models.base import find
-from diffuserec.reports.inspection import ViewFigures, figure_rows
+import diffuserec as dr
+from diffuserec.reports.inspection import ViewMetrics, metric_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], lines: list[list[str]]) -> str:
     """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    every = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in every)
 
 
 def floors() -> str:
@@ -32,11 +32,11 @@ def floors() -> str:
     names = ["HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20"]
     parts = []
     for log, result in _read("floors").items():
-        rows = [
-            [name, *(f"{row[m]:.4f}" for m in names), f"{row['seconds']:.1f} s"]
-            for name, row in result["rows"].items()
+        lines = [
+            [name, *(f"{found[m]:.4f}" for m in names), f"{found['seconds']:.1f} s"]
+            for name, found in result["results"].items()
         ]
-        parts.append(f"{table([log, *names, 'fit + measure'], rows)}\n\n{result['protocol']}")
+        parts.append(f"{table([log, *names, 'fit + measure'], lines)}\n\n{result['protocol']}")
     return "\n\n".join(parts)
 
 
@@ -82,21 +82,21 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
 
 
 def summary() -> str:
-    """The README's table: each method once, both logs beside each other; those on one log last."""
+    """The README's table: each method once, with both logs; methods of one log come last."""
     found: dict[str, dict[str, list[str]]] = {}
     order: dict[str, float] = {}
     for log, names in LOGS.items():
         for name in names:
             if not (RESULTS / f"{name}.json").exists():
                 continue
-            for row in measured(name):
-                label = row["label"].replace(" softmax", "")
-                if any(other in label for other in (" bce", "row a prefix", "epochs", ", ")):
-                    continue  # another form of a row that is there
-                early = " †" if row["ended_early"] else ""
-                cells = [cell.split()[0] + early for cell in row["cells"]]
+            for variant in measured(name):
+                label = variant["label"].replace(" softmax", "")
+                if any(other in label for other in (" bce", "prefixes", "epochs", ", ")):
+                    continue  # another form of a method that is there
+                early = " †" if variant["ended_early"] else ""
+                cells = [cell.split()[0] + early for cell in variant["cells"]]
                 found.setdefault(label, {}).setdefault(log, cells)
-                order.setdefault(label, row["ndcg"] if log == "Beauty" else 0.0)
+                order.setdefault(label, variant["ndcg"] if log == "Beauty" else 0.0)
     if not found:
         raise FileNotFoundError(2, "no results", str(RESULTS))
     body = [
@@ -112,10 +112,10 @@ def summary() -> str:
 
 
 def speed() -> str:
-    """SASRec's epoch and evaluation beside the arithmetic and RecBole."""
+    """SASRec's epoch and evaluation, compared with the arithmetic and RecBole."""
     r = _read("sasrec_epoch")
     ours, bf16, floor = r["epoch_fp32_s"], r["epoch_bf16_s"], r["arithmetic_s"]
-    rows = [
+    body = [
         ["arithmetic (fp32, at the throughput of a 2048² product)", f"{floor:.2f} s", "1.0", ""],
         ["diffuserec, fp32", f"{ours:.2f} s", f"{ours / floor:.2f}", ""],
         ["diffuserec, bf16", f"{bf16:.2f} s", f"{bf16 / floor:.2f}", ""],
@@ -128,42 +128,42 @@ def speed() -> str:
     evaluation = f"Full-ranking evaluation of all users: {r['evaluate_s']:.2f} s"
     if "recbole" in r:
         peer = r["recbole"]["seconds_per_epoch"]
-        rows.append(["RecBole 1.2.1", f"{peer:.1f} s", f"{peer / floor:.1f}", "1"])
-        for row, mine in ((rows[1], ours), (rows[2], bf16)):
-            row[3] = f"{peer / mine:.1f}"
+        body.append(["RecBole 1.2.1", f"{peer:.1f} s", f"{peer / floor:.1f}", "1"])
+        for line, mine in ((body[1], ours), (body[2], bf16)):
+            line[3] = f"{peer / mine:.1f}"
         theirs = r["recbole"]["evaluation_seconds"]
         evaluation += f"; RecBole {theirs:.2f} s ({theirs / r['evaluate_s']:.1f} times)"
     header = ["SASRec softmax, one epoch", "seconds", "times the arithmetic", "times RecBole"]
-    return "\n\n".join([table(header, rows), *lines, evaluation + "."])
+    return "\n\n".join([table(header, body), *lines, evaluation + "."])
 
 
 def preparing() -> str:
     """Reading a CSV of 2 to 20 million interactions into a prepared dataset."""
-    rows = [
+    lines = [
         [
-            f"{row['rows']:,}",
-            f"{row['seconds']:.1f}",
-            f"{row['rows'] / row['seconds']:,.0f}",
-            f"{row['peak_gib']:.2f}",
+            f"{size['interactions']:,}",
+            f"{size['seconds']:.1f}",
+            f"{size['interactions'] / size['seconds']:,.0f}",
+            f"{size['peak_gib']:.2f}",
         ]
-        for row in _read("prepare")
+        for size in _read("prepare")
     ]
-    return table(["interactions", "seconds", "interactions a second", "peak GiB"], rows)
+    return table(["interactions", "seconds", "interactions a second", "peak GiB"], lines)
 
 
-def rows_of(name: str, part: str) -> str:
-    """A part of a DiffuASR measurement: rows by name, columns by figure."""
+def generated(name: str, part: str) -> str:
+    """A part of a measurement of generated items: lines by name, columns by metric."""
     measured: dict[str, dict[str, float]] = _read(name)[part]
-    columns = list(dict.fromkeys(column for row in measured.values() for column in row))
+    columns = list(dict.fromkeys(column for values in measured.values() for column in values))
     body = [
-        [row, *(f"{values[c]:.4g}" if c in values else "" for c in columns)]
-        for row, values in measured.items()
+        [line, *(f"{values[c]:.4g}" if c in values else "" for c in columns)]
+        for line, values in measured.items()
     ]
     return table(["", *columns], body)
 
 
 def augmenting() -> str:
-    """Seconds to lengthen every history of the log."""
+    """Seconds to augment every history of the log."""
     document = _read("diffuasr_speed")
     r = document["everyone"]
     return (
@@ -173,29 +173,29 @@ def augmenting() -> str:
 
 
 def trials(name: str) -> str:
-    """What was tried on validation, one row a run."""
-    rows = [
+    """Trials on validation, one line a run."""
+    lines = [
         [
-            row["what"],
-            row["batches"],
-            f"{row['best']:.4f}",
-            f"{row['best_epoch']} of {row['epochs']}",
-            *(f"{row[at]:.4f}" if row[at] else "" for at in ("epoch_5", "epoch_10")),
-            f"{row['seconds_per_epoch']:.0f}",
+            trial["what"],
+            trial["batches"],
+            f"{trial['best']:.4f}",
+            f"{trial['best_epoch']} of {trial['epochs']}",
+            *(f"{trial[at]:.4f}" if trial[at] else "" for at in ("epoch_5", "epoch_10")),
+            f"{trial['seconds_per_epoch']:.0f}",
         ]
-        for row in _read(name)
+        for trial in _read(name)
     ]
     header = ["tried", "batches", "best", "epoch", "after 5", "after 10", "s an epoch"]
-    return table(header, rows)
+    return table(header, lines)
 
 
 def costs(name: str) -> str:
-    """Seeds, epochs, best validation figure and training time of an experiment's rows."""
+    """Seeds, epochs, best validation metric and training time of an experiment's variants."""
     runs = [run for run in _read(name)["training"] if run["epochs"]]
-    rows = []
+    lines = []
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        rows.append(
+        lines.append(
             [
                 method,
                 *(
@@ -209,39 +209,39 @@ def costs(name: str) -> str:
                 ),
             ]
         )
-    return table(["method", "seed", "epochs", "best validation NDCG@10", "training, s"], rows)
+    return table(["method", "seed", "epochs", "best validation NDCG@10", "training, s"], lines)
 
 
 def calibrated(name: str) -> str:
     """Hit rates of the most and least certain tenths."""
-    rows = []
+    lines = []
     for method, found in _read(name).items():
         for what, bins in found["bins"].items():
-            if len({row["predicted"] for row in bins}) < 2:
+            if len({tenth["predicted"] for tenth in bins}) < 2:
                 continue
             first, last = bins[0], bins[-1]
             error = f"{found['expected_calibration_error']:.4f}" if what == "confidence" else ""
-            rows.append(
+            lines.append(
                 [
                     method,
                     what,
                     *(
                         text
-                        for row in (first, last)
+                        for tenth in (first, last)
                         for text in (
-                            f"{row['predicted']:.4g}",
-                            f"{row['observed']:.4f} ± {row['margin']:.4f}",
+                            f"{tenth['predicted']:.4g}",
+                            f"{tenth['observed']:.4f} ± {tenth['margin']:.4f}",
                         )
                     ),
                     error,
                 ]
             )
-    header = ["method", "figure", "lowest tenth", "HR@10", "highest tenth", "HR@10", "error"]
-    return table(header, rows)
+    header = ["method", "certainty", "lowest tenth", "HR@10", "highest tenth", "HR@10", "error"]
+    return table(header, lines)
 
 
 def curves(*names: str) -> str:
-    """The tables and figures of curve files."""
+    """Tables and figures of sensitivity studies."""
     parts = []
     for name in names:
         text = (RESULTS / "curves" / f"{name}.md").read_text().strip()
@@ -250,47 +250,47 @@ def curves(*names: str) -> str:
 
 
 def kept(name: str) -> str:
-    """The same runs measured with seen items kept in the ranking, one seed each."""
-    rows = [
+    """Metrics of runs with seen items not filtered, one seed each."""
+    lines = [
         [data, method, f"{m['HR@10']:.4f}", f"{m['NDCG@10']:.4f}"]
         for data, methods in _read(name).items()
         for method, m in methods.items()
     ]
-    return table(["seen items kept", "method (seed 0)", "HR@10", "NDCG@10"], rows)
+    return table(["seen items not filtered", "method (seed 0)", "HR@10", "NDCG@10"], lines)
 
 
-def seen_kept(name: str) -> str:
-    """An experiment's rows with seen items kept in the ranking, seeds averaged."""
+def unfiltered(name: str) -> str:
+    """An experiment's variants with seen items not filtered, seeds averaged."""
     metrics = ("HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-    rows = [
+    lines = [
         [method, *(f"{found[m]:.4f}" for m in metrics)]
-        for method, found in _read(name)["seen_kept"].items()
+        for method, found in _read(name)["seen_not_filtered"].items()
     ]
-    return table(["seen items kept", *metrics], rows)
+    return table(["seen items not filtered", *metrics], lines)
 
 
 def losses(name: str) -> str:
-    """Each method with each next-item loss on test, and what it adds to SASRec with that loss."""
+    """Test metrics of each method with each loss, and the gain over SASRec with that loss."""
     cells = {
         (r["method"], r["metric"]): r["value"]
         for r in _read(name)["summary"]
         if r["group"] == "all"
     }
     methods = dict.fromkeys(m.rpartition(" ")[0] for m, _ in cells if m.endswith("softmax"))
-    rows = []
+    lines = []
     for method in methods:
-        row = [method]
+        line = [method]
         for loss in ("bce", "softmax"):
             for metric in ("HR@10", "NDCG@10"):
                 value = cells.get((f"{method} {loss}", metric))
                 reference = cells.get((f"SASRec {loss}", metric))
                 if value is None or reference is None:
-                    row.append("")
+                    line.append("")
                 else:
-                    row.append(f"{value:.4f} ({value / reference - 1:+.1%})")
-        rows.append(row)
+                    line.append(f"{value:.4f} ({value / reference - 1:+.1%})")
+        lines.append(line)
     heads = [f"{loss} {metric}" for loss in ("bce", "softmax") for metric in ("HR@10", "NDCG@10")]
-    return table(["method", *heads], rows)
+    return table(["method", *heads], lines)
 
 
 LOGS = {
@@ -309,47 +309,48 @@ LOGS = {
         "diffrec_ml-1m",
     ),
 }
-"""The experiments of each log, the first row of each being SASRec with the softmax."""
+"""Experiments of each log; the first variant of each is SASRec with the softmax."""
 
 
 def measured(name: str) -> list[dict[str, Any]]:
-    """An experiment's rows: label, cells, p against its reference, seeds and cost."""
+    """An experiment's variants: label, cells, p against the reference, seeds and cost."""
     document = _read(name)
     file = ROOT / "experiments" / f"{name.removesuffix('_beauty')}.toml"
-    rows = {row["name"]: row for row in tomllib.loads(file.read_text())["rows"]}
-    caps = {label: row.get("settings", {}).get("epochs") for label, row in rows.items()}
+    variants = {v["name"]: v for v in tomllib.loads(file.read_text())["variants"]}
+    caps = {label: v.get("settings", {}).get("epochs") for label, v in variants.items()}
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
     tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
     found = []
     for label in dict.fromkeys(m for m, _ in summary):
         runs = [run for run in document.get("training", []) if run["method"] == label]
-        figures = [summary[label, m] for m in ("HR@10", "NDCG@10")]
+        metrics = [summary[label, m] for m in ("HR@10", "NDCG@10")]
         test = tests.get((label, "NDCG@10"))
-        kept = document.get("seen_kept", {}).get(label)
+        free = document.get("seen_not_filtered", {}).get(label)
         found.append(
             {
                 "label": label,
-                "n_seeds": figures[0]["n_seeds"],
-                "cells": [f"{f['value']:.4f} ± {f['margin']:.4f}" for f in figures],
-                "ndcg": figures[1]["value"],
+                "n_seeds": metrics[0]["n_seeds"],
+                "cells": [f"{m['value']:.4f} ± {m['margin']:.4f}" for m in metrics],
+                "ndcg": metrics[1]["value"],
                 "p": "" if test is None else f"{test['p_holm']:.2g} ({test['reference']})",
-                "kept": f"{kept['HR@10']:.4f} / {kept['NDCG@10']:.4f}" if kept else "",
+                "unfiltered": f"{free['HR@10']:.4f} / {free['NDCG@10']:.4f}" if free else "",
                 "reference": None if test is None else test["reference"],
                 "epochs": [run["epochs"] for run in runs],
                 "ended_early": any(run["epochs"] == caps.get(label) for run in runs),
                 "seconds": [run["seconds"] for run in runs],
-                "settings": settings_of(rows[label]) if label in rows else "",
+                "settings": settings_of(variants[label]) if label in variants else "",
             }
         )
     return found
 
 
-def settings_of(row: dict[str, Any]) -> str:
-    """What an experiment's row sets beyond the defaults; an augmenter's after its name."""
-    words = _beyond(find("recommender", row["model"]), row.get("settings", {}))
-    if "augment" in row:
-        more = _beyond(find("augmenter", row["augment"]), row.get("augment_settings", {}))
-        words += f"; {row['augment']}{': ' if more else ''}{more}"
+def settings_of(variant: dict[str, Any]) -> str:
+    """Settings of an experiment's variant that are not defaults; an augmenter's after its name."""
+    words = _beyond(dr.find_recommender(variant["model"]), variant.get("settings", {}))
+    if "augment" in variant:
+        method = dr.find_augmenter(variant["augment"])
+        more = _beyond(method, variant.get("augment_settings", {}))
+        words += f"; {variant['augment']}{': ' if more else ''}{more}"
     return words
 
 
@@ -367,109 +368,111 @@ def _words(value: Any) -> str:
 
 
 def differences(name: str) -> str:
-    """What augmentation changes of all users' figures, with intervals, in a report."""
-    rows = [
+    """Differences that augmentation makes to the metrics of all users, with intervals."""
+    lines = [
         [
-            row["method"],
-            row["reference"],
-            row["metric"],
-            f"{row['difference']:+.4f}",
-            f"{row['low']:+.4f} to {row['high']:+.4f}",
-            f"{row['p_holm']:.2g}",
-            "" if row["p_seeds"] is None else f"{row['p_seeds']:.2g} ({row['n_seeds']} seeds)",
+            test["method"],
+            test["reference"],
+            test["metric"],
+            f"{test['difference']:+.4f}",
+            f"{test['low']:+.4f} to {test['high']:+.4f}",
+            f"{test['p_holm']:.2g}",
+            "" if test["p_seeds"] is None else f"{test['p_seeds']:.2g} ({test['n_seeds']} seeds)",
         ]
-        for row in _read(name)["comparisons"]
-        if row["group"] == "all" and row["metric"] in ("HR@10", "NDCG@10") and "+" in row["method"]
+        for test in _read(name)["comparisons"]
+        if test["group"] == "all"
+        and test["metric"] in ("HR@10", "NDCG@10")
+        and "+" in test["method"]
     ]
-    header = ["row", "against", "metric", "difference", "95 % interval over users", "p, Holm"]
-    return table([*header, "p over seeds"], rows)
+    header = ["method", "against", "metric", "difference", "95 % interval over users", "p, Holm"]
+    return table([*header, "p over seeds"], lines)
 
 
-def rows_for(method: str) -> str:
-    """A method's own rows in the experiments, SASRec's beside them, and their cost."""
-    rows: list[list[str]] = []
+def variants_of(method: str) -> str:
+    """Variants of a method in the experiments, SASRec's with them, and their cost."""
+    lines: list[list[str]] = []
     shown: list[tuple[str, Any, Any]] = []
     for log, names in LOGS.items():
         for name in names:
             if not (RESULTS / f"{name}.json").exists():
                 continue
             found = measured(name)
-            if not any(method in row["label"] for row in found):
+            own = [v for v in found if method in v["label"]]
+            if not own:
                 continue
-            own = [row for row in found if method in row["label"]]
-            others = {row["reference"] for row in own} | {found[0]["label"]}
-            for row in found:
-                same = (log, row["label"], row["cells"])  # a run that stands in two experiments
-                if row["epochs"] and (row in own or row["label"] in others) and same not in shown:
+            others = {v["reference"] for v in own} | {found[0]["label"]}
+            for v in found:
+                same = (log, v["label"], v["cells"])  # a run of two experiments
+                if v["epochs"] and (v in own or v["label"] in others) and same not in shown:
                     shown.append(same)
-                    seconds = sum(row["seconds"])
-                    rows.append(
+                    seconds = sum(v["seconds"])
+                    lines.append(
                         [
                             log,
-                            row["label"],
-                            str(row["n_seeds"]),
-                            *row["cells"],
-                            row["p"],
-                            row["kept"],
-                            f"{seconds / row['n_seeds']:.0f}",
-                            f"{seconds / max(1, sum(row['epochs'])):.0f}",
-                            row["settings"],
+                            v["label"],
+                            str(v["n_seeds"]),
+                            *v["cells"],
+                            v["p"],
+                            v["unfiltered"],
+                            f"{seconds / v['n_seeds']:.0f}",
+                            f"{seconds / max(1, sum(v['epochs'])):.0f}",
+                            v["settings"],
                         ]
                     )
-    if not rows:
+    if not lines:
         raise FileNotFoundError(2, "no results", method)
-    header = ["log", "row", "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
-    return table([*header, "seen kept", "s a run", "s an epoch", "set"], rows)
+    header = ["log", "variant", "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
+    return table([*header, "seen not filtered", "s a run", "s an epoch", "settings"], lines)
 
 
 def leaderboard(log: str) -> str:
-    """Every row of the log's experiments and the floors, best NDCG@10 first."""
-    rows: dict[str, dict[str, Any]] = {}
+    """Every variant of the log's experiments and the trivial baselines, best NDCG@10 first."""
+    every: dict[str, dict[str, Any]] = {}
     for name in LOGS[log]:
         if (RESULTS / f"{name}.json").exists():
-            for row in measured(name):
-                same = rows.get(row["label"])
-                if same is not None and same["cells"] != row["cells"]:
+            for variant in measured(name):
+                same = every.get(variant["label"])
+                if same is not None and same["cells"] != variant["cells"]:
                     # another run of that name: other settings, or other seeds
-                    row["label"] += f" ({name.removesuffix('_beauty')})"
-                rows.setdefault(row["label"], row)
-    if not rows:
+                    variant["label"] += f" ({name.removesuffix('_beauty')})"
+                every.setdefault(variant["label"], variant)
+    if not every:
         raise FileNotFoundError(2, "no results", log)
     body = [
         [
-            row["label"],
-            str(row["n_seeds"]),
-            *row["cells"],
-            row["p"],
-            row["kept"],
-            " / ".join(map(str, row["epochs"])),
-            " / ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
+            variant["label"],
+            str(variant["n_seeds"]),
+            *variant["cells"],
+            variant["p"],
+            variant["unfiltered"],
+            " / ".join(map(str, variant["epochs"])),
+            " / ".join(f"{seconds:.0f}" for seconds in variant["seconds"]),
         ]
-        for row in sorted(rows.values(), key=lambda row: -row["ndcg"])
+        for variant in sorted(every.values(), key=lambda variant: -variant["ndcg"])
     ]
     header = [log, "seeds", "HR@10", "NDCG@10", "p of NDCG@10, Holm (against)"]
-    return table([*header, "seen kept", "epochs", "training, s"], body)
+    return table([*header, "seen not filtered", "epochs", "training, s"], body)
 
 
 def trained(name: str) -> str:
-    """Trials on validation: what was set, the best figure and those after some epochs."""
-    rows = []
-    for row in _read(name):
-        valid = row["valid"]
-        rows.append(
+    """Trials on validation: settings, the best metric and those after some epochs."""
+    lines = []
+    for trial in _read(name):
+        valid = trial["valid"]
+        lines.append(
             [
-                row["what"],
+                trial["what"],
                 *(f"{valid[at - 1]:.4f}" if len(valid) >= at else "" for at in (3, 5, 7, 8)),
                 f"{max(valid):.4f}",
                 f"{valid.index(max(valid)) + 1} of {len(valid)}",
             ]
         )
     header = ["what", "after 3 epochs", "5", "7", "8", "best", "epoch"]
-    return table(header, rows)
+    return table(header, lines)
 
 
 def forms(name: str) -> str:
-    """DiffRec's two forms: best validation figure so far at equal updates and at equal time."""
+    """DiffRec's two forms: best validation metric so far at equal updates and at equal time."""
     found = _read(name)
 
     def best(form: dict[str, Any], spent: list[float], limit: float) -> str:
@@ -480,12 +483,12 @@ def forms(name: str) -> str:
 
     updates = [1000, 2000, 4000, 6000, 8000]
     minutes = [2, 4, 6, 8]
-    rows = []
+    lines = []
     for form in found.values():
         n = len(form["valid"])
         steps = [(i + 1) * float(form["updates_per_epoch"]) for i in range(n)]
         clock = [sum(form["seconds"][: i + 1]) / 60 for i in range(n)]
-        rows.append(
+        lines.append(
             [
                 form["name"],
                 *(best(form, steps, limit) for limit in updates),
@@ -495,17 +498,17 @@ def forms(name: str) -> str:
         )
     header = ["validation NDCG@10", *(f"{u:,} updates" for u in updates)]
     header += [*(f"{m} min" for m in minutes), "s an epoch, one thread"]
-    return table(header, rows)
+    return table(header, lines)
 
 
 def cosines(*names: str) -> str:
     """Mean pairwise cosine of the item table by epoch."""
-    rows = []
+    lines = []
     for name in names:
         epochs = _read(name)
         shown = [0, 1, 2, 4, 9, 19, 29, 39, 59]
         picked = [epochs[at] for at in shown if at < len(epochs)]
-        rows += [
+        lines += [
             [
                 name,
                 str(e["epoch"] + 1),
@@ -517,14 +520,14 @@ def cosines(*names: str) -> str:
             for e in picked
         ]
     header = ["run", "epoch", "mean pairwise cosine", "mean norm", "loss", "validation NDCG@10"]
-    return table(header, rows)
+    return table(header, lines)
 
 
 def ratios(*names: str) -> str:
-    """DiffRec's cost beside SASRec's."""
+    """DiffRec's cost compared with SASRec's."""
     documents = [_read(name) for name in names if (RESULTS / f"{name}.json").exists()]
     keys = list(dict.fromkeys(key for d in documents for key in d["ratios"]))
-    rows = [
+    lines = [
         [key, *(f"{d['ratios'][key]:.2f}" if key in d["ratios"] else "" for d in documents)]
         for key in keys
     ]
@@ -537,16 +540,16 @@ def ratios(*names: str) -> str:
     ]
     return "\n\n".join(
         (
-            table(["ratio of medians, 2 threads", *heads], rows),
+            table(["ratio of medians, 2 threads", *heads], lines),
             table(["validation", "ranking", "HR@10", "NDCG@10", "MRR"], accuracy),
         )
     )
 
 
 def epoch_costs(name: str, only: str | None = None) -> str:
-    """Seconds of an epoch of the contrastive methods beside SASRec's."""
+    """Seconds of an epoch of the contrastive methods, compared with SASRec's."""
     document = _read(name)
-    rows = [
+    lines = [
         [
             model,
             f"{sorted(found['seconds'])[len(found['seconds']) // 2]:.1f}",
@@ -561,16 +564,16 @@ def epoch_costs(name: str, only: str | None = None) -> str:
         f"turns, median of {len(document['models']['sasrec']['seconds'])} turns."
     )
     header = ["epoch", "seconds", "times SASRec", "MiB more at its peak than those above"]
-    return f"{table(header, rows)}\n\n{note}"
+    return f"{table(header, lines)}\n\n{note}"
 
 
 def viewed(name: str) -> str:
-    """What `diffuserec views --json` found over many sequences."""
+    """Metrics of views over many sequences, from `diffuserec views --json`."""
     document = _read(name)
-    figures = [ViewFigures(**found) for found in document["figures"]]
-    rows = [[label, *cells] for label, cells in figure_rows(figures)]
+    metrics = [ViewMetrics(**found) for found in document["metrics"]]
+    lines = [[label, *cells] for label, cells in metric_table(metrics)]
     note = f"Over {document['n_sequences']:,} training sequences of one trained model."
-    return f"{table(['', *(f.view for f in figures)], rows)}\n\n{note}"
+    return f"{table(['', *(m.view for m in metrics)], lines)}\n\n{note}"
 
 
 def _read(name: str) -> Any:
@@ -584,9 +587,9 @@ PLACES: dict[str, Callable[[], str]] = {
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
     "prepare": preparing,
-    "diffuasr_learned": lambda: rows_of("diffuasr_beauty", "learned"),
-    "diffuasr_store": lambda: rows_of("diffuasr_store", "learned"),
-    "diffuasr_steps": lambda: rows_of("diffuasr_beauty", "steps"),
+    "diffuasr_learned": lambda: generated("diffuasr_beauty", "learned"),
+    "diffuasr_store": lambda: generated("diffuasr_store", "learned"),
+    "diffuasr_steps": lambda: generated("diffuasr_beauty", "steps"),
     "diffuasr_speed": augmenting,
     "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
     "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
@@ -599,8 +602,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "contrastive": lambda: f"{report('contrastive_beauty')}\n\n{costs('contrastive_beauty')}",
     "contrastive_ml-1m": lambda: f"{report('contrastive_ml-1m')}\n\n{costs('contrastive_ml-1m')}",
     "contrastive_ml-1m_4_epochs": lambda: report("contrastive_ml-1m_4_epochs"),
-    "contrastive_kept": lambda: seen_kept("contrastive_beauty"),
-    "contrastive_kept_ml-1m": lambda: seen_kept("contrastive_ml-1m"),
+    "contrastive_kept": lambda: unfiltered("contrastive_beauty"),
+    "contrastive_kept_ml-1m": lambda: unfiltered("contrastive_ml-1m"),
     "contrastive_losses": lambda: losses("contrastive_beauty"),
     "contrastive_speed": lambda: epoch_costs("contrastive_speed"),
     "cadirec_speed": lambda: epoch_costs("contrastive_speed", "cadirec"),
@@ -610,7 +613,7 @@ PLACES: dict[str, Callable[[], str]] = {
         *(f"simdiffrec_{w}" for w in ("contrast", "diffusion", "k_sample", "k_noise", "ablation"))
     ),
     **{
-        f"rows_{name}": lambda label=label: rows_for(label)
+        f"rows_{name}": lambda label=label: variants_of(label)
         for name, label in (
             ("cl4srec", "CL4SRec"),
             ("duorec", "DuoRec"),
@@ -650,7 +653,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "bert4rec_trials": lambda: trained("bert4rec_trials"),
     "diff4rec_generator_trials": lambda: trained("diff4rec_generator_trials"),
     "diff4rec_trials": lambda: trained("diff4rec_trials"),
-    "diff4rec_learned": lambda: rows_of("diff4rec_beauty_generator", "rows"),
+    "diff4rec_learned": lambda: generated("diff4rec_beauty_generator", "recall"),
     "dreamrec_cosines": lambda: cosines("dreamrec_beauty", "dreamrec_ml-1m"),
 }
 
