@@ -9,9 +9,9 @@ from diffuserec.data import SequenceDataset, Split, Store, leave_one_out  # noqa
 from diffuserec.models.base import Augmenter, Recommender, StateRecommender  # noqa: E402
 
 from .suite import (  # noqa: E402
+    CHANGING,
     GENERATIVE,
     PARALLEL,
-    PREPENDING,
     RECOMMENDERS,
     fitted,
     frozen,
@@ -40,7 +40,7 @@ def generative(request, split: Split) -> StateRecommender:
     return fitted("recommender", request.param, split)
 
 
-@pytest.fixture(params=PREPENDING)
+@pytest.fixture(params=CHANGING)
 def augmenter(request, split: Split) -> Augmenter:
     return fitted("augmenter", request.param, split)
 

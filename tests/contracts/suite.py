@@ -9,6 +9,7 @@ import torch
 from diffuserec.data import Catalog, Histories, SequenceDataset, Split, histories_of
 from diffuserec.models.base import Method, ParallelAugmenter, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, method_names
+from diffuserec.models.settings import PrependingSettings
 
 TINY: dict[str, Any] = {
     "dim": 16,
@@ -105,7 +106,10 @@ WITH_EXAMPLES = [
     name for name in RECOMMENDERS if "examples" in find_recommender(name).Config.model_fields
 ]
 PARALLEL = [name for name in AUGMENTERS if issubclass(find_augmenter(name), ParallelAugmenter)]
-PREPENDING = [name for name in AUGMENTERS if name not in PARALLEL]
+CHANGING = [name for name in AUGMENTERS if name not in PARALLEL]
+PREPENDING = [
+    name for name in CHANGING if issubclass(find_augmenter(name).Config, PrependingSettings)
+]
 
 
 def with_ids(log: SequenceDataset, ids: str) -> SequenceDataset:

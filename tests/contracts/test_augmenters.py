@@ -21,29 +21,42 @@ from .suite import (
     all_histories,
     assert_same_dataset,
     assert_same_state,
+    fitted,
     items_of,
     made,
 )
 
 
-def test_augmenting_keeps_users_and_what_they_really_had(augmenter, mixed) -> None:
+def test_augmenting_keeps_users_and_their_real_items(augmenter, mixed) -> None:
     before = mixed.items.copy()
     longer = augmenter.augment(mixed, seed=3)
-    assert len(longer) == len(mixed)
-    assert longer.users.tolist() == mixed.users.tolist()
-    assert longer.catalog is mixed.catalog
+    # new users may follow
+    assert longer.users[: len(mixed)].tolist() == mixed.users.tolist()
+    assert longer.catalog.item_ids is mixed.catalog.item_ids
     np.testing.assert_array_equal(mixed.items, before)
     assert not mixed.synthetic.any()
-    assert longer.synthetic.any()
-    for row in range(len(mixed)):
-        real = mixed[row]
-        flags = longer.synthetic[longer.offsets[row] : longer.offsets[row + 1]]
-        n = len(longer[row]) - len(real)
-        assert flags.tolist() == [True] * n + [False] * len(real)  # additions in front
-        assert longer[row][n:].tobytes() == real.tobytes()
+    for index in range(len(mixed)):
+        flags = longer.synthetic[longer.offsets[index] : longer.offsets[index + 1]]
+        kept, real = longer[index][~flags].tolist(), iter(mixed[index].tolist())
+        assert all(item in real for item in kept)  # in their order, some perhaps deleted
     assert longer.items.dtype == np.int32
     assert longer.items.min() >= 1
     assert longer.items.max() <= 20
+    # a history that is only scored keeps its place among the others
+    shown = augmenter.augment_for_inference(mixed, seed=3)
+    assert shown.users.tolist() == mixed.users.tolist()
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+def test_items_in_front_leave_the_history_whole(name: str, split: Split, mixed) -> None:
+    longer = fitted("augmenter", name, split).augment(mixed, seed=3)
+    for index in range(len(mixed)):
+        real = mixed[index]
+        flags = longer.synthetic[longer.offsets[index] : longer.offsets[index + 1]]
+        n = len(longer[index]) - len(real)
+        assert n > 0 or not len(real)
+        assert flags.tolist() == [True] * n + [False] * len(real)
+        assert longer[index][n:].tobytes() == real.tobytes()
     assert_same_dataset(longer.real(), mixed)
 
 
@@ -51,7 +64,9 @@ def test_augmenting_is_by_user_and_seed(augmenter, mixed) -> None:
     longer = augmenter.augment(mixed, seed=3)
     assert_same_dataset(augmenter.augment(mixed, seed=3), longer)
     other = augmenter.augment(mixed, seed=4)
-    assert (other.items.tolist() == longer.items.tolist()) == (augmenter.name in WITHOUT_NOISE)
+    if longer.synthetic.any():
+        same = other.items.tolist() == longer.items.tolist()
+        assert same == (augmenter.name in WITHOUT_NOISE)
     # whoever else is in the call
     some = np.array([20, 3, 4, 11])
     assert_same_dataset(augmenter.augment(mixed.select(some), seed=3), longer.select(some))
@@ -63,7 +78,8 @@ def test_augmenting_no_one(augmenter, mixed) -> None:
     nobody = mixed.select(np.zeros(len(mixed), dtype=bool))
     assert len(augmenter.augment(nobody)) == 0
     empty = SequenceDataset.from_lists([[], []], mixed.catalog)
-    assert augmenter.augment(empty).lengths[0] in (0, augmenter.config.n_items)
+    longer = augmenter.augment(empty)
+    assert longer.lengths[0] == 0 or longer.synthetic.all()
 
 
 def test_augmenting_leaves_the_callers_random_numbers_alone(augmenter, mixed) -> None:
