@@ -1,4 +1,4 @@
-"""CaDiRec: what is noised and what is not, which items the views get, and its loss written out."""
+"""CaDiRec: the noised positions, the items of the views, and its loss written out."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from diffuserec.models.base import Run
+from diffuserec import Runtime
 from diffuserec.data import Batch
 from diffuserec.errors import ConfigError
 from diffuserec.recommenders.cadirec import CaDiRec
@@ -47,7 +47,7 @@ begun = partial(with_its_loss, CaDiRec, SETTINGS)
 
 
 class Watched(nn.Module):
-    """A denoiser that notes what it is given and what it makes of it."""
+    """A denoiser that keeps its inputs and outputs."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ def alpha_bars() -> list[float]:
 
 
 def fixed_draws(patch, noised: list[list[bool]], noise, ranks) -> None:
-    """Takes chance away: which positions, the noise, the steps and the ranks of the views."""
+    """Fixes the noised positions, the noise, the steps and the ranks of the views' items."""
     chance = torch.full((3, 6), 0.99)
-    for row, flags in enumerate(noised):
-        for place, flag in enumerate(flags):
-            chance[row, place] = 0.29 if flag else 0.31
+    for sequence, flags in enumerate(noised):
+        for position, flag in enumerate(flags):
+            chance[sequence, position] = 0.29 if flag else 0.31
     chance[1:, 3:] = 0.0  # which would noise padding, were it real
 
     def integers(high, shape, **_):
@@ -104,41 +104,42 @@ def fixed_draws(patch, noised: list[list[bool]], noise, ranks) -> None:
 
 
 def deviation(model: CaDiRec) -> float:
-    rows = model.encoder.items.weight[1:].detach().double().flatten()
-    return math.sqrt(float(((rows - rows.mean()) ** 2).sum()) / (len(rows) - 1))
+    values = model.table.vectors.weight[1:].detach().double().flatten()
+    return math.sqrt(float(((values - values.mean()) ** 2).sum()) / (len(values) - 1))
 
 
 def loss_by_hand(model: CaDiRec, batch: Batch, noised: list[list[bool]], noise, ranks):
-    c, table = model.config, model.encoder.items.weight
+    c, table = model.config, model.table.vectors.weight
     scale = deviation(model) if c.normalize else 1.0
     entropies, errors, first, second = [], [], [], []
     n_noised = 0
-    for row, length in enumerate(batch.lengths.tolist()):
-        items = batch.items[row, :length].tolist()
+    for sequence, length in enumerate(batch.lengths.tolist()):
+        items = batch.items[sequence, :length].tolist()
         embedded = torch.stack([table[item] for item in items])
-        left = alpha_bars()[STEPS[row]]
+        left = alpha_bars()[STEPS[sequence]]
         x_t = torch.stack(
             [
-                math.sqrt(left) * x_0 + math.sqrt(1 - left) * scale * noise[row, place]
-                if noised[row][place]
+                math.sqrt(left) * x_0 + math.sqrt(1 - left) * scale * noise[sequence, position]
+                if noised[sequence][position]
                 else x_0
-                for place, x_0 in enumerate(embedded)
+                for position, x_0 in enumerate(embedded)
             ]
         )
-        restored = model.denoiser(x_t[None], torch.tensor([STEPS[row]]), torch.tensor([length]))[0]
+        step, n = torch.tensor([STEPS[sequence]]), torch.tensor([length])
+        restored = model.denoiser(x_t[None], step, n)[0]
         views = [list(items), list(items)]
-        for place, item in enumerate(items):
-            if noised[row][place]:
-                log_p = torch.log_softmax(table[1:] @ restored[place], 0)
+        for position, item in enumerate(items):
+            if noised[sequence][position]:
+                log_p = torch.log_softmax(table[1:] @ restored[position], 0)
                 entropies.append(-log_p[item - 1])
-                errors.append((restored[place] - table[item]).square().mean())
+                errors.append((restored[position] - table[item]).square().mean())
                 likeliest = (log_p.argsort(descending=True) + 1).tolist()
                 for view in (0, 1):
-                    views[view][place] = likeliest[ranks[view][n_noised]]
+                    views[view][position] = likeliest[ranks[view][n_noised]]
                 n_noised += 1
         for view, states in zip(views, (first, second), strict=True):
             shown = torch.stack([table[item].detach() for item in view])[None]
-            states.append(model.encoder.encode(shown, torch.tensor([length]))[0, -1])
+            states.append(model.encoder(shown, n)[0, -1])
     denoising = 0.0
     if entropies:
         entropy, error = sum(entropies) / len(entropies), sum(errors) / len(errors)
@@ -159,6 +160,7 @@ def loss_by_hand(model: CaDiRec, batch: Batch, noised: list[list[bool]], noise, 
         {"similarity": "cosine", "temperature": 0.1},
         {"temperature": 0.4, "contrast_weight": 2.0, "diffusion_weight": 1.1},
         {"n_denoiser_layers": 2, "n_layers": 2},
+        {"encoder": "gru", "n_layers": 2, "encoder_settings": {"hidden_dim": 5}},
     ],
     ids=str,
 )
@@ -245,12 +247,13 @@ def test_the_others_are_shown_clean_and_noise_is_scaled(monkeypatch, normalize) 
     ((x_t, t, _),) = calls
     assert t.tolist() == STEPS
     scale = deviation(model) if normalize else 1.0
-    for row, flags in enumerate(NOISED):
-        left = alpha_bars()[STEPS[row]]
-        for place, flag in enumerate(flags):
-            x_0 = model.encoder.items.weight[BATCH.items[row, place]].detach()
-            noisy = math.sqrt(left) * x_0 + math.sqrt(1 - left) * scale * noise[row, place]
-            torch.testing.assert_close(x_t[row, place], noisy if flag else x_0)
+    for sequence, flags in enumerate(NOISED):
+        left = alpha_bars()[STEPS[sequence]]
+        for position, flag in enumerate(flags):
+            x_0 = model.table.vectors.weight[BATCH.items[sequence, position]].detach()
+            added = math.sqrt(1 - left) * scale * noise[sequence, position]
+            noisy = math.sqrt(left) * x_0 + added
+            torch.testing.assert_close(x_t[sequence, position], noisy if flag else x_0)
     assert not x_t[BATCH.items == 0].any()
 
 
@@ -263,7 +266,7 @@ def test_noise_is_normal_and_of_any_step() -> None:
     ((x_t, t, _),) = calls
     assert stats.chisquare(np.bincount(t.numpy(), minlength=T)).pvalue > 1e-3
     left = torch.tensor(alpha_bars())[t][:, None]
-    x_0 = model.encoder.items.weight[3].detach()
+    x_0 = model.table.vectors.weight[3].detach()
     noise = (x_t[:, 0] - left.sqrt() * x_0) / (1 - left).sqrt()
     assert stats.kstest(noise.flatten()[:8000].numpy(), "norm").pvalue > 1e-3
 
@@ -281,16 +284,16 @@ def test_each_view_draws_its_item_from_the_likeliest(n_best) -> None:
     ((_, _, restored),) = calls
     where = first.changed.nonzero().tolist()
     assert len(where) > 1500
-    scores = (restored @ model.encoder.items.weight[1:].detach().T).tolist()
+    scores = (restored @ model.table.vectors.weight[1:].detach().T).tolist()
     pairs = np.zeros((n_best, n_best), dtype=int)
-    for row, place in where:
-        of_place = scores[row][place]
-        likeliest = sorted(range(1, V), key=lambda item, s=of_place: -s[item - 1])[:n_best]
+    for sequence, position in where:
+        of_items = scores[sequence][position]
+        likeliest = sorted(range(1, V), key=lambda item, s=of_items: -s[item - 1])[:n_best]
         pairs[
-            likeliest.index(int(first.items[row, place])),
-            likeliest.index(int(second.items[row, place])),
+            likeliest.index(int(first.items[sequence, position])),
+            likeliest.index(int(second.items[sequence, position])),
         ] += 1
-    # all equally often, whatever the other view has drawn
+    # all pairs equally often: neither view depends on the other's item
     assert n_best == 1 or stats.chisquare(pairs.flatten()).pvalue > 1e-3
 
 
@@ -302,7 +305,7 @@ def test_the_contrast_trains_the_encoder_and_not_the_items(monkeypatch) -> None:
         loss(BATCH).backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
     without, with_it = found
-    torch.testing.assert_close(with_it["encoder.items.weight"], without["encoder.items.weight"])
+    torch.testing.assert_close(with_it["table.vectors.weight"], without["table.vectors.weight"])
     for name in with_it:
         if name.startswith("encoder.blocks.") or name == "encoder.positions.weight":
             assert not torch.allclose(with_it[name], without[name], atol=1e-4), name
@@ -316,9 +319,9 @@ def test_the_denoiser_has_a_dropout_of_its_own() -> None:
     passes = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        x_0, t = model.encoder.items(BATCH.items), torch.zeros(3, dtype=torch.int64)
+        x_0, t = model.table.embed(BATCH.items), torch.zeros(3, dtype=torch.int64)
         passes.append(model.denoiser(x_0, t, BATCH.lengths))
-        passes.append(model.encoder(BATCH.items, BATCH.lengths))
+        passes.append(model.encode(BATCH.items, BATCH.lengths))
     assert not torch.equal(passes[0], passes[2])
     assert torch.equal(passes[1], passes[3])
 
@@ -333,20 +336,21 @@ def test_the_denoiser_has_a_dropout_of_its_own() -> None:
         {"loss": "bce"},
         {"loss": "gbce"},
         {"loss": "sampled_softmax"},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes"},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes"},
         {"normalize": False, "mse_weight": 0.5, "beta_schedule": "linear", "dropout": 0.3},
         {"noise_ratio": 1.0, "n_best": 25, "beta_schedule": "cosine"},
         {"noise_ratio": 1e-9},
+        {"encoder": "caser", "n_layers": 2, "n_heads": 4},
     ],
     ids=str,
 )
-def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+def test_every_loss_example_and_option_fits(random_log, settings) -> None:
     assert_fits(CaDiRec, SETTINGS | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    assert_fits(CaDiRec, SETTINGS, random_log, Run(precision="bf16"))
+    assert_fits(CaDiRec, SETTINGS, random_log, Runtime(precision="bf16"))
 
 
 def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
@@ -370,6 +374,8 @@ def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
         ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
         ({"dim": 2}, "dim 2 must be even and at least 4"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
+        # the denoiser has heads, too
+        ({"encoder": "gru", "n_layers": 2, "n_heads": 3}, "dim 8 is not divisible by n_heads 3"),
         (
             {"num_train_timesteps": 10, "beta_schedule": "linear"},
             r"outside \(0, 1\): use more training steps",
@@ -386,6 +392,5 @@ def test_pseudo_items_are_not_noised() -> None:
     model = made(noise_ratio=1.0)
     real = BATCH.real.clone()
     real[:, 0] = False
-    noised, restored = model._restore(replace(BATCH, real=real))
-    assert torch.equal(noised, real)
-    assert len(restored) == int(real.sum())
+    for view in model.views(replace(BATCH, real=real), LOG):
+        assert torch.equal(view.changed, real)

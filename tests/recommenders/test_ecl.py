@@ -1,4 +1,4 @@
-"""ECL-SR: its four losses written out, what the discriminator is asked, and who learns from it."""
+"""ECL-SR: its four losses written out, the discriminator's labels, and who learns from it."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec import settings
-from diffuserec.models.base import Run
+from diffuserec import Runtime
 from diffuserec.data import Batch, histories_of
+from diffuserec.models import settings
 from diffuserec.recommenders import ecl
 from diffuserec.recommenders.ecl import ECL
 
@@ -25,9 +25,11 @@ from .oracles import (
     assert_fits,
     assert_refused,
     assert_same,
+    built,
     gradients,
     next_item_by_hand,
     one_way_by_hand,
+    states_by_hand,
     untrained,
     with_its_loss,
 )
@@ -40,6 +42,7 @@ SETTINGS = SMALL | {
 MASKED = torch.tensor(
     [[False, True, False, False, True, False], [True] + [False] * 5, [True] + [False] * 5]
 )
+GRU = {"encoder": "gru", "n_layers": 2, "encoder_settings": {"hidden_dim": 5}}
 made = partial(untrained, ECL, SETTINGS)
 
 
@@ -50,42 +53,61 @@ def begun(monkeypatch, **settings):
     return model, loss
 
 
+def outputs(module: torch.nn.Module) -> list[torch.Tensor]:
+    """The list to which the module's outputs will be added, one a call."""
+    found: list[torch.Tensor] = []
+    module.register_forward_hook(lambda module, inputs, output: found.append(output))
+    return found
+
+
+def judged(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The list to which logits and labels of the discriminator's loss will be added."""
+    found = []
+    cross_entropy = F.binary_cross_entropy_with_logits
+
+    def watched(logits, labels):
+        found.append((logits, labels))
+        return cross_entropy(logits, labels)
+
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", watched)
+    return found
+
+
 # --- the method written out, one sequence at a time --------------------------------------------
 
 
 def loss_by_hand(model: ECL, batch: Batch, masked: torch.Tensor):
     masked = masked & batch.real
-    c, table = model.config, model.encoder.items.weight[:V]
-    token = model.encoder.items.weight[MASK]
-    spotter = model.encoder if c.discriminator == "shared" else model.discriminator
-    generated, spotted, means = [], [], []
-    for row, length in enumerate(batch.lengths.tolist()):
+    c, table = model.config, model.table.vectors.weight[:V]
+    token = model.table.vectors.weight[MASK]
+    discriminator = model.encoder if c.discriminator == "shared" else model.discriminator
+    generated, entropies, means = [], [], []
+    for sequence, length in enumerate(batch.lengths.tolist()):
         n = torch.tensor([length])
-        items = batch.items[row, :length].tolist()
-        states = model.encoder(torch.tensor([items]), n)[0]
+        items = batch.items[sequence, :length].tolist()
+        states = states_by_hand(model, items)
         means.append(sum(states[max(0, length - c.n_last) :]) / min(length, c.n_last))
-        shown = torch.stack(
-            [token if masked[row, place] else table[item] for place, item in enumerate(items)]
-        )
-        restored = model.generator.encode(shown[None], n)[0]
+        shown = [token if masked[sequence, p] else table[item] for p, item in enumerate(items)]
+        restored = model.generator(torch.stack(shown)[None], n)[0]
         filled = list(items)
-        for place in range(length):
-            if masked[row, place]:
-                scores = table[1:] @ restored[place]
-                generated.append(-torch.log_softmax(scores, 0)[items[place] - 1])
-                filled[place] = 1 + int(scores.detach().argmax())
+        for position in range(length):
+            if masked[sequence, position]:
+                scores = table[1:] @ restored[position]
+                generated.append(-torch.log_softmax(scores, 0)[items[position] - 1])
+                filled[position] = 1 + int(scores.detach().argmax())
         seen = torch.stack([table[item] for item in filled]) + states
-        seen = spotter.encode(seen[None], n)[0]
-        for place in range(length):
-            says = torch.sigmoid(model.replaced.weight[0] @ seen[place] + model.replaced.bias[0])
-            true = says if filled[place] != items[place] else 1 - says
-            if batch.real[row, place]:
-                spotted.append(-torch.log(true))
+        seen = discriminator(seen[None], n)[0]
+        for position in range(length):
+            logit = model.replaced.weight[0] @ seen[position] + model.replaced.bias[0]
+            chance = torch.sigmoid(logit)
+            chance = chance if filled[position] != items[position] else 1 - chance
+            if batch.real[sequence, position]:
+                entropies.append(-torch.log(chance))
     return (
         next_item_by_hand(model, batch)
         # without dropout the second pass is the first
         + c.contrast_weight * one_way_by_hand(means, means, c)
-        + c.discriminator_weight * torch.stack(spotted).mean()
+        + c.discriminator_weight * torch.stack(entropies).mean()
         + c.generator_weight * torch.stack(generated).mean()
     )
 
@@ -100,6 +122,7 @@ def loss_by_hand(model: ECL, batch: Batch, masked: torch.Tensor):
         {"n_last": 50, "n_layers": 2},
         {"contrast_weight": 0.0, "discriminator_weight": 2.0, "generator_weight": 0.0},
         {"contrast_weight": 2.0, "discriminator_weight": 0.0, "generator_weight": 0.1},
+        GRU,
     ],
     ids=str,
 )
@@ -126,15 +149,15 @@ def test_two_passes_of_a_sequence_are_the_only_pair_of_the_contrast(monkeypatch)
     assert words.pop("two_way") is False
     assert (words.pop("similarity"), words.pop("temperature")) == ("cosine", 0.05)
     assert set(words.values()) == {None}  # neither labels nor other negatives
-    for row in range(3):  # dropout of its own
-        assert not torch.allclose(one[row], other[row])
+    for sequence in range(3):  # each pass has its own dropout
+        assert not torch.allclose(one[sequence], other[sequence])
 
 
 # --- what is replaced --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.2, 0.28, 0.5, 1.0])
-def test_one_more_than_the_share_is_masked(ratio) -> None:
+def test_one_position_more_than_the_share_is_masked(ratio) -> None:
     model = made(mask_ratio=ratio, max_len=25)
     lengths = torch.arange(1, 26)
     items = (torch.arange(25) % (V - 1) + 1).repeat(25, 1)
@@ -160,40 +183,48 @@ def test_masked_positions_are_drawn_anew(random_log) -> None:
     assert len({str(mask.tolist()) for mask in masks}) > 10
 
 
-def test_a_masked_item_does_not_tell_the_generator_itself(monkeypatch) -> None:
-    model, _ = begun(monkeypatch)
-    other = BATCH.items.clone()
-    other[MASKED] = 13
-    for mine, theirs in zip(
-        model._fill(BATCH), model._fill(replace(BATCH, items=other)), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+def restored(model: ECL, batch: Batch) -> torch.Tensor:
+    """The generator's states at the masked positions."""
+    found = outputs(model.generator)
+    model.views(batch, LOG)
+    return found[-1][MASKED]
 
 
-@pytest.mark.parametrize("place", [0, 3])
-def test_the_generator_sees_what_comes_before_and_after(monkeypatch, place) -> None:
+def test_a_masked_item_is_hidden_from_the_generator(monkeypatch) -> None:
     model, _ = begun(monkeypatch)
-    other = BATCH.items.clone()
-    other[0, place] = 13
-    _, _, mine = model._fill(BATCH)
-    _, _, theirs = model._fill(replace(BATCH, items=other))
-    changed = [not torch.allclose(a, b) for a, b in zip(mine, theirs, strict=True)]
-    assert changed == [True, True, False, False]  # both masked positions of that sequence
+    other = replace(BATCH, items=BATCH.items.masked_fill(MASKED, 13))
+    assert torch.equal(restored(model, BATCH), restored(model, other))
+    (_, mine), (_, theirs) = model.views(BATCH, LOG), model.views(other, LOG)
+    assert torch.equal(mine.items, theirs.items)
+
+
+@pytest.mark.parametrize(
+    "position, settings, expected",
+    [
+        (0, {}, [True, True]),  # both masked positions of that sequence
+        (3, {}, [True, True]),
+        (0, GRU, [True, True]),
+        (3, GRU, [False, True]),  # that encoder cannot look ahead
+    ],
+)
+def test_the_generator_sees_earlier_and_later_items(
+    monkeypatch, position, settings, expected
+) -> None:
+    model, _ = begun(monkeypatch, **settings)
+    items = BATCH.items.clone()
+    items[0, position] = 13
+    both = restored(model, BATCH), restored(model, replace(BATCH, items=items))
+    changed = [not torch.allclose(a, b) for a, b in zip(*both, strict=True)]
+    assert changed == [*expected, False, False]
 
 
 @pytest.mark.parametrize("discriminator", ["shared", "own"])
 def test_an_original_that_is_filled_in_counts_as_original(monkeypatch, discriminator) -> None:
     _, loss = begun(monkeypatch, discriminator=discriminator)
-    # of the four masked positions the first gets its own item back, and the last, too
-    monkeypatch.setattr(ecl, "top_items", lambda *_: torch.tensor([[1], [7], [6], [8]]))
-    asked = []
-    cross_entropy = F.binary_cross_entropy_with_logits
-
-    def watched(logits, labels):
-        asked.append((logits, labels))
-        return cross_entropy(logits, labels)
-
-    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", watched)
+    # of the four masked positions the first and the last get their own items back
+    best = torch.tensor([[1], [7], [6], [8]])
+    monkeypatch.setattr(ecl, "top_k", lambda scorer, k: (best.float(), best))
+    asked = judged(monkeypatch)
     loss(BATCH)
     ((logits, labels),) = asked
     # real positions only: six of the first sequence, three of the second, one of the third
@@ -201,15 +232,34 @@ def test_an_original_that_is_filled_in_counts_as_original(monkeypatch, discrimin
     assert logits.shape == (10,)
 
 
+def test_pseudo_items_are_neither_masked_nor_judged(monkeypatch) -> None:
+    model, loss = with_its_loss(ECL, SETTINGS, monkeypatch, mask_ratio=1.0)
+    real = BATCH.real.clone()
+    real[:, 0] = False
+    batch = replace(BATCH, real=real)
+    _, replaced = model.views(batch, LOG)
+    assert torch.equal(replaced.changed, real)
+    asked = judged(monkeypatch)
+    loss(batch)
+    ((logits, labels),) = asked
+    assert logits.shape == labels.shape == (int(real.sum()),)
+
+
 @pytest.mark.parametrize("discriminator", ["shared", "own"])
-def test_what_stands_in_the_padding_is_no_concern_of_the_discriminator(discriminator) -> None:
-    model = made(discriminator=discriminator)
-    states = model.encoder(BATCH.items, BATCH.lengths).detach()
-    filled = BATCH.items.masked_scatter(MASKED, torch.tensor([7, 7, 7, 7]))
-    expected = model._discriminate(BATCH, filled, states)
-    states[BATCH.items == 0] = 100.0
-    found = model._discriminate(BATCH, filled, states)
-    torch.testing.assert_close(found, expected)
+def test_values_in_the_padding_change_no_loss(monkeypatch, discriminator) -> None:
+    model, loss = begun(monkeypatch, discriminator=discriminator)
+    expected = loss(BATCH).item()
+    padding = (BATCH.items == 0)[:, :, None]
+
+    def disturbed(module, inputs):
+        embeddings, lengths = inputs
+        where = padding.repeat(len(embeddings) // 3, 1, 1)
+        return embeddings.masked_fill(where, 100.0), lengths
+
+    for name in ("encoder", "generator", "discriminator"):
+        if getattr(model, name) is not None:
+            getattr(model, name).register_forward_pre_hook(disturbed)
+    assert loss(BATCH).item() == pytest.approx(expected, rel=1e-6)
 
 
 # --- who learns from what ----------------------------------------------------------------------
@@ -243,22 +293,23 @@ def test_the_encoder_learns_from_the_discriminator_and_the_generator_does_not(
 
 
 @pytest.mark.parametrize("discriminator", ["shared", "own"])
-def test_the_discriminator_is_told_the_states_with_their_gradients(discriminator) -> None:
-    model = made(discriminator=discriminator)
-    states = model.encoder(BATCH.items, BATCH.lengths).detach().requires_grad_()
-    filled = BATCH.items.masked_scatter(MASKED, torch.tensor([7, 7, 7, 7]))
-    model._discriminate(BATCH, filled, states).backward()
+def test_the_discriminator_passes_gradients_to_the_states(monkeypatch, discriminator) -> None:
+    weights = {"contrast_weight": 0.0, "generator_weight": 0.0}
+    model, loss = begun(monkeypatch, discriminator=discriminator, **weights)
+    found = outputs(model.encoder)
+    value = loss(replace(BATCH, targets=torch.zeros_like(BATCH.targets)))  # no next item to learn
+    states, again = torch.autograd.grad(value, found[0])[0].split(3)
     real = BATCH.items > 0
-    assert bool((states.grad[real] != 0).any(1).all())
-    assert not states.grad[~real].any()
+    assert bool((states[real] != 0).any(1).all())
+    assert not states[~real].any()
+    assert not again.any()
 
 
 def test_the_generator_learns_the_masked_items(monkeypatch) -> None:
     weights = {"contrast_weight": 0.0, "discriminator_weight": 0.0}
     model, loss = begun(monkeypatch, **weights, generator_weight=1.0)
     _, without = begun(monkeypatch, **weights, generator_weight=0.0)
-    _, _, restored = model._fill(BATCH)
-    scores = torch.log_softmax(restored @ model.encoder.table[1:].T, 1)
+    scores = torch.log_softmax(restored(model, BATCH) @ model.table.vectors.weight[1:V].T, 1)
     own = [1, 5, 2, 8]
     expected = -sum(scores[n, item - 1] for n, item in enumerate(own)) / 4
     learned = loss(BATCH) - without(BATCH)
@@ -275,14 +326,15 @@ def test_the_generator_learns_the_masked_items(monkeypatch) -> None:
         {"loss": "bce"},
         {"loss": "gbce"},
         {"loss": "sampled_softmax"},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes"},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes"},
         {"discriminator": "own", "dropout": 0.3},
         {"mask_ratio": 1.0, "n_last": 100},
+        {"encoder": "caser", "n_layers": 2, "discriminator": "own"},
     ],
     ids=str,
 )
-def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+def test_every_loss_example_and_option_fits(random_log, settings) -> None:
     model = assert_fits(ECL, SETTINGS | {"batch_size": 64} | settings, random_log)
     with torch.no_grad():
         scores = model.score(histories_of(random_log, np.arange(5)))
@@ -290,16 +342,15 @@ def test_every_loss_row_and_option_fits(random_log, settings) -> None:
 
 
 def test_the_mask_token_is_learned(random_log) -> None:
-    model = ECL(**SETTINGS)
-    model.begin(random_log, Run(seed=1))
-    before = model.encoder.items.weight.detach().clone()
+    model = built(ECL(**SETTINGS), random_log, seed=1)
+    before = model.table.vectors.weight.detach().clone()
     assert len(before) == random_log.vocab_size + 1
-    model.fit(random_log, run=Run(seed=1))
-    assert not torch.equal(model.encoder.items.weight[-1], before[-1])
+    model.fit(random_log, runtime=Runtime(seed=1))
+    assert not torch.equal(model.table.vectors.weight[-1], before[-1])
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    assert_fits(ECL, SETTINGS, random_log, Run(precision="bf16"))
+    assert_fits(ECL, SETTINGS, random_log, Runtime(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -322,18 +373,3 @@ def test_fits_in_bfloat16(random_log) -> None:
 )
 def test_wrong_settings_are_named(settings, message) -> None:
     assert_refused(ECL, SETTINGS | settings, message)
-
-
-def test_pseudo_items_are_neither_masked_nor_judged() -> None:
-    model = made(mask_ratio=1.0)
-    real = BATCH.real.clone()
-    real[:, 0] = False
-    batch = replace(BATCH, real=real)
-    _, masked, _ = model._fill(batch)
-    assert torch.equal(masked, real)
-    states = model.encoder(BATCH.items, BATCH.lengths).detach().requires_grad_()
-    one = model._discriminate(batch, BATCH.items, states)
-    other_first = BATCH.items.clone()
-    other_first[:, 0] = BATCH.items[:, 0] % 5 + 1
-    with_other = model._discriminate(replace(batch, items=other_first), BATCH.items, states)
-    torch.testing.assert_close(one, with_other)  # whether the first was replaced is not asked
