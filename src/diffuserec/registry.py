@@ -59,7 +59,7 @@ class Registry(Generic[Part]):
         """
         if self._check is not None:
             self._check(part)
-        module, _ = _definition(part)
+        module, *_ = _definition(part)
         known, declared = self._registered.get(name), self._declared.get(name)
         if declared is not None and module.partition(".")[0] == __name__.partition(".")[0]:
             self._clashes[name] = declared.value
@@ -141,11 +141,11 @@ class Registry(Generic[Part]):
         return found
 
 
-def _definition(part: Any) -> tuple[str, Any]:
-    """Module and qualified name of a part, or of the function that it holds."""
+def _definition(part: Any) -> tuple[str, Any, str]:
+    """Module and qualified name of a part, or of the function that it holds; and its type's name."""
     named = part
     if not hasattr(part, "__qualname__"):
-        named = next(
-            (value for value in getattr(part, "__dict__", {}).values() if callable(value)), part
-        )
-    return str(getattr(named, "__module__", "")), getattr(named, "__qualname__", id(named))
+        held = getattr(part, "__dict__", {}).values()
+        named = next((value for value in held if callable(value)), part)
+    name = getattr(named, "__qualname__", id(named))
+    return str(getattr(named, "__module__", "")), name, type(part).__qualname__
