@@ -27,10 +27,10 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
+from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.encoders import initialize
+from diffuserec.models.encoders import initialize, last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
 from diffuserec.models.settings import NextItemSettings, TargetsSettings, has_layers
@@ -105,11 +105,12 @@ class VSAN(EncoderRecommender):
             optimizer=optimizer,
         )
 
-    def encode(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B L D"]:
-        mean, _ = self._latent(items, lengths)
-        return self._generate(mean)
+    def states(
+        self, histories: Histories, seed: int = 0, n_draws: int | None = None
+    ) -> Float[Tensor, "B 1 D"]:
+        newest = histories.truncate(self.config.max_len)
+        mean, _ = self._latent(newest.items, newest.lengths)
+        return last_states(self._generate(mean), newest.lengths)[:, None]
 
     def _beta(self) -> Float[Tensor, ""]:
         """Weight of the divergence in the next update."""
@@ -123,7 +124,7 @@ class VSAN(EncoderRecommender):
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Means and log variances."""
-        states = self.encoder(self.table.embed(items), lengths)
+        states = self.encode(items, lengths)
         return self.mean(states).float(), self.log_variance(states).float()
 
     def _generate(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
