@@ -1,94 +1,96 @@
 """ACVAE: its posterior in loops, its three losses, whom each update moves, what its draws see."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run
-from diffuserec.data import Batch, Histories, SequenceDataset
+from diffuserec import Runtime
+from diffuserec.data import Batch, Histories, training_batches
 from diffuserec.models.diffusion import KeyedNoise
-from diffuserec.errors import ConfigError
-from diffuserec.recommenders.acvae import ACVAE, _Adversary
+from diffuserec.recommenders.acvae import ACVAE, Adversary
 
-V, D = 14, 8
-SETTINGS = {"dim": D, "hidden_dim": 6, "max_len": 8, "dropout": 0.0, "batch_size": 8, "epochs": 1}
-LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1], [5, 2, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 0, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
+from .oracles import (
+    GAP,
+    V,
+    assert_refused,
+    assert_same,
+    states_by_hand,
+    untrained,
+    with_its_loss,
 )
-TARGETS = [(0, 0), (0, 1), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+D = 8
+SETTINGS = {
+    "dim": D,
+    "hidden_dim": 6,
+    "max_len": 8,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "epochs": 1,
+}
+BATCH = GAP
+TARGETS = [(0, 0), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2), (2, 0)]
+made = partial(untrained, ACVAE, SETTINGS)
+begun = partial(with_its_loss, ACVAE, SETTINGS)
 
 
-def made(**settings) -> ACVAE:
-    """Begun, with weights so large that no two items are alike."""
-    model = ACVAE(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.4, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        model.encoder.items.weight[0] = 0
-    return model
+def test_the_targets_are_those_of_the_batch() -> None:
+    assert (BATCH.targets > 0).nonzero().tolist() == [list(target) for target in TARGETS]
 
 
-def z_by_hand(model: ACVAE, states: list[torch.Tensor], noise: torch.Tensor, place: int):
-    """z at a place, of the five states that end there; noise is by place + 4."""
+def z_by_hand(model: ACVAE, states: torch.Tensor, noise: torch.Tensor, position: int):
+    """z at a position, from the five states that end there; noise is by position + 4."""
     posterior, mixed = model.posterior, []
-    for at in range(place - 4, place + 1):
+    for at in range(position - 4, position + 1):
         if at < 0:
             mixed.append(torch.zeros(D))
             continue
-        state = states[at]
         first, second = torch.tanh(posterior.noise(noise[at + 4]))
-        mixed.append(F.gelu(posterior.mix(state + first)) + second)
+        mixed.append(F.gelu(posterior.mix(states[at] + first)) + second)
     weight = posterior.convolution.weight.view(2 * D, D, 5)
     near = posterior.convolution.bias + sum(weight[:, :, n] @ mixed[n] for n in range(5))
-    return posterior.out(states[place] + F.gelu(posterior.narrow(F.gelu(near))))
-
-
-def states_of(model: ACVAE, items: list[int]) -> list[torch.Tensor]:
-    return [*model.encoder(torch.tensor([items]), torch.tensor([len(items)]))[0]]
+    return posterior.out(states[position] + F.gelu(posterior.narrow(F.gelu(near))))
 
 
 # --- the posterior -----------------------------------------------------------------------------
 
 
-def test_z_is_a_causal_convolution_of_noised_states(monkeypatch) -> None:
+def test_z_is_a_causal_convolution_of_noised_states() -> None:
     model = made()
-    noise = torch.randn(3, 10, 2, D, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
-    x, z = model._drawn(BATCH)
-    for row, place in TARGETS:
-        items = BATCH.items[row, : place + 1].tolist()  # later items are not told
-        expected = z_by_hand(model, states_of(model, items), noise[row], place)
-        torch.testing.assert_close(z[row, place], expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(x[row, place], model.encoder.items.weight[items[-1]])
+    torch.manual_seed(1)
+    noise = torch.randn(3, 10, 2, D)
+    torch.manual_seed(1)
+    x, z = model.draw_latents(BATCH)
+    for row, position in TARGETS:
+        items = BATCH.items[row, : position + 1].tolist()  # later items have no part in it
+        expected = z_by_hand(model, states_by_hand(model, items), noise[row], position)
+        torch.testing.assert_close(z[row, position], expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(x[row, position], model.table.vectors.weight[items[-1]])
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_draws_decode_z_at_the_newest_item() -> None:
-    model = made(n_draws=2)
+def test_draws_decode_z_at_the_newest_item(tied) -> None:
+    model = made(n_draws=2, tied=tied)
     histories = Histories(torch.tensor([7, 3, 9]), BATCH.items, BATCH.lengths)
-    draws = [*model.draws(histories, seed=4)]
+    draws = [draw.clone() for draw in model.scorer(histories, seed=4).draws(slice(0, V))]
+    assert len(draws) == 2
+    vectors = (model.table if tied else model.output).vectors.weight
     for row, n in enumerate(BATCH.lengths.tolist()):
         keyed = KeyedNoise(4, histories.users[row : row + 1])
-        states = states_of(model, BATCH.items[row, :n].tolist())
+        states = states_by_hand(model, BATCH.items[row, :n].tolist())
         for draw in draws:
             noise = torch.zeros(n + 4, 2, D)
             noise[n - 1 :] = keyed.normal(5, 2, D)[0]
             decoded = model.decoder(z_by_hand(model, states, noise, n - 1))
-            expected = torch.softmax(model.encoder.items.weight[1:] @ decoded, 0)
+            expected = torch.softmax(vectors[1:] @ decoded, 0)
             torch.testing.assert_close(draw[row, 1:], expected, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(model.score(histories, 4), sum(draws) / 2)
     assert not torch.equal(draws[0], draws[1])
+    assert model.states(histories, 4, 5).shape == (3, 5, D)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -97,7 +99,7 @@ def test_an_untied_decoder_has_a_table_of_its_own(tied) -> None:
     histories = Histories(torch.tensor([1]), torch.tensor([[2, 5]]), torch.tensor([2]))
     with torch.no_grad():
         before = model.score(histories)
-        model.encoder.items.weight[9] += 1  # which the history does not hold
+        model.table.vectors.weight[9] += 1  # of an item that the history does not hold
         assert torch.equal(model.score(histories), before) != tied
 
 
@@ -108,7 +110,7 @@ def test_the_adversary_finds_the_log_density_ratio() -> None:
     # q = N(m, 1) and p = N(0, 1): log q - log p = m·z - |m|²/2, whose mean over q is |m|²/2
     torch.manual_seed(0)
     mean = torch.tensor([1.0, -0.5])
-    model = _Adversary(2)
+    model = Adversary(2)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(400):
         z, x = mean + torch.randn(512, 2), torch.zeros(512, 2)
@@ -128,64 +130,58 @@ def test_the_adversary_finds_the_log_density_ratio() -> None:
 def losses_by_hand(model: ACVAE, x: torch.Tensor, z: torch.Tensor):
     """Next item, KL and C, one position at a time."""
     predicted, divergence, own, other = [], [], [], []
-    for row, place in TARGETS:
-        logits = model.encoder.items.weight[1:] @ model.decoder(z[row, place])
-        target = BATCH.targets[row, place]
+    vectors = (model.output or model.table).vectors.weight
+    for row, position in TARGETS:
+        logits = vectors[1:] @ model.decoder(z[row, position])
+        target = BATCH.targets[row, position]
         predicted.append(-torch.log_softmax(logits, 0)[target - 1])
-        ratio = model.adversary(x[row, place].detach()[None], z[row, place][None])[0]
+        # KL does not move x, but z moves with it
+        ratio = model.adversary(x[row, position].detach()[None], z[row, position][None])[0]
         divergence.append(ratio)
-        before = slice(0, place + 1)
+        before = slice(0, position + 1)
         own.append(F.softplus(-model.critic(x[row, before][None], z[row, before][None])[0, -1]))
-        if ((row - 1) % 3, place) in TARGETS:
+        if ((row - 1) % 3, position) in TARGETS:
             judged = model.critic(x[row, before][None], z[row - 1, before][None])
             other.append(F.softplus(judged[0, -1]))
     means = [torch.stack(terms).mean() for terms in (predicted, divergence, own, other)]
     return means[0], means[1], means[2] + means[3]
 
 
-def test_the_loss_is_the_weighted_sum_of_three(monkeypatch) -> None:
-    model = made(kl_weight=0.3, contrast_weight=0.7)
-    x = model.encoder.items(BATCH.items)
-    z = torch.randn(3, 6, D, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    monkeypatch.setattr(model, "_drawn", lambda batch: (x, z))
-    loss = model._loss(BATCH)
-    predicted, divergence, contrast = losses_by_hand(model, x, z)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_is_the_weighted_sum_of_three(monkeypatch, tied) -> None:
+    weights = {"kl_weight": 0.3, "contrast_weight": 0.7}
+    model, updates = begun(monkeypatch, tied=tied, **weights)
+    torch.manual_seed(3)
+    predicted, divergence, contrast = losses_by_hand(model, *model.draw_latents(BATCH))
     expected = predicted + 0.3 * divergence + 0.7 * contrast
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    parameters = [*model.critic.parameters(), *model.decoder.parameters()]
-    places = [z, model.encoder.items.weight, *parameters]  # the adversary does not move x
-    for mine, other in zip(
-        torch.autograd.grad(loss, places, retain_graph=True),
-        torch.autograd.grad(expected, places),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+    torch.manual_seed(3)
+    assert_same(model, updates[0].loss(BATCH), expected)
 
 
-def test_the_adversary_tells_drawn_z_from_the_prior(monkeypatch) -> None:
-    model = made()
-    x, z = torch.randn(2, 3, 6, D, generator=torch.Generator().manual_seed(3))
-    prior = torch.randn(len(TARGETS), D, generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(model, "_drawn", lambda batch: (x, z))
-    monkeypatch.setattr(torch, "randn_like", lambda like: prior)
+def test_the_adversary_distinguishes_drawn_z_from_the_prior(monkeypatch) -> None:
+    model, updates = begun(monkeypatch)
+    torch.manual_seed(3)
+    x, z = (values.detach() for values in model.draw_latents(BATCH))
+    prior = torch.randn(len(TARGETS), D)
     losses = []
-    for place, of_prior in zip(TARGETS, prior, strict=True):
-        logits = [model.adversary(x[place][None], of[None])[0] for of in (z[place], of_prior)]
+    for position, of_prior in zip(TARGETS, prior, strict=True):
+        drawn = z[position], of_prior
+        logits = [model.adversary(x[position][None], of[None])[0] for of in drawn]
         one, zero = (torch.sigmoid(logit.double()) for logit in logits)
         losses.append(-torch.log(one) - torch.log(1 - zero))
-    loss = model._adversary_loss(BATCH)
+    torch.manual_seed(3)
+    loss = updates[1].loss(BATCH)
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_a_row_alone_has_no_contrast() -> None:
-    model = made(kl_weight=0.0, contrast_weight=5.0)
-    parts = ("users", "items", "lengths", "targets", "places")
-    alone = Batch(*(getattr(BATCH, part)[:1] for part in parts))
-    torch.manual_seed(1)
-    with_contrast = model._loss(alone)
-    plain = made(kl_weight=0.0, contrast_weight=0.0)
-    torch.manual_seed(1)
-    assert torch.equal(with_contrast, plain._loss(alone))
+def test_a_sequence_alone_has_no_contrast(monkeypatch) -> None:
+    alone = Batch(**{name: tensor[:1] for name, tensor in BATCH.tensors.items()})
+    losses = []
+    for weight in (5.0, 0.0):
+        _, updates = begun(monkeypatch, kl_weight=0.0, contrast_weight=weight)
+        torch.manual_seed(1)
+        losses.append(updates[0].loss(alone))
+    assert torch.equal(*losses)
 
 
 # --- the updates -------------------------------------------------------------------------------
@@ -215,21 +211,30 @@ def test_model_and_adversary_take_turns(monkeypatch, random_log) -> None:
     model = ACVAE(**SETTINGS | settings).fit(random_log)
     adversary = {id(parameter) for parameter in model.adversary.parameters()}
     rest = {id(parameter) for parameter in model.parameters()} - adversary
-    n_batches = sum(1 for _ in training.training_batches(random_log, 8, 8, 0, 0))
+    n_batches = sum(1 for _ in training_batches(random_log, 8, 8, 0, 0))
     assert Recorder.changed == [rest, adversary] * n_batches
     assert Recorder.groups == [(len(rest), 1e-3, 0.01), (len(adversary), 0.02, 0.3)]
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"tied": False}, {"kl_weight": 0.0, "contrast_weight": 0.0}], ids=str
+    "settings",
+    [
+        {},
+        {"tied": False},
+        {"kl_weight": 0.0, "contrast_weight": 0.0},
+        {"encoder": "transformer", "encoder_settings": {"n_layers": 1, "n_heads": 2}},
+        {"encoder": "caser"},
+    ],
+    ids=str,
 )
 def test_every_option_fits_in_bfloat16(random_log, settings) -> None:
-    model = ACVAE(**SETTINGS | settings).fit(random_log, run=Run(precision="bf16"))
+    own = {} if settings.get("encoder", "gru") == "gru" else {"hidden_dim": 128}
+    model = ACVAE(**SETTINGS | own | settings).fit(random_log, runtime=Runtime(precision="bf16"))
     assert np.isfinite(model.curve[0].loss)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not model.table[0].any()
+    assert not model.item_weight()[0].any()
+    assert not model.table.embeddings()[0].any()
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size: .*greater than or equal to 2, got 1"):
-        ACVAE(batch_size=1)
+    assert_refused(ACVAE, {"batch_size": 1}, r"batch_size: .*greater than or equal to 2, got 1")

@@ -5,15 +5,14 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run
+from diffuserec import Runtime
 from diffuserec.data import SequenceDataset, histories_of
-from diffuserec.errors import ConfigError
+from diffuserec.models.losses import seen_keys, uniform_negatives
 from diffuserec.recommenders import stosa
 from diffuserec.recommenders.stosa import STOSA, point, positive, squared_distances
 
 from .oracles import GAP as BATCH
-from .oracles import LOG, D, V, shaken
+from .oracles import LOG, D, V, assert_refused, assert_same, built, shaken
 
 SETTINGS = {
     "dim": D,
@@ -28,9 +27,7 @@ SETTINGS = {
 
 
 def made(**settings) -> STOSA:
-    model = STOSA(**SETTINGS | settings)
-    model.begin(LOG, Run(seed=2))
-    return shaken(model, 0.3)
+    return shaken(built(STOSA(**SETTINGS | settings), LOG, seed=2), 0.3)
 
 
 def gaussians(n: int, seed: int):
@@ -42,7 +39,7 @@ def gaussians(n: int, seed: int):
 
 
 def w2_squared(mean, covariance, other_mean, other_covariance) -> float:
-    """Of any two Gaussians, by matrix roots."""
+    """W2² of any two Gaussians, by matrix roots."""
     mean, a, other_mean, b = (
         np.asarray(part.detach(), dtype=np.float64)
         for part in (mean, covariance, other_mean, other_covariance)
@@ -66,8 +63,8 @@ def test_a_gaussian_is_at_no_distance_of_itself_and_equal_spreads_leave_the_mean
     mean, covariance = gaussians(6, 2)
     own = squared_distances(point(mean, covariance), point(mean, covariance)).diagonal()
     torch.testing.assert_close(own, torch.zeros(6), rtol=0, atol=1e-5)
-    same = covariance[:1].expand(6, -1)
-    found = squared_distances(point(mean, same), point(mean, same))
+    equal = covariance[:1].expand(6, -1)
+    found = squared_distances(point(mean, equal), point(mean, equal))
     torch.testing.assert_close(found, torch.cdist(mean, mean) ** 2, rtol=1e-4, atol=1e-4)
 
 
@@ -89,8 +86,8 @@ def attended_by_hand(blocks, mean, covariance):
     width = D // n_heads
     parts = []
     for block, stream in zip(blocks, (mean, covariance), strict=True):
-        rows = stream @ block.query_key_value.weight.T + block.query_key_value.bias
-        parts.append(rows.detach().double().numpy().reshape(length, 3, n_heads, width))
+        projected = stream @ block.query_key_value.weight.T + block.query_key_value.bias
+        parts.append(projected.detach().double().numpy().reshape(length, 3, n_heads, width))
     means, raw = parts
     spreads = np.where(raw > 0, raw + 1, np.exp(raw))
     found, found_of = np.zeros((length, n_heads, width)), np.zeros((length, n_heads, width))
@@ -104,9 +101,9 @@ def attended_by_hand(blocks, mean, covariance):
                 logits.append(-(step @ step + roots @ roots) / np.sqrt(width))
             weights[own, : own + 1] = np.exp(logits) / np.exp(logits).sum()
         found[:, head] = weights @ means[:, 2, head]
-        for place in range(width):  # of a weighted sum of independent Gaussians
-            independent = np.diag(spreads[:, 2, head, place])
-            found_of[:, head, place] = np.diag(weights @ independent @ weights.T)
+        for column in range(width):  # of a weighted sum of independent Gaussians
+            independent = np.diag(spreads[:, 2, head, column])
+            found_of[:, head, column] = np.diag(weights @ independent @ weights.T)
     return (
         torch.tensor(part).float().permute(1, 0, 2)[None]  # (1, H, L, E)
         for part in (found, found_of)
@@ -119,14 +116,14 @@ def raised(values):
 
 def test_states_written_out() -> None:
     model = made()
-    streams = model.means, model.covariances
     items = torch.tensor([3, 1, 4, 1, 5])
+    streams = (model.table.means, model.means), (model.table.covariances, model.covariances)
     mean, raw = (
-        encoder.norm(encoder.items.weight[items] + encoder.positions.weight[:5])[None]
-        for encoder in streams
+        encoder.norm(table.vectors.weight[items] + encoder.positions.weight[:5])[None]
+        for table, encoder in streams
     )
     covariance = raised(raw)
-    blocks = [encoder.layers[0] for encoder in streams]
+    blocks = [encoder.layers[0] for _, encoder in streams]
     seen, seen_of = attended_by_hand(blocks, mean[0], covariance[0])
     deviation = raised(blocks[1].after(covariance, seen_of)).sqrt()
     found, found_of = states(model, items.tolist())
@@ -136,7 +133,7 @@ def test_states_written_out() -> None:
 
 def states(model: STOSA, items: list[int]):
     """Means and standard deviations of each position."""
-    found = model._states(torch.tensor([items]))[0]
+    found = model.encode(torch.tensor([items]))[0]
     return found[:, :D], found[:, D:] + 1
 
 
@@ -155,8 +152,8 @@ def test_both_streams_see_earlier_items_and_no_later_ones(n_layers) -> None:
 
 def of_item(model: STOSA, item: int):
     """Mean and standard deviation."""
-    deviation = raised(model.covariances.items.weight[item]).sqrt()
-    return model.means.items.weight[item], deviation
+    deviation = raised(model.table.covariances.vectors.weight[item]).sqrt()
+    return model.table.means.vectors.weight[item], deviation
 
 
 def far(one, other):
@@ -164,28 +161,29 @@ def far(one, other):
     return sum((a - b).square().sum() for a, b in zip(one, other, strict=True))
 
 
-def test_a_score_is_the_negative_distance_of_the_newest_state() -> None:
+@torch.no_grad()
+def test_scores_are_negative_distances_of_the_newest_state_but_for_a_constant() -> None:
     model = made()
-    log = SequenceDataset.from_lists([[4, 7, 2], [5]], LOG.catalog)
-    scores = model.score(histories_of(log, np.arange(2)))
-    for row, items in enumerate(([4, 7, 2], [5])):
+    log = SequenceDataset.from_lists([[4, 7, 2], [5], [1, 2, *range(1, 9)]], LOG.catalog)
+    scores = model.score(histories_of(log, np.arange(3)))
+    for row, items in enumerate(([4, 7, 2], [5], [*range(1, 9)])):  # the newest max_len
         mean, deviation = (part[-1] for part in states(model, items))
+        distances = []
         for item in range(1, V):
-            place, spread = of_item(model, item)
-            expected = w2_squared(mean, deviation**2, place, spread**2)
-            assert -scores[row, item].item() == pytest.approx(expected, rel=1e-4)
+            other, spread = of_item(model, item)
+            distances.append(w2_squared(mean, deviation**2, other, spread**2))
+        # the constant is the square of the state's own point, whose deviations count from 1
+        constant = float(mean.square().sum() + (deviation - 1).square().sum())
+        expected = torch.tensor(distances) - constant
+        torch.testing.assert_close(-scores[row, 1:], expected, rtol=1e-4, atol=1e-4)
 
 
-NEGATIVES = torch.tensor(
-    [[2, 3], [7, 8], [6, 1], [4, 5], [9, 10], [11, 12], [13, 1], [1, 1], [2, 4]]
-)
-
-SHARED = [3, 8, 1, 12]  # 3 and 8 are targets, too
+OWNERS = torch.tensor([0] * 5 + [1] * 3 + [2])
 
 
-def loss_by_hand(model: STOSA, n_pairs: int):
+def loss_by_hand(model: STOSA, negatives: torch.Tensor, shared: list[int]):
     c, predicted, margins = model.config, [], []
-    place = 0
+    number = 0
     for row, length in enumerate(BATCH.lengths.tolist()):
         found = states(model, BATCH.items[row, :length].tolist())
         for state, target in zip(
@@ -198,54 +196,52 @@ def loss_by_hand(model: STOSA, n_pairs: int):
                 scores = torch.stack([-far(state, of_item(model, item)) for item in range(1, V)])
                 predicted.append(-torch.log_softmax(scores, 0)[target - 1])
             if c.loss == "sampled_softmax":
-                drawn = [(-far(state, of_item(model, i))).exp() for i in SHARED if i != target]
-                everyone = torch.exp(-near) + (V - 1) / len(SHARED) * torch.stack(drawn).sum()
+                drawn = [(-far(state, of_item(model, i))).exp() for i in shared if i != target]
+                everyone = torch.exp(-near) + (V - 1) / len(shared) * torch.stack(drawn).sum()
                 predicted.append(near + torch.log(everyone))
-            for other in NEGATIVES[place, :n_pairs].tolist():
+            for other in negatives[number].tolist():
                 if c.loss == "bpr":
                     pair = torch.sigmoid(far(state, of_item(model, other)) - near)
                     predicted.append(-torch.log(pair))
                 margins.append((near - far(of_item(model, target), of_item(model, other))).relu())
-            place += 1
-    assert place == len(NEGATIVES)
+            number += 1
+    assert number == len(OWNERS)
     return torch.stack(predicted).mean() + c.margin_weight * torch.stack(margins).mean()
 
 
 @pytest.mark.parametrize(
-    "settings, n_pairs",
+    "settings, n_pairs, n_shared",
     [
-        ({}, 1),
-        ({"margin_weight": 0.0}, 1),
-        ({"loss": "bpr"}, 1),
-        ({"loss": "bpr", "n_negatives": 2, "n_layers": 2}, 2),
-        ({"loss": "sampled_softmax"}, 1),
+        ({}, 1, 0),
+        ({"margin_weight": 0.0}, 1, 0),
+        ({"loss": "bpr"}, 1, 0),
+        ({"loss": "bpr", "n_negatives": 2, "n_layers": 2}, 2, 0),
+        ({"loss": "sampled_softmax", "n_negatives": 6}, 1, 6),
+        ({"loss": "sampled_softmax"}, 1, 1000),
     ],
     ids=str,
 )
-def test_the_loss_written_out(monkeypatch, settings, n_pairs) -> None:
+def test_the_loss_written_out(monkeypatch, settings, n_pairs, n_shared) -> None:
     taken = []
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", lambda _, loss, *__, **___: taken.append(loss))
+        patch.setattr(
+            stosa, "train_next_item", lambda _, loss, *__, **___: taken.append(loss) or []
+        )
         model = shaken(STOSA(**SETTINGS | settings).fit(LOG))
-    asked = []
-
-    def drawn(owners, n, vocab_size, seen=None):
-        if seen is None:  # of all items, for all positions
-            assert (len(owners), n, vocab_size) == (1, 1000, V)
-            return torch.tensor([SHARED])
-        asked.append((owners.tolist(), vocab_size))
-        return NEGATIVES[:, :n]
-
-    monkeypatch.setattr(stosa, "uniform_negatives", drawn)
-    ours, theirs = taken[0](BATCH), loss_by_hand(model, n_pairs)
-    assert asked == [([0] * 5 + [1] * 3 + [2], V)]  # none of the user's own
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    mine, expected = (
-        torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in (ours, theirs)
+    # a batch draws negatives that are none of the user's own; and then, of all items, shared ones
+    torch.manual_seed(0)
+    negatives = uniform_negatives(OWNERS, n_pairs, V, seen_keys(LOG))
+    shared = uniform_negatives(OWNERS[:1], n_shared, V)[0].tolist() if n_shared else []
+    for user, own in ((1, {1, 3}), (2, {2, 5, 6})):
+        assert not own & set(negatives[user == OWNERS].flatten().tolist())
+    torch.manual_seed(0)
+    assert_same(
+        model,
+        taken[0](BATCH),
+        loss_by_hand(model, negatives, shared),
+        rtol=5e-3 if n_shared == 1000 else 2e-3,
+        allow_unused=True,
     )
-    for name, one, other in zip(names, mine, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -253,23 +249,23 @@ def test_the_loss_written_out(monkeypatch, settings, n_pairs) -> None:
     [
         {"loss": "sampled_softmax"},
         {"loss": "bpr", "n_negatives": 3},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes", "margin_weight": 0.0},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes", "margin_weight": 0.0},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_loss_and_row_moves_both_streams(random_log, settings, precision) -> None:
+def test_every_loss_and_example_moves_both_streams(random_log, settings, precision) -> None:
     model = STOSA(**SETTINGS | {"batch_size": 64, "dropout": 0.3} | settings)
-    model.begin(random_log, Run())
+    built(model, random_log)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    model.fit(random_log, run=Run(precision=precision))
+    model.fit(random_log, runtime=Runtime(precision=precision))
     assert np.isfinite(model.curve[0].loss)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         assert parameter.isfinite().all()
         assert not torch.equal(parameter, before[name]), name
-    assert model.gives_logits == (settings.get("loss") != "bpr")
+    assert model.scores_are_logits == (settings.get("loss") != "bpr")
 
 
 @pytest.mark.parametrize(
@@ -278,10 +274,10 @@ def test_every_loss_and_row_moves_both_streams(random_log, settings, precision) 
         ({"margin_weight": -1}, "margin_weight: .*greater than or equal to 0, got -1"),
         ({"loss": "bce"}, "loss: .*'softmax', 'sampled_softmax' or 'bpr', got 'bce'"),
         ({"n_negatives": 0}, "n_negatives: .*greater than or equal to 1, got 0"),
+        ({"n_negatives": 3}, "n_negatives = 3 has no effect with loss = 'softmax'"),
+        ({"encoder": "gru"}, "STOSA has no setting 'encoder'"),
     ],
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message) as refusal:
-        STOSA(**SETTINGS | settings)
-    assert "\n" not in str(refusal.value)
+    assert_refused(STOSA, SETTINGS | settings, message)

@@ -85,10 +85,10 @@ class ACVAE(EncoderRecommender):
         self.output = None if c.tied else ItemTable(catalog.vocab_size, c.dim)
         if self.output is not None:
             self.output.reset_parameters()
-        self.posterior = _Posterior(c.dim)
+        self.posterior = Posterior(c.dim)
         self.decoder = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
-        self.adversary = _Adversary(c.dim)
-        self.critic = _Critic(c.dim)
+        self.adversary = Adversary(c.dim)
+        self.critic = Critic(c.dim)
 
     def item_weight(self) -> Float[Tensor, "V D"]:
         return (self.output or self.table).weight()
@@ -143,7 +143,7 @@ class ACVAE(EncoderRecommender):
     def _loss(self, batch: Batch) -> Tensor:
         c = self.config
         real = batch.targets > 0
-        x, z = self._draw(batch)
+        x, z = self.draw_latents(batch)
         states, targets, _ = real_positions(batch, self.decoder(z))
         loss = softmax_cross_entropy(states, self.item_weight(), targets)
         if c.kl_weight:
@@ -156,7 +156,7 @@ class ACVAE(EncoderRecommender):
         """Logistic regression: drawn z against N(0, 1)."""
         real = batch.targets > 0
         with torch.no_grad():
-            x, z = (values[real] for values in self._draw(batch))
+            x, z = (values[real] for values in self.draw_latents(batch))
         of_prior = self.adversary(x, torch.randn_like(z))
         return (F.softplus(-self.adversary(x, z)) + F.softplus(of_prior)).mean()
 
@@ -171,7 +171,7 @@ class ACVAE(EncoderRecommender):
         others = F.softplus(other[both])
         return F.softplus(-own[real]).mean() + others.sum() / max(1, len(others))
 
-    def _draw(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+    def draw_latents(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Embeddings of the items, and a draw of z at each position."""
         x = self.table.embed(batch.items)
         states = _after_zeros(self.encoder(x, batch.lengths))
@@ -180,7 +180,7 @@ class ACVAE(EncoderRecommender):
         return x, self.posterior(states, noise, real.expand(len(states), -1)).float()
 
 
-class _Posterior(nn.Module):
+class Posterior(nn.Module):
     """z at each position, from the newest states there and noise that is added in two layers."""
 
     def __init__(self, dim: int) -> None:
@@ -204,7 +204,7 @@ class _Posterior(nn.Module):
         return z
 
 
-class _Adversary(nn.Module):
+class Adversary(nn.Module):
     """T, which at its best is log q(z | x) - log p(z)."""
 
     def __init__(self, dim: int) -> None:
@@ -222,7 +222,7 @@ class _Adversary(nn.Module):
         return learned.float() + z.square().sum(1) / 2
 
 
-class _Critic(nn.Module):
+class Critic(nn.Module):
     """D at each position, from all items and z up to there."""
 
     def __init__(self, dim: int) -> None:

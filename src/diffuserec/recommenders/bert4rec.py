@@ -27,20 +27,20 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, StateRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import LOSSES
 from diffuserec.models.settings import NextItemSettings
 from diffuserec.models.views import random_share
-from diffuserec.training import linear_decay, train_next_item
+from diffuserec.training import EncoderRecommender, linear_decay, train_next_item
 
 
-class BERT4Rec(StateRecommender):
+class BERT4Rec(EncoderRecommender):
     """Bidirectional transformer with a masked-item head on the tied item table."""
 
     class Config(NextItemSettings):
@@ -71,9 +71,9 @@ class BERT4Rec(StateRecommender):
         of_items = LOSSES.find(c.loss).make(c, train)
 
         def loss(batch: Batch) -> Tensor:
-            whole, masked = batch.with_last_target(), self._masked(batch)
+            whole, masked = batch.with_last_target(), self.masked_positions(batch)
             shown = whole.items.masked_fill(masked, self.table.mask_token)
-            states = self._filled_in(self._encode(shown, whole.lengths)[masked])
+            states = self._filled_in(self.encode(shown, whole.lengths)[masked])
             users = whole.users[:, None].expand_as(masked)[masked]
             return of_items(states, whole.items[masked], users, self.table.weight())
 
@@ -95,19 +95,13 @@ class BERT4Rec(StateRecommender):
         mask = torch.full_like(newest.lengths, self.table.mask_token)[:, None]
         items = F.pad(newest.items, (0, 1)).scatter(1, newest.lengths[:, None], mask)
         lengths = newest.lengths + 1
-        return self._filled_in(last_states(self._encode(items, lengths), lengths))[:, None]
-
-    def _encode(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B L D"]:
-        states: Tensor = self.encoder(self.table.embed(items), lengths)
-        return states
+        return self._filled_in(last_states(self.encode(items, lengths), lengths))[:, None]
 
     def _filled_in(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P E"]:
         """States that are scored against the table, bias included."""
         return self.table.states(self.head(hidden))
 
-    def _masked(self, batch: Batch) -> Bool[Tensor, "B M"]:
+    def masked_positions(self, batch: Batch) -> Bool[Tensor, "B M"]:
         """Positions of the sequences with their last target that are to be filled in."""
         c = self.config
         real, lengths = batch.real_with_last_target(), batch.with_last_target().lengths

@@ -123,7 +123,7 @@ class MFGAN(EncoderRecommender):
         self.register_buffer("factors", torch.stack(factors))
         sizes = [int(values.max()) for values in factors]
         sizes[1] = _GROUPS
-        self.discriminators = nn.ModuleList(_Discriminator(size + 1, c) for size in sizes)
+        self.discriminators = nn.ModuleList(Discriminator(size + 1, c) for size in sizes)
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
@@ -190,19 +190,19 @@ class MFGAN(EncoderRecommender):
         with torch.no_grad():
             state = newest_states(self.encode, prefix, lengths)
             hidden = torch.cat([prefix, target[:, None]], dim=1)
-            logits, proposed = self._proposals(state, hidden)
+            logits, proposed = self.propose(state, hidden)
             n = (logits > _HIDDEN).sum(1)
             drawn = (torch.rand(len(n), device=n.device) * n).long()
             both = torch.stack([target, proposed.gather(1, drawn[:, None])[:, 0]], dim=1)
-        real, generated = self._judge(prefix, lengths, both).unbind(1)
+        real, generated = self.judge(prefix, lengths, both).unbind(1)
         losses = (F.softplus(-real) + F.softplus(generated)).mean(1)[n > 0]
         return losses.sum() / max(1, len(losses))
 
     def _expected_reward(self, batch: Batch, states: Float[Tensor, "B L D"]) -> Float[Tensor, ""]:
         """Expected reward of the policy after a random prefix of each sequence."""
         (prefix, lengths), _ = random_prefix(batch.items, batch.targets)
-        logits, proposed = self._proposals(last_states(states, lengths), prefix)
-        rewards = self._rewards(prefix, lengths, proposed)
+        logits, proposed = self.propose(last_states(states, lengths), prefix)
+        rewards = self.rewards(prefix, lengths, proposed)
         return (torch.softmax(logits, dim=1) * rewards).sum(1).mean()
 
     def _reweighted(
@@ -210,8 +210,8 @@ class MFGAN(EncoderRecommender):
     ) -> Float[Tensor, ""]:
         """bce with its positive term multiplied by the reward of the best continuation."""
         newest = last_states(states, batch.lengths).detach()
-        _, proposed = self._proposals(newest, batch.items)
-        reward = self._rewards(batch.items, batch.lengths, proposed[:, :1])
+        _, proposed = self.propose(newest, batch.items)
+        reward = self.rewards(batch.items, batch.lengths, proposed[:, :1])
         chosen, targets, users = real_positions(batch, states)
         vectors = self.item_weight()
         n = self.config.n_negatives or 1
@@ -221,7 +221,7 @@ class MFGAN(EncoderRecommender):
         weights = reward.expand_as(batch.targets)[batch.targets > 0]
         return (weights * F.softplus(-positive) + F.softplus(negative).mean(1)).mean()
 
-    def _proposals(
+    def propose(
         self, state: Float[Tensor, "B D"], hidden: Int[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
         """The generator's best items that are not hidden, best first, and their logits.
@@ -237,13 +237,13 @@ class MFGAN(EncoderRecommender):
         return logits.masked_fill(missing, _HIDDEN), items
 
     @torch.no_grad()
-    def _rewards(
+    def rewards(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], following: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B K"]:
         """Reward of each of K items after each sequence: the mean probability of being real."""
-        return self._judge(items, lengths, following).sigmoid().mean(2)
+        return self.judge(items, lengths, following).sigmoid().mean(2)
 
-    def _judge(
+    def judge(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], following: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B K F"]:
         """Logit by each discriminator of each sequence, followed by each of its K items."""
@@ -258,7 +258,7 @@ class MFGAN(EncoderRecommender):
         return torch.stack(logits, dim=1).view(*following.shape, -1)
 
 
-class _Discriminator(nn.Module):
+class Discriminator(nn.Module):
     """A bidirectional block over one factor's values, and a logit of its newest state."""
 
     def __init__(self, n_values: int, c: MFGAN.Config) -> None:
@@ -279,12 +279,13 @@ class _Discriminator(nn.Module):
     def forward(
         self, values: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        logits: Tensor = self.out(newest_states(self._encode, values, lengths))[:, 0]
+        logits: Tensor = self.out(newest_states(self.encode, values, lengths))[:, 0]
         return logits.float()
 
-    def _encode(
+    def encode(
         self, values: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
+        """States at every position of right-padded values."""
         states: Tensor = self.encoder(self.values.embed(values), lengths)
         return states
 

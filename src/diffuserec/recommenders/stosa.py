@@ -80,7 +80,7 @@ class STOSA(StateRecommender):
         seen = seen_keys(train).to(device_of(runtime))
 
         def loss(batch: Batch) -> Tensor:
-            found, targets, users = real_positions(batch, self._encode(batch.items))
+            found, targets, users = real_positions(batch, self.encode(batch.items))
             points = self.table.points()
             n_pairs = (c.n_negatives or 1) if c.loss == "bpr" else 1
             drawn = uniform_negatives(users, n_pairs, len(points), seen)
@@ -108,10 +108,10 @@ class STOSA(StateRecommender):
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Float[Tensor, "B 1 E"]:
         newest = histories.truncate(self.config.max_len)
-        points = last_states(self._encode(newest.items), newest.lengths)
+        points = last_states(self.encode(newest.items), newest.lengths)
         return self.table.states(points)[:, None]
 
-    def _encode(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L P"]:
+    def encode(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L P"]:
         """Points of the states at every position."""
         mean, covariance = (
             encoder.enter(table.embed(items) + encoder.positions.weight[: items.shape[1]])
