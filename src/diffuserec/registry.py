@@ -142,7 +142,7 @@ class Registry(Generic[Part]):
 
 
 def _definition(part: Any) -> tuple[str, Any, str]:
-    """Module and qualified name of a part, or of the function that it holds; and its type's name."""
+    """Module and name of a part, or of the function that it holds, and the name of its type."""
     named = part
     if not hasattr(part, "__qualname__"):
         held = getattr(part, "__dict__", {}).values()
