@@ -1,8 +1,8 @@
-"""SimDiffRec: forward process, noise, views and loss against the same written out slowly."""
+"""SimDiffRec: forward process, noise, views and loss against the same mathematics in loops."""
 
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from scipy import stats
+from torch import Tensor, nn
 
-from diffuserec.models.base import Run
+from diffuserec import Runtime
 from diffuserec.data import Batch
-from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.errors import ConfigError
+from diffuserec.models.diffusion import NoiseSchedule
+from diffuserec.recommenders import simdiffrec
 from diffuserec.recommenders.simdiffrec import SimDiffRec, forward_weights
 
 from .oracles import (
@@ -34,7 +36,7 @@ from .oracles import (
     nearest_by_hand,
     next_item_by_hand,
     one_way_by_hand,
-    rows_of,
+    ragged,
     untrained,
     with_its_loss,
 )
@@ -49,17 +51,52 @@ SETTINGS = SMALL | {
 }
 
 
+GAUSSIAN = {"forward_process": "gaussian", "k_noise": 25}  # which has no similar items
+GRU = {"encoder": "gru", "n_layers": 2, "encoder_settings": {"hidden_dim": 5}}
+
+
 def made(**settings) -> SimDiffRec:
-    model = untrained(SimDiffRec, SETTINGS, **settings)
-    model._find_neighbors()
-    return model
+    return untrained(SimDiffRec, SETTINGS, **settings)
 
 
 def begun(monkeypatch, **settings):
-    """A model, not trained, and the loss that its fit would minimize."""
+    """A model, not trained, that knows the similar items, and the loss of its fit."""
     model, loss = with_its_loss(SimDiffRec, SETTINGS, monkeypatch, **settings)
-    model._find_neighbors()
+    model.views(BATCH, LOG)
     return model, loss
+
+
+class FakeDenoiser(nn.Module):
+    """A denoiser that keeps the embeddings and the steps that it is given.
+
+    Args:
+        restore: from those to the restored embeddings; None returns the embeddings.
+    """
+
+    def __init__(self, restore: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.restore, self.calls = restore, []
+
+    def forward(self, x_t: Tensor, t: Tensor, lengths: Tensor, blocks=None) -> Tensor:
+        self.calls.append((x_t, t))
+        return x_t if self.restore is None else self.restore(x_t, t)
+
+
+def noise_of(model: SimDiffRec, batch: Batch) -> Tensor:
+    """The noise of these items: all that a sequence's last step has, where it has no signal."""
+    assert model.config.forward_process != "convex"
+    model.denoiser = FakeDenoiser()
+    model.views(batch, LOG)
+    return model.denoiser.calls[0][0]
+
+
+def restored_of(model: SimDiffRec, batch: Batch) -> Tensor:
+    """The embeddings that the denoiser restores for the views."""
+    found = []
+    hook = model.denoiser.register_forward_hook(lambda *call: found.append(call[-1]))
+    model.views(batch, LOG)
+    hook.remove()
+    return found[-1]
 
 
 def views_of(model: SimDiffRec, lists: list[list[int]]):
@@ -80,7 +117,7 @@ def some_lists(n: int, longest: int = 8, seed: int = 0) -> list[list[int]]:
 
 
 def weights_by_hand(model: SimDiffRec) -> tuple[list[float], list[float]]:
-    """Of item and noise after each step; only the betas are taken from elsewhere."""
+    """Weights of item and noise after each step; the betas are the schedule's."""
     c = model.config
     left, products = 1.0, []
     for beta in NoiseSchedule.named(c.beta_schedule, T).betas.tolist():
@@ -94,12 +131,12 @@ def weights_by_hand(model: SimDiffRec) -> tuple[list[float], list[float]]:
 
 
 def noise_by_hand(model: SimDiffRec, items: list[int]):
-    table = model.encoder.table
-    rows = []
+    table = model.table.vectors.weight
+    found = []
     for item in items:
         near = nearest_by_hand(table, item, model.config.k_noise)
-        rows.append(sum(table[other] for other in near) / len(near))
-    return torch.stack(rows)
+        found.append(sum(table[other] for other in near) / len(near))
+    return torch.stack(found)
 
 
 def denoise_by_hand(model: SimDiffRec, z_t, t: int):
@@ -109,10 +146,10 @@ def denoise_by_hand(model: SimDiffRec, z_t, t: int):
 
 @torch.no_grad()
 def restored_by_hand(model: SimDiffRec, items: list[int]):
-    """From the fully noised sequence back: a step less noisy replaces noise by what is restored."""
+    """From the fully noised sequence back: each step replaces noise by restored embeddings."""
     n = model.config.num_inference_steps
     signal, weight = weights_by_hand(model)
-    z_0, noise = model.encoder.table[torch.tensor(items)], noise_by_hand(model, items)
+    z_0, noise = model.table.vectors.weight[torch.tensor(items)], noise_by_hand(model, items)
     visited = [T * left // n - 1 for left in range(n, 0, -1)]
     z_t = signal[-1] * z_0 + weight[-1] * noise
     for now, after in itertools.pairwise(visited):
@@ -122,8 +159,10 @@ def restored_by_hand(model: SimDiffRec, items: list[int]):
 
 
 def ranked_by_hand(model: SimDiffRec, restored, items: list[int]) -> tuple[list, list[list[int]]]:
-    """Of each position the greatest probability, and the items from the likeliest on."""
-    probabilities = torch.softmax(restored.detach() @ model.encoder.table[1:].detach().T, dim=1)
+    """Greatest probability of each position, and its items from the likeliest on."""
+    probabilities = torch.softmax(
+        restored.detach() @ model.table.vectors.weight[1:].detach().T, dim=1
+    )
     ranked = [
         sorted(range(1, V), key=lambda item, p=p: -p[item - 1]) for p in probabilities.tolist()
     ]
@@ -144,30 +183,30 @@ def count_by_hand(model: SimDiffRec, length: int) -> int:
 
 def views_by_hand(model: SimDiffRec, restored, items: list[int]) -> list[list[int]]:
     confidence, ranked = ranked_by_hand(model, restored, items)
-    chosen = sorted(range(len(items)), key=lambda place: -confidence[place])
+    chosen = sorted(range(len(items)), key=lambda position: -confidence[position])
     chosen = chosen[: count_by_hand(model, len(items))]
     ranks = [0] + ([model.config.k_sample - 1] if model.config.k_sample else [])
     return [
-        [ranked[place][rank] if place in chosen else item for place, item in enumerate(items)]
-        for rank in ranks
+        [ranked[p][rank] if p in chosen else item for p, item in enumerate(items)] for rank in ranks
     ]
 
 
 def loss_by_hand(model: SimDiffRec, batch: Batch, t: list[int]):
-    c, table = model.config, model.encoder.table
+    c, table = model.config, model.table.vectors.weight
     signal, weight = weights_by_hand(model)
     entropies, errors = [], []
     anchors, positives, negatives = [], [], []
-    for row, length in enumerate(batch.lengths.tolist()):
-        items = batch.items[row, :length].tolist()
-        z_0 = table[torch.tensor(items)]
-        z_t = signal[t[row]] * z_0 + weight[t[row]] * noise_by_hand(model, items)
-        restored = denoise_by_hand(model, z_t, t[row])
-        for place, item in enumerate(items):
-            if not batch.real[row, place]:
+    for sequence, length in enumerate(batch.lengths.tolist()):
+        items = batch.items[sequence, :length].tolist()
+        z_0, step = table[torch.tensor(items)], t[sequence]
+        z_t = signal[step] * z_0 + weight[step] * noise_by_hand(model, items)
+        restored = denoise_by_hand(model, z_t, step)
+        for position, item in enumerate(items):
+            if not batch.real[sequence, position]:
                 continue
-            entropies.append(-torch.log_softmax(table[1:] @ restored[place], 0)[item - 1])
-            errors.append((restored[place] - z_0[place]).square().mean())
+            scores = torch.log_softmax(table[1:] @ restored[position], 0)
+            entropies.append(-scores[item - 1])
+            errors.append((restored[position] - z_0[position]).square().mean())
         if c.augment_step == "last":
             restored = restored_by_hand(model, items)
         positive, *negative = views_by_hand(model, restored, items)
@@ -231,75 +270,87 @@ def test_the_last_step_has_no_signal(process, name, n) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5, V - 2])
 def test_noise_is_the_mean_of_the_most_similar_items(k) -> None:
-    model = made(k_noise=k)
-    noise = model._noise(BATCH.items)
-    for row, length in enumerate(BATCH.lengths.tolist()):
-        expected = noise_by_hand(model, BATCH.items[row, :length].tolist())
-        torch.testing.assert_close(noise[row, :length], expected)
+    model = made(forward_process="vp", k_noise=k)
+    noise = noise_of(model, BATCH)
+    for n, length in enumerate(BATCH.lengths.tolist()):
+        expected = noise_by_hand(model, BATCH.items[n, :length].tolist())
+        torch.testing.assert_close(noise[n, :length], expected)
+    assert not noise[BATCH.items == 0].any()
 
 
 def test_neither_padding_nor_the_item_itself_is_similar_to_it() -> None:
-    model = made(k_noise=3)
+    model = made(forward_process="vp", k_noise=3)
     with torch.no_grad():
         # item 13 is most like itself, then like padding; all others are on the other side
-        model.encoder.items.weight[1:] = torch.arange(1.0, V)[:, None]
-        model.encoder.items.weight[V - 1] *= -1
-    model._find_neighbors()
-    noise = model._noise(torch.tensor([[V - 1, V - 2]]))
+        model.table.vectors.weight[1:] = torch.arange(1.0, V)[:, None]
+        model.table.vectors.weight[V - 1] *= -1
+    noise = noise_of(model, batch_of([[V - 1, V - 2]]))
     assert noise[0, 0].tolist() == [2.0] * D  # items 1, 2 and 3
     assert noise[0, 1].tolist() == [10.0] * D  # items 11, 10 and 9
 
 
-def test_noise_teaches_the_similar_items_and_nobody_else() -> None:
-    model = made(k_noise=3)
-    model._noise(torch.tensor([[4]])).sum().backward()
+def last_noised(monkeypatch, **settings) -> tuple[SimDiffRec, Tensor]:
+    """A model, and the embeddings of item 4 in training at the last step, with their graph."""
+    model, loss = begun(monkeypatch, **settings)
+    item = torch.tensor([[4]])
+    model.denoiser = FakeDenoiser()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", lambda high, shape, **_: torch.full(shape, high - 1))
+        loss(Batch(item[0], item, torch.tensor([1]), item, item[0]))
+    return model, model.denoiser.calls[0][0]
+
+
+def test_noise_teaches_the_similar_items_and_nobody_else(monkeypatch) -> None:
+    model, noise = last_noised(monkeypatch, forward_process="vp", k_noise=3)
+    (gradient,) = torch.autograd.grad(noise.sum(), model.table.vectors.weight)
     expected = torch.zeros(V, D)
-    expected[nearest_by_hand(model.encoder.table, 4, 3)] = 1 / 3
-    torch.testing.assert_close(model.encoder.items.weight.grad, expected)
+    expected[nearest_by_hand(model.table.vectors.weight, 4, 3)] = 1 / 3
+    torch.testing.assert_close(gradient, expected)
 
 
-def test_padding_has_no_noise_and_no_influence(monkeypatch) -> None:
+def test_padding_has_no_influence(monkeypatch) -> None:
     model, loss = begun(monkeypatch)
-    padded = BATCH.items == 0
-    assert not model._noise(BATCH.items)[padded].any()
     wider = Batch(
         BATCH.users,
         F.pad(BATCH.items, (0, 2)),
         BATCH.lengths,
         F.pad(BATCH.targets, (0, 2)),
-        BATCH.places,
+        BATCH.last_target_index,
     )
     torch.manual_seed(3)
     narrow = loss(BATCH)
     torch.manual_seed(3)
     assert_same(model, loss(wider), narrow)
-    (gradient,) = torch.autograd.grad(loss(BATCH), [model.encoder.items.weight])
+    (gradient,) = torch.autograd.grad(loss(BATCH), [model.table.vectors.weight])
     assert not gradient[0].any()
 
 
-def test_gaussian_noise_has_the_deviation_of_the_table() -> None:
-    model = made(forward_process="gaussian")
-    rows = model.encoder.table[1:].detach().double().flatten()
-    deviation = math.sqrt(float(((rows - rows.mean()) ** 2).sum()) / (len(rows) - 1))
+def test_gaussian_noise_has_the_deviation_of_the_table(monkeypatch) -> None:
+    model = made(**GAUSSIAN)
+    values = model.table.vectors.weight[1:].detach().double().flatten()
+    deviation = math.sqrt(float(((values - values.mean()) ** 2).sum()) / (len(values) - 1))
     torch.manual_seed(0)
-    noise = model._noise(torch.ones(4000, 6, dtype=torch.int64))
-    assert not noise.requires_grad
+    noise = noise_of(model, batch_of([[1] * 6] * 4000))
     assert float(noise.std()) == pytest.approx(deviation, rel=0.01)
     assert abs(float(noise.mean())) < 0.01 * deviation
     drawn = noise.flatten()[:2000].double().numpy() / deviation
     assert stats.kstest(drawn, "norm").pvalue > 1e-3
+    model, noise = last_noised(monkeypatch, **GAUSSIAN)
+    (gradient,) = torch.autograd.grad(noise.sum(), model.table.vectors.weight)
+    assert not gradient.any()
 
 
 def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log) -> None:
     seen = []
-    denoising_loss = SimDiffRec._denoising_loss
+    cross_entropy = simdiffrec.softmax_cross_entropy
 
-    def watched(self, batch):
-        seen.append((self.encoder.table.detach().clone(), self.neighbors.clone()))
-        return denoising_loss(self, batch)
+    def watched(states, vectors, targets):
+        seen.append((vectors.detach().clone(), model.neighbors.clone()))
+        return cross_entropy(states, vectors, targets)
 
-    monkeypatch.setattr(SimDiffRec, "_denoising_loss", watched)
-    SimDiffRec(**SETTINGS | {"epochs": 3, "learning_rate": 0.05}).fit(random_log)
+    monkeypatch.setattr(simdiffrec, "softmax_cross_entropy", watched)
+    model = SimDiffRec(**SETTINGS | {"epochs": 3, "learning_rate": 0.05})
+    model.fit(random_log)
     assert_found_anew(seen, 2)
 
 
@@ -324,6 +375,7 @@ def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log)
         {"augment_count": "max_len", "augment_ratio": 0.3},
         {"augment_ratio": 1.0, "k_sample": V - 1},
         {"n_denoiser_layers": 2, "k_noise": V - 2},
+        GRU,
         {"contrast_weight": 0.2, "diffusion_weight": 1.5, "mse_weight": 3.0, "temperature": 0.5},
     ],
     ids=str,
@@ -348,14 +400,12 @@ def test_similarity_is_the_cosine_unless_asked_otherwise() -> None:
     assert SimDiffRec().config.similarity == "cosine"
 
 
-def test_every_step_is_equally_likely(monkeypatch) -> None:
-    model = made(num_train_timesteps=25)
-    drawn = []
-    monkeypatch.setattr(model, "_denoise", lambda z_t, t, _: drawn.append(t) or z_t)
+def test_every_step_is_equally_likely() -> None:
+    model = made(num_train_timesteps=25, augment_step="random")
+    model.denoiser = FakeDenoiser()
     torch.manual_seed(1)
-    same = torch.ones(5000, dtype=torch.int64)
-    model._denoising_loss(Batch(same, same[:, None], same, same[:, None], same))
-    counts = np.bincount(drawn[0].numpy(), minlength=25)
+    model.views(batch_of([[1]] * 5000), LOG)
+    counts = np.bincount(model.denoiser.calls[0][1].numpy(), minlength=25)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -389,13 +439,13 @@ def test_views_are_the_likeliest_items_where_they_are_surest(exclude_original, k
     (positive, negative), batch = views_of(model, lists)
     assert [positive.name, negative.name] == ["positive", "hard negative"]
     before = batch.items.clone()
-    for row, items in enumerate(lists):
+    for n, items in enumerate(lists):
         restored = restored_by_hand(model, items)
         confidence, _ = ranked_by_hand(model, restored, items)
-        np.testing.assert_allclose(positive.confidence[row, : len(items)], confidence, rtol=1e-4)
+        np.testing.assert_allclose(positive.confidence[n, : len(items)], confidence, rtol=1e-4)
         best, worse = views_by_hand(model, restored, items)
-        assert positive.items[row, : len(items)].tolist() == best
-        assert negative.items[row, : len(items)].tolist() == worse
+        assert positive.items[n, : len(items)].tolist() == best
+        assert negative.items[n, : len(items)].tolist() == worse
     assert torch.equal(batch.items, before)
     for view in (positive, negative):
         assert not view.items[batch.items == 0].any()
@@ -419,19 +469,18 @@ def test_the_first_rank_is_the_positive_and_rank_zero_is_no_view() -> None:
     assert torch.equal(alone.items, positive.items)
 
 
-def test_a_restored_original_may_stand_where_it_stood(monkeypatch) -> None:
-    for exclude in (False, True):
-        model = made(exclude_original=exclude, augment_ratio=1.0, num_inference_steps=1)
-        with torch.no_grad():  # so that every embedding is nearest to itself
-            model.encoder.items.weight.copy_(F.normalize(model.encoder.items.weight))
-        known = {}
-        monkeypatch.setattr(model, "_denoise", lambda z_t, t, _, known=known: known["items"])
-        lists = some_lists(10)
-        known["items"] = model.encoder.table[rows_of(lists)[0]].detach()
-        (positive, _), batch = views_of(model, lists)
-        real = batch.items > 0
-        assert bool((positive.items == batch.items)[real].all()) != exclude
-        assert bool((positive.items != batch.items)[real].all()) == exclude
+@pytest.mark.parametrize("exclude", [False, True])
+def test_a_restored_item_may_be_the_original_unless_excluded(exclude) -> None:
+    model = made(exclude_original=exclude, augment_ratio=1.0, num_inference_steps=1)
+    with torch.no_grad():  # so that every embedding is nearest to itself
+        model.table.vectors.weight.copy_(F.normalize(model.table.vectors.weight))
+    lists = some_lists(10)
+    known = model.table.vectors.weight[ragged(lists)[0]].detach()
+    model.denoiser = FakeDenoiser(lambda z_t, t: known)
+    (positive, _), batch = views_of(model, lists)
+    real = batch.items > 0
+    assert bool((positive.items == batch.items)[real].all()) != exclude
+    assert bool((positive.items != batch.items)[real].all()) == exclude
 
 
 def test_random_positions_are_equally_likely() -> None:
@@ -451,57 +500,58 @@ def test_random_positions_are_equally_likely() -> None:
 
 @pytest.mark.parametrize("process", ["convex", "vp"])
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 7, T])
-def test_who_knows_the_items_restores_them_in_any_number_of_steps(
-    monkeypatch, process, n_steps
+def test_a_denoiser_that_knows_the_items_restores_them_in_any_number_of_steps(
+    process, n_steps
 ) -> None:
     model = made(forward_process=process, num_inference_steps=n_steps)
     signal, weight = weights_by_hand(model)
-    items, lengths = BATCH.items, BATCH.lengths
-    z_0, noise = model.encoder.table[items].detach(), model._noise(items).detach()
-    visited = []
+    z_0 = model.table.vectors.weight[BATCH.items].detach()
+    noise = torch.zeros_like(z_0)
+    for n, length in enumerate(BATCH.lengths.tolist()):
+        noise[n, :length] = noise_by_hand(model, BATCH.items[n, :length].tolist()).detach()
 
-    def knows(z_t, t, _):
+    def knows(z_t: Tensor, t: Tensor) -> Tensor:
         # and the way back is the way there
         (step,) = set(t.tolist())
-        visited.append(step)
         torch.testing.assert_close(z_t, signal[step] * z_0 + weight[step] * noise)
         return z_0
 
-    monkeypatch.setattr(model, "_denoise", knows)
-    assert torch.equal(model._restored(items, lengths), z_0)
+    model.denoiser = FakeDenoiser(knows)
+    positive, _ = model.views(BATCH, LOG)
+    real = BATCH.items > 0
+    chances = torch.softmax(z_0[real] @ model.table.vectors.weight[1:].detach().T, 1)
+    torch.testing.assert_close(positive.confidence[real], chances.amax(1))
+    visited = [int(t[0]) for _, t in model.denoiser.calls]
     assert len(visited) == n_steps
     assert visited[0] == T - 1
     assert visited == sorted(set(visited), reverse=True)
 
 
-def test_more_steps_ask_the_denoiser_about_what_it_restored() -> None:
-    one, four = (made(num_inference_steps=n) for n in (1, 4))
-    for model in (one, four):
-        restored = model._restored(BATCH.items, BATCH.lengths)
-        for row, length in enumerate(BATCH.lengths.tolist()):
-            expected = restored_by_hand(model, BATCH.items[row, :length].tolist())
-            torch.testing.assert_close(restored[row, :length], expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(
-        one._restored(BATCH.items, BATCH.lengths), four._restored(BATCH.items, BATCH.lengths)
-    )
+def test_later_steps_see_what_earlier_ones_restored() -> None:
+    found = []
+    for n_steps in (1, 4):
+        model = made(num_inference_steps=n_steps)
+        found.append(restored_of(model, BATCH))
+        for n, length in enumerate(BATCH.lengths.tolist()):
+            expected = restored_by_hand(model, BATCH.items[n, :length].tolist())
+            torch.testing.assert_close(found[-1][n, :length], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(*found)
 
 
 def test_dropout_acts_in_training_and_not_where_views_are_made() -> None:
     model = made(dropout=0.5)
     model.eval()
-    surely = model._restored(BATCH.items, BATCH.lengths)
+    without = restored_of(model, BATCH)
+    assert not any(module.training for module in model.modules())
     model.train()
-    assert torch.equal(model._restored(BATCH.items, BATCH.lengths), surely)
+    assert torch.equal(restored_of(model, BATCH), without)
     assert all(module.training for module in model.modules())  # as before
     passes = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        z_0 = model.encoder.items(BATCH.items)
-        passes.append(model._denoise(z_0, torch.zeros(3, dtype=torch.int64), BATCH.lengths))
+        z_0, t = model.table.embed(BATCH.items), torch.zeros(3, dtype=torch.int64)
+        passes.append(model.denoiser(z_0, t, BATCH.lengths))
     assert not torch.equal(*passes)
-    model.eval()
-    model._restored(BATCH.items, BATCH.lengths)
-    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("augment_step", ["last", "random"])
@@ -510,13 +560,9 @@ def test_confidences_of_a_random_step_are_those_of_the_training_pass(
 ) -> None:
     model, loss = begun(monkeypatch, dropout=0.5, augment_step=augment_step)
     asked = []
-    denoise = model._denoise
-
-    def watched(z_t, t, lengths):
-        asked.append((t.tolist(), model.training))
-        return denoise(z_t, t, lengths)
-
-    monkeypatch.setattr(model, "_denoise", watched)
+    model.denoiser.register_forward_pre_hook(
+        lambda module, inputs: asked.append((inputs[1].tolist(), module.training))
+    )
     model.train()
     torch.manual_seed(0)
     loss(BATCH)
@@ -524,7 +570,7 @@ def test_confidences_of_a_random_step_are_those_of_the_training_pass(
     assert asked[0][1]
     assert random_step != [T - 1] * 3
     assert asked[1:] == ([([T - 1] * 3, False)] if augment_step == "last" else [])
-    # and what is shown is what training would make
+    # and views() makes the views of training
     asked.clear()
     torch.manual_seed(0)
     model.eval()
@@ -542,20 +588,21 @@ def test_confidences_of_a_random_step_are_those_of_the_training_pass(
         {"loss": "bce"},
         {"loss": "gbce"},
         {"loss": "sampled_softmax"},
-        {"rows": "windows", "max_len": 4},
-        {"rows": "prefixes"},
-        {"forward_process": "gaussian", "positions": "random", "dropout": 0.3},
+        {"examples": "windows", "max_len": 4},
+        {"examples": "prefixes"},
+        GAUSSIAN | {"positions": "random", "dropout": 0.3},
         {"share_encoder": True, "augment_step": "random", "augment_count": "max_len"},
         {"n_heads": 1, "dim": 6, "k_sample": 0, "num_inference_steps": T},
+        {"encoder": "caser", "n_layers": 2, "n_heads": 4},
     ],
     ids=str,
 )
-def test_every_loss_row_and_option_fits(random_log, settings) -> None:
+def test_every_loss_example_and_option_fits(random_log, settings) -> None:
     assert_fits(SimDiffRec, SETTINGS | {"batch_size": 64} | settings, random_log)
 
 
 def test_fits_in_bfloat16(random_log) -> None:
-    assert_fits(SimDiffRec, SETTINGS, random_log, Run(precision="bf16"))
+    assert_fits(SimDiffRec, SETTINGS, random_log, Runtime(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -577,8 +624,19 @@ def test_fits_in_bfloat16(random_log) -> None:
         ({"dim": 2}, "dim 2 must be even and at least 4"),
         (
             {"num_inference_steps": 2, "augment_step": "random"},
-            "num_inference_steps above 1 works with augment_step='last' only",
+            "num_inference_steps = 2 has no effect with augment_step = 'random'",
         ),
+        (
+            {"forward_process": "gaussian", "k_noise": 3},
+            "k_noise = 3 has no effect .*forward_process = 'convex' or forward_process = 'vp'",
+        ),
+        (
+            {"share_encoder": True, "n_denoiser_layers": 2},
+            "n_denoiser_layers = 2 has no effect with share_encoder = True",
+        ),
+        (GRU | {"share_encoder": True}, "share_encoder = True .* needs encoder = 'transformer'"),
+        # the denoiser has heads, too
+        (GRU | {"n_heads": 3}, "dim 8 is not divisible by n_heads 3"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
         ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
         ({"forward_process": "ve"}, "forward_process: .*'convex', 'vp' or 'gaussian', got 've'"),
@@ -613,7 +671,7 @@ def test_ranks_beyond_the_catalog_are_refused(settings, message) -> None:
     "settings",
     [
         {"k_noise": V - 2},
-        {"k_noise": 99, "forward_process": "gaussian"},
+        GAUSSIAN,
         {"k_sample": V - 1},
         {"k_sample": V - 2, "exclude_original": True},
     ],
@@ -622,16 +680,3 @@ def test_ranks_beyond_the_catalog_are_refused(settings, message) -> None:
 def test_all_of_the_catalog_may_be_used(settings) -> None:
     model = SimDiffRec(**SETTINGS | settings).fit(LOG)
     assert np.isfinite(model.curve[0].loss)
-
-
-def test_pseudo_items_are_not_restored() -> None:
-    model = made(forward_process="convex")
-    real = BATCH.real.clone()
-    real[:, 0] = False
-    torch.manual_seed(0)
-    loss, restored = model._denoising_loss(replace(BATCH, real=real))
-    scores = torch.log_softmax(restored @ model.encoder.table[1:].T, 2)
-    own = scores.gather(2, (BATCH.items - 1).clamp(min=0)[:, :, None])[:, :, 0]
-    error = (restored - model.encoder.table[BATCH.items]).square().mean(2)
-    expected = -own[real].mean() + model.config.mse_weight * error[real].mean()
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
