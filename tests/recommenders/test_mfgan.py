@@ -1,6 +1,7 @@
-"""MFGAN: factors, what the generator proposes, what discriminators judge, and the phases."""
+"""MFGAN: factors, the generator's proposals, the discriminators' judgments, and the phases."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -8,13 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run
-from diffuserec.data import Batch, Catalog, Schedule, SequenceDataset, Variants, leave_one_out
+from diffuserec import Runtime
+from diffuserec.data import (
+    AugmentedCopies,
+    Batch,
+    Catalog,
+    CurriculumSchedule,
+    SequenceDataset,
+    leave_one_out,
+)
 from diffuserec.errors import ConfigError
-from diffuserec.models.losses import binary_cross_entropy
+from diffuserec.models.losses import binary_cross_entropy, seen_keys, uniform_negatives
+from diffuserec.models.views import random_prefix
 from diffuserec.recommenders import mfgan
-from diffuserec.recommenders.mfgan import MFGAN, popularity_groups
+from diffuserec.recommenders.mfgan import MFGAN, popularity_deciles
+from diffuserec.training import checkpoint_files, next_item, real_positions, train_next_item
+
+from .oracles import BATCH, assert_refused, built, last_state, next_item_by_hand, with_its_phases
+from .oracles import wild as shaken
 
 V = 14
 SETTINGS = {
@@ -30,76 +42,59 @@ SETTINGS = {
     "generator_epochs": 2,
 }
 LOG = SequenceDataset.from_lists([[*range(1, V)], [3, 1, 5], [5, 2, 6, 6]])
-BATCH = Batch(
-    users=torch.tensor([0, 1, 2]),
-    items=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [8, 0, 0, 0, 0, 0]]),
-    lengths=torch.tensor([6, 3, 1]),
-    targets=torch.tensor([[1, 4, 1, 5, 9, 2], [6, 5, 3, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
-    places=torch.tensor([6, 10, 12]),
-)
-PREFIX = torch.tensor([[3, 1, 4, 1], [2, 6, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
-TARGET = torch.tensor([5, 5, 7])
+begun = partial(with_its_phases, MFGAN, SETTINGS)
 
 
-def made(log: SequenceDataset = LOG, **settings) -> MFGAN:
-    """Begun, with weights so large that no two items or sequences are alike."""
-    model = MFGAN(**SETTINGS | settings)
-    model.begin(log, Run(seed=2))
-    model.factors[1] = popularity_groups(model.popularity)
-    return shaken(model)
-
-
-def with_its_loss(monkeypatch, **settings):
-    """The same, and the loss that its fit would minimize as a generator."""
-    taken = {}
-
-    def instead(model, loss, phase, **_):
-        taken[phase] = loss
-        return []
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_next_item", instead)
-        model = MFGAN(**SETTINGS | settings).fit(LOG)
-    return shaken(model), taken["generator-1"]
-
-
-def shaken(model: MFGAN) -> MFGAN:
-    generator = torch.Generator().manual_seed(5)
+def wild(model: MFGAN) -> MFGAN:
+    """The model with weights so large that no two items or sequences are alike."""
+    shaken(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2 if parameter.ndim == 1 else 0.5, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-        for table in (model.encoder, *(d.encoder for d in model.discriminators)):
-            table.items.weight[0] = 0
+        for discriminator in model.discriminators:
+            discriminator.values.vectors.weight[0] = 0
     return model
 
 
-@pytest.fixture
-def at_prefix(monkeypatch) -> None:
-    """The random prefix of BATCH is PREFIX."""
-    monkeypatch.setattr(mfgan, "random_prefix", lambda items, targets: (PREFIX, TARGET))
+def made(log: SequenceDataset = LOG, **settings) -> MFGAN:
+    """An untrained model that has counted the items of the log."""
+    model = built(MFGAN(**SETTINGS | settings), log, seed=2)
+    model.factors[1] = popularity_deciles(torch.from_numpy(log.item_counts()))
+    return wild(model)
 
 
-def ranked(model: MFGAN, prefix: list[int], hidden: set[int]) -> list[tuple[int, float]]:
+def losses(monkeypatch, **settings):
+    """A wild model with counts, and the losses of its discriminators and of its generator."""
+    model, phases = begun(monkeypatch, LOG, **settings)
+    return wild(model), phases[1][0], phases[2][0]
+
+
+def prefixes(seed: int = 0) -> tuple[list[list[int]], list[int]]:
+    """The random prefixes of BATCH that are drawn first after this seed, and what follows them."""
+    torch.manual_seed(seed)
+    (items, lengths), targets = random_prefix(BATCH.items, BATCH.targets)
+    found = [row[:n].tolist() for row, n in zip(items, lengths.tolist(), strict=True)]
+    return found, targets.tolist()
+
+
+def ranked(model: MFGAN, prefix: list[int], hidden: set[int]) -> list[tuple[int, torch.Tensor]]:
     """Items and logits, best first, one item at a time."""
-    state = model.encoder(torch.tensor([prefix]), torch.tensor([len(prefix)]))[0, -1]
-    logits = {item: state @ model.encoder.items.weight[item] for item in range(1, V)}
+    state = last_state(model, prefix)
+    logits = {item: state @ model.table.vectors.weight[item] for item in range(1, V)}
     allowed = [(item, logit) for item, logit in logits.items() if item not in hidden]
     return sorted(allowed, key=lambda pair: -pair[1].item())
 
 
-def said(model: MFGAN, sequence: list[int]) -> list[torch.Tensor]:
-    """The logit of each discriminator, of one sequence."""
+def judged(model: MFGAN, sequence: list[int]) -> torch.Tensor:
+    """Logit of each discriminator, of one sequence."""
     n = torch.tensor([len(sequence)])
-    return [
-        discriminator.out(discriminator.encoder(values[sequence][None], n)[0, -1])[0]
-        for discriminator, values in zip(model.discriminators, model.factors, strict=True)
-    ]
+    logits = []
+    for discriminator, values in zip(model.discriminators, model.factors, strict=True):
+        embedded = discriminator.values.vectors.weight[values[sequence]][None]
+        logits.append(discriminator.out(discriminator.encoder(embedded, n)[0, -1])[0])
+    return torch.stack(logits)
 
 
-def rows() -> list[list[int]]:
-    return [row[:n].tolist() for row, n in zip(*PREFIX, strict=True)]
+PREFIX = torch.tensor([[3, 1, 4, 1], [2, 6, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
+PREFIXES = [[3, 1, 4, 1], [2, 6], [8]]
 
 
 # --- factors -----------------------------------------------------------------------------------
@@ -107,8 +102,8 @@ def rows() -> list[list[int]]:
 
 def test_popularity_has_ten_groups_and_equal_counts_share_one() -> None:
     tenth = torch.tensor([99, *range(20)])
-    assert popularity_groups(tenth).tolist() == [0] + [g for g in range(1, 11) for _ in range(2)]
-    tied = popularity_groups(torch.tensor([0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 80]))
+    assert popularity_deciles(tenth).tolist() == [0] + [g for g in range(1, 11) for _ in range(2)]
+    tied = popularity_deciles(torch.tensor([0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 80]))
     assert tied.tolist() == [0] + [1] * 9 + [10]
 
 
@@ -120,7 +115,7 @@ def test_factors_are_the_item_its_popularity_and_attributes() -> None:
     assert model.factors[0].tolist() == [0, 1, 2, 3, 4]
     assert model.factors[1, 4] > model.factors[1, 1] == model.factors[1, 3]
     assert model.factors[2:].tolist() == [[0, 2, 1, 0, 2]]
-    assert [d.encoder.vocab_size for d in model.discriminators] == [5, 11, 3]
+    assert [d.values.vocab_size for d in model.discriminators] == [5, 11, 3]
     asked = made(log, n_candidates=2, attributes=("brand",))
     assert asked.factors[2:].tolist() == [[0, 3, 3, 1, 2]]
     assert len(made(log, n_candidates=2, attributes=()).factors) == 2
@@ -129,35 +124,44 @@ def test_factors_are_the_item_its_popularity_and_attributes() -> None:
         made(log, n_candidates=2, attributes=("color",))
 
 
+def test_popularity_is_counted_in_training(random_log) -> None:
+    model = MFGAN(**SETTINGS | {"epochs": 1, "rounds": 1}).fit(random_log)
+    counts = torch.from_numpy(random_log.item_counts())
+    assert torch.equal(model.factors[1], popularity_deciles(counts))
+    assert model.factors[1].unique().tolist()[0] == 0
+
+
 # --- proposals and judgments, one sequence at a time ---------------------------------------------
 
 
 def test_proposals_are_the_best_items_that_are_not_hidden() -> None:
     model = made()
-    prefix, lengths = PREFIX
-    logits, proposed = model._proposals(model.encoder.newest(prefix, lengths), prefix)
-    for row, items in enumerate(rows()):
+    states = torch.stack([last_state(model, items) for items in PREFIXES])
+    logits, proposed = model.propose(states, PREFIX[0])
+    for row, items in enumerate(PREFIXES):
         expected = ranked(model, items, set(items))[:3]
         assert proposed[row].tolist() == [item for item, _ in expected]
         torch.testing.assert_close(logits[row], torch.stack([logit for _, logit in expected]))
-    _, few = model._proposals(torch.ones(1, 8), torch.arange(1, V - 1)[None])
-    assert few[0, 0] == V - 1
+    logits, few = model.propose(torch.ones(1, 8), torch.arange(1, V - 1)[None])
+    assert few.tolist() == [[V - 1, 0, 0]]
+    # nothing is put forth where nothing is left
+    assert torch.softmax(logits, 1).tolist() == [[1, 0, 0]]
 
 
 def test_discriminators_judge_whole_sequences_of_their_factor() -> None:
     model = made()
     following = torch.tensor([[5, 2], [5, 13], [7, 1]])
-    judged = model._judged(*PREFIX, following)
-    rewards = model._rewards(*PREFIX, following)
-    for row, items in enumerate(rows()):
+    logits = model.judge(*PREFIX, following)
+    rewards = model.rewards(*PREFIX, following)
+    for row, items in enumerate(PREFIXES):
         for k in range(2):
-            expected = torch.stack(said(model, [*items, int(following[row, k])]))
-            torch.testing.assert_close(judged[row, k], expected)
+            expected = judged(model, [*items, int(following[row, k])])
+            torch.testing.assert_close(logits[row, k], expected)
             torch.testing.assert_close(rewards[row, k], expected.sigmoid().mean())
-    # bidirectional: at the newest item each says something else when the oldest is another
+    # bidirectional: the judgment at the newest item changes with the oldest
     other = PREFIX[0].clone()
     other[:, 0] = 11
-    assert (model._judged(other, PREFIX[1], following)[:, :, 0] != judged[:, :, 0]).all()
+    assert (model.judge(other, PREFIX[1], following)[:, :, 0] != logits[:, :, 0]).all()
 
 
 # --- the losses ----------------------------------------------------------------------------------
@@ -169,104 +173,122 @@ def gradients(loss, model: MFGAN) -> dict[str, torch.Tensor]:
     return {n: g for n, g in zip(names, found, strict=True) if g is not None and g.any()}
 
 
-def test_the_policy_maximizes_its_expected_reward(at_prefix) -> None:
-    model = made()
-    states = model.encoder(BATCH.items, BATCH.lengths)
-    ours = model._expected_reward(BATCH, states)
-    total = torch.zeros(())
-    for items in rows():
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_the_generator_minimizes_next_items_less_its_expected_reward(monkeypatch, weight) -> None:
+    model, _, loss_of = losses(monkeypatch, next_item_weight=weight)
+    expected = weight * next_item_by_hand(model, BATCH) if weight else torch.zeros(())
+    for items in prefixes()[0]:
         best = ranked(model, items, set(items))[:3]
         policy = torch.softmax(torch.stack([logit for _, logit in best]), 0)
         for chance, (item, _) in zip(policy, best, strict=True):
-            logits = torch.stack(said(model, [*items, item]))
-            total = total + chance * logits.detach().sigmoid().mean() / len(rows())
-    torch.testing.assert_close(ours, total)
-    mine, theirs = gradients(ours, model), gradients(total, model)
+            reward = judged(model, [*items, item]).detach().sigmoid().mean()
+            expected = expected - chance * reward / 3
+    torch.manual_seed(0)
+    loss = loss_of(BATCH)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    mine, theirs = gradients(loss, model), gradients(expected, model)
     assert mine.keys() == theirs.keys()
-    assert all(name.startswith("encoder.") for name in mine)
+    assert all(name.startswith(("table.", "encoder.")) for name in mine)
     for name, gradient in mine.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(gradient, theirs[name], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", [0.0, 3.0])
-def test_the_generator_minimizes_next_items_less_its_expected_reward(
-    at_prefix, monkeypatch, weight
-) -> None:
-    dropout = {"dropout": 0.3, "discriminator_dropout": 0.3}
-    model, loss = with_its_loss(monkeypatch, next_item_weight=weight, **dropout)
+def test_rewards_have_no_dropout_while_the_generator_has(monkeypatch) -> None:
+    model, _, loss_of = losses(
+        monkeypatch, next_item_weight=0.0, dropout=0.3, discriminator_dropout=0.3
+    )
+
+    def of_seeds() -> set[float]:
+        """Losses of one random prefix, with several draws of dropout."""
+        found = set()
+        for seed in range(200):
+            if prefixes(seed)[0] == prefixes(0)[0]:
+                torch.manual_seed(seed)
+                found.add(round(loss_of(BATCH).item(), 6))
+        return found
+
     model.train()
-    torch.manual_seed(0)
-    ours = loss(BATCH)
+    assert len(of_seeds()) > 1
     model.train()
-    model.discriminators.eval()
-    torch.manual_seed(0)
-    states = model.encoder(BATCH.items, BATCH.lengths)
-    real = BATCH.targets > 0
-    scores = states[real] @ model.encoder.items.weight[1:V].T
-    predicted = F.cross_entropy(scores, BATCH.targets[real] - 1)
-    expected = weight * predicted - model._expected_reward(BATCH, states)
-    torch.testing.assert_close(ours, expected)
+    model.encoder.eval()  # then only the discriminators could make them differ
+    assert len(of_seeds()) == 1
 
 
-def test_discriminators_tell_the_next_item_from_a_proposed_one(at_prefix, monkeypatch) -> None:
-    model, shown = made(), []
-    judged = MFGAN._judged
-    monkeypatch.setattr(MFGAN, "_judged", lambda *a: shown.append(a[3]) or judged(*a))
-    drawn: list[set[int]] = [set(), set(), set()]
-    torch.manual_seed(0)
-    for _ in range(40):
-        loss = model._discriminator_loss(BATCH)
-        assert shown[-1][:, 0].tolist() == TARGET.tolist()
-        for fakes, fake in zip(drawn, shown[-1][:, 1].tolist(), strict=True):
-            fakes.add(fake)
-    for row, items in enumerate(rows()):
-        hidden = {*items, int(TARGET[row])}
-        assert drawn[row] == {item for item, _ in ranked(model, items, hidden)[:3]}
-    expected = []
-    for items, (real, fake) in zip(rows(), shown[-1].tolist(), strict=True):
-        for yes, no in zip(said(model, [*items, real]), said(model, [*items, fake]), strict=True):
+def test_discriminators_distinguish_the_next_item_from_a_proposed_one(monkeypatch) -> None:
+    model, loss_of, _ = losses(monkeypatch)
+    drawn: dict[tuple[int, ...], set[int]] = {}
+    for seed in range(60):
+        found, targets = prefixes(seed)
+        turns = (torch.rand(3) * 3).long().tolist()  # a draw of three proposals each
+        expected = []
+        for items, real, turn in zip(found, targets, turns, strict=True):
+            proposed = [item for item, _ in ranked(model, items, {*items, real})[:3]]
+            drawn.setdefault((*items, real), set()).add(proposed[turn])
+            yes, no = (judged(model, [*items, item]) for item in (real, proposed[turn]))
             expected.append(-torch.log(yes.sigmoid()) - torch.log(1 - no.sigmoid()))
-    torch.testing.assert_close(loss, torch.stack(expected).mean())
-    assert all(name.startswith("discriminators.") for name in gradients(loss, model))
+        torch.manual_seed(seed)
+        loss = loss_of(BATCH)
+        torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+        assert all(name.startswith("discriminators.") for name in gradients(loss, model))
+    assert max(map(len, drawn.values())) == 3
 
 
-def test_the_reweighted_loss_is_bce_with_a_weighted_positive_term(monkeypatch) -> None:
-    model, asked = made(loss="bce", generator="reweighted"), []
-    states = model.encoder(BATCH.items, BATCH.lengths)
-    drawn = torch.randint(1, V, (10, 1), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(mfgan, "uniform_negatives", lambda *_: drawn)
-    rewards = torch.tensor([[0.5], [2.0], [0.0]])
-    monkeypatch.setattr(model, "_rewards", lambda *a: asked.append(a[2]) or rewards)
-    ours = model._reweighted(BATCH, states, None)
-    best = [
-        ranked(model, row[:n].tolist(), set(row.tolist()))[0][0]
-        for row, n in zip(BATCH.items, BATCH.lengths, strict=True)
-    ]
-    assert asked[0].tolist() == [[item] for item in best]
-    chosen, targets, _ = training.real_positions(BATCH, states)
-    table = model.encoder.table
-    positive, negative = (chosen * table[targets]).sum(1), (chosen * table[drawn[:, 0]]).sum(1)
-    weights = torch.tensor([0.5] * 6 + [2.0] * 3 + [0.0])
-    expected = (weights * F.softplus(-positive) + F.softplus(negative)).mean()
-    torch.testing.assert_close(ours, expected)
-    rewards.fill_(1)
-    plain = binary_cross_entropy(positive, negative[:, None])
-    torch.testing.assert_close(model._reweighted(BATCH, states, None), plain)
+def test_a_sequence_without_proposals_teaches_discriminators_nothing(monkeypatch) -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4], [1, 2]])
+    settings = {"n_candidates": 2, "epochs": 1, "rounds": 1}
+    model, phases = begun(monkeypatch, log, **settings)
+    wild(model)
+    items = torch.tensor([[1, 2, 3], [1, 0, 0]])
+    batch = Batch(
+        users=torch.tensor([0, 1]),
+        items=items,
+        lengths=torch.tensor([3, 1]),
+        targets=torch.tensor([[0, 0, 4], [2, 0, 0]]),  # after the first no other item is left
+        last_target_index=torch.tensor([3, 5]),
+    )
+    torch.manual_seed(0)
+    loss = phases[1][0](batch)
+    possible = []
+    for fake in (3, 4):  # the items that are left after the second
+        yes, no = (judged(model, [1, item]) for item in (2, fake))
+        possible.append((-torch.log(yes.sigmoid()) - torch.log(1 - no.sigmoid())).mean().item())
+    assert min(abs(loss.item() - expected) for expected in possible) < 1e-4
 
 
-def test_negatives_of_the_reweighted_loss_are_none_of_the_users_own(monkeypatch) -> None:
-    settings = {"loss": "bce", "generator": "reweighted", "n_negatives": 2}
-    _, loss = with_its_loss(monkeypatch, **settings)
-    asked = []
+REWEIGHTED = {"loss": "bce", "generator": "reweighted"}
 
-    def ones(users: torch.Tensor, n: int, vocab_size: int, seen: torch.Tensor) -> torch.Tensor:
-        asked.append((users.tolist(), n, vocab_size, seen.tolist()))
-        return torch.ones(len(users), n, dtype=torch.int64)
 
-    monkeypatch.setattr(mfgan, "uniform_negatives", ones)
-    loss(BATCH)
-    own = [*range(1, V), V + 1, V + 3, V + 5, 2 * V + 2, 2 * V + 5, 2 * V + 6]  # user · V + item
-    assert asked == [([0] * 6 + [1] * 3 + [2], 2, V, own)]
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_reweighted_loss_is_bce_with_a_weighted_positive_term(monkeypatch, n) -> None:
+    model, _, loss_of = losses(monkeypatch, n_negatives=n, **REWEIGHTED)
+    states = model.encode(BATCH.items, BATCH.lengths)
+    chosen, targets, users = real_positions(BATCH, states)
+    torch.manual_seed(0)
+    drawn = uniform_negatives(users, n, V, seen_keys(LOG))  # none of the user's own
+    assert not {3, 1, 5} & set(drawn[users == 1].flatten().tolist())
+    vectors = model.table.vectors.weight
+    positive = (chosen * vectors[targets]).sum(1)
+    negative = (chosen[:, None] * vectors[drawn]).sum(2)
+    rewards = []
+    for row, length in zip(BATCH.items, BATCH.lengths.tolist(), strict=True):
+        items = row[:length].tolist()
+        best = ranked(model, items, set(items))[0][0]
+        rewards += [judged(model, [*items, best]).detach().sigmoid().mean()] * length
+    weighted = torch.stack(rewards) * F.softplus(-positive) + F.softplus(negative).mean(1)
+    expected = weighted.mean()
+    torch.manual_seed(0)
+    loss = loss_of(BATCH)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    mine, theirs = gradients(loss, model), gradients(expected, model)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=2e-3, atol=1e-5)
+    # it is plain bce where every reward is 1
+    for discriminator in model.discriminators:
+        torch.nn.init.constant_(discriminator.out.bias, 100.0)
+    torch.manual_seed(0)
+    plain = binary_cross_entropy(positive, negative)
+    torch.testing.assert_close(loss_of(BATCH), plain, rtol=1e-4, atol=1e-5)
 
 
 # --- the phases ----------------------------------------------------------------------------------
@@ -274,23 +296,36 @@ def test_negatives_of_the_reweighted_loss_are_none_of_the_users_own(monkeypatch)
 PHASES = ["pretrain", "discriminators-1", "generator-1", "discriminators-2", "generator-2"]
 
 
-def test_generator_and_discriminators_take_turns(monkeypatch, random_log) -> None:
-    moved: dict[str, set[str]] = {}
-    train = training.train
+@pytest.fixture
+def watched(monkeypatch) -> Callable[[Callable[..., None]], None]:
+    """Lets a function look at the model and its data after each phase of a fit."""
 
-    def watched(method, *args, **kwargs):
-        before = {name: value.clone() for name, value in method.named_parameters()}
-        records = train(method, *args, **kwargs)
-        moved[kwargs["phase"]] = {
+    def watch(look: Callable[..., None]) -> None:
+        def instead(model, loss, data, *others, **words):
+            before = {name: value.clone() for name, value in model.named_parameters()}
+            records = train_next_item(model, loss, data, *others, **words)
+            look(model, before, data, words["phase"])
+            return records
+
+        monkeypatch.setattr(mfgan, "train_next_item", instead)
+
+    return watch
+
+
+def test_generator_and_discriminators_take_turns(watched, random_log) -> None:
+    moved: dict[str, set[str]] = {}
+
+    def look(model, before, data, phase):
+        moved[phase] = {
             name.partition(".")[0]
-            for name, value in method.named_parameters()
+            for name, value in model.named_parameters()
             if not torch.equal(value, before[name])
         }
-        return records
 
-    monkeypatch.setattr(training, "train", watched)
+    watched(look)
     model = MFGAN(**SETTINGS).fit(random_log)
-    turns = [{"encoder"}, {"discriminators"}, {"encoder"}, {"discriminators"}, {"encoder"}]
+    generator, discriminators = {"table", "encoder"}, {"discriminators"}
+    turns = [generator, discriminators, generator, discriminators, generator]
     assert moved == dict(zip(PHASES, turns, strict=True))
     epochs = [record.phase for record in model.curve]
     assert epochs == [
@@ -298,62 +333,62 @@ def test_generator_and_discriminators_take_turns(monkeypatch, random_log) -> Non
     ]
 
 
-def test_discriminators_hold_no_variant_for_real(monkeypatch, random_log) -> None:
-    shown = {}
-    train = training.train
+def test_discriminators_hold_no_copy_for_real(watched, random_log) -> None:
+    shown: dict[str, str | None] = {}
 
-    def watched(method, *args, **kwargs):
-        shown[kwargs["phase"]] = kwargs["data"].variants is not None
-        return train(method, *args, **kwargs)
+    def look(model, before, data, phase):
+        shown[phase] = None if data.copies is None else data.copies.schedule.pacing
 
-    monkeypatch.setattr(training, "train", watched)
-    items = random_log.items[None]
-    variants = Variants(items, np.zeros((1, len(random_log)), dtype=np.float32), Schedule())
-    MFGAN(**SETTINGS).fit(replace(random_log, variants=variants))
-    assert shown == dict(zip(PHASES, (True, False, True, False, True), strict=True))
+    watched(look)
+    items = np.stack([random_log.items] * 2)
+    difficulty = np.zeros((2, len(random_log)), dtype=np.float32)
+    copies = AugmentedCopies(items, difficulty, CurriculumSchedule(stage_epochs=1))
+    MFGAN(**SETTINGS).fit(random_log.with_copies(copies))
+    # the generator has all copies at hand once its curriculum is over
+    pacings = ("cumulative", None, "none", None, "none")
+    assert shown == dict(zip(PHASES, pacings, strict=True))
 
 
 @pytest.mark.parametrize(
-    "figures, best",
+    "metrics, best",
     [([1, 2, 0, 1, 1, 0], 1), ([1, 2, 0, 3, 1, 2], 3), ([1, 2, 2.5, 3, 5, 4], 4)],
     ids=["pretrain", "generator-1", "generator-2"],
 )
-def test_the_generator_that_validated_best_is_kept(monkeypatch, random_log, figures, best) -> None:
-    split, seen, script = leave_one_out(random_log), [], iter(figures)
+def test_the_generator_that_validated_best_is_kept(monkeypatch, random_log, metrics, best) -> None:
+    split, seen, script = leave_one_out(random_log), [], iter(metrics)
 
-    def validation(method, score, valid):
-        def figure() -> float:
-            seen.append({k: v.clone() for k, v in method.encoder.state_dict().items()})
+    def validation(method, scorer, valid):
+        def metric() -> float:
+            parts = (method.table.state_dict(), method.encoder.state_dict())
+            seen.append([{k: v.clone() for k, v in part.items()} for part in parts])
             return float(next(script))
 
-        return figure
+        return metric
 
-    monkeypatch.setattr(training, "validation", validation)
+    monkeypatch.setattr(next_item, "validation", validation)
     model = MFGAN(**SETTINGS).fit(split.train, split.valid)
-    assert len(seen) == len(figures)
-    for name, value in model.encoder.state_dict().items():
-        assert torch.equal(value, seen[best][name]), name
+    assert len(seen) == len(metrics)
+    for part, kept in zip((model.table, model.encoder), seen[best], strict=True):
+        for name, value in part.state_dict().items():
+            assert torch.equal(value, kept[name]), name
 
 
 def test_a_resumed_fit_goes_on_in_its_phase(monkeypatch, random_log, tmp_path) -> None:
     split = leave_one_out(random_log)
-    whole = MFGAN(**SETTINGS).fit(split.train, split.valid, Run(seed=3))
-    loss, calls = MFGAN._discriminator_loss, []
+    whole = MFGAN(**SETTINGS).fit(split.train, split.valid, Runtime(seed=3))
 
-    def interrupted(self, batch):
-        calls.append(1)
-        if len(calls) > 7:
+    def interrupted(*others, **words):
+        if words["phase"] == "discriminators-2":
             raise KeyboardInterrupt
-        return loss(self, batch)
+        return train_next_item(*others, **words)
 
-    run = Run(seed=3, checkpoint=tmp_path)
-    monkeypatch.setattr(MFGAN, "_discriminator_loss", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        MFGAN(**SETTINGS).fit(split.train, split.valid, run)
-    monkeypatch.setattr(MFGAN, "_discriminator_loss", loss)
-    assert {file.stem for file in training.checkpoint_files(tmp_path)} == set(PHASES[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(mfgan, "train_next_item", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            MFGAN(**SETTINGS).fit(split.train, split.valid, Runtime(seed=3, checkpoint=tmp_path))
+    assert {file.stem for file in checkpoint_files(tmp_path)} == set(PHASES[:3])
     resumed = MFGAN(**SETTINGS).fit(
-        split.train, split.valid, Run(seed=3, checkpoint=tmp_path, resume=True)
+        split.train, split.valid, Runtime(seed=3, checkpoint=tmp_path, resume=True)
     )
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
@@ -365,7 +400,7 @@ def test_discriminators_learn_what_comes_next(cycle) -> None:
     model = MFGAN(**SETTINGS | settings | {"discriminator_epochs": 30}).fit(cycle)
     items = torch.stack([torch.arange(start, start + 3) % 20 + 1 for start in range(20)])
     everything = torch.arange(1, 21).repeat(20, 1)
-    rewards = model._rewards(items, torch.full((20,), 3), everything)
+    rewards = model.rewards(items, torch.full((20,), 3), everything)
     right = rewards.gather(1, items[:, -1:] % 20)
     # the share of all items with a smaller reward, one half by chance
     assert (rewards < right).float().mean() > 0.65
@@ -380,14 +415,15 @@ def test_discriminators_learn_what_comes_next(cycle) -> None:
     [
         {"loss": "bce", "generator": "reweighted", "n_negatives": 2},
         {"next_item_weight": 0.0},
-        {"loss": "gbce", "rows": "prefixes"},
-        {"loss": "sampled_softmax", "rows": "windows", "max_len": 4},
+        {"loss": "gbce", "examples": "prefixes"},
+        {"loss": "sampled_softmax", "examples": "windows", "max_len": 4},
+        {"encoder": "caser", "n_layers": 2},
     ],
     ids=str,
 )
 def test_every_option_fits_in_bfloat16(random_log, settings) -> None:
     model = MFGAN(**SETTINGS | {"epochs": 1, "rounds": 1} | settings)
-    model.fit(random_log, run=Run(precision="bf16"))
+    model.fit(random_log, runtime=Runtime(precision="bf16"))
     assert np.isfinite([record.loss for record in model.curve]).all()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -396,11 +432,25 @@ def test_every_option_fits_in_bfloat16(random_log, settings) -> None:
     "settings, message",
     [
         ({"generator": "reweighted"}, "set loss='bce', not 'softmax'"),
+        (
+            {"generator": "reweighted", "loss": "bce", "next_item_weight": 1.0},
+            "next_item_weight = 1.0 has no effect with generator = 'reweighted'",
+        ),
         ({"n_candidates": 1}, "n_candidates: .*greater than or equal to 2, got 1"),
-        ({"n_candidates": V - 1}, "n_candidates 13 is more than the 12 other items"),
+        ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
     ],
     ids=str,
 )
 def test_wrong_settings_are_named(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        made(**settings)
+    assert_refused(MFGAN, SETTINGS | settings, message)
+
+
+def test_more_candidates_than_items_are_refused() -> None:
+    with pytest.raises(ConfigError, match="n_candidates 13 is more than the 12 other items"):
+        made(n_candidates=V - 1)
+
+
+def test_discriminators_have_heads_beside_any_encoder() -> None:
+    assert_refused(
+        MFGAN, {"encoder": "gru", "dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"
+    )

@@ -148,13 +148,12 @@ class MFGAN(EncoderRecommender):
             torch.optim.Adam(module.parameters(), c.learning_rate, fused=True)
             for module in (generator, self.discriminators)
         )
-        train_phase = partial(
-            train_next_item, self, runtime=runtime, scorer=self.scorer, examples=c.examples
-        )
+        train_phase = partial(train_next_item, self, scorer=self.scorer, examples=c.examples)
         records = train_phase(
             encoder_loss(self, c, train),
-            data=train,
-            valid=valid,
+            train,
+            valid,
+            runtime,
             phase="pretrain",
             epochs=c.epochs,
             optimizer=of_generator,
@@ -163,16 +162,18 @@ class MFGAN(EncoderRecommender):
         for number in range(1, c.rounds + 1):
             records += train_phase(
                 self._discriminator_loss,
-                data=train.without_copies(),  # copies are not real
-                valid=None,
+                train.without_copies(),  # copies are not real
+                None,
+                runtime,
                 phase=f"discriminators-{number}",
                 epochs=c.discriminator_epochs,
                 optimizer=of_discriminators,
             )
             found = train_phase(
                 generator_loss,
-                data=train.with_all_copies(),
-                valid=valid,
+                train.with_all_copies(),
+                valid,
+                runtime,
                 phase=f"generator-{number}",
                 epochs=c.generator_epochs,
                 optimizer=of_generator,
@@ -229,8 +230,8 @@ class MFGAN(EncoderRecommender):
         Where fewer are left, padding follows, with the least of logits, which passes no gradient.
         """
         vectors = self.item_weight()
-        owner = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(hidden)
-        sets = ItemSets(owner.flatten(), hidden.flatten())
+        owner = torch.arange(len(hidden), device=hidden.device)
+        sets = ItemSets(owner.repeat_interleave(hidden.shape[1]), hidden.flatten())
         _, items = top_k(Products(state.detach(), vectors), self.config.n_candidates, sets)
         missing, items = items < 0, items.clamp(min=0)
         logits = torch.bmm(vectors[items], state[:, :, None])[:, :, 0].float()
