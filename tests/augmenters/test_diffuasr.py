@@ -1,4 +1,4 @@
-"""DiffuASR: what it generates, from what, and that every reading of the paper runs."""
+"""DiffuASR: the items that it generates, and that every reading of the paper runs."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuserec.augmenters.diffuasr import DiffuASR
-from diffuserec.models.base import Run, load
 from diffuserec.data import Queries, SequenceDataset, Split, histories_of, leave_one_out
-from diffuserec.models.diffusion import NoiseSchedule, nearest_rows
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Runtime
+from diffuserec.models.diffusion import NoiseSchedule, nearest_rows
+from diffuserec.models.methods import load_augmenter
+from diffuserec.training.checkpoint import Checkpoint
 
 M = 4
 N_CATEGORIES, N_PHASES, N_TWINS = 4, 5, 2
-RUN = Run(device="cpu", seed=3)
+RUNTIME = Runtime(device="cpu", seed=3)
 QUICK: dict[str, Any] = {
     "n_items": M,
     "epochs": 1,
@@ -39,13 +41,13 @@ def structured_log(n_users: int, seed: int = 0) -> SequenceDataset:
 
 
 def prefixes(augmented: SequenceDataset, n_items: int = M) -> np.ndarray:
-    return np.stack([augmented[row][:n_items] for row in range(len(augmented))])
+    return np.stack([augmented[user][:n_items] for user in range(len(augmented))])
 
 
 def variant(model: DiffuASR, **settings: Any) -> DiffuASR:
     """The same parameters under other settings."""
     other = DiffuASR(**(model.config.model_dump() | settings))
-    other._take(model.catalog)
+    other.take(model.catalog)
     other.load_state_dict(model.state_dict())
     return other.eval()
 
@@ -68,7 +70,7 @@ def trained(split: Split) -> DiffuASR:
         pretrain_batch_size=32,
         pretrain_learning_rate=3e-3,
         dropout=0.1,
-    ).fit(split.train, run=RUN)
+    ).fit(split.train, runtime=RUNTIME)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +79,13 @@ def few() -> Split:
 
 
 def mean_log_prob(model: DiffuASR, dataset: SequenceDataset, seed: int = 0) -> float:
-    """Of each user's first real item after the generated ones, by the model's own classifier."""
+    """Mean log p of each user's first real item after the generated ones, by the model's own
+    classifier."""
     items = torch.from_numpy(prefixes(model.augment(dataset, seed))).long()
     first = torch.from_numpy(dataset.items[dataset.offsets[:-1]]).long()
     with torch.no_grad():
         vectors = F.embedding(items, model.vectors)
-        return float(model._log_prob(vectors, first).mean())
+        return float(model.label_log_prob(vectors, first).mean())
 
 
 def test_it_learned_category_and_order(trained: DiffuASR, split: Split) -> None:
@@ -113,12 +116,12 @@ def test_a_users_items_depend_on_seed_user_and_history_only(
     whole = prefixes(trained.augment(split.train, 5))
     assert np.array_equal(whole, prefixes(trained.augment(split.train, 5)))
     assert not np.array_equal(whole, prefixes(trained.augment(split.train, 6)))
-    rows = np.array([170, 3, 30])
-    part = trained.augment(split.train.select(rows), 5)
-    assert np.array_equal(prefixes(part), whole[rows])
+    some = np.array([170, 3, 30])
+    part = trained.augment(split.train.select(some), 5)
+    assert np.array_equal(prefixes(part), whole[some])
 
 
-def test_only_short_and_no_empty_histories_are_lengthened(trained: DiffuASR) -> None:
+def test_only_short_histories_are_lengthened_and_no_empty_ones(trained: DiffuASR) -> None:
     log = SequenceDataset.from_lists([[1, 2], [], [1, 2, 3], [4]], trained.catalog)
     short = variant(trained, max_history=2)
     once = short.augment(log)
@@ -154,7 +157,8 @@ class Oracle(nn.Module):
 
     def forward(self, x_t: Tensor, embedded: Tensor) -> Tensor:
         t = embedded[:, 0].long()
-        noise = self.schedule.noise_from_x_0(self.x_0, x_t, t)
+        signal, sigma = self.schedule.signal_and_noise(t, x_t)
+        noise = (x_t - signal * self.x_0) / sigma
         return self.schedule.target(self.x_0, noise, t, self.type)  # type: ignore[arg-type]
 
 
@@ -190,7 +194,7 @@ def test_scale_0_is_the_conditional_model(trained: DiffuASR, split: Split) -> No
 def test_a_classifier_guides_towards_the_label(
     trained: DiffuASR, split: Split, at: str, classifier_loss: str
 ) -> None:
-    figures = [
+    metrics = [
         mean_log_prob(
             variant(
                 trained,
@@ -203,25 +207,26 @@ def test_a_classifier_guides_towards_the_label(
         )
         for scale in (0.0, 2.0)
     ]
-    assert figures[1] > figures[0]
+    assert metrics[1] > metrics[0]
 
 
 def test_the_label_is_the_first_or_the_last_item(trained: DiffuASR) -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [4, 5]], trained.catalog)
     histories = histories_of(log, np.arange(2))
-    assert trained._labels(histories).tolist() == [1, 4]
-    assert variant(trained, label="last")._labels(histories).tolist() == [3, 5]
+    assert trained.labels(histories).tolist() == [1, 4]
+    last = variant(trained, guidance="classifier", label="last")
+    assert last.labels(histories).tolist() == [3, 5]
 
 
 def test_the_condition_is_the_mean_or_the_sum(trained: DiffuASR) -> None:
     log = SequenceDataset.from_lists([[1, 2, 3], [4]], trained.catalog)
-    histories, table = histories_of(log, np.arange(2)), trained.vectors
+    histories, vectors = histories_of(log, np.arange(2)), trained.vectors
     torch.testing.assert_close(
-        trained._condition(histories), torch.stack([table[1:4].mean(0), table[4]])
+        trained.condition(histories), torch.stack([vectors[1:4].mean(0), vectors[4]])
     )
     torch.testing.assert_close(
-        variant(trained, cond_pool="sum")._condition(histories),
-        torch.stack([table[1:4].sum(0), table[4]]),
+        variant(trained, cond_pool="sum").condition(histories),
+        torch.stack([vectors[1:4].sum(0), vectors[4]]),
     )
 
 
@@ -237,17 +242,20 @@ def test_the_condition_is_the_mean_or_the_sum(trained: DiffuASR) -> None:
         {"sampler": "dpm_solver", "prediction_type": "sample"},
         {"eta": 1.0, "beta_schedule": "cosine", "num_train_timesteps": 50},
         {"n_items": 2, "max_history": 9, "batch_size": 70},
+        {"encoder": "gru", "encoder_settings": {"hidden_dim": 16}, "guidance": "classifier"},
     ],
     ids=str,
 )
 def test_every_reading_runs_and_survives_saving(
     few: Split, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = DiffuASR(**(QUICK | settings)).fit(few.train, few.valid, RUN)
+    model = DiffuASR(**(QUICK | settings)).fit(few.train, few.valid, RUNTIME)
     augmented = model.augment(few.train, 2)
     assert augmented.synthetic.any()
     model.save(tmp_path / "model")
-    assert np.array_equal(load(tmp_path / "model").augment(few.train, 2).items, augmented.items)
+    assert np.array_equal(
+        load_augmenter(tmp_path / "model").augment(few.train, 2).items, augmented.items
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,22 +267,34 @@ def test_every_reading_runs_and_survives_saving(
     ids=str,
 )
 def test_guidance_in_training_is_another_objective(few: Split, settings: dict[str, Any]) -> None:
-    paper = DiffuASR(**(QUICK | settings), guidance_in_training=True).fit(few.train, run=RUN)
-    plain = DiffuASR(**(QUICK | settings | {"guidance_scale": 0.0})).fit(few.train, run=RUN)
-    assert torch.equal(paper.encoder.table, plain.encoder.table)
+    paper = DiffuASR(**(QUICK | settings), guidance_in_training=True).fit(
+        few.train, runtime=RUNTIME
+    )
+    plain = DiffuASR(**(QUICK | settings | {"guidance_scale": 0.0})).fit(few.train, runtime=RUNTIME)
+    tables = [model.pretrained.table.embeddings() for model in (paper, plain)]
+    assert torch.equal(*tables)
     assert not torch.equal(paper.network.last[2].weight, plain.network.last[2].weight)
     assert paper.augment(few.train).synthetic.any()
 
 
-def test_what_each_item_table_does(few: Split) -> None:
-    start = DiffuASR(**QUICK).fit(few.train, run=RUN)
-    trained = DiffuASR(**QUICK, item_embedding="init").fit(few.train, run=RUN)
-    # the pretrained transformer is not touched by the second phase
-    assert torch.equal(start.encoder.table, trained.encoder.table)
-    assert torch.equal(start.table, start.encoder.table)
-    assert not torch.equal(trained.table, trained.encoder.table)
-    torch.testing.assert_close(start.vectors[1:].mean(0), torch.zeros(64), atol=1e-5, rtol=0)
-    torch.testing.assert_close(start.vectors[1:].std(), torch.tensor(1.0))
+def test_each_choice_of_item_vectors(few: Split) -> None:
+    frozen = DiffuASR(**QUICK).fit(few.train, runtime=RUNTIME)
+    trained = DiffuASR(**QUICK, item_embedding="init").fit(few.train, runtime=RUNTIME)
+    table = frozen.pretrained.table.embeddings()[1:]
+    centered = (table - table.mean(0)) / (table - table.mean(0)).std()
+    torch.testing.assert_close(frozen.vectors[1:], centered)
+    torch.testing.assert_close(frozen.vectors[1:].mean(0), torch.zeros(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(frozen.vectors[1:].std(), torch.tensor(1.0))
+    plain = DiffuASR(**QUICK, centered=False).fit(few.train, runtime=RUNTIME)
+    torch.testing.assert_close(plain.vectors[1:], table / table.std())
+    # the second phase moves a table of its own, and not the pretrained recommender
+    assert torch.equal(trained.pretrained.table.embeddings()[1:], table)
+    torch.testing.assert_close(trained.vectors[1:], centered, atol=0.5, rtol=0)
+    assert not torch.allclose(trained.vectors[1:], centered, atol=1e-3)
+    scratch = DiffuASR(**QUICK, item_embedding="scratch").fit(few.train, runtime=RUNTIME)
+    assert [record.phase for record in scratch.curve] == ["diffusion"]
+    assert float(scratch.scale) == 1
+    assert not scratch.center.any()
 
 
 def held_out_swapped(split: Split, log: SequenceDataset) -> Split:
@@ -282,7 +302,7 @@ def held_out_swapped(split: Split, log: SequenceDataset) -> Split:
     items = log.items.copy()
     for end in log.offsets[1:]:
         items[end - 2 : end] = items[end - 2 : end][::-1] % log.catalog.n_items + 1
-    return leave_one_out(SequenceDataset(items, log.offsets, log.catalog))
+    return leave_one_out(SequenceDataset.from_offsets(items, log.offsets, log.catalog))
 
 
 def test_held_out_items_change_nothing() -> None:
@@ -290,7 +310,7 @@ def test_held_out_items_change_nothing() -> None:
     split = leave_one_out(log)
     other = held_out_swapped(split, log)
     assert not np.array_equal(split.test.targets, other.test.targets)
-    models = [DiffuASR(**QUICK).fit(part.train, run=RUN) for part in (split, other)]
+    models = [DiffuASR(**QUICK).fit(part.train, runtime=RUNTIME) for part in (split, other)]
     states = [model.state_dict() for model in models]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     made = [
@@ -303,9 +323,9 @@ def test_train_and_valid_as_the_condition() -> None:
     log = structured_log(30, seed=1)
     split = leave_one_out(log)
     settings = QUICK | {"condition_on": "train+valid"}
-    model = DiffuASR(**settings).fit(split.train, split.valid, RUN)
+    model = DiffuASR(**settings).fit(split.train, split.valid, RUNTIME)
     # a training history is completed by its validation item: what the test history shows
-    shown = model._conditions(split.train, np.arange(30))
+    shown = model.complete(histories_of(split.train, np.arange(30)))
     test = histories_of(split.test.histories, np.arange(30))
     assert torch.equal(shown.lengths, test.lengths)
     assert torch.equal(shown.items[:, : test.items.shape[1]], test.items)
@@ -314,40 +334,58 @@ def test_train_and_valid_as_the_condition() -> None:
     )
     # anyone else's history is taken as it is, whatever the user's number
     other = SequenceDataset.from_lists([[1, 2], [3]], log.catalog, users=[0, 1000])
-    assert model._conditions(other, np.arange(2)).lengths.tolist() == [2, 1]
+    assert model.complete(histories_of(other, np.arange(2))).lengths.tolist() == [2, 1]
     with pytest.raises(ConfigError, match="needs validation queries"):
-        DiffuASR(**settings).fit(split.train, run=RUN)
+        DiffuASR(**settings).fit(split.train, runtime=RUNTIME)
+
+
+def test_users_that_are_held_out_are_not_trained_on() -> None:
+    def network_of(sequences: list[list[int]]) -> Tensor:
+        log = SequenceDataset.from_lists(sequences, plain.catalog)
+        settings = QUICK | {"n_items": 2, "min_condition": 1, "item_embedding": "scratch"}
+        model = DiffuASR(**settings).fit(log, runtime=RUNTIME)
+        return torch.cat([weight.detach().flatten() for weight in model.network.parameters()])
+
+    plain = structured_log(20)
+    sequences = [items.tolist() for items in plain]
+    expected, changed = network_of(sequences), []
+    for user in range(20):
+        other = [[1] * len(items) if u == user else items for u, items in enumerate(sequences)]
+        changed.append(not torch.equal(network_of(other), expected))
+    # a tenth of them only decides when to stop
+    assert sum(changed) == 18
 
 
 def test_an_interrupted_fit_continues_to_the_same_parameters(
     few: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = QUICK | {"epochs": 3}
-    whole = DiffuASR(**settings).fit(few.train, few.valid, RUN)
-    run = Run(device="cpu", seed=3, checkpoint=tmp_path)
-    seeded, calls = torch.manual_seed, []
+    whole = DiffuASR(**settings).fit(few.train, few.valid, RUNTIME)
+    runtime = Runtime(device="cpu", seed=3, checkpoint=tmp_path)
+    save, saved = Checkpoint.save, []
 
-    def interrupt(seed: int) -> torch.Generator:
-        calls.append(seed)
-        if len(calls) == 4:  # initialization, one epoch of pretraining, one of diffusion, now
+    def watched(self: Checkpoint, records: list[Any], best: Any) -> None:
+        save(self, records, best)
+        saved.append((records[-1].phase, records[-1].epoch))
+        if len(saved) == 2:
             raise KeyboardInterrupt
-        return seeded(seed)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "manual_seed", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            DiffuASR(**settings).fit(few.train, few.valid, run)
-    resumed = Run(device="cpu", seed=3, checkpoint=tmp_path, resume=True)
+    monkeypatch.setattr(Checkpoint, "save", watched)
+    with pytest.raises(KeyboardInterrupt):
+        DiffuASR(**settings).fit(few.train, few.valid, runtime)
+    resumed = Runtime(device="cpu", seed=3, checkpoint=tmp_path, resume=True)
     continued = DiffuASR(**settings).fit(few.train, few.valid, resumed)
+    # each epoch once: nothing is trained again
+    assert saved == [("pretrain", 0), *(("diffusion", epoch) for epoch in range(3))]
     assert [record.phase for record in continued.curve] == ["pretrain"] + ["diffusion"] * 3
     states = whole.state_dict(), continued.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_validation_decides_when_pretraining_stops(few: Split) -> None:
-    model = DiffuASR(**QUICK).fit(few.train, few.valid, RUN)
+    model = DiffuASR(**QUICK).fit(few.train, few.valid, RUNTIME)
     assert [record.valid is not None for record in model.curve] == [True, True]
-    model = DiffuASR(**QUICK).fit(few.train, run=RUN)
+    model = DiffuASR(**QUICK).fit(few.train, runtime=RUNTIME)
     assert [record.valid is not None for record in model.curve] == [False, True]
 
 
@@ -373,6 +411,13 @@ def test_too_few_long_users_are_refused_with_what_would_do() -> None:
         ({"guidance_in_training": True, "guidance": "classifier"}, "prediction_type='epsilon'"),
         ({"guidance": "clasifier"}, "guidance"),
         ({"guidance_scales": 1.0}, "did you mean 'guidance_scale'"),
+        ({"eta": 1.0, "sampler": "dpm_solver"}, "eta = 1.0 has no effect .* sampler = 'ddim'"),
+        ({"label": "last"}, "label .* no effect .* needs guidance = 'classifier'"),
+        ({"guidance_at": "x_0"}, "guidance_at .* no effect"),
+        ({"classifier_loss": "bce"}, "classifier_loss .* no effect"),
+        ({"guidance": "none", "guidance_scale": 2.0}, "guidance_scale .* no effect"),
+        ({"guidance": "none", "guidance_in_training": True}, "guidance_in_training .* no effect"),
+        ({"item_embedding": "scratch", "centered": False}, "centered .* no effect"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

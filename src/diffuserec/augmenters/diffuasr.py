@@ -164,11 +164,10 @@ class DiffuASR(Augmenter):
 
         def of_pretraining(self) -> NextItemSettings:
             """Settings of the pretrained recommender."""
-            own = AttentiveSettings.model_fields
-            settings = {name: value for name, value in self if name in own}
-            for name in ("learning_rate", "batch_size", "epochs", "patience"):
-                settings[name] = getattr(self, f"pretrain_{name}")
-            return NextItemSettings(**settings)
+            values, prefix = dict(self), "pretrain_"
+            shared = {k: v for k, v in values.items() if k in AttentiveSettings.model_fields}
+            own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+            return NextItemSettings(**shared | own)
 
     config: Config
     center: Tensor
@@ -248,7 +247,7 @@ class DiffuASR(Augmenter):
             n, device = len(examples.after.users), self.device
             t = antithetic(n, c.num_train_timesteps, torch.default_generator).to(device)
             dropped = torch.rand(n, 1, device=device) < c.cond_dropout
-            condition = torch.where(dropped, self.null, self._condition(examples.after))
+            condition = torch.where(dropped, self.null, self.condition(examples.after))
             noise = torch.randn(n, c.n_items, c.dim, device=device)
             return self._error(examples, noise, t, condition)
 
@@ -265,7 +264,7 @@ class DiffuASR(Augmenter):
                 part = slice(start, start + c.batch_size)
                 examples = examples_of(shown[part]).to(self.device)
                 noise, t = fixed_noise[part].to(self.device), fixed_t[part].to(self.device)
-                error = self._error(examples, noise, t, self._condition(examples.after))
+                error = self._error(examples, noise, t, self.condition(examples.after))
                 total -= float(error) * len(t)
             return total / len(shown)
 
@@ -305,7 +304,7 @@ class DiffuASR(Augmenter):
             self.pretrained.eval()
             with torch.enable_grad():
                 at = x_t.detach().requires_grad_()
-                log_p = self.label_log_prob(at, self._labels(examples.after))
+                log_p = self.label_log_prob(at, self.labels(examples.after))
                 (gradient,) = torch.autograd.grad(log_p.sum(), at)
             _, noise_scale = self.schedule.signal_and_noise(t, x_t)
             prediction = prediction - c.guidance_scale * noise_scale * gradient
@@ -353,13 +352,10 @@ class DiffuASR(Augmenter):
     def _generate(self, histories: Histories, seed: int) -> Int[np.ndarray, "B M"]:
         """M items for each of some users."""
         c = self.config
-        histories = self.conditions(histories).to(self.device)
+        histories = self.complete(histories).to(self.device)
         noise = KeyedNoise(seed, histories.users)
-        sampler = (
-            Sampler(c.num_inference_steps, c.eta)
-            if c.sampler == "ddim"
-            else DPMSolver(c.num_inference_steps)
-        )
+        n_steps = c.num_inference_steps
+        sampler = Sampler(n_steps, c.eta) if c.sampler == "ddim" else DPMSolver(n_steps)
         x_T = noise.normal(c.n_items, c.dim)
         x_0 = sampler(self.denoiser(histories), x_T, self.schedule, noise.normal)
         items = nearest_rows(x_0.flatten(0, 1), self.vectors)
@@ -368,7 +364,7 @@ class DiffuASR(Augmenter):
     def denoiser(self, histories: Histories) -> Denoise:
         """The guided estimate of x_0 for these users, as a function of x_t and one common step."""
         c = self.config
-        embedded = self.network.embed_condition(self._condition(histories))
+        embedded = self.network.embed_condition(self.condition(histories))
         null = self.network.embed_condition(self.null[None])
         scale = c.guidance_scale if c.guidance == "classifier_free" else 0.0
         guided = classifier_free_network(
@@ -377,7 +373,7 @@ class DiffuASR(Augmenter):
         denoise = denoise_with(guided, self.schedule, c.prediction_type)
         if c.guidance != "classifier":
             return denoise
-        labels = self._labels(histories)
+        labels = self.labels(histories)
         return classifier_guidance(
             denoise,
             # cloned where it is used: a tensor of inference mode may not enter a gradient
@@ -398,12 +394,14 @@ class DiffuASR(Augmenter):
             return F.logsigmoid((states * weight[labels]).sum(1))
         return log_prob(states, weight, labels)
 
-    def _condition(self, histories: Histories) -> Float[Tensor, "B D"]:
+    def condition(self, histories: Histories) -> Float[Tensor, "B D"]:
+        """Vectors of histories, as the network is conditioned on."""
         return F.embedding_bag(
             histories.items, self.vectors, mode=self.config.cond_pool, padding_idx=0
         )
 
-    def _labels(self, histories: Histories) -> Int[Tensor, " B"]:
+    def labels(self, histories: Histories) -> Int[Tensor, " B"]:
+        """Item of each history that a classifier is to expect after the generated ones."""
         if self.config.label == "first":
             return histories.items[:, 0]
         return histories.items.gather(1, (histories.lengths - 1)[:, None])[:, 0]
@@ -423,8 +421,8 @@ class DiffuASR(Augmenter):
             )
         return train.select(long)
 
-    def conditions(self, histories: Histories) -> Histories:
-        """Histories as conditions; with ``train+valid``, those of training are completed."""
+    def complete(self, histories: Histories) -> Histories:
+        """The histories; with ``train+valid``, those of training and their validation items."""
         return histories if self.completion is None else self.completion(histories)
 
 
