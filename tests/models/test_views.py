@@ -1,4 +1,4 @@
-"""Views by what can be read off any result; probabilities, neighbors and targets by brute force."""
+"""Views by properties that any result must have; targets by brute force."""
 
 import math
 import tracemalloc
@@ -14,29 +14,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuserec import views
 from diffuserec.data import Catalog, SequenceDataset, training_batches
 from diffuserec.errors import ConfigError
 from diffuserec.models.views import (
     LearnedView,
     SameTarget,
-    confidences,
+    concat_views,
     crop,
+    encode_with_views,
     insert,
-    joined,
     mask,
     most_confident,
-    nearest_items,
     random_positions,
     random_prefix,
     random_share,
     reorder,
+    sample_two_views,
     substitute,
-    top_items,
-    two_of,
 )
 
-# items 1 to 9; those similar to item i are 3i + 7 to 3i + 9, so that whatever is 10 or more came in
+# items 1 to 9; those similar to item i are 3i + 7 to 3i + 9, so that any item from 10 on is new
 SIMILAR = torch.tensor([[0, 0, 0]] + [[3 * i + 7, 3 * i + 8, 3 * i + 9] for i in range(1, 10)])
 MASK = 37
 
@@ -67,17 +64,17 @@ def tensors(sequences: list[list[int]], width: int = 0) -> tuple[torch.Tensor, t
 def made(
     view: Callable, sequences: list[list[int]], *arguments, width: int = 0, seed: int = 0
 ) -> list[list[int]]:
-    """The lists that a view makes; what it was given stays, padding stays padding."""
+    """The lists that a view makes; its inputs stay unchanged, padding stays padding."""
     torch.manual_seed(seed)
     items, lengths = tensors(sequences, width)
     before = items.clone(), lengths.clone()
     found, found_lengths = view(items, lengths, *arguments)
     lists = []
-    for row, length in zip(found.tolist(), found_lengths.tolist(), strict=True):
+    for items_found, length in zip(found.tolist(), found_lengths.tolist(), strict=True):
         assert length >= 1
-        assert all(row[:length])
-        assert not any(row[length:])
-        lists.append(row[:length])
+        assert all(items_found[:length])
+        assert not any(items_found[length:])
+        lists.append(items_found[:length])
     found.fill_(-1)
     found_lengths.fill_(-1)
     assert torch.equal(items, before[0])
@@ -102,7 +99,7 @@ def test_a_crop_is_one_run_of_the_original(sequences, ratio, width, seed):
 def test_a_mask_hides_as_many_as_it_says_but_never_all(sequences, ratio, width, seed):
     lists = made(mask, sequences, float(ratio), MASK, width=width, seed=seed)
     for old, new in zip(sequences, lists, strict=True):
-        hidden = [place for place, item in enumerate(new) if item == MASK]
+        hidden = [position for position, item in enumerate(new) if item == MASK]
         assert len(hidden) == min(share(old, ratio), len(old) - 1)
         assert [MASK if p in hidden else item for p, item in enumerate(old)] == new
 
@@ -121,7 +118,7 @@ def test_a_reordering_shuffles_one_run(sequences, ratio, width, seed):
 
 
 @over_batches
-def test_a_substitute_is_similar_to_what_stood_there(sequences, ratio, width, seed):
+def test_a_substitute_is_similar_to_the_item_that_it_replaces(sequences, ratio, width, seed):
     lists = made(substitute, sequences, float(ratio), SIMILAR, width=width, seed=seed)
     for old, new in zip(sequences, lists, strict=True):
         changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
@@ -130,14 +127,14 @@ def test_a_substitute_is_similar_to_what_stood_there(sequences, ratio, width, se
 
 
 @over_batches
-def test_what_is_inserted_stands_before_what_it_is_similar_to(sequences, ratio, width, seed):
+def test_an_inserted_item_comes_before_the_one_that_it_is_similar_to(sequences, ratio, width, seed):
     lists = made(insert, sequences, float(ratio), SIMILAR, width=width, seed=seed)
     for old, new in zip(sequences, lists, strict=True):
         assert [item for item in new if item < 10] == old
         assert len(new) == len(old) + max(1, share(old, ratio))
-        for place, item in enumerate(new):
+        for position, item in enumerate(new):
             if item >= 10:
-                assert item in SIMILAR[new[place + 1]].tolist()
+                assert item in SIMILAR[new[position + 1]].tolist()
 
 
 VIEWS = {
@@ -168,7 +165,7 @@ def test_a_view_is_drawn_from_torchs_default_generator(view):
 
 
 @over_batches
-def test_of_what_was_inserted_into_the_newest_are_kept(sequences, ratio, width, seed):
+def test_the_newest_items_are_kept_after_insertions(sequences, ratio, width, seed):
     whole = made(insert, sequences, float(ratio), SIMILAR, width=width, seed=seed)
     for max_len in (1, 5):
         cut = made(insert, sequences, float(ratio), SIMILAR, max_len, width=width, seed=seed)
@@ -181,13 +178,13 @@ def test_every_sequence_may_have_its_own_ratio(view):
     ratios = [0.3, 0.7, 0.5, 1.0]
     torch.manual_seed(0)
     own = VIEWS[view](items, lengths, torch.tensor(ratios, dtype=torch.float64))
-    for row, ratio in enumerate(ratios):
+    for n, ratio in enumerate(ratios):
         torch.manual_seed(0)
         alike = VIEWS[view](items, lengths, ratio)
-        length = int(alike[1][row])
-        assert own[1][row] == length
-        assert torch.equal(own[0][row, :length], alike[0][row, :length])
-        assert not own[0][row, length:].any()
+        length = int(alike[1][n])
+        assert own[1][n] == length
+        assert torch.equal(own[0][n, :length], alike[0][n, :length])
+        assert not own[0][n, length:].any()
 
 
 def test_a_share_is_that_of_decimal_numbers():
@@ -201,7 +198,7 @@ DRAWS = 10_000
 
 
 def many(view: Callable, sequence: list[int], *arguments) -> list[tuple[int, ...]]:
-    """What a view makes of a sequence, many times, beside others that are longer."""
+    """Views of a sequence, made many times in a batch with a longer one."""
     batch = [sequence] * DRAWS + [[9] * (len(sequence) + 3)]
     return [tuple(new) for new in made(view, batch, *arguments)[:-1]]
 
@@ -239,7 +236,7 @@ def test_a_shuffled_run_starts_anywhere():
     assert_equally_likely(found, swapped, DRAWS - same)
 
 
-def test_a_substitute_is_any_similar_item_at_any_place():
+def test_a_substitute_is_any_similar_item_at_any_position():
     found = Counter(many(substitute, [1, 2], 0.5, SIMILAR))
     wanted = {(a, 2) for a in SIMILAR[1].tolist()} | {(1, b) for b in SIMILAR[2].tolist()}
     assert_equally_likely(found, wanted)
@@ -251,15 +248,15 @@ def test_two_equal_items_are_substituted_apart():
     assert_equally_likely(found, {(a, b) for a in similar for b in similar})
 
 
-def test_an_insertion_is_any_similar_item_at_any_place():
+def test_an_insertion_is_any_similar_item_at_any_position():
     found = Counter(many(insert, [1, 2], 0.5, SIMILAR))
     wanted = {(a, 1, 2) for a in SIMILAR[1].tolist()} | {(1, b, 2) for b in SIMILAR[2].tolist()}
     assert_equally_likely(found, wanted)
 
 
-def test_views_are_joined_as_wide_as_the_widest():
+def test_views_are_put_together_as_wide_as_the_widest():
     views_of = tensors([[1, 2], [3]]), tensors([[4, 5, 6]]), tensors([[7]])
-    items, lengths = joined(*views_of)
+    items, lengths = concat_views(*views_of)
     assert items.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6], [7, 0, 0]]
     assert lengths.tolist() == [2, 1, 3, 1]
 
@@ -279,7 +276,7 @@ def test_two_operators_are_drawn_for_each_sequence(distinct):
     batch = tensors([[1, 5], [2]] * DRAWS)
     operators = [repeats(4, 1), repeats(5, 3), repeats(6, 2)]
     torch.manual_seed(0)
-    found = two_of(*batch, operators, distinct)
+    found = sample_two_views(*batch, operators, distinct)
     drawn = []
     for items, lengths in found:
         which = items[:, 0] - 4
@@ -294,15 +291,15 @@ def test_two_operators_are_drawn_for_each_sequence(distinct):
 def test_a_single_operator_is_used_twice_and_draws_anew():
     items, lengths = tensors([[1, 2, 3, 4, 5, 6, 7, 8, 9]] * 8)
     torch.manual_seed(0)
-    first, second = two_of(items, lengths, [lambda i, n: reorder(i, n, 1.0)])
+    first, second = sample_two_views(items, lengths, [lambda i, n: reorder(i, n, 1.0)])
     for view, _ in (first, second):
         assert torch.equal(view.sort(dim=1).values, items)
     assert not torch.equal(first[0], second[0])
 
 
-def test_a_random_prefix_is_what_comes_before_any_target():
+def test_a_random_prefix_ends_before_any_target():
     items, _ = tensors([[1, 2, 3, 4], [5, 6]] * DRAWS)
-    # 3 is no target of the first, that is synthetic; 7 is the second's only one
+    # 3 is no target of the first sequence, for it is synthetic; 7 is the only one of the second
     targets, _ = tensors([[2, 8, 4, 9], [8, 7]] * DRAWS)
     targets[::2, 1] = targets[1::2, 0] = 0
     before = items.clone(), targets.clone()
@@ -311,14 +308,31 @@ def test_a_random_prefix_is_what_comes_before_any_target():
     assert torch.equal(items, before[0])
     assert torch.equal(targets, before[1])
     assert torch.equal(prefixes > 0, torch.arange(prefixes.shape[1]) < lengths[:, None])
-    rows = [
-        (*row[:length], target)
-        for row, length, target in zip(
+    drawn = [
+        (*prefix[:length], target)
+        for prefix, length, target in zip(
             prefixes.tolist(), lengths.tolist(), found.tolist(), strict=True
         )
     ]
-    assert set(rows[1::2]) == {(5, 6, 7)}
-    assert_equally_likely(Counter(rows[::2]), {(1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 9)})
+    assert set(drawn[1::2]) == {(5, 6, 7)}
+    assert_equally_likely(Counter(drawn[::2]), {(1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 9)})
+
+
+@pytest.mark.parametrize("n_views", [1, 2, 3])
+def test_sequences_and_views_are_encoded_in_one_pass(n_views):
+    original = tensors([[1, 2, 3], [4, 5]])
+    views = [tensors([[6, 7, 8, 9], [1]]), tensors([[2], [3, 4]]), tensors([[5, 6], [7, 8]])]
+    calls = []
+
+    def encode(items, lengths):  # two numbers a position: the item, and the sum up to it
+        calls.append(lengths.tolist())
+        return torch.stack([items, items.cumsum(1)], dim=2).float()
+
+    states, *newest = encode_with_views(encode, original, *views[:n_views])
+    assert calls == [[3, 2, 4, 1, 1, 2, 2, 2][: 2 + 2 * n_views]]
+    assert states.tolist() == [[[1, 1], [2, 3], [3, 6]], [[4, 4], [5, 9], [0, 9]]]
+    expected = [[[9, 30], [1, 1]], [[2, 2], [4, 7]], [[6, 11], [8, 15]]]
+    assert [found.tolist() for found in newest] == expected[:n_views]
 
 
 @settings(max_examples=100, deadline=None)
@@ -329,15 +343,14 @@ def test_the_most_confident_are_those_of_a_sort(data, width, seed):
     generator = torch.Generator().manual_seed(seed)
     # four values, so that there are ties; padding has the highest
     confidence = torch.randint(-2, 2, (len(lengths), width), generator=generator) / 2
-    for row, length in enumerate(lengths):
-        confidence[row, length:] = 9
+    for sequence, length in zip(confidence, lengths, strict=True):
+        sequence[length:] = 9
     before = confidence.clone()
     where = most_confident(confidence, torch.tensor(lengths), torch.tensor(n))
     assert torch.equal(confidence, before)
-    for row, length in enumerate(lengths):
-        values = confidence[row].tolist()
-        best = sorted(range(length), key=lambda place: (-values[place], place))[: n[row]]
-        assert where[row].nonzero().flatten().tolist() == sorted(best)
+    for values, chosen, length, count in zip(confidence.tolist(), where, lengths, n, strict=True):
+        best = sorted(range(length), key=lambda position, v=values: (-v[position], position))
+        assert chosen.nonzero().flatten().tolist() == sorted(best[:count])
 
 
 def test_the_most_confident_by_hand():
@@ -354,9 +367,9 @@ def test_random_positions_are_real_and_as_many_as_asked(data, width, seed):
     torch.manual_seed(seed)
     where = random_positions(torch.tensor(lengths), width, torch.tensor(n))
     assert where.shape == (len(lengths), width)
-    for row, length in enumerate(lengths):
-        assert int(where[row, :length].sum()) == min(n[row], length)
-        assert not where[row, length:].any()
+    for chosen, length, count in zip(where, lengths, n, strict=True):
+        assert int(chosen[:length].sum()) == min(count, length)
+        assert not chosen[length:].any()
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.6, 1.0])
@@ -366,10 +379,10 @@ def test_a_random_share_is_a_chance_for_each_and_one_for_certain(ratio):
     drawn = torch.stack([random_share(eligible, ratio) for _ in range(4000)])
     assert not (drawn & ~eligible).any()
     assert drawn[:, :2].any(2).all()
-    for row, n in enumerate([6, 3]):
-        # what came up by itself, or was chosen because nothing had
+    for sequence, n in enumerate([6, 3]):
+        # drawn by its own chance, or chosen because no position was drawn
         expected = ratio + (1 - ratio) ** n / n
-        shares = drawn[:, row][:, eligible[row]].double().mean(0)
+        shares = drawn[:, sequence][:, eligible[sequence]].double().mean(0)
         assert (shares - expected).abs().max() <= 4 * math.sqrt(expected * (1 - expected) / 4000)
 
 
@@ -377,105 +390,12 @@ def test_random_positions_are_equally_likely_for_every_length():
     torch.manual_seed(0)
     lengths = torch.tensor([3, 5]).repeat(DRAWS)
     where = random_positions(lengths, 6, torch.full_like(lengths, 2))
-    for row, length in enumerate([3, 5]):
-        found = where[row::2].float().mean(0)
+    for first, length in enumerate([3, 5]):
+        found = where[first::2].float().mean(0)
         assert found[length:].tolist() == [0] * (6 - length)
         torch.testing.assert_close(
             found[:length], torch.full((length,), 2 / length), rtol=0.08, atol=0
         )
-
-
-V, P, D = 29, 23, 6
-
-
-def problem() -> tuple[torch.Tensor, torch.Tensor]:
-    """States and a table whose padding row would win everywhere."""
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(P, D, generator=generator).abs()
-    table = torch.randn(V, D, generator=generator)
-    table[0] = 20
-    return states, table
-
-
-BLOCKS = pytest.mark.parametrize("block", [1, V, 3 * V + 5, 10**9])
-
-
-@BLOCKS
-def test_confidence_is_the_greatest_probability(monkeypatch, block):
-    monkeypatch.setattr(views, "_BLOCK", block)
-    states, table = problem()
-    whole = torch.softmax(states.double() @ table[1:].double().T, dim=1)
-    found = confidences(states, table)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), whole.amax(1), rtol=1e-5, atol=1e-6)
-
-
-def test_confidence_in_bfloat16():
-    states, table = problem()
-    whole = confidences(states, table)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = confidences(states, table)
-    assert found.dtype == torch.float32
-    assert found.max() <= 1
-    torch.testing.assert_close(found, whole, rtol=0.05, atol=0)
-
-
-@BLOCKS
-def test_top_items_are_those_of_the_whole_softmax(monkeypatch, block):
-    monkeypatch.setattr(views, "_BLOCK", block)
-    states, table = problem()
-    whole = torch.softmax(states.double() @ table[1:].double().T, dim=1)
-    expected = whole.argsort(dim=1, descending=True) + 1
-    assert torch.equal(top_items(states, table, 4), expected[:, :4])
-    assert torch.equal(top_items(states, table, V - 1), expected)
-
-
-@BLOCKS
-def test_an_excluded_item_is_passed_over(monkeypatch, block):
-    monkeypatch.setattr(views, "_BLOCK", block)
-    states, table = problem()
-    order = top_items(states, table, V - 1)
-    # the best of some, the second of others, ...
-    excluded = order[torch.arange(P), torch.arange(P) % 5]
-    found = top_items(states, table, V - 2, excluded)
-    for row in range(P):
-        expected = [item for item in order[row].tolist() if item != excluded[row]]
-        assert found[row].tolist() == expected
-
-
-def test_blocks_leave_states_and_table_as_they_were():
-    states, table = problem()
-    before = states.clone(), table.clone()
-    confidences(states, table)
-    top_items(states, table, 3, torch.ones(P, dtype=torch.int64))
-    nearest_items(table, 3)
-    assert torch.equal(states, before[0])
-    assert torch.equal(table, before[1])
-
-
-def test_no_positions_have_no_top_items():
-    _, table = problem()
-    assert confidences(torch.zeros(0, D), table).shape == (0,)
-    assert top_items(torch.zeros(0, D), table, 3).shape == (0, 3)
-
-
-@BLOCKS
-@pytest.mark.parametrize("k", [1, 4, V - 2])
-def test_nearest_items_by_brute_force(monkeypatch, block, k):
-    monkeypatch.setattr(views, "_BLOCK", block)
-    _, table = problem()
-    found = nearest_items(table, k)
-    assert found[0].tolist() == [0] * k
-    products = table.double().numpy() @ table.double().numpy().T
-    for item in range(1, V):
-        order = [other for other in np.argsort(-products[item]) if other not in (0, item)]
-        assert found[item].tolist() == order[:k]
-
-
-@pytest.mark.parametrize("n_items, k", [(5, 5), (5, 9), (1, 1)])
-def test_more_neighbors_than_other_items_are_refused(n_items, k):
-    with pytest.raises(ConfigError, match=rf"^{k} nearest items .* only {n_items - 1} others"):
-        nearest_items(torch.ones(n_items + 1, D), k)
 
 
 FLAGGED = st.lists(
@@ -486,52 +406,57 @@ FLAGGED = st.lists(
 
 
 def dataset_of(sequences: list[list[tuple[int, bool]]]) -> SequenceDataset:
-    """Of items and whether they are synthetic; the catalog has two that nobody has."""
+    """A dataset of items and whether they are synthetic; nobody has two items of its catalog."""
     flags = np.array([flag for sequence in sequences for _, flag in sequence], dtype=bool)
     catalog = Catalog(pl.Series("item_id", np.arange(1, 8)), len(sequences))
     plain = SequenceDataset.from_lists([[item for item, _ in s] for s in sequences], catalog)
-    return SequenceDataset(
+    return SequenceDataset.from_offsets(
         plain.items, plain.offsets, catalog, synthetic=flags if flags.any() else None
     )
 
 
 def targets_of(dataset: SequenceDataset) -> dict[int, int]:
-    """The first place of its sequence, for each place of a real item that something precedes."""
+    """For each position in the log of a real item with another before it, its sequence's first."""
+    synthetic = dataset.log.synthetic
     return {
-        place: int(dataset.offsets[row])
-        for row in range(len(dataset))
-        for place in range(int(dataset.offsets[row]) + 1, int(dataset.offsets[row + 1]))
-        if not dataset.synthetic[place]
+        position: start
+        for start, end in zip(dataset.starts.tolist(), dataset.ends.tolist(), strict=True)
+        for position in range(start + 1, end)
+        if synthetic is None or not synthetic[position]
     }
 
 
-def items_at(dataset, places):
-    return torch.from_numpy(dataset.items.astype(np.int64))[places]
+def items_at(dataset, positions):
+    return torch.from_numpy(dataset.log.items.astype(np.int64))[positions]
 
 
 @settings(max_examples=150, deadline=None)
-@given(FLAGGED, st.integers(1, 7), SEEDS)
-def test_the_same_target_by_brute_force(sequences, max_len, seed):
+@given(FLAGGED, st.integers(1, 7), st.booleans(), SEEDS)
+def test_the_same_target_by_brute_force(sequences, max_len, with_gaps, seed):
     torch.manual_seed(seed)
     dataset = dataset_of(sequences)
-    starts = targets_of(dataset)
-    places = torch.tensor([*starts, *starts, *starts], dtype=torch.int64)
+    if with_gaps:  # without the newest item of each, and without the first sequence
+        kept = np.arange(1, len(dataset))
+        ends = np.maximum(dataset.starts, dataset.ends - 1)
+        dataset = dataset.view(dataset.starts[kept], ends[kept], kept)
+    starts, log = targets_of(dataset), dataset.log.items
+    positions = torch.tensor([*starts, *starts, *starts], dtype=torch.int64)
     (items, lengths), others = SameTarget(dataset, max_len).sample(
-        places, items_at(dataset, places)
+        positions, items_at(dataset, positions)
     )
-    assert len(items) == len(lengths) == len(others) == len(places)
-    for place, other, row, length in zip(
-        places.tolist(), others.tolist(), items.tolist(), lengths.tolist(), strict=True
+    assert len(items) == len(lengths) == len(others) == len(positions)
+    for position, other, shown, length in zip(
+        positions.tolist(), others.tolist(), items.tolist(), lengths.tolist(), strict=True
     ):
-        allowed = [p for p in starts if dataset.items[p] == dataset.items[place] and p != place]
-        assert other in (allowed or [place])
-        before = dataset.items[starts[other] : other].tolist()[-max_len:]
-        assert row == before + [0] * (len(row) - len(before))
+        allowed = [p for p in starts if log[p] == log[position] and p != position]
+        assert other in (allowed or [position])
+        before = log[starts[other] : other].tolist()[-max_len:]
+        assert shown == before + [0] * (len(shown) - len(before))
         assert length == len(before)
 
 
 def test_the_same_target_by_hand():
-    # 3 is a target at places 2, 4 and 6, 7 begins a sequence; no other prefix leads to 2
+    # 3 is a target at positions 2, 4 and 6, 7 begins a sequence; no other prefix leads to 2
     dataset = SequenceDataset.from_lists([[1, 2, 3], [2, 3, 1, 3], [3]])
     same = SameTarget(dataset, 2)
     torch.manual_seed(0)
@@ -543,35 +468,35 @@ def test_the_same_target_by_hand():
     assert found == {(4, 2), (6, 3, 1)}
 
 
-def test_the_same_target_of_a_variant_is_any_place_that_holds_its_item():
-    # place 1 of the original holds 2, that of its variant 3 or 7, which no one was given next
+def test_the_same_target_of_a_copy_is_any_position_that_holds_its_item():
+    # position 1 of the original holds 2, that of its copy 3 or 7, which is nobody's next item
     dataset = SequenceDataset.from_lists([[1, 2, 3], [2, 3, 1, 3], [7]])
     torch.manual_seed(0)
-    places = torch.ones(50, dtype=torch.int64)
-    _, others = SameTarget(dataset, 2).sample(places, torch.full((50,), 3))
+    positions = torch.ones(50, dtype=torch.int64)
+    _, others = SameTarget(dataset, 2).sample(positions, torch.full((50,), 3))
     assert set(others.tolist()) == {2, 4, 6}
-    _, others = SameTarget(dataset, 2).sample(places, torch.full((50,), 7))
+    _, others = SameTarget(dataset, 2).sample(positions, torch.full((50,), 7))
     assert set(others.tolist()) == {1}
 
 
-@pytest.mark.parametrize("place", [1, 5, 13])
-def test_every_other_place_of_a_target_is_equally_likely(place):
-    # item 9 at places 1, 3, 5, 7, 10 and 13
+@pytest.mark.parametrize("position", [1, 5, 13])
+def test_every_other_position_of_a_target_is_equally_likely(position):
+    # item 9 at positions 1, 3, 5, 7, 10 and 13
     dataset = SequenceDataset.from_lists([[1, 9, 2, 9], [3, 9], [4, 9, 5], [6, 9], [9, 7, 9]])
     torch.manual_seed(0)
-    places = torch.full((DRAWS,), place)
-    _, others = SameTarget(dataset, 5).sample(places, items_at(dataset, places))
-    assert_equally_likely(Counter(others.tolist()), {1, 3, 5, 7, 10, 13} - {place})
+    positions = torch.full((DRAWS,), position)
+    _, others = SameTarget(dataset, 5).sample(positions, items_at(dataset, positions))
+    assert_equally_likely(Counter(others.tolist()), {1, 3, 5, 7, 10, 13} - {position})
 
 
 def test_the_same_target_of_a_batch_is_its_newest_target(random_log):
     same = SameTarget(random_log, 5)
-    for rows in ("users", "prefixes"):
-        for batch in training_batches(random_log, 8, 5, 0, 0, rows):
+    for examples in ("per_user", "prefixes"):
+        for batch in training_batches(random_log, 8, 5, 0, 0, examples):
             newest = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
-            _, others = same.sample(batch.places, newest)
-            assert random_log.items[others.numpy()].tolist() == newest.tolist()
-            owners = same.owners[batch.places.numpy()]
+            _, others = same.sample(batch.last_target_index, newest)
+            assert random_log.log.items[others.numpy()].tolist() == newest.tolist()
+            owners = np.searchsorted(random_log.ends, batch.last_target_index.numpy(), side="right")
             assert random_log.users[owners].tolist() == batch.users.tolist()
 
 
@@ -583,11 +508,11 @@ def test_a_log_without_targets_has_none_to_sample():
 
 
 def test_the_same_target_takes_memory_as_the_log_does():
-    # everyone has the same item: pairs of its places would be 10 to the 11th
+    # everyone has the same item: pairs of its positions would be 10 to the 11th
     n = 300_000
     offsets = np.arange(0, n + 1, 3, dtype=np.int64)
     catalog = Catalog(pl.Series("item_id", np.arange(1, 1001)), len(offsets) - 1)
-    dataset = SequenceDataset(np.full(n, 7, dtype=np.int32), offsets, catalog)
+    dataset = SequenceDataset.from_offsets(np.full(n, 7, dtype=np.int32), offsets, catalog)
     tracemalloc.start()
     try:
         same = SameTarget(dataset, 50)
@@ -595,10 +520,10 @@ def test_the_same_target_takes_memory_as_the_log_does():
     finally:
         tracemalloc.stop()
     arrays = [value for value in vars(same).values() if isinstance(value, np.ndarray)]
-    assert sum(array.nbytes for array in arrays) <= 16 * n + 8 * (1000 + 2)
+    own = [array for array in arrays if array is not dataset.log.items]
+    assert len(own) == len(arrays) - 1  # the log is shared
+    assert sum(array.nbytes for array in own) <= 16 * n + 8 * (1000 + 2)
     assert peak < 100 * n
-    assert same.dataset.items is dataset.items
-    assert not any(np.array_equal(array, dataset.items) for array in arrays)
 
 
 @pytest.mark.parametrize("dim", [4, 7, 64])
