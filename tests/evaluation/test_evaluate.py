@@ -1,7 +1,7 @@
-"""The protocol, kept: every user, whatever the batch, seen items hidden or not."""
+"""The protocol is kept: every user, whatever the batch, seen items hidden or not."""
 
 import json
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,20 +9,23 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.models.base import Augmenter, Recommender, Run, Settings
 from diffuserec.data import Catalog, Queries, SequenceDataset, leave_one_out
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (
     check_consistency,
     evaluate,
+    list_metrics,
     load_evaluation,
     rank,
+    rank_metric,
     uniform_candidates,
 )
-from diffuserec.models.retrieval import seen_pairs
+from diffuserec.models.base import Augmenter, ScoreRecommender
+from diffuserec.models.config import Settings
+from diffuserec.models.retrieval import seen_items
 
 
-class LastItem(Recommender):
+class LastItem(ScoreRecommender):
     """Scores every item by a fixed table, looked up by the newest item."""
 
     class Config(Settings):
@@ -42,11 +45,10 @@ class LastItem(Recommender):
         if self.config.kind == "nan":
             self.table[3, 2] = torch.nan
 
-    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: Any, valid: Any, runtime: Any) -> list[Any]:
+        return []
 
-    def score(self, histories: Any, seed: int = 0) -> torch.Tensor:
+    def all_scores(self, histories: Any) -> torch.Tensor:
         assert not self.training
         newest = histories.items[torch.arange(len(histories.users)), histories.lengths - 1]
         return self.table[newest]
@@ -58,13 +60,12 @@ class AddItem(Augmenter):
     def build(self, catalog: Catalog) -> None:
         """Nothing to make."""
 
-    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: Any, valid: Any, runtime: Any) -> list[Any]:
+        return []
 
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        rows = np.arange(len(dataset))
-        return dataset.prepend(np.ones((len(rows), 1), dtype=np.int32), rows)
+        index = np.arange(len(dataset))
+        return dataset.prepend(np.ones((len(index), 1), dtype=np.int32), index)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,8 @@ def model(split):
 def by_hand(model, queries, filter_seen):
     """Ranks one user at a time, by sorting."""
     ranks = []
-    for row, target in enumerate(queries.targets):
-        history = queries.histories[row]
+    for number, target in enumerate(queries.targets):
+        history = queries.histories[number]
         scores = model.table[int(history[-1])].numpy().copy()
         scores[0] = -np.inf
         if filter_seen:
@@ -139,10 +140,10 @@ def test_an_impossible_item_stays_apart_from_a_hidden_one(split):
     model = LastItem(kind="impossible").fit(split.train)
     found = evaluate(model, split.test)
     ranks = found.per_user["target_rank"].to_numpy()
-    for row, target in enumerate(split.test.targets):
-        seen = set(split.test.histories[row].tolist())
+    for number, target in enumerate(split.test.targets):
+        seen = set(split.test.histories[number].tolist())
         expected = 51 if target in seen else (50 - len(seen) - 1) / 2
-        assert ranks[row] == expected
+        assert ranks[number] == expected
 
 
 def test_seen_targets_miss_when_hidden_and_the_result_says_so(model, split):
@@ -155,9 +156,15 @@ def test_seen_targets_miss_when_hidden_and_the_result_says_so(model, split):
 
 def test_top_lists_hold_nothing_seen(model, split):
     ranking = rank(model, split.test, list_length=20)
-    owner, items = seen_pairs(split.test.histories, np.arange(len(split.test)))
-    seen = set(zip(owner.tolist(), items.tolist(), strict=True))
-    shown = {(row, item) for row, top in enumerate(ranking.top_items.tolist()) for item in top}
+    found = seen_items(split.test.histories, np.arange(len(split.test)))
+    seen = set(zip(found.owner.tolist(), found.items.tolist(), strict=True))
+    assert seen == {
+        (number, int(item))
+        for number, history in enumerate(split.test.histories)
+        for item in history
+    }
+    lists = ranking.top_items.tolist()
+    shown = {(number, item) for number, top in enumerate(lists) for item in top}
     assert not seen & shown
 
 
@@ -165,7 +172,7 @@ def test_synthetic_items_are_context_and_not_seen(model, split):
     augmenter = AddItem().fit(split.train)
     plain = evaluate(model, split.test)
     found = evaluate(model, split.test, augmenter=augmenter)
-    assert found.method == "test_evaluate + test_evaluate"
+    assert found.method == "lastitem + additem"
     # the newest item is the same, and item 1 stays recommendable
     assert plain.per_user.equals(found.per_user)
 
@@ -187,7 +194,7 @@ def test_nan_scores_name_method_and_user(split):
     model = LastItem(kind="nan").fit(split.train)
     histories = SequenceDataset.from_lists([[4], [9, 3]], split.train.catalog, users=[5, 6])
     queries = Queries(histories, np.array([7, 8]))
-    with pytest.raises(DataError, match="test_evaluate gives user 'u6' scores that are not num"):
+    with pytest.raises(DataError, match="lastitem gives user 'u6' scores that are not num"):
         evaluate(model, queries)
 
 
@@ -211,6 +218,24 @@ def test_per_user_frame(model, split):
     assert first["target"] == f"B{split.test.targets[0]:03}"
     assert first["history_length"] == len(split.test.histories[0])
     assert first["target_count"] == np.sum(split.train.items == split.test.targets[0])
+
+
+def test_further_metrics_are_measured_by_name(model, split):
+    @rank_metric("TestDecile", has_cutoff=False)
+    def decile(ranks, k):
+        return np.floor(ranks / 5)
+
+    found = evaluate(model, split.test, metrics=["testdecile", "hr@3", "Gini@4"], list_length=6)
+    ranks = found.per_user["target_rank"].to_numpy()
+    np.testing.assert_array_equal(found.per_user["TestDecile"], np.floor(ranks / 5))
+    assert found.metrics["TestDecile"] == pytest.approx(np.floor(ranks / 5).mean())
+    assert found.metrics["HR@3"] == np.mean(ranks < 3)
+    top_items = rank(model, split.test, list_length=6).top_items[:, :4]
+    popularity = model.popularity.numpy()
+    assert found.metrics["Gini@4"] == list_metrics(top_items, popularity)["Gini@4"]
+    assert "Gini@4" not in found.per_user.columns
+    with pytest.raises(ConfigError, match="no metric 'hrr@3'"):
+        evaluate(model, split.test, metrics=["hrr@3"])
 
 
 def test_groups_add_up(model, split):
@@ -272,17 +297,17 @@ def test_loading_refuses_what_does_not_belong_together(model, split, tmp_path):
 
 
 def test_candidates_are_new_distinct_and_each_users_own(split):
-    rows = np.arange(len(split.test))
-    drawn = uniform_candidates(split.test, rows, 10, seed=0)
+    index = np.arange(len(split.test))
+    drawn = uniform_candidates(split.test, index, 10, seed=0)
     assert drawn.min() >= 1
     assert drawn.max() <= 50
-    for row in rows:
-        own = {*split.test.histories[row].tolist(), int(split.test.targets[row])}
-        assert len(set(drawn[row])) == 10
-        assert not own & set(drawn[row].tolist())
-    some = rows[[100, 3, 77]]
+    for number in index:
+        own = {*split.test.histories[number].tolist(), int(split.test.targets[number])}
+        assert len(set(drawn[number])) == 10
+        assert not own & set(drawn[number].tolist())
+    some = index[[100, 3, 77]]
     np.testing.assert_array_equal(uniform_candidates(split.test, some, 10, seed=0), drawn[some])
-    assert not np.array_equal(uniform_candidates(split.test, rows, 10, seed=1), drawn)
+    assert not np.array_equal(uniform_candidates(split.test, index, 10, seed=1), drawn)
 
 
 def test_candidates_are_uniform():
@@ -309,11 +334,11 @@ def test_every_free_item_can_be_drawn(split):
 def test_sampled_ranks_count_only_the_candidates(model, split):
     found = evaluate(model, split.test, candidates="uniform:10", seed=3, filter_seen=False)
     drawn = uniform_candidates(split.test, np.arange(150), 10, seed=3)
-    for row, target in enumerate(split.test.targets):
-        scores = model.table[int(split.test.histories[row][-1])]
-        mine, others = scores[target], scores[drawn[row]]
+    for number, target in enumerate(split.test.targets):
+        scores = model.table[int(split.test.histories[number][-1])]
+        mine, others = scores[target], scores[drawn[number]]
         expected = (others > mine).sum() + (others == mine).sum() / 2
-        assert found.per_user["target_rank"][row] == expected
+        assert found.per_user["target_rank"][number] == expected
 
 
 @pytest.mark.parametrize(

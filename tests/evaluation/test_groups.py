@@ -1,4 +1,4 @@
-"""Where the borders of the groups lie."""
+"""Borders of the groups."""
 
 import numpy as np
 import polars as pl

@@ -5,7 +5,15 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from diffuserec.errors import ConfigError
-from diffuserec.evaluation import Metric, list_metrics, parse_metric, rank_metrics
+from diffuserec.evaluation import (
+    METRICS,
+    Metric,
+    list_metric,
+    list_metrics,
+    parse_metric,
+    rank_metric,
+    rank_metrics,
+)
 
 RANKS = np.array([0.0, 0.5, 4.0, 4.5, 9.5, 10.0, 5000.0])
 
@@ -98,8 +106,8 @@ def test_parse_metric(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("precision@10", "no metric 'precision@10'; there are: HR@k"),
-        ("NDGC@10", "did you mean 'NDCG'"),
+        ("precision@10", "no metric 'precision@10'; there are: .*HR@k, MRR, NDCG@k"),
+        ("NDGC@10", "did you mean 'ndcg'"),
         ("HR", "'HR' needs a list length of at least 1, such as 'HR@10'"),
         ("HR@0", "needs a list length"),
         ("MRR@10", "write 'MRR', not 'MRR@10'"),
@@ -114,3 +122,33 @@ def test_unknown_metrics_are_refused(text, message):
 def test_a_metric_of_lists_is_not_one_of_ranks():
     with pytest.raises(ConfigError, match="Gini@10 is not a metric of the target's rank"):
         Metric("Gini", 10).per_user(RANKS)
+
+
+def test_a_metric_of_ones_own_is_found_by_its_name():
+    @rank_metric("TestPrecision")
+    def precision(ranks, k):
+        return (ranks < k) / k
+
+    @list_metric("TestShown")
+    def shown(top_items, popularity):
+        return float((top_items > 0).sum())
+
+    assert parse_metric("testprecision@4") == Metric("TestPrecision", 4)
+    found = Metric("TestPrecision", 4).per_user(RANKS)
+    np.testing.assert_allclose(found, [0.25, 0.25, 0, 0, 0, 0, 0])
+    top_items = np.array([[1, 2, 3], [2, -1, -1]])
+    assert (
+        Metric("TestShown", 2).of_lists(top_items, np.ones(4, dtype=np.int64)) == 3
+    )  # cut to two items
+    assert (Metric("TestPrecision", 1).is_per_user, Metric("TestShown", 1).is_per_user) == (
+        True,
+        False,
+    )
+    with pytest.raises(
+        ConfigError, match="TestPrecision@1 is a metric of the target's rank, not of"
+    ):
+        Metric("TestPrecision", 1).of_lists(top_items, np.ones(4, dtype=np.int64))
+    with pytest.raises(ConfigError, match="'HR' is taken"):
+        rank_metric("HR")(precision.of_ranks)
+    with pytest.raises(ConfigError, match="a Formula of ranks or of lists"):
+        METRICS.register("TestNothing", precision.of_ranks)

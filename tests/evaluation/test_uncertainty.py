@@ -1,6 +1,5 @@
-"""What a model says of its certainty: by hand, by scipy and by drawing what it predicts."""
+"""Certainty that a model states: by hand, by scipy and by drawing what it predicts."""
 
-from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -9,17 +8,17 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.models.base import Augmenter, GenerativeRecommender, Recommender, Run, find
 from diffuserec.data import Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (
     calibration,
     evaluate,
     expected_calibration_error,
-    has_distribution,
     load_evaluation,
     uncertainty,
 )
+from diffuserec.models.base import Augmenter, StateRecommender
+from diffuserec.models.methods import find_recommender
 
 LIKELY = [0.1, 0.2, 0.3, 0.4]  # of items 1 to 4
 OTHER = [0.7, 0.1, 0.1, 0.1]
@@ -35,64 +34,45 @@ def queries_of(sequences, n_items=4):
     return Queries(log(sequences, n_items), np.ones(len(sequences), dtype=np.int64))
 
 
-class Fitted(Recommender):
-    """Learns popularity alone."""
+class Given(StateRecommender):
+    """States that it was given, whose products with the unit vectors are logits."""
 
     def build(self, catalog: Catalog) -> None:
         """Nothing to make."""
 
-    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
-        self.begin(train, run or Run())
-        return self
-
-
-def padded(rows: Any) -> torch.Tensor:
-    """Probabilities with the column of padding in front."""
-    table = torch.atleast_2d(torch.as_tensor(rows, dtype=torch.float32))
-    return torch.cat([torch.zeros(len(table), 1), table], dim=1)
-
-
-class Logits(Fitted):
-    """The same logits whatever the history, or those of its newest item."""
-
-    gives_logits = True
+    def learn(self, train: Any, valid: Any, runtime: Any) -> list[Any]:
+        return []
 
     @classmethod
     def of(cls, probabilities: Any, train: SequenceDataset) -> Self:
+        """A model of these probabilities of the items 1, 2, …, one line or several."""
         model = cls().fit(train)
+        lines = torch.atleast_2d(torch.as_tensor(probabilities, dtype=torch.float32))
         # padding scores best and every logit is off by the same: neither may matter
-        model.table = (padded(probabilities).log() - 3).index_fill(1, torch.tensor([0]), 50.0)
+        model.lines = torch.cat([torch.full((len(lines), 1), 50.0), lines.log() - 3], dim=1)
         return model
 
-    def score(self, histories: Any, seed: int = 0) -> torch.Tensor:
+    def item_weight(self) -> torch.Tensor:
+        return torch.eye(self.catalog.vocab_size)
+
+
+class Logits(Given):
+    """The same logits whatever the history, or those of its newest item."""
+
+    scores_are_logits = True
+
+    def states(self, histories: Any, seed: int = 0, n_draws: int | None = None) -> torch.Tensor:
         newest = histories.items[torch.arange(len(histories.users)), histories.lengths - 1]
-        return self.table[newest - 1 if len(self.table) > 1 else newest * 0]
+        return self.lines[newest - 1 if len(self.lines) > 1 else newest * 0][:, None]
 
 
-class Draws(GenerativeRecommender):
+class Draws(Given):
     """The same draws whatever the history."""
 
-    def build(self, catalog: Catalog) -> None:
-        """Nothing to make."""
+    combine = "mixture"
 
-    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
-        self.begin(train, run or Run())
-        return self
-
-    @classmethod
-    def of(cls, rows: Any, train: SequenceDataset) -> Self:
-        model = cls().fit(train)
-        model.table = padded(rows)
-        return model
-
-    def draws(
-        self, histories: Any, seed: int = 0, n_draws: int | None = None
-    ) -> Iterator[torch.Tensor]:
-        for row in self.table[:n_draws]:
-            yield row.expand(len(histories.users), -1)
-
-    def score(self, histories: Any, seed: int = 0) -> torch.Tensor:
-        return torch.stack(list(self.draws(histories, seed))).mean(0)
+    def states(self, histories: Any, seed: int = 0, n_draws: int | None = None) -> torch.Tensor:
+        return self.lines[None, :n_draws].expand(len(histories.users), -1, -1)
 
 
 class AddItem(Augmenter):
@@ -101,14 +81,13 @@ class AddItem(Augmenter):
     def build(self, catalog: Catalog) -> None:
         """Nothing to make."""
 
-    def fit(self, train: Any, valid: Any = None, run: Run | None = None) -> Self:
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: Any, valid: Any, runtime: Any) -> list[Any]:
+        return []
 
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         assert not self.training
-        rows = np.arange(len(dataset))
-        return dataset.prepend(np.ones((len(rows), 1), dtype=np.int32), rows)
+        index = np.arange(len(dataset))
+        return dataset.prepend(np.ones((len(index), 1), dtype=np.int32), index)
 
 
 TRAIN = log([[1, 1, 1, 2], [3, 4, 1]])
@@ -160,7 +139,7 @@ def test_no_list_is_more_than_certain():
     assert uncertainty(model, queries, list_length=299)["confidence"].max() <= 1.0
 
 
-def test_draws_are_averaged_and_their_difference_told():
+def test_draws_are_averaged_and_their_difference_is_disagreement():
     model = Draws.of([LIKELY, OTHER], TRAIN)
     found = uncertainty(model, queries_of([[4, 2], [3]]), list_length=1)
     entropy = stats.entropy(AVERAGE)
@@ -200,8 +179,8 @@ def test_nothing_depends_on_the_batch():
 
 @pytest.mark.parametrize("name", ["itemknn", "markov"])
 def test_scores_that_are_no_distribution_are_refused(name, cycle):
-    model = find("recommender", name)().fit(cycle)
-    assert not has_distribution(model)
+    model = find_recommender(name)().fit(cycle)
+    assert not model.has_distribution
     with pytest.raises(ConfigError) as caught:
         uncertainty(model, Queries(cycle, np.ones(len(cycle), dtype=np.int64)))
     message = str(caught.value)

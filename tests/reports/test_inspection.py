@@ -1,4 +1,4 @@
-"""Views in numbers, words and figures: by hand on given views, and on every contrastive method."""
+"""Views in numbers, names and metrics: by hand on given views, and of every contrastive method."""
 
 import html
 import re
@@ -11,61 +11,59 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuserec.studies.examples import inspection, short_inspection
-from diffuserec.models.base import (
-    ContrastiveRecommender,
-    Run,
-    Settings,
-    View,
-    find,
-    method_names,
+from diffuserec.data import (
+    Batch,
+    Catalog,
+    Histories,
+    SequenceDataset,
+    leave_one_out,
+    trainable_sequences,
 )
-from diffuserec.data import Batch, Catalog, Histories, SequenceDataset, leave_one_out
-from diffuserec.data.batches import trainable_rows
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Contrastive, Runtime, ScoreRecommender, View
+from diffuserec.models.config import Settings
+from diffuserec.models.methods import find_augmenter, find_recommender, method_names
 from diffuserec.reports.html import write_inspection
 from diffuserec.reports.inspection import (
     InspectedSequence,
     InspectedView,
     Inspection,
-    ViewFigures,
-    figure_rows,
-    inspected,
-    sampled_rows,
-    shown_sequence,
-    view_figures,
+    ViewMetrics,
+    describe_sequence,
+    inspect_views,
+    metric_table,
+    sample_sequences,
+    view_metrics,
 )
-from diffuserec.studies.run_directory import Plan, TrainedRun
+from diffuserec.studies.examples import inspection, short_inspection
+from diffuserec.studies.run_directory import Plan, RunDirectory
 
 EVIL = "<script>alert('x')</script>&\"]]>"
 CONTRASTIVE = [
-    name
-    for name in method_names("recommender")
-    if issubclass(find("recommender", name), ContrastiveRecommender)
+    name for name in method_names("recommender") if issubclass(find_recommender(name), Contrastive)
 ]
 TABLE = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [1.0, 1.0]])
 HALF = 2**-0.5  # the cosine of 45 degrees
 MASK = 5
 
 
-class Given(ContrastiveRecommender):
-    """A recommender whose views are those that it was given, or noise."""
+class Given(ScoreRecommender, Contrastive):
+    """A recommender whose views are given ones, or noise."""
 
     class Config(Settings):
         max_len: int = 50
 
-    def __init__(self, make: Any) -> None:
-        super().__init__()
+    def __init__(self, make: Any, **settings: Any) -> None:
+        super().__init__(**settings)
         self.make = make
         self.sizes: list[int] = []
 
     def build(self, catalog: Catalog) -> None: ...
 
-    def fit(self, train: Any, valid: Any = None, run: Any = None) -> Any:
-        self.begin(train, run or Run())
-        return self
+    def learn(self, train: Any, valid: Any, runtime: Any) -> list[Any]:
+        return []
 
-    def score(self, histories: Histories, seed: int = 0) -> Tensor:
+    def all_scores(self, histories: Histories) -> Tensor:
         return torch.zeros(len(histories.users), self.catalog.vocab_size)
 
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
@@ -97,7 +95,7 @@ def noise(batch: Batch) -> list[View]:
 def pair() -> list[InspectedSequence]:
     """Users 7 and 3 with the views above; 3 and 4 are the items that come next."""
     log = SequenceDataset.from_lists([[1, 2, 3], [4, 1, 2, 4]], users=[7, 3])
-    return inspected(Given(two_views).fit(log), log, np.array([0, 1]), 50)
+    return inspect_views(Given(two_views).fit(log), log, np.array([0, 1]))
 
 
 def sequence(items: list[int], view: list[int], changed: list[bool] | None) -> InspectedSequence:
@@ -117,8 +115,8 @@ def test_sequences_come_without_padding_and_without_their_newest_item(pair) -> N
     assert [(view.changed, view.confidence) for view in lost] == [(None, None)] * 2
 
 
-def test_figures_by_hand(pair) -> None:
-    other, lost = view_figures(pair, TABLE)
+def test_metrics_by_hand(pair) -> None:
+    other, lost = view_metrics(pair, TABLE)
     assert other.view == "other"
     assert other.changed == 2  # 1 -> 3 and 2 -> 2; 4 -> 2 and 1 -> 1
     assert other.changed_share == pytest.approx(4 / 5)
@@ -132,11 +130,11 @@ def test_figures_by_hand(pair) -> None:
     assert (other.shared, other.length_ratio) == (None, None)
     assert lost.shared == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert lost.length_ratio == pytest.approx((2 / 2 + 4 / 3) / 2)
-    assert lost == ViewFigures("lost", shared=lost.shared, length_ratio=lost.length_ratio)
+    assert lost == ViewMetrics("lost", shared=lost.shared, length_ratio=lost.length_ratio)
 
 
 def test_what_is_no_item_has_no_similarity() -> None:
-    (found,) = view_figures([sequence([1, 2, 3, 4], [MASK, 0, 3, 2], [True] * 4)], TABLE)
+    (found,) = view_metrics([sequence([1, 2, 3, 4], [MASK, 0, 3, 2], [True] * 4)], TABLE)
     assert found.changed == 4
     assert found.kept == pytest.approx(1 / 4)
     assert found.similarity_replaced == pytest.approx(HALF)
@@ -145,17 +143,17 @@ def test_what_is_no_item_has_no_similarity() -> None:
 
 
 def test_where_nothing_changed_there_is_nothing_to_count() -> None:
-    (found,) = view_figures([sequence([1, 2], [1, 2], [False, False])], TABLE[:2])
+    (found,) = view_metrics([sequence([1, 2], [1, 2], [False, False])], TABLE[:2])
     assert (found.changed, found.changed_share) == (0, 0)
     assert found.kept is found.similarity_replaced is found.similarity_changed is None
     assert found.similarity_random is None  # a single item
-    rows = dict(figure_rows([found, replace(found, kept=0.25)]))
-    assert rows["kept: the original's item again"] == ["–", "25.0%"]
-    assert not any("confidence" in label or "length" in label for label in rows)
+    lines = dict(metric_table([found, replace(found, kept=0.25)]))
+    assert lines["kept: the original's item again"] == ["–", "25.0%"]
+    assert not any("confidence" in label or "length" in label for label in lines)
 
 
 def test_items_that_repeat_are_shared_as_often_as_they_occur() -> None:
-    (found,) = view_figures([sequence([1, 1, 2], [2, 2, 1], None)], TABLE)
+    (found,) = view_metrics([sequence([1, 1, 2], [2, 2, 1], None)], TABLE)
     assert found.shared == pytest.approx(2 / 3)
 
 
@@ -163,11 +161,11 @@ def test_many_sequences_are_inspected_a_few_hundred_at_a_time() -> None:
     n = 1300
     log = SequenceDataset.from_lists([[u % 4 + 1, 1 + (u // 4) % 4, 1] for u in range(n)])
     model = Given(noise).fit(log)
-    rows = np.random.default_rng(0).permutation(n)
-    found = inspected(model, log, rows, 50)
+    index = np.random.default_rng(0).permutation(n)
+    found = inspect_views(model, log, index)
     assert sum(model.sizes) == n
     assert max(model.sizes) <= 512
-    assert [each.user for each in found] == rows.tolist()
+    assert [each.user for each in found] == index.tolist()
     for each in found:
         assert each.items.tolist() == log[each.user][:2].tolist()
 
@@ -177,7 +175,7 @@ def test_views_are_drawn_from_the_seed_and_nothing_else() -> None:
     model = Given(noise).fit(log)
 
     def drawn(seed: int) -> list[list[int]]:
-        found = inspected(model, log, np.arange(9), 50, seed)
+        found = inspect_views(model, log, np.arange(9), seed)
         return [each.views[0].items.tolist() for each in found]
 
     torch.manual_seed(5)
@@ -190,38 +188,43 @@ def test_views_are_drawn_from_the_seed_and_nothing_else() -> None:
 
 def test_the_newest_items_are_inspected() -> None:
     log = SequenceDataset.from_lists([[1, 2, 3, 4, 1]])
-    (found,) = inspected(Given(noise).fit(log), log, np.array([0]), 2)
+    (found,) = inspect_views(Given(noise, max_len=2).fit(log), log, np.array([0]))
     assert found.items.tolist() == [3, 4]
 
 
-def test_a_sample_is_of_trainable_rows_and_of_the_seed() -> None:
-    log = SequenceDataset.from_lists([[1] * (1 + row % 3) for row in range(30)])
-    enough = [row for row in range(30) if row % 3]
-    assert sampled_rows(log).tolist() == enough
-    some = sampled_rows(log, 7, seed=1).tolist()
+def test_a_recommender_without_views_is_refused(cycle) -> None:
+    with pytest.raises(ConfigError, match="popularity contrasts no views"):
+        inspect_views(find_recommender("popularity")().fit(cycle), cycle, np.array([0]))
+
+
+def test_a_sample_is_of_trainable_sequences_and_of_the_seed() -> None:
+    log = SequenceDataset.from_lists([[1] * (1 + user % 3) for user in range(30)])
+    enough = [user for user in range(30) if user % 3]
+    assert sample_sequences(log).tolist() == enough
+    some = sample_sequences(log, 7, seed=1).tolist()
     assert len(set(some)) == 7
     assert some == sorted(some)
     assert set(some) <= set(enough)
-    assert sampled_rows(log, 7, seed=1).tolist() == some
-    assert sampled_rows(log, 7, seed=2).tolist() != some
+    assert sample_sequences(log, 7, seed=1).tolist() == some
+    assert sample_sequences(log, 7, seed=2).tolist() != some
 
 
-def in_words(found: InspectedSequence, user: str = "u") -> Any:
-    return shown_sequence(found, user, lambda items: [f"i{item}" for item in items], MASK)
+def by_name(found: InspectedSequence, user: str = "u") -> Any:
+    return describe_sequence(found, user, lambda items: [f"i{item}" for item in items], MASK)
 
 
-def test_words_tell_what_was_replaced_and_what_was_kept(pair) -> None:
-    other, lost = in_words(pair[1]).views
-    assert in_words(pair[1]).items == ["i4", "i1", "i2"]
-    assert (other.items, other.marks) == (["i2", "i1", "i2"], ["replaced", "kept", ""])
-    assert (other.lines_up, lost.lines_up) == (True, False)
+def test_changes_are_replaced_or_kept_items(pair) -> None:
+    other, lost = by_name(pair[1]).views
+    assert by_name(pair[1]).items == ["i4", "i1", "i2"]
+    assert (other.items, other.changes) == (["i2", "i1", "i2"], ["replaced", "kept", ""])
+    assert (other.aligned, lost.aligned) == (True, False)
     assert lost.items == ["i4", "[pad]", "i2", "i3"]
-    assert lost.marks == ["", "replaced", "", "replaced"]
-    assert in_words(pair[0]).views[1].items == ["[mask]", "i2"]
+    assert lost.changes == ["", "replaced", "", "replaced"]
+    assert by_name(pair[0]).views[1].items == ["[mask]", "i2"]
 
 
 def test_views_share_a_column_of_confidences_where_they_are_the_same(pair) -> None:
-    shown = in_words(pair[0])
+    shown = by_name(pair[0])
     other = shown.views[0]
     assert shown.confidences == {"confidence": [0.5, 0.25]}
     twin, apart = replace(other, name="twin"), replace(other, name="apart", confidence=[0.0, 1.0])
@@ -233,19 +236,19 @@ def test_views_share_a_column_of_confidences_where_they_are_the_same(pair) -> No
     assert replace(shown, views=[shown.views[1]]).confidences == {}
 
 
-def test_the_page_holds_views_and_figures_and_needs_nothing_else(pair, tmp_path) -> None:
+def test_the_page_holds_views_and_metrics_and_needs_nothing_else(pair, tmp_path) -> None:
     found = Inspection(
-        "m", 0, [in_words(each, f"u{each.user}") for each in pair], view_figures(pair, TABLE), 1234
+        "m", 0, [by_name(each, f"u{each.user}") for each in pair], view_metrics(pair, TABLE), 1234
     )
     path = tmp_path / "new" / "a.html"
     write_inspection(path, found, title="A page", facts="some data")
     text = path.read_text("utf-8")
     for word in ("A page", "some data", "m, user u7", "m, user u3", "Over 1,234 training", "50.0%"):
         assert word in text
-    assert text.count('<li class="made"><b>*&nbsp;i2</b></li>') == 1
+    assert text.count('<li class="new"><b>*&nbsp;i2</b></li>') == 1
     assert text.count('<li class="next"><b>=&nbsp;i1</b></li>') == 1
-    assert text.count('<li class="made"><b>*&nbsp;[mask]</b></li>') == 1
-    assert text.count('<li class="made"><b>*&nbsp;[pad]</b></li>') == 1
+    assert text.count('<li class="new"><b>*&nbsp;[mask]</b></li>') == 1
+    assert text.count('<li class="new"><b>*&nbsp;[pad]</b></li>') == 1
     assert "http:" not in text
     assert "https:" not in text
     assert "<script" not in text
@@ -259,13 +262,13 @@ def test_what_comes_from_data_is_escaped(pair, tmp_path) -> None:
     def evil(items: np.ndarray) -> list[str]:
         return [EVIL] * len(items)
 
-    shown = [shown_sequence(each, EVIL, evil, MASK) for each in pair]
-    figures = [replace(view, view=EVIL) for view in view_figures(pair, TABLE)]
-    found = Inspection(EVIL, 0, shown, figures, 2)
+    shown = [describe_sequence(each, EVIL, evil, MASK) for each in pair]
+    metrics = [replace(view, view=EVIL) for view in view_metrics(pair, TABLE)]
+    found = Inspection(EVIL, 0, shown, metrics, 2)
     write_inspection(tmp_path / "a.html", found, title=EVIL, facts=EVIL)
     text = (tmp_path / "a.html").read_text("utf-8")
     assert "<script" not in text
-    # title twice, facts, method, then method, user twice, and items of both, and figures' headings
+    # title twice, facts, method, then method, user twice, and items of both, headings of metrics
     items = (2 + 2 + 1) + (3 + 3 + 3)
     assert html.unescape(text).count(EVIL) == 4 + 2 * 3 + items + 2
 
@@ -273,20 +276,20 @@ def test_what_comes_from_data_is_escaped(pair, tmp_path) -> None:
 QUICK: dict[str, Any] = {"epochs": 1, "dim": 8, "n_layers": 1, "max_len": 8}
 
 
-def trained(name: str, log: SequenceDataset, augmenter: Any = None) -> TrainedRun:
+def trained(name: str, log: SequenceDataset, augmenter: Any = None) -> RunDirectory:
     own = {"k_noise": 2, "num_train_timesteps": 40} if name == "simdiffrec" else {}
-    model = find("recommender", name)(**QUICK, **own)
+    model = find_recommender(name)(**QUICK, **own)
     split = leave_one_out(log)
-    model.fit(split.train, None, Run(device="cpu", progress=False))
-    return TrainedRun(Path("run"), Plan("log", name, {}), model, augmenter, split, {})
+    model.fit(split.train, None, Runtime(device="cpu", progress=False))
+    return RunDirectory(Path("run"), Plan("log", name, {}), model, augmenter, split, {})
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE)
 def test_the_views_of_every_contrastive_method_can_be_inspected(name, random_log) -> None:
     run = trained(name, random_log)
     train = run.split.train
-    assert run.model.encoder.table.shape == (random_log.vocab_size, 8)
-    found = inspected(run.model, train, trainable_rows(train), 8)
+    assert run.model.table.embeddings().shape == (random_log.vocab_size, 8)
+    found = inspect_views(run.model, train, trainable_sequences(train))
     for each in found:
         for view in each.views:
             assert len(view.items) >= 1
@@ -297,8 +300,8 @@ def test_the_views_of_every_contrastive_method_can_be_inspected(name, random_log
     assert whole == inspection(run, n=2)
     assert len(whole.sequences) == 2
     assert whole.n_sequences == len(found)
-    assert [view.view for view in whole.figures] == [view.name for view in found[0].views]
-    assert figure_rows(whole.figures)
+    assert [view.view for view in whole.metrics] == [view.name for view in found[0].views]
+    assert metric_table(whole.metrics)
 
 
 def test_users_without_ids_are_called_by_their_number(cycle) -> None:
@@ -313,7 +316,7 @@ def test_users_without_ids_are_called_by_their_number(cycle) -> None:
 
 
 def test_who_trained_on_longer_histories_is_shown_them(cycle) -> None:
-    augmenter = find("augmenter", "random")(n_items=2).fit(leave_one_out(cycle).train)
+    augmenter = find_augmenter("random")(n_items=2).fit(leave_one_out(cycle).train)
     run = trained("cl4srec", cycle, augmenter)
     (shown,) = inspection(run, ["3"]).sequences
     assert len(shown.items) == len(run.split.train[3]) - 1 + 2
@@ -324,7 +327,7 @@ def test_a_report_shows_short_users_of_contrastive_methods_alone(cycle) -> None:
     found = short_inspection(run, run.split.train)
     assert found is not None
     assert [4 <= len(shown.items) <= 9 for shown in found.sequences] == [True] * 3
-    other = replace(run, model=find("recommender", "popularity")().fit(run.split.train))
+    other = replace(run, model=find_recommender("popularity")().fit(run.split.train))
     assert short_inspection(other, run.split.train) is None
     with pytest.raises(ConfigError, match=r"contrasts no views; these do: .*simdiffrec"):
         inspection(other)

@@ -179,7 +179,7 @@ def _inspection(
         seed,
         [
             describe_sequence(sequence, _user_name(train, number), names, train.vocab_size)
-            for number, sequence in zip(index, shown, strict=True)
+            for number, sequence in zip(index.tolist(), shown, strict=True)
         ],
         view_metrics(inspect_views(model, train, sample, seed), model.table.embeddings()),
         len(sample),

@@ -26,7 +26,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import polars as pl
@@ -37,7 +37,7 @@ from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, load_evaluation
 from diffuserec.files import write_json, write_text
-from diffuserec.models.base import Recommender, Runtime
+from diffuserec.models.base import Method, Runtime
 from diffuserec.models.config import parse_settings
 from diffuserec.models.methods import find_recommender
 from diffuserec.reports.report import Report
@@ -46,6 +46,8 @@ from diffuserec.studies.run_directory import Plan, RunDirectory, open_run, read_
 from diffuserec.studies.study_file import Seeds, StudyTable, read_study, slug
 from diffuserec.studies.train_run import Say, complete_run, require_buildable, silent
 from diffuserec.training.device import device_of
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 class Point(StudyTable):
@@ -204,7 +206,8 @@ def _remeasured(
         if not (stored / "metrics.json").is_file():
             run = run or open_run(path)
             say(f"measuring {point.name}, seed {base.seed}")
-            run.measure(_with_settings(run, point, runtime), seed=base.seed).save(stored)
+            model = with_settings(run.model, point.settings).to(device_of(runtime))
+            run.measure(model, seed=base.seed).save(stored)
         found[point.name] = _Measured(path, load_evaluation(stored))
     if len(found) > 1 and len({json.dumps(point.test.metrics) for point in found.values()}) == 1:
         raise ConfigError(
@@ -214,23 +217,29 @@ def _remeasured(
     return found
 
 
-def _with_settings(run: RunDirectory, point: Point, runtime: Runtime) -> Recommender:
-    """The run's model under the settings of a point, with the parameters that it learned.
+def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
+    """A copy of a fitted method under other settings, with the parameters that it learned.
 
     Built anew, since what follows from the settings (a schedule) would not follow a new ``config``.
+
+    Args:
+        method: fitted; stays as it is.
+        settings: that differ.
+
+    Raises:
+        ConfigError: settings that are wrong, or that change what is learned.
     """
-    settings = {**run.model.config.model_dump(), **point.settings}
-    model = type(run.model)(**settings)
+    other = type(method)(**{**method.config.model_dump(), **settings})
     with torch.random.fork_rng():
-        model.take(run.model.catalog)
+        other.take(method.catalog)
     try:
-        model.load_state_dict(run.model.state_dict())
+        other.load_state_dict(method.state_dict())
     except RuntimeError as error:
         raise ConfigError(
-            f"{point.name}: these settings change what {model.name} learns and can't be changed in "
-            'a trained model: use at = "training"'
+            f"settings {dict(settings)} change what {method.name} learns and can't be changed in a "
+            'trained model: use at = "training"'
         ) from error
-    return model.to(device_of(runtime))
+    return other.to(method.device).eval()
 
 
 def _document(
