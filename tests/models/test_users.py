@@ -1,4 +1,4 @@
-"""Users' vectors, and those of people whom the log does not know, against plain loops."""
+"""Vectors of users, and of people whom the log does not know, against plain loops."""
 
 import numpy as np
 import pytest

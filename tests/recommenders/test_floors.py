@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.models.base import Recommender, load
+from diffuserec import Recommender, load
 from diffuserec.data import SequenceDataset, histories_of, history_batches, leave_one_out
-from diffuserec.errors import ConfigError
-from diffuserec.models.retrieval import hide, seen_pairs, target_ranks
+from diffuserec.models.retrieval import rank_of, seen_items
 from diffuserec.recommenders.itemknn import ItemKNN
 from diffuserec.recommenders.markov import Markov
 from diffuserec.recommenders.popularity import Popularity
 
+from .oracles import assert_refused
+
 LOG = [[1, 2, 3], [1, 2, 4], [2, 3], [5]]
-EVERY_FLOOR = [
+BASELINES = [
     Popularity(),
     Markov(),
     Markov(decay=0),
@@ -43,14 +44,14 @@ def test_popularity_counts_occurrences() -> None:
     assert scores_of(model, [4], [1, 3]).tolist() == [[0, 2, 3, 2, 1, 1]] * 2
 
 
-def test_markov_of_order_one_is_the_row_of_the_newest_item() -> None:
+def test_markov_of_order_one_is_the_shares_of_the_newest_item() -> None:
     # out of 1: 2 twice; out of 2: 3 twice, 4 once; out of 3, 4, 5: nothing
     model = Markov(decay=0).fit(SequenceDataset.from_lists(LOG))
     popularity = 1e-3 * np.array([0, 2, 3, 2, 1, 1]) / 9
-    rows = scores_of(model, [1, 2], [5, 3, 1], [4])
-    np.testing.assert_allclose(rows[0], np.add([0, 0, 0, 2 / 3, 1 / 3, 0], popularity), rtol=1e-6)
-    np.testing.assert_allclose(rows[1], np.add([0, 0, 1, 0, 0, 0], popularity), rtol=1e-6)
-    np.testing.assert_allclose(rows[2], popularity, rtol=1e-6)
+    scores = scores_of(model, [1, 2], [5, 3, 1], [4])
+    np.testing.assert_allclose(scores[0], np.add([0, 0, 0, 2 / 3, 1 / 3, 0], popularity), rtol=1e-6)
+    np.testing.assert_allclose(scores[1], np.add([0, 0, 1, 0, 0, 0], popularity), rtol=1e-6)
+    np.testing.assert_allclose(scores[2], popularity, rtol=1e-6)
 
 
 def test_markov_decays_over_the_history_and_adds_up_repeats() -> None:
@@ -61,7 +62,7 @@ def test_markov_decays_over_the_history_and_adds_up_repeats() -> None:
     np.testing.assert_allclose(scores_of(model, [2, 1, 2])[0], expected, rtol=1e-6)
 
 
-def test_markov_never_joins_two_users() -> None:
+def test_markov_never_connects_two_users() -> None:
     model = Markov(decay=0).fit(SequenceDataset.from_lists([[], [1], [2], [], [3, 1], []]))
     table = scores_of(model, [1], [2], [3]) > 0.5
     assert np.argwhere(table).tolist() == [[2, 1]]
@@ -70,12 +71,12 @@ def test_markov_never_joins_two_users() -> None:
 def test_itemknn_is_the_cosine_of_binary_columns() -> None:
     # users of 1: {0, 1}; 2: {0, 1, 2}; 3: {0, 2}; 4: {1}; 5: {3}
     model = ItemKNN().fit(SequenceDataset.from_lists([[1, 2, 3, 1], *LOG[1:]]))
-    rows = scores_of(model, [1], [5], [3, 1])
+    scores = scores_of(model, [1], [5], [3, 1])
     cosine_1 = [0, 0, 2 / 6**0.5, 1 / 2, 1 / 2**0.5, 0]
     cosine_3 = [0, 1 / 2, 2 / 6**0.5, 0, 0, 0]
-    np.testing.assert_allclose(rows[0], cosine_1, rtol=1e-6)
-    assert not rows[1].any()
-    np.testing.assert_allclose(rows[2], np.add(cosine_1, cosine_3), rtol=1e-6)
+    np.testing.assert_allclose(scores[0], cosine_1, rtol=1e-6)
+    assert not scores[1].any()
+    np.testing.assert_allclose(scores[2], np.add(cosine_1, cosine_3), rtol=1e-6)
 
 
 def test_itemknn_keeps_the_k_most_similar_and_fades_older_items() -> None:
@@ -91,7 +92,7 @@ def test_itemknn_window_forgets_the_oldest() -> None:
     np.testing.assert_array_equal(scores_of(model, [4, 1, 3]), scores_of(model, [1, 3]))
 
 
-@pytest.mark.parametrize("model", EVERY_FLOOR, ids=repr)
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
 def test_synthetic_items_are_never_counted(model: Recommender) -> None:
     plain = random_log()
     generated = np.random.default_rng(1).integers(1, 30, (50, 7)).astype(np.int32)
@@ -101,7 +102,21 @@ def test_synthetic_items_are_never_counted(model: Recommender) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("model", EVERY_FLOOR, ids=repr)
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
+def test_nothing_is_trained(model: Recommender) -> None:
+    assert not model.trained
+    assert model.fit(random_log()).curve == []
+
+
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
+def test_fitting_again_forgets_the_other_log(model: Recommender) -> None:
+    histories = histories_of(random_log(), np.arange(20))
+    expected = model.fit(random_log(1)).score(histories)
+    model.fit(random_log(2)).score(histories)
+    assert torch.equal(model.fit(random_log(1)).score(histories), expected)
+
+
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
 def test_scores_do_not_depend_on_the_batch(model: Recommender) -> None:
     log = random_log()
     model.fit(log)
@@ -111,15 +126,15 @@ def test_scores_do_not_depend_on_the_batch(model: Recommender) -> None:
         assert torch.equal(alone[0], together[row])
 
 
-@pytest.mark.parametrize("model", EVERY_FLOOR, ids=repr)
-def test_a_saved_floor_scores_the_same(model: Recommender, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
+def test_a_saved_baseline_scores_the_same(model: Recommender, tmp_path: Path) -> None:
     log = random_log()
     model.fit(log).save(tmp_path / "model")
     histories = histories_of(log, np.arange(20))
     assert torch.equal(load(tmp_path / "model").score(histories), model.score(histories))
 
 
-@pytest.mark.parametrize("model", EVERY_FLOOR, ids=repr)
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
 def test_scores_may_be_changed_without_harm(model: Recommender) -> None:
     log = random_log()
     histories = histories_of(log, np.arange(4))
@@ -129,7 +144,7 @@ def test_scores_may_be_changed_without_harm(model: Recommender) -> None:
     assert torch.equal(model.score(histories), kept)
 
 
-@pytest.mark.parametrize("model", EVERY_FLOOR, ids=repr)
+@pytest.mark.parametrize("model", BASELINES, ids=repr)
 @pytest.mark.parametrize("log", [[[1]], [[1], [1], []], [[2, 2, 2]]], ids=str)
 def test_a_log_of_next_to_nothing(model: Recommender, log: list[list[int]]) -> None:
     model.fit(SequenceDataset.from_lists(log))
@@ -150,8 +165,7 @@ def test_a_log_of_next_to_nothing(model: Recommender, log: list[list[int]]) -> N
 def test_a_setting_out_of_range_is_refused(
     method: type[Recommender], setting: str, value: float
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{method.__name__}: {setting}: .* got {value}"):
-        method(**{setting: value})
+    assert_refused(method, {setting: value}, f"{method.__name__}: {setting}: .* got {value}")
 
 
 # HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20, computed beforehand by an independent program
@@ -175,17 +189,17 @@ PUBLIC_LOGS = {
 
 @pytest.mark.skipif("DIFFUSEREC_DATA" not in os.environ, reason="DIFFUSEREC_DATA is not set")
 @pytest.mark.parametrize("name", PUBLIC_LOGS)
-def test_public_logs_give_the_known_figures(name: str) -> None:
+def test_public_logs_give_the_known_metrics(name: str) -> None:
     lines = (Path(os.environ["DIFFUSEREC_DATA"]) / f"{name}.txt").read_text().splitlines()
     log = SequenceDataset.from_lists([[int(item) for item in line.split()[1:]] for line in lines])
     split = leave_one_out(log)
     for model, expected in PUBLIC_LOGS[name]:
         model.fit(split.train)
         rank = np.empty(len(split.test))
-        for rows, histories in history_batches(split.test.histories, 512):
-            scores = hide(model.score(histories), seen_pairs(split.test.histories, rows))
-            targets = torch.from_numpy(split.test.targets[rows])
-            rank[rows] = target_ranks(scores, targets).numpy()
+        for index, histories in history_batches(split.test.histories, 512):
+            seen = seen_items(split.test.histories, index)
+            targets = torch.from_numpy(split.test.targets[index])
+            rank[index] = rank_of(model.scorer(histories), targets, seen).numpy()
         hit = [np.mean(rank < k) for k in (5, 10, 20)]
         gain = [np.mean((rank < k) / np.log2(rank + 2)) for k in (5, 10, 20)]
         np.testing.assert_allclose(hit + gain, expected, atol=5e-4, err_msg=str(model))
