@@ -147,7 +147,7 @@ def train(
             if metric is not None and _best_epoch(records) == epoch:
                 best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
-            if scheduler is not None:
+            if scheduler is not None and len(records) < epochs:
                 scheduler.step()
     if best is not None:
         method.load_state_dict(best)

@@ -1,0 +1,99 @@
+"""Where a fit computes, and at what precision."""
+
+import pytest
+import torch
+
+from diffuserec.errors import ConfigError
+from diffuserec.models.base import Runtime
+from diffuserec.training import device_of, train
+
+from .suite import TWO_USERS, fit, pair, pair_after, state
+
+
+@pytest.mark.parametrize("world_size", ["2", "64"])
+def test_several_processes_are_refused_in_one_line(monkeypatch, random_log, world_size) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    for start in (lambda: device_of(Runtime()), lambda: fit(random_log, Runtime(), epochs=1)):
+        with pytest.raises(ConfigError) as caught:
+            start()
+        assert str(caught.value) == (
+            "several processes were started (WORLD_SIZE is above 1), and each would train a model "
+            "of its own: start one, without torchrun"
+        )
+
+
+@pytest.mark.parametrize("world_size", [None, "1", ""])
+def test_one_process_is_as_good_as_none(monkeypatch, world_size) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert device_of(Runtime(device="cpu")) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^device 'cuda' was asked for .*: use --device cpu$"):
+        device_of(Runtime(device="cuda"))
+    assert device_of(Runtime()) == device_of(Runtime(device="cpu")) == torch.device("cpu")
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(Runtime()).type == device_of(Runtime(device="cuda")).type == "cuda"
+    assert device_of(Runtime(device="cpu")).type == "cpu"
+
+
+class Moved:
+    """A batch that notes the device it is moved to."""
+
+    def __init__(self) -> None:
+        self.device: torch.device | None = None
+
+    def to(self, device: torch.device) -> "Moved":
+        self.device = device
+        return self
+
+
+def test_method_and_batches_go_to_the_device_of_the_surroundings() -> None:
+    batch = Moved()
+    model, _, _ = pair_after(
+        lambda model: lambda batch: model.a * 1.0,
+        batches=lambda epoch: [batch],
+        runtime=Runtime(device="cpu"),
+    )
+    assert batch.device == model.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_that_of_products_in_the_loss_alone(precision) -> None:
+    seen, model = [], pair()
+
+    def dtype() -> torch.dtype:
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(("loss", dtype()))
+        return model.a * 1.0
+
+    train(
+        model,
+        loss,
+        lambda epoch: [torch.zeros(1)],
+        n_batches=1,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        epochs=1,
+        runtime=Runtime(precision=precision),
+        data=TWO_USERS,
+        prepare=lambda: seen.append(("prepare", dtype())),
+        validate=lambda: seen.append(("validate", dtype())) or 0.0,
+    )
+    low = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert seen == [("prepare", torch.float32), ("loss", low), ("validate", torch.float32)]
+    assert model.a.dtype == torch.float32
+
+
+def test_half_the_precision_learns_nearly_the_same(random_log) -> None:
+    high, low = (fit(random_log, Runtime(precision=p), epochs=2) for p in ("fp32", "bf16"))
+    assert [e.loss for e in low.curve] == pytest.approx([e.loss for e in high.curve], rel=0.02)
+    assert not all(torch.equal(a, state(low)[name]) for name, a in state(high).items())
+    assert {p.dtype for p in low.parameters()} == {torch.float32}
