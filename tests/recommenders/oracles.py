@@ -130,7 +130,7 @@ def with_its_phases(
         return []
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[method.__module__], "train_next_item", instead)
+        patch.setattr(sys.modules[method.learn.__module__], "train_next_item", instead)
         model = method(**defaults | settings).fit(log, valid)
     return wild(model), phases
 

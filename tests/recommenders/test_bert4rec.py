@@ -1,16 +1,30 @@
-"""BERT4Rec: what is masked, the loss and the scores written out, and no item is dropped."""
+"""BERT4Rec: its masks, the loss and the scores written out, and no item is dropped."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuserec.training import loop as training
-from diffuserec.models.base import Run
+from diffuserec import Runtime
 from diffuserec.data import Batch, SequenceDataset, histories_of
+from diffuserec.errors import ConfigError
+from diffuserec.models.losses import seen_keys, uniform_negatives
 from diffuserec.recommenders.bert4rec import BERT4Rec
 
-from .oracles import BATCH, LOG, PSEUDO, V, assert_fits, assert_refused, assert_same, with_its_loss
+from .oracles import (
+    BATCH,
+    LOG,
+    PSEUDO,
+    V,
+    assert_fits,
+    assert_refused,
+    assert_same,
+    states_by_hand,
+    untrained,
+    with_its_loss,
+)
 
 L = 6
 SETTINGS = {
@@ -22,29 +36,26 @@ SETTINGS = {
     "batch_size": 64,
     "epochs": 1,
 }
-ROWS = [[3, 1, 4, 1, 5, 9, 2], [2, 6, 5, 3], [8, 7]]
+SEQUENCES = [[3, 1, 4, 1, 5, 9, 2], [2, 6, 5, 3], [8, 7]]
+made = partial(untrained, BERT4Rec, SETTINGS)
+begun = partial(with_its_loss, BERT4Rec, SETTINGS)
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, **settings):
-    """A model, not trained, whose bias tells items apart too, and its loss."""
-    return with_its_loss(BERT4Rec, SETTINGS, monkeypatch, **settings)
-
-
-def logits_by_hand(model: BERT4Rec, shown: list[int], place: int) -> torch.Tensor:
-    """Those of items 1 to V - 1 where `shown` has a mask."""
-    state = model.encoder(torch.tensor([shown]), torch.tensor([len(shown)]))[0, place]
+def logits_by_hand(model: BERT4Rec, shown: list[int], position: int) -> torch.Tensor:
+    """Logits of items 1 to V - 1 at a position of `shown` that has a mask."""
+    state = states_by_hand(model, shown)[position]
     linear, _, norm = model.head
     h = F.gelu(linear.weight @ state + linear.bias)
     h = (h - h.mean()) / torch.sqrt(h.var(unbiased=False) + 1e-5) * norm.weight + norm.bias
-    return model.encoder.items.weight[1:V] @ h + model.bias[1:]
+    return model.table.vectors.weight[1:V] @ h + model.table.bias[1:]
 
 
 def masks_by_hand(model: BERT4Rec, masked: list[list[int]]) -> list[tuple[torch.Tensor, int]]:
-    """The logits at each mask of the rows, and which item was there."""
+    """The logits at each mask of SEQUENCES, and the item that was there."""
     found = []
-    for row, places in zip(ROWS, masked, strict=True):
-        shown = [V if place in places else item for place, item in enumerate(row)]
-        found += [(logits_by_hand(model, shown, place), row[place]) for place in places]
+    for sequence, positions in zip(SEQUENCES, masked, strict=True):
+        shown = [V if at in positions else item for at, item in enumerate(sequence)]
+        found += [(logits_by_hand(model, shown, at), sequence[at]) for at in positions]
     return found
 
 
@@ -72,34 +83,36 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings, batch, ma
 
 def test_negatives_are_of_the_user_of_each_mask(monkeypatch) -> None:
     model, loss = begun(monkeypatch, loss="bce", **EVERY)
-    owners = []
-
-    def sevens(users: torch.Tensor, n: int, vocab_size: int, seen: torch.Tensor) -> torch.Tensor:
-        owners.extend(users.tolist())
-        assert (n, vocab_size, len(seen)) == (1, V, len(LOG.items))
-        return torch.full((len(users), 1), 7)
-
-    monkeypatch.setattr(training, "uniform_negatives", sevens)
+    users = torch.tensor([0] * 7 + [1] * 4 + [2] * 2)
+    # a batch draws its masks, and then the negatives, which are none of the user's own
+    torch.manual_seed(0)
+    assert int(model.masked_positions(BATCH).sum()) == len(users)
+    negatives = uniform_negatives(users, 1, V, seen_keys(LOG))[:, 0].tolist()
+    assert not {1, 3} & set(negatives[7:11])
+    assert not {2, 5, 6} & set(negatives[11:])
     found = masks_by_hand(model, [[*range(7)], [*range(4)], [0, 1]])
-    losses = [F.softplus(-logits[item - 1]) + F.softplus(logits[6]) for logits, item in found]
+    losses = [
+        F.softplus(-logits[item - 1]) + F.softplus(logits[other - 1])
+        for (logits, item), other in zip(found, negatives, strict=True)
+    ]
+    torch.manual_seed(0)
     assert_same(model, loss(BATCH), torch.stack(losses).mean())
-    assert owners == [0] * 7 + [1] * 4 + [2] * 2
 
 
 @torch.no_grad()
-def test_a_mask_sees_both_ways(monkeypatch) -> None:
-    model, _ = begun(monkeypatch)
+def test_a_mask_sees_both_ways() -> None:
+    model = made()
     before = logits_by_hand(model, [3, 1, V, 4, 2], 2)
     for other in ([9, 1, V, 4, 2], [3, 1, V, 9, 2], [3, 1, V, 4, 9]):
         assert (logits_by_hand(model, other, 2) - before).abs().max() > 1e-3
 
 
-# --- what is masked ----------------------------------------------------------------------------
+# --- masks ----------------------------------------------------------------------------
 
 
 def masks(model: BERT4Rec, batch: Batch, n: int = 2000) -> torch.Tensor:
     torch.manual_seed(0)
-    return torch.stack([model._masked(batch) for _ in range(n)])
+    return torch.stack([model.masked_positions(batch) for _ in range(n)])
 
 
 def assert_share(found: torch.Tensor, expected: float) -> None:
@@ -109,35 +122,35 @@ def assert_share(found: torch.Tensor, expected: float) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.5])
-def test_every_real_item_has_its_chance_and_every_row_a_mask(monkeypatch, ratio) -> None:
-    model, _ = begun(monkeypatch, mask_ratio=ratio, last_item_ratio=0.0)
+def test_every_real_item_has_its_chance_and_every_sequence_a_mask(ratio) -> None:
+    model = made(mask_ratio=ratio, last_item_ratio=0.0)
     found = masks(model, PSEUDO)
     assert found.any(2).all()
     for row, real in enumerate([slice(2, 7), slice(1, 4), slice(0, 2)]):
         n = real.stop - real.start
-        # its own chance; or none of the row came up, and it is the one of n
+        # its own chance; or no item of the sequence was drawn, and it is the one of n
         assert_share(found[:, row, real], ratio + (1 - ratio) ** n / n)
         assert found[:, row].sum() == found[:, row, real].sum()
 
 
-def test_a_share_of_the_rows_has_its_newest_item_masked_alone(monkeypatch) -> None:
-    model, _ = begun(monkeypatch, mask_ratio=1.0, last_item_ratio=0.3)
+def test_a_share_of_the_sequences_has_its_newest_item_masked_alone() -> None:
+    model = made(mask_ratio=1.0, last_item_ratio=0.3)
     found = masks(model, BATCH)
     alone = found.sum(2) == 1
     assert_share(alone, 0.3)
-    assert_share(alone.all(1), 0.3**3)  # each row by itself
+    assert_share(alone.all(1), 0.3**3)  # each sequence by itself
     for row, newest in enumerate([6, 3, 1]):
         assert found[alone[:, row], row, newest].all()
 
 
-def test_a_row_that_ends_with_a_generated_item_has_others_masked(monkeypatch) -> None:
-    model, _ = begun(monkeypatch, last_item_ratio=1.0)
+def test_a_sequence_that_ends_with_a_generated_item_has_others_masked() -> None:
+    model = made(last_item_ratio=1.0)
     batch = Batch(
         users=torch.tensor([0]),
         items=torch.tensor([[3, 1, 4]]),
         lengths=torch.tensor([3]),
         targets=torch.tensor([[1, 0, 0]]),
-        places=torch.tensor([3]),
+        last_target_index=torch.tensor([3]),
         real=torch.tensor([[True, True, False]]),
     )
     found = masks(model, batch, 50)
@@ -149,8 +162,8 @@ def test_a_row_that_ends_with_a_generated_item_has_others_masked(monkeypatch) ->
 
 
 @torch.no_grad()
-def test_scores_are_those_of_an_appended_mask(monkeypatch) -> None:
-    model, _ = begun(monkeypatch)
+def test_scores_are_those_of_an_appended_mask() -> None:
+    model = made()
     histories = [[3, 1, 4], [5], [*range(1, L + 1)]]
     queries = SequenceDataset.from_lists(histories, LOG.catalog)
     scores = model.score(histories_of(queries, np.arange(3)))
@@ -160,8 +173,8 @@ def test_scores_are_those_of_an_appended_mask(monkeypatch) -> None:
 
 
 @torch.no_grad()
-def test_the_mask_drops_no_item_of_a_full_history(monkeypatch) -> None:
-    model, _ = begun(monkeypatch)
+def test_the_mask_drops_no_item_of_a_full_history() -> None:
+    model = made()
     full = [*range(1, L + 1)]
     others = [full, [9, *full[1:]], [7, *full], [8, *full]]
     scores = model.score(
@@ -191,13 +204,13 @@ def test_the_rate_falls_in_a_straight_line(random_log, monkeypatch, settings, ra
 # --- fitting, refusing -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", ["users", "windows", "prefixes"])
+@pytest.mark.parametrize("examples", ["per_user", "windows", "prefixes"])
 @pytest.mark.parametrize("loss", ["softmax", "bce", "gbce", "sampled_softmax"])
-def test_every_loss_and_row_fits(random_log, loss, rows) -> None:
-    settings = SETTINGS | {"loss": loss, "rows": rows, "n_layers": 1}
-    model = assert_fits(BERT4Rec, settings, random_log, Run(precision="bf16"))
-    assert model.bias[0] == 0
-    assert (model.bias[1:] != 0).any()
+def test_every_loss_and_example_fits(random_log, loss, examples) -> None:
+    settings = SETTINGS | {"loss": loss, "examples": examples, "n_layers": 1}
+    model = assert_fits(BERT4Rec, settings, random_log, Runtime(precision="bf16"))
+    assert model.table.bias[0] == 0
+    assert (model.table.bias[1:] != 0).any()
 
 
 @pytest.mark.parametrize(
@@ -213,3 +226,9 @@ def test_every_loss_and_row_fits(random_log, loss, rows) -> None:
 )
 def test_wrong_settings_are_named(settings, message) -> None:
     assert_refused(BERT4Rec, settings, message)
+
+
+def test_an_encoder_that_reads_forward_only_is_refused(random_log) -> None:
+    with pytest.raises(ConfigError, match="'gru' reads forward only") as refusal:
+        BERT4Rec(encoder="gru").fit(random_log)
+    assert "\n" not in str(refusal.value)
