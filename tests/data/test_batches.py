@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,20 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuserec.data import (
+    AugmentedCopies,
     Batch,
+    CurriculumSchedule,
+    Examples,
     Histories,
-    Rows,
-    Schedule,
     SequenceDataset,
-    Variants,
     batch_of,
     histories_of,
     history_batches,
     pair_batches,
-    trainable_rows,
+    trainable_sequences,
     training_batches,
-    training_rows,
+    training_examples,
 )
+from diffuserec.errors import ConfigError
 
 
 @st.composite
@@ -37,8 +37,8 @@ def flagged_sequences(draw: st.DrawFn) -> list[list[tuple[int, bool]]]:
 def dataset_of(sequences: Sequence[Sequence[tuple[int, bool]]]) -> SequenceDataset:
     plain = SequenceDataset.from_lists([[item for item, _ in s] for s in sequences])
     flags = np.array([flag for s in sequences for _, flag in s], dtype=bool)
-    users = np.arange(len(sequences)) * 3 + 100  # not the row numbers
-    return SequenceDataset(
+    users = np.arange(len(sequences)) * 3 + 100  # not the indices
+    return SequenceDataset.from_offsets(
         plain.items, plain.offsets, plain.catalog, users, flags if flags.any() else None
     )
 
@@ -71,8 +71,8 @@ def test_every_pair_of_every_newest_window_exactly_once(
             assert targets == wanted + padding
     # whoever has a pair with a real item after it, once
     with_pair = [
-        100 + 3 * row
-        for row, s in enumerate(sequences)
+        100 + 3 * index
+        for index, s in enumerate(sequences)
         if any(not synthetic for _, synthetic in s[-(max_len + 1) :][1:])
     ]
     assert len(seen_users) == len(set(seen_users))
@@ -86,7 +86,7 @@ def test_windows_hold_every_target_once(
 ) -> None:
     dataset = dataset_of(sequences)
     found = []
-    for batch in training_batches(dataset, size, max_len, 0, 0, rows="windows"):
+    for batch in training_batches(dataset, size, max_len, 0, 0, examples="windows"):
         for user, items, length, targets in zip(
             batch.users.tolist(),
             batch.items.tolist(),
@@ -97,16 +97,16 @@ def test_windows_hold_every_target_once(
             assert 1 <= length <= max_len
             assert items[length:] == targets[length:] == [0] * (len(items) - length)
             sequence = [item for item, _ in sequences[(user - 100) // 3]]
-            places = [
+            ends = [
                 end
                 for end in range(length + 1, len(sequence) + 1)
                 if sequence[end - length - 1 : end - 1] == items[:length]
             ]
-            assert places  # a piece of this user's sequence
+            assert ends  # a piece of this user's sequence
             found += [(user, item) for item in targets if item]
     wanted = [
-        (100 + 3 * row, item)
-        for row, s in enumerate(sequences)
+        (100 + 3 * index, item)
+        for index, s in enumerate(sequences)
         for item, synthetic in s[1:]
         if not synthetic
     ]
@@ -115,15 +115,15 @@ def test_windows_hold_every_target_once(
 
 def test_windows_by_hand() -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6], [7], [8, 9]])
-    rows, ends = training_rows(dataset, 2, "windows")
+    index, ends = training_examples(dataset, 2, "windows")
     # targets 5 6 | 3 4 | 2 of the first user, 9 of the last
-    assert rows.tolist() == [0, 0, 0, 2]
+    assert index.tolist() == [0, 0, 0, 2]
     assert ends.tolist() == [6, 4, 2, 9]
 
 
 def test_short_sequences_teach_nothing() -> None:
     dataset = SequenceDataset.from_lists([[1], [], [2, 3], [4]])
-    assert trainable_rows(dataset).tolist() == [2]
+    assert trainable_sequences(dataset).tolist() == [2]
     (batch,) = epoch_of(dataset)
     assert batch.users.tolist() == [2]
     assert batch.items.tolist() == [[2]]
@@ -134,12 +134,12 @@ def test_short_sequences_teach_nothing() -> None:
 def test_a_batch_by_hand() -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4], [5, 6]])
     (batch,) = epoch_of(dataset, size=8, max_len=2)
-    row = batch.users.tolist().index(0)
-    assert batch.items[row].tolist() == [2, 3]
-    assert batch.targets[row].tolist() == [3, 4]
-    assert batch.items[1 - row].tolist() == [5, 0]
-    assert batch.targets[1 - row].tolist() == [6, 0]
-    assert batch.lengths[[row, 1 - row]].tolist() == [2, 1]
+    first = batch.users.tolist().index(0)
+    assert batch.items[first].tolist() == [2, 3]
+    assert batch.targets[first].tolist() == [3, 4]
+    assert batch.items[1 - first].tolist() == [5, 0]
+    assert batch.targets[1 - first].tolist() == [6, 0]
+    assert batch.lengths[[first, 1 - first]].tolist() == [2, 1]
 
 
 def test_the_order_is_fixed_by_seed_and_epoch(random_log: SequenceDataset) -> None:
@@ -224,14 +224,14 @@ def test_the_last_target_alone_weighs_the_same_for_everyone() -> None:
 
 
 def test_synthetic_items_do_not_count_as_targets() -> None:
-    made = [[(1, True)] * 9 + [(2, False)] * 2] * 60
+    generated = [[(1, True)] * 9 + [(2, False)] * 2] * 60
     real = [[(3, False)] * 11] * 60
-    sequences = made + real
+    sequences = generated + real
     flags = np.array([flag for sequence in sequences for _, flag in sequence])
     items = np.array([item for sequence in sequences for item, _ in sequence], dtype=np.int32)
     offsets = np.arange(0, 11 * 121, 11)
     plain = SequenceDataset.from_lists([[1] * 3])
-    dataset = SequenceDataset(items, offsets, plain.catalog, np.arange(120), flags)
+    dataset = SequenceDataset.from_offsets(items, offsets, plain.catalog, np.arange(120), flags)
     targets = [int((batch.targets > 0).sum()) for batch in epoch_of(dataset, size=12, max_len=50)]
     assert sum(targets) == 60 * 2 + 60 * 10
     assert max(targets) <= 72 + 10
@@ -245,11 +245,11 @@ def test_every_prefix_and_its_target_exactly_once(
 ) -> None:
     dataset = dataset_of(sequences)
     wanted = Counter()
-    for row, pairs in enumerate(sequences):
-        for place, (target, synthetic) in enumerate(pairs):
-            if place > 0 and not synthetic:  # what is synthetic is context and never a target
-                before = tuple(item for item, _ in pairs[:place])[-max_len:]
-                wanted[100 + 3 * row, before, target] += 1
+    for index, pairs in enumerate(sequences):
+        for position, (target, synthetic) in enumerate(pairs):
+            if position > 0 and not synthetic:  # a synthetic item is context and never a target
+                before = tuple(item for item, _ in pairs[:position])[-max_len:]
+                wanted[100 + 3 * index, before, target] += 1
     found = Counter()
     for batch in training_batches(dataset, size, max_len, 0, epoch, "prefixes"):
         assert len(batch.users) >= 1
@@ -263,18 +263,18 @@ def test_every_prefix_and_its_target_exactly_once(
             strict=True,
         ):
             assert items[length:] == [0] * (len(items) - length)
-            assert [place for place, target in enumerate(targets) if target] == [length - 1]
+            assert [at for at, target in enumerate(targets) if target] == [length - 1]
             found[user, tuple(items[:length]), targets[length - 1]] += 1
     assert found == wanted
-    assert len(training_rows(dataset, max_len, "prefixes")[0]) == wanted.total()
+    assert len(training_examples(dataset, max_len, "prefixes")[0]) == wanted.total()
 
 
 def test_prefixes_by_hand() -> None:
-    rows, ends = training_rows(
+    index, ends = training_examples(
         SequenceDataset.from_lists([[4], [], [1, 2, 3], [5, 6]]), 9, "prefixes"
     )
     # flat positions: 4 at 0, then 1 2 3 at 1 to 3, then 5 6 at 4 and 5
-    assert rows.tolist() == [2, 2, 3]
+    assert index.tolist() == [2, 2, 3]
     assert ends.tolist() == [3, 4, 6]
     nothing = SequenceDataset.from_lists([[1], []])
     assert list(training_batches(nothing, 4, 5, 0, 0, "prefixes")) == []
@@ -297,6 +297,25 @@ def test_the_order_of_prefixes_is_fixed_by_seed_and_epoch(random_log: SequenceDa
 SEQUENCES = [[1, 2, 3, 4, 5], [], [6], [7, 8]]
 
 
+@pytest.mark.parametrize(
+    "width, expected",
+    [
+        (1, [[5], [0], [6], [8]]),
+        (3, [[3, 4, 5], [0, 0, 0], [0, 0, 6], [0, 7, 8]]),
+        (5, [[1, 2, 3, 4, 5], [0, 0, 0, 0, 0], [0, 0, 0, 0, 6], [0, 0, 0, 7, 8]]),
+        (7, [[0, 0, 1, 2, 3, 4, 5], [0] * 7, [0] * 6 + [6], [0] * 5 + [7, 8]]),
+    ],
+)
+def test_histories_aligned_right_by_hand(width: int, expected: list[list[int]]) -> None:
+    histories = histories_of(SequenceDataset.from_lists(SEQUENCES), np.arange(4))
+    assert histories.aligned_right(width).tolist() == expected
+
+
+def test_a_batch_of_empty_histories_aligns_right() -> None:
+    histories = histories_of(SequenceDataset.from_lists([[], []]), np.arange(2))
+    assert histories.aligned_right(3).tolist() == [[0, 0, 0]] * 2
+
+
 def test_histories_keep_the_newest() -> None:
     dataset = SequenceDataset.from_lists(SEQUENCES, users=[9, 8, 7, 6])
     histories = histories_of(dataset, np.array([3, 0, 1]), max_len=3)
@@ -306,23 +325,23 @@ def test_histories_keep_the_newest() -> None:
 
 
 @pytest.mark.parametrize("max_len", [1, 2, 3, 4, 5, 9])
-def test_newest_equals_building_them_shorter(max_len: int) -> None:
+def test_truncated_histories_are_those_built_shorter(max_len: int) -> None:
     dataset = SequenceDataset.from_lists(SEQUENCES)
-    rows = np.arange(4)
-    cut = histories_of(dataset, rows).newest(max_len)
-    expected = histories_of(dataset, rows, max_len)
+    index = np.arange(4)
+    cut = histories_of(dataset, index).truncate(max_len)
+    expected = histories_of(dataset, index, max_len)
     assert torch.equal(cut.items, expected.items)
     assert torch.equal(cut.lengths, expected.lengths)
     assert torch.equal(cut.users, expected.users)
 
 
-def test_newest_looks_at_real_items_and_not_at_padding() -> None:
+def test_truncate_counts_items_and_not_padding() -> None:
     histories = Histories(
         torch.tensor([0, 1]),
         torch.tensor([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 9]]),
         torch.tensor([3, 6]),
     )
-    cut = histories.newest(4)
+    cut = histories.truncate(4)
     assert cut.items.tolist() == [[1, 2, 3, 0], [6, 7, 8, 9]]
     assert cut.lengths.tolist() == [3, 4]
     assert histories.items.tolist()[0] == [1, 2, 3, 0, 0, 0]
@@ -332,13 +351,13 @@ def test_newest_looks_at_real_items_and_not_at_padding() -> None:
 def test_history_batches_show_everyone_once(size: int) -> None:
     dataset = SequenceDataset.from_lists(SEQUENCES)
     shown = {}
-    for rows, histories in history_batches(dataset, size):
-        assert len(rows) <= size
-        for row, items, length in zip(
-            rows.tolist(), histories.items.tolist(), histories.lengths.tolist(), strict=True
+    for index, histories in history_batches(dataset, size):
+        assert len(index) <= size
+        for one, items, length in zip(
+            index.tolist(), histories.items.tolist(), histories.lengths.tolist(), strict=True
         ):
-            assert row not in shown
-            shown[row] = items[:length]
+            assert one not in shown
+            shown[one] = items[:length]
             assert not any(items[length:])
     assert shown == dict(enumerate(SEQUENCES))
 
@@ -348,72 +367,72 @@ def test_history_batches_show_everyone_once(size: int) -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=10),
     st.integers(1, 7),
     st.integers(1, 5),
-    st.sampled_from(["users", "windows", "prefixes", "last"]),
+    st.sampled_from(["per_user", "windows", "prefixes", "last"]),
 )
-def test_places_point_at_the_newest_target(
-    users: list[tuple[int, int]], max_len: int, size: int, rows: Rows
+def test_last_target_index_points_at_the_last_target(
+    users: list[tuple[int, int]], max_len: int, size: int, examples: Examples
 ) -> None:
     # users with so many synthetic items in front of so many real ones; each item its own number
     numbers = iter(range(1, 200))
-    dataset = dataset_of(
-        [[(next(numbers), n < made) for n in range(made + real)] for made, real in users]
-    )
+    dataset = dataset_of([[(next(numbers), n < m) for n in range(m + real)] for m, real in users])
     found = []
-    for batch in training_batches(dataset, size, max_len, 0, 0, rows):
-        newest = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
-        places = batch.places.numpy()
-        assert dataset.items[places].tolist() == newest.tolist()
-        owners = np.searchsorted(dataset.offsets, places, side="right") - 1
+    for batch in training_batches(dataset, size, max_len, 0, 0, examples):
+        last = batch.targets.gather(1, batch.lengths[:, None] - 1)[:, 0]
+        positions = batch.last_target_index.numpy()
+        assert dataset.items[positions].tolist() == last.tolist()
+        owners = np.searchsorted(dataset.offsets, positions, side="right") - 1
         assert dataset.users[owners].tolist() == batch.users.tolist()
-        found += places.tolist()
+        found += positions.tolist()
     assert len(found) == len(set(found))
 
 
-def test_places_by_hand() -> None:
+def test_last_target_index_by_hand() -> None:
     # flat positions: 1 2 3 at 0 to 2, 4 at 3, 5 6 7 at 4 to 6
     dataset = SequenceDataset.from_lists([[1, 2, 3], [4], [5, 6, 7]])
 
-    def places(rows: Rows) -> list[int]:
-        batches = training_batches(dataset, 8, 1, 0, 0, rows)
-        return sorted(place for batch in batches for place in batch.places.tolist())
+    def positions(data: SequenceDataset, examples: Examples) -> list[int]:
+        batches = training_batches(data, 8, 1, 0, 0, examples)
+        return sorted(at for batch in batches for at in batch.last_target_index.tolist())
 
-    assert places("users") == [2, 6]
-    assert places("last") == [2, 6]
-    assert places("windows") == [1, 2, 5, 6]
-    assert places("prefixes") == [1, 2, 5, 6]
+    assert positions(dataset, "per_user") == [2, 6]
+    assert positions(dataset, "last") == [2, 6]
+    assert positions(dataset, "windows") == [1, 2, 5, 6]
+    assert positions(dataset, "prefixes") == [1, 2, 5, 6]
+    # of a view, positions in the log that it is cut from
+    view = dataset.view(np.array([1, 4]), np.array([3, 6]), np.array([0, 2]))
+    assert positions(view, "per_user") == [2, 5]
 
 
 @settings(max_examples=100, deadline=None)
 @given(flagged_sequences(), st.integers(1, 7), st.integers(1, 5))
-def test_a_batch_of_some_rows_is_the_one_that_is_trained_on(
+def test_a_batch_of_some_sequences_is_the_one_that_is_trained_on(
     sequences: list[list[tuple[int, bool]]], max_len: int, size: int
 ) -> None:
     dataset = dataset_of(sequences)
     for expected in epoch_of(dataset, size=size, max_len=max_len):
-        rows = (expected.users.numpy() - 100) // 3
-        for name, tensor in batch_of(dataset, rows, max_len).tensors.items():
+        index = (expected.users.numpy() - 100) // 3
+        for name, tensor in batch_of(dataset, index, max_len).tensors.items():
             assert torch.equal(tensor, getattr(expected, name)), name
 
 
-def test_the_whole_row_ends_with_its_newest_target() -> None:
+def test_the_last_target_is_put_at_the_end() -> None:
     data = dataset_of([[(1, True), (2, False), (3, False)], [(4, False), (5, False)]])
-    whole = batch_of(data, np.array([0, 1]), 50).whole()
+    whole = batch_of(data, np.array([0, 1]), 50).with_last_target()
     assert whole.items.tolist() == [[1, 2, 3], [4, 5, 0]]
     assert whole.lengths.tolist() == [3, 2]
     assert whole.users.tolist() == [100, 103]
-    real = batch_of(data, np.array([0, 1]), 50).whole_real()
+    real = batch_of(data, np.array([0, 1]), 50).real_with_last_target()
     assert real.tolist() == [[False, True, True], [True, True, False]]
-    cut = batch_of(data, np.array([0]), 1).whole()
+    cut = batch_of(data, np.array([0]), 1).with_last_target()
     assert cut.items.tolist() == [[2, 3]]
 
 
-def with_variants(sequences: list[list[int]], n_variants: int, **schedule) -> SequenceDataset:
-    """Variant k of item i is 100 (k + 1) + i."""
+def with_copies(sequences: list[list[int]], n_copies: int, **schedule) -> SequenceDataset:
+    """Copy k of item i is 100 (k + 1) + i."""
     plain = SequenceDataset.from_lists(sequences)
-    items = np.stack([100 * (k + 1) + plain.items for k in range(n_variants)])
-    difficulty = np.zeros((n_variants, len(plain)), dtype=np.float32)
-    variants = Variants(items, difficulty, Schedule(**schedule))
-    return replace(plain, variants=variants)
+    items = np.stack([100 * (k + 1) + plain.items for k in range(n_copies)])
+    difficulty = np.arange(n_copies * len(plain), dtype=np.float32).reshape(n_copies, len(plain))
+    return plain.with_copies(AugmentedCopies(items, difficulty, CurriculumSchedule(**schedule)))
 
 
 @pytest.mark.parametrize(
@@ -427,60 +446,70 @@ def with_variants(sequences: list[list[int]], n_variants: int, **schedule) -> Se
     ids=str,
 )
 def test_stages_of_a_curriculum(schedule, stages) -> None:
-    found = Schedule(**schedule)
+    found = CurriculumSchedule(**schedule)
     assert [list(found.stage(epoch, 3)) for epoch in range(5)] == stages
-    whole = found.n_epochs(3)
-    assert list(found.stage(whole, 3)) == [0, 1, 2]
-    assert whole == 0 or list(found.stage(whole - 1, 3)) != [0, 1, 2]
+    complete = found.n_epochs(3)
+    assert list(found.stage(complete, 3)) == [0, 1, 2]
+    assert complete == 0 or list(found.stage(complete - 1, 3)) != [0, 1, 2]
+    found.require_epochs(complete + 1, 3)
+    with pytest.raises(ConfigError, match=f"{complete} epochs end before all 3 copies"):
+        found.require_epochs(complete, 3)
 
 
-@pytest.mark.parametrize("rows", ["users", "windows", "prefixes"])
-@pytest.mark.parametrize("each_step", ["one", "all"])
-def test_a_batch_has_the_variants_of_its_own_rows(rows: Rows, each_step) -> None:
+@pytest.mark.parametrize("examples", ["per_user", "windows", "prefixes"])
+@pytest.mark.parametrize("per_step", ["one", "all"])
+def test_a_batch_has_the_copies_of_its_own_examples(examples: Examples, per_step) -> None:
     sequences = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10], [11]]
-    data = with_variants(sequences, 3, each_step=each_step, weight=0.25, stage_epochs=1)
+    data = with_copies(sequences, 3, copies_per_step=per_step, weight=0.25, stage_epochs=1)
     for epoch, stage in enumerate([[0], [0, 1], [0, 1, 2]]):
         met = set()
-        for batch in training_batches(data, 2, 2, 5, epoch, rows):
-            other = batch.variants
+        for batch in training_batches(data, 2, 2, 5, epoch, examples):
+            other = batch.copies
             assert other is not None
-            assert batch.variants_weight == 0.25 * len(stage)
-            copies = len(stage) if each_step == "all" else 1
-            own = batch.items.repeat(copies, 1)
+            assert batch.copies_weight == 0.25 * len(stage)
+            n_each = len(stage) if per_step == "all" else 1
+            own = batch.items.repeat(n_each, 1)
             numbers = other.items[:, :1] // 100
             assert torch.equal(other.items, own + 100 * numbers * (own > 0))
-            targets = batch.targets.repeat(copies, 1)
+            targets = batch.targets.repeat(n_each, 1)
             assert torch.equal(other.targets, targets + 100 * numbers * (targets > 0))
-            assert torch.equal(other.users, batch.users.repeat(copies))
-            assert torch.equal(other.places, batch.places.repeat(copies))
-            if each_step == "all":
+            assert torch.equal(other.users, batch.users.repeat(n_each))
+            assert torch.equal(other.last_target_index, batch.last_target_index.repeat(n_each))
+            if per_step == "all":
                 expected = np.repeat(np.array(stage) + 1, len(batch.users))
                 assert numbers[:, 0].tolist() == expected.tolist()
             met |= {int(number) - 1 for number in numbers}
         assert met <= set(stage)
     drawn = set()
     for epoch in range(3, 30):
-        for batch in training_batches(data, 2, 2, 5, epoch, rows):
-            drawn |= {int(number) for number in batch.variants.items[:, 0] // 100}
+        for batch in training_batches(data, 2, 2, 5, epoch, examples):
+            drawn |= {int(number) for number in batch.copies.items[:, 0] // 100}
     assert drawn == {1, 2, 3}
 
 
-def test_variants_change_no_batch_but_are_added() -> None:
+def test_copies_change_no_batch_but_are_added() -> None:
     sequences = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
     plain = training_batches(SequenceDataset.from_lists(sequences), 2, 9, 1, 2)
-    varied = training_batches(with_variants(sequences, 2), 2, 9, 1, 2)
-    for alone, both in zip(plain, varied, strict=True):
-        assert alone.variants is None
-        for name in ("users", "items", "lengths", "targets", "places", "real"):
-            assert torch.equal(getattr(alone, name), getattr(both, name))
+    augmented = training_batches(with_copies(sequences, 2), 2, 9, 1, 2)
+    for alone, both in zip(plain, augmented, strict=True):
+        assert alone.copies is None
+        assert alone.tensors.keys() == both.tensors.keys()
+        for name, tensor in alone.tensors.items():
+            assert torch.equal(tensor, getattr(both, name))
 
 
-def test_variants_stay_with_their_users() -> None:
-    data = with_variants([[1, 2], [], [3, 4, 5], [6]], 2)
-    variants = replace(data.variants, difficulty=np.arange(8, dtype=np.float32).reshape(2, 4))
-    part = replace(data, variants=variants).select(np.array([2, 0]))
-    assert part.variants.items.tolist() == [[103, 104, 105, 101, 102], [203, 204, 205, 201, 202]]
-    assert part.variants.difficulty.tolist() == [[2, 0], [6, 4]]
+def test_copies_stay_with_their_users() -> None:
+    part = with_copies([[1, 2], [], [3, 4, 5], [6]], 2).select(np.array([2, 0]))
+    assert part.copies.difficulty.tolist() == [[2, 0], [6, 4]]
+    alone = part.compact()
+    assert alone.copies.items.tolist() == [[103, 104, 105, 101, 102], [203, 204, 205, 201, 202]]
+    assert alone.copies.difficulty.tolist() == [[2, 0], [6, 4]]
+    for data in (part, alone):
+        for batch in training_batches(data, 2, 9, 0, 5):
+            assert torch.equal(batch.copies.items % 100, batch.items)
+        pairs = list(pair_batches(data, 2, 0, 5))
+        assert sum(len(p.items) for p in pairs) == 5
+        assert all(torch.equal(p.copies.items % 100, p.items) for p in pairs)
 
 
 @settings(max_examples=100, deadline=None)
@@ -493,7 +522,7 @@ def test_every_real_interaction_is_a_pair_exactly_once(
         pair for b in batches for pair in zip(b.users.tolist(), b.items.tolist(), strict=True)
     )
     assert pairs == Counter(
-        (100 + 3 * row, item) for row, s in enumerate(sequences) for item, flag in s if not flag
+        (100 + 3 * index, item) for index, s in enumerate(sequences) for item, flag in s if not flag
     )
     sizes = [len(batch.users) for batch in batches]
     assert len(sizes) == -(-sum(sizes) // size)
@@ -510,17 +539,17 @@ def test_the_order_of_pairs_is_that_of_the_seed_and_the_epoch() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@pytest.mark.parametrize("each_step", ["one", "all"])
-def test_pairs_come_with_the_variants_of_their_interactions(each_step) -> None:
-    data = with_variants([[1, 2, 3, 4, 5], [6], [], [7, 8]], 3, each_step=each_step, weight=0.25)
+@pytest.mark.parametrize("per_step", ["one", "all"])
+def test_pairs_come_with_the_copies_of_their_interactions(per_step) -> None:
+    data = with_copies([[1, 2, 3, 4, 5], [6], [], [7, 8]], 3, copies_per_step=per_step, weight=0.25)
     met = set()
-    for pairs in pair_batches(data, 3, 0, 1):  # in the second stage, of two variants
-        other = pairs.variants
-        assert pairs.variants_weight == 0.5
-        copies = 2 if each_step == "all" else 1
-        assert torch.equal(other.users, pairs.users.repeat(copies))
-        assert torch.equal(other.items % 100, pairs.items.repeat(copies))
+    for pairs in pair_batches(data, 3, 0, 1):  # in the second stage, of two copies
+        other = pairs.copies
+        assert pairs.copies_weight == 0.5
+        n_each = 2 if per_step == "all" else 1
+        assert torch.equal(other.users, pairs.users.repeat(n_each))
+        assert torch.equal(other.items % 100, pairs.items.repeat(n_each))
         numbers = (other.items // 100).tolist()
-        assert each_step == "one" or numbers == [1] * len(pairs.items) + [2] * len(pairs.items)
+        assert per_step == "one" or numbers == [1] * len(pairs.items) + [2] * len(pairs.items)
         met |= set(numbers)
     assert met == {1, 2}

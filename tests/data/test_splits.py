@@ -1,6 +1,6 @@
 """Splits worked by hand, and the property that makes a temporal split honest."""
 
-from dataclasses import replace
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffuserec.data import (
+    AugmentedCopies,
     Catalog,
+    CurriculumSchedule,
     Queries,
-    Schedule,
     SequenceDataset,
-    Variants,
     leave_one_out,
     temporal,
 )
@@ -21,13 +21,13 @@ from diffuserec.errors import DataError
 
 
 def lists(dataset: SequenceDataset) -> list[list[int]]:
-    return [dataset[row].tolist() for row in range(len(dataset))]
+    return [sequence.tolist() for sequence in dataset]
 
 
 def timed(events: list[list[tuple[int, int]]]) -> SequenceDataset:
     """A dataset from (item, time) pairs, one list a user."""
     flat = [pair for user in events for pair in user]
-    return SequenceDataset(
+    return SequenceDataset.from_offsets(
         items=np.array([item for item, _ in flat], dtype=np.int32),
         offsets=np.cumsum([0] + [len(user) for user in events]),
         catalog=Catalog(pl.Series("item_id", np.arange(1, 100)), len(events)),
@@ -60,6 +60,49 @@ def test_leave_one_out_keeps_the_numbers_of_users() -> None:
 def test_leave_one_out_needs_someone_with_three() -> None:
     with pytest.raises(DataError, match=r"at least 3 interactions.*none of the 2.*longest: 2"):
         leave_one_out(SequenceDataset.from_lists([[1], [1, 2]]))
+
+
+def parts_of(split) -> list[SequenceDataset]:
+    return [split.train, split.valid.histories, split.test.histories]
+
+
+def test_leave_one_out_of_a_view() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4, 9], [5, 9], [6, 7, 8, 9]], users=[4, 5, 6])
+    view = log.view(log.starts, log.ends - 1).select(np.array([2, 0, 1]))  # without the nines
+    split = leave_one_out(view)
+    assert lists(split.train) == [[6], [1, 2], [5]]
+    assert lists(split.test.histories) == [[6, 7], [1, 2, 3]]
+    assert split.valid.targets.tolist() == [7, 3]
+    assert split.test.targets.tolist() == [8, 4]
+    assert split.test.histories.users.tolist() == [6, 4]
+    assert split.valid.repeat_share == split.test.repeat_share == 0.0
+
+
+@pytest.mark.parametrize("split", [leave_one_out, temporal])
+def test_the_parts_of_a_split_are_views_of_the_log(split) -> None:
+    dataset = timed([[(n + 1, 10 * n) for n in range(9)], [(n + 1, 9 * n) for n in range(9)]])
+    for part in parts_of(split(dataset)):
+        assert part.log is dataset.log
+        assert np.shares_memory(part.log.items, dataset.items)
+        assert all(np.shares_memory(sequence, dataset.items) for sequence in part)
+
+
+def test_leave_one_out_of_a_million_interactions_costs_its_users() -> None:
+    n_users, length = 10_000, 100
+    dataset = SequenceDataset.from_offsets(
+        np.ones(n_users * length, dtype=np.int32),
+        np.arange(n_users + 1) * length,
+        Catalog(pl.Series("item_id", [7]), n_users),
+    )
+    tracemalloc.start()
+    split = leave_one_out(dataset)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(part) for part in parts_of(split)] == [n_users] * 3
+    # starts, ends and users of three views and two lists of targets are 11 arrays of 8 bytes a
+    # user; a copy of the items would be 400
+    assert kept < 100 * n_users
+    assert peak < 130 * n_users
 
 
 # ten interactions; with a tenth each, times before 80 are trained on, 80 is valid, 90 is test
@@ -140,6 +183,22 @@ def test_temporal_lets_nothing_of_a_window_out(
     )
 
 
+def test_temporal_of_a_view_is_that_of_its_interactions() -> None:
+    whole = timed([[(50, -5), *user, (60, 95)] for user in LOG[::-1]])
+    view = whole.view(whole.starts + 1, whole.ends - 1).select(np.array([2, 1, 0]))
+    split, expected = temporal(view), temporal(timed(LOG))
+    for part, wanted in zip(parts_of(split), parts_of(expected), strict=True):
+        assert lists(part) == lists(wanted)
+    assert split.valid.targets.tolist() == expected.valid.targets.tolist()
+    assert split.test.targets.tolist() == expected.test.targets.tolist()
+    assert split.n_too_short == expected.n_too_short
+
+
+def test_temporal_needs_interactions() -> None:
+    with pytest.raises(DataError, match="needs interactions"):
+        temporal(timed([[], []]))
+
+
 def test_temporal_needs_timestamps() -> None:
     with pytest.raises(DataError, match="needs timestamps"):
         temporal(SequenceDataset.from_lists([[1, 2, 3]]))
@@ -156,6 +215,11 @@ def test_temporal_refuses_windows_without_a_query() -> None:
         temporal(timed(log))
 
 
+def test_temporal_refuses_a_window_too_small_for_any_interaction() -> None:
+    with pytest.raises(DataError, match="too coarse"):
+        temporal(timed(LOG), valid=1e-18, test=1e-18)
+
+
 @pytest.mark.parametrize("valid, test", [(0.0, 0.1), (0.1, 1.0), (0.5, 0.5), (-0.1, 0.2)])
 def test_temporal_refuses_impossible_shares(valid: float, test: float) -> None:
     with pytest.raises(DataError, match="window shares"):
@@ -168,9 +232,14 @@ def test_synthetic_items_never_become_targets(split) -> None:
     longer = dataset.prepend(np.array([[5]], dtype=np.int32), np.array([0]))
     with pytest.raises(DataError, match="synthetic"):
         split(longer)
-    others = Variants(dataset.items[None], np.zeros((1, 1), dtype=np.float32), Schedule())
-    with pytest.raises(DataError, match="variants"):  # which hold what is held out
-        split(replace(dataset, variants=others))
+    copies = AugmentedCopies(
+        dataset.items[None], np.zeros((1, 1), dtype=np.float32), CurriculumSchedule()
+    )
+    with pytest.raises(DataError, match="copies"):  # they show what is held out
+        split(dataset.with_copies(copies))
+    # marks are no obstacle if no item of the view is marked
+    mine = longer.view(longer.starts + 1, longer.ends)
+    assert len(leave_one_out(mine).test) == 1
 
 
 def test_repeat_share_by_hand() -> None:

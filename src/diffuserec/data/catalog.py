@@ -63,7 +63,7 @@ class Catalog:
         return replace(self, n_users=self.n_users + n, user_ids=ids)
 
     def encode(self, raw: Sequence[RawId] | pl.Series) -> Int64[np.ndarray, " N"]:
-        """Item numbers of raw ids; 0 for an unknown id. Costs O(ids · log V).
+        """Item numbers of raw ids; 0 for an unknown id. A few cost O(ids · log V).
 
         Integer catalogs take integers or their decimal strings; string catalogs take strings or
         integers, so that ids typed on a command line work for both.
@@ -77,7 +77,12 @@ class Catalog:
                 raw = pl.Series(list(raw), strict=False)
         if raw.dtype != self.item_ids.dtype:
             raw = raw.cast(self.item_ids.dtype, strict=False)
-        return self._index.numbers(raw)
+        if len(raw) < self.n_items:
+            return self._index.numbers(raw)
+        # for as many ids as items, a hash join is several times faster than bisections
+        known = pl.DataFrame({"id": self.item_ids, "number": np.arange(1, self.vocab_size)})
+        found = pl.DataFrame({"id": raw}).join(known, on="id", how="left", maintain_order="left")
+        return found["number"].fill_null(PAD).to_numpy(writable=True)
 
     def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
         """Raw ids of item numbers (flat), in the type that the log had.

@@ -13,8 +13,7 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int, Int32, Int64
-from scipy.sparse import csc_array
+from jaxtyping import Int64
 
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.columns import (
@@ -31,6 +30,7 @@ from diffuserec.data.columns import (
 )
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.data.formats import read_columns, write_log
+from diffuserec.data.grouping import codes_of, group_order, k_core, time_order
 from diffuserec.errors import ConfigError, DataError
 
 
@@ -132,9 +132,9 @@ class Interactions:
             n_merged = self.frame.height - frame.height
             notes.append(f"repeated (user, item) pairs merged into their first: {n_merged:,}")
         if min_user is not None or min_item is not None:
-            users, user_ids = _codes(frame["user_id"])
-            items, item_ids = _codes(frame["item_id"])
-            keep, rounds = _k_core(users, items, min_user or 1, min_item or 1)
+            users, user_ids = codes_of(frame["user_id"])
+            items, item_ids = codes_of(frame["item_id"])
+            keep, rounds = k_core(users, items, min_user or 1, min_item or 1)
             left = f"{min_user or 1} a user and {min_item or 1} an item"
             if not keep.any():
                 raise DataError(
@@ -169,7 +169,7 @@ class Interactions:
         """
         frame = self.frame
         starts = _starts(frame)
-        codes, item_ids = _codes(frame["item_id"])
+        codes, item_ids = codes_of(frame["item_id"])
         codes += 1
         catalog = Catalog(
             item_ids=item_ids,
@@ -338,10 +338,10 @@ def _assemble(columns: Columns, allow_single: bool = False) -> Interactions:
 
 def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """The frame by user, then time, then its own order; and how many rows were out of order."""
-    users, user_ids = _codes(frame["user_id"])
+    users, user_ids = codes_of(frame["user_id"])
     n_reordered, order = 0, None
     if (users[1:] < users[:-1]).any():
-        order = _grouped(users, len(user_ids))
+        order = group_order(users, len(user_ids))
     if "timestamp" in frame.columns:
         times = frame["timestamp"].to_numpy()
         by_user, in_time = (users, times) if order is None else (users[order], times[order])
@@ -349,58 +349,14 @@ def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         n_reordered = int(late.sum())
         del by_user, in_time, late
         if n_reordered:
-            by_time = _by_time(times)
-            order = by_time[_grouped(users[by_time], len(user_ids))]
+            by_time = time_order(times)
+            order = by_time[group_order(users[by_time], len(user_ids))]
     if order is None:
         return frame, n_reordered
     rest = frame.drop("user_id")[order]
     # in this order the codes ascend, so this reads memory in one sweep
     ids = user_ids.gather(users[order]).rename("user_id")
     return rest.insert_column(0, ids), n_reordered
-
-
-def _grouped(codes: Int[np.ndarray, " N"], n_groups: int) -> Int[np.ndarray, " N"]:
-    """Positions by group, each group in its former order: a counting sort, linear in N.
-
-    Transposes a sparse matrix with one entry a column.
-    """
-    n = len(codes)
-    narrow = np.int32 if n < 2**31 - 1 else np.int64
-    ones = np.ones(n, dtype=np.int8)
-    matrix = csc_array(
-        (ones, codes.astype(narrow, copy=False), np.arange(n + 1, dtype=narrow)),
-        shape=(n_groups, n),
-    )
-    return np.asarray(matrix.tocsr().indices)
-
-
-def _by_time(times: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Positions by time, equal times in their former order."""
-    n, first = len(times), int(times.min())
-    bits = n.bit_length()
-    if (int(times.max()) - first).bit_length() + bits < 63:
-        # (time, position) fits one integer, and plain sorting of integers is several times faster
-        keys = ((times - first) << bits) | np.arange(n)
-        keys.sort()
-        keys &= (1 << bits) - 1
-        return keys
-    return np.argsort(times, kind="stable")
-
-
-def _codes(values: pl.Series) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
-    """Rank of each value among the sorted distinct values, and the distinct values."""
-    distinct = values.unique().sort()
-    if values.dtype.is_integer() and len(distinct):
-        low, high = int(distinct[0]), int(distinct[-1])
-        if high - low < 4 * len(values) + 1024:
-            table = np.zeros(high - low + 1, dtype=np.int32)
-            table[distinct.to_numpy() - low] = np.arange(len(distinct), dtype=np.int32)
-            return table[values.to_numpy() - low], distinct
-    index = pl.DataFrame({"value": distinct, "code": np.arange(len(distinct), dtype=np.int32)})
-    found = pl.DataFrame({"value": values}).join(
-        index, on="value", how="left", maintain_order="left"
-    )
-    return found["code"].to_numpy().copy(), distinct
 
 
 def _starts(frame: pl.DataFrame) -> Int64[np.ndarray, " U"]:
@@ -431,22 +387,6 @@ def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -
         summary, n_interactions=n_rows, n_users=n_users, n_items=n_items, n_ties=n_ties
     )
     return Interactions(frame, counted)
-
-
-def _k_core(
-    users: Int32[np.ndarray, " N"], items: Int32[np.ndarray, " N"], min_user: int, min_item: int
-) -> tuple[Bool[np.ndarray, " N"], int]:
-    """True for each interaction that is kept; and the number of rounds that removed any."""
-    kept, rounds = np.arange(len(users)), 0
-    while len(kept):
-        u, i = users[kept], items[kept]
-        enough = (np.bincount(u)[u] >= min_user) & (np.bincount(i)[i] >= min_item)
-        if enough.all():
-            break
-        kept, rounds = kept[enough], rounds + 1
-    keep = np.zeros(len(users), dtype=bool)
-    keep[kept] = True
-    return keep, rounds
 
 
 def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:

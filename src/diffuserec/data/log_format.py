@@ -34,13 +34,13 @@ class LogFile:
         named: for each role (``user_id``, ``item_id``, ``timestamp``) the name of its column, or
             None for a usual one.
         first_line: first line that is not blank; empty for a binary format.
-        told: True if the caller named the format, False if it was recognized.
+        explicit: True if the caller named the format, False if it was recognized.
     """
 
     path: Path
     named: Mapping[str, str | None]
     first_line: str
-    told: bool
+    explicit: bool
 
     @property
     def source(self) -> Source:

@@ -113,8 +113,8 @@ def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) ->
     n = len(times)
     if not n:
         raise DataError("a temporal split needs interactions, and the dataset has none")
-    cuts = int(n * (1 - valid - test)), min(n - 1, int(n * (1 - test)))
-    first, second = np.partition(times, cuts)[[*cuts]]
+    cuts = [min(n - 1, int(n * share)) for share in (1 - valid - test, 1 - test)]
+    first, second = np.partition(times, cuts)[cuts]
     if not times.min() < first < second:
         raise DataError(
             "the timestamps are too coarse for these windows (one moment would fall into two): "

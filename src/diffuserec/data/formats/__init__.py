@@ -16,7 +16,6 @@ line is read as ``pairs`` if a user comes back, and as ``sequences`` if none doe
 """
 
 import gzip
-import os
 import shutil
 import tempfile
 import zlib
@@ -31,6 +30,7 @@ from diffuserec.data.columns import Columns, Source
 from diffuserec.data.log_format import LogFile, LogFormat
 from diffuserec.data.text import BLOCK, first_line
 from diffuserec.errors import ConfigError, DataError, did_you_mean
+from diffuserec.files import replacing
 from diffuserec.registry import Registry
 
 _NOT_TEXT = {
@@ -62,7 +62,8 @@ def _check(part: object) -> None:
 
 
 FORMATS: Registry[type[LogFormat]] = Registry("format", __name__, _format_of, _check)
-"""Log formats by name. If several claim a file equally, one of this package reads it."""
+"""Log formats by name. Formats of other packages are asked, and their code is run, only for files
+whose name and first bytes belong to none of this package, or if the caller names one."""
 
 
 @contextmanager
@@ -81,14 +82,14 @@ def read_columns(
         ConfigError: no such format.
     """
     file = Path(path)
-    told = None if format is None else _find(format)
+    given = None if format is None else _find(format)
     if file.is_dir():
         raise DataError(f"{file} is a directory: give the log file itself")
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     try:
         with _uncompressed(file) as plain:
-            yield _read(plain, told, named)
+            yield _read(plain, given, named)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
@@ -101,13 +102,12 @@ def writable_format(path: Path | str, format: str | None) -> str:
         DataError: the path exists, or its folder does not.
     """
     target = Path(path)
-    known = _all()
-    writable = sorted(some.name for some in known if some.writable)
     if not format:
         suffix = target.suffix.lower()
-        by_suffix = (f.name for f in known if suffix in (*f.suffixes, *f.written_suffixes))
+        by_suffix = (f.name for f in _known() if suffix in (*f.suffixes, *f.written_suffixes))
         format = next(by_suffix, target.suffix)
-    if format not in writable:
+    if format not in FORMATS.names() or not _find(format).writable:
+        writable = sorted(some.name for some in _known() if some.writable)
         raise ConfigError(
             f"{target.name}: no format {format!r} to write{did_you_mean(format, writable)}; "
             f"name one with format= (--format): {', '.join(writable)}"
@@ -122,17 +122,11 @@ def writable_format(path: Path | str, format: str | None) -> str:
 def write_log(frame: pl.DataFrame, path: Path | str, format: str | None) -> None:
     """Writes the frame of a log, complete or not at all; see ``Interactions.write``."""
     writer, target = _find(writable_format(path, format)), Path(path)
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with work.open("wb") as stream:
+        with replacing(target) as work, work.open("wb") as stream:
             writer.write(frame, stream, Source(target.name))
-            stream.flush()
-            os.fsync(stream.fileno())
-        work.rename(target)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def _find(name: str) -> LogFormat:
@@ -142,36 +136,43 @@ def _find(name: str) -> LogFormat:
     return found
 
 
-def _all() -> list[LogFormat]:
-    """All formats by name, those of this package first."""
+def _known(others: bool = True) -> Iterator[LogFormat]:
+    """Formats of this package, then, unless excluded, of others; each is loaded in its turn."""
     ours = {name: FORMATS.module_name(name).startswith(f"{__name__}.") for name in FORMATS.names()}
-    return [_find(name) for name in sorted(ours, key=lambda name: (not ours[name], name))]
+    for name in sorted(ours, key=lambda name: not ours[name]):
+        if ours[name] or others:
+            yield _find(name)
 
 
-def _read(file: Path, told: LogFormat | None, named: Mapping[str, str | None]) -> Columns:
-    source, known = Source(file.name), _all()
+def _read(file: Path, given: LogFormat | None, named: Mapping[str, str | None]) -> Columns:
+    source = Source(file.name)
     with file.open("rb") as stream:
         head = stream.read(64)
-    marked = next((some for some in known if some.magic and head.startswith(some.magic)), None)
-    if marked and told and marked.name != told.name:
+
+    def is_marked(some: LogFormat) -> bool:
+        return bool(some.magic) and head.startswith(some.magic)
+
+    marked = next(filter(is_marked, _known(others=False)), None)
+    if marked and given and marked.name != given.name:
         raise source.fail(
-            f"this is a {marked.title or marked.name} file, not {told.name}: leave out format= "
+            f"this is a {marked.title or marked.name} file, not {given.name}: leave out format= "
             "(--format)"
         )
     suffix = Path(file.name.lower().removesuffix(".gz")).suffix
-    chosen = told or marked or next((some for some in known if suffix in some.suffixes), None)
+    chosen = given or marked
+    chosen = chosen or next((f for f in _known() if suffix in f.suffixes or is_marked(f)), None)
     if head and chosen and chosen.binary:
         if not head.startswith(chosen.magic):
             raise source.fail(
                 f"not a {chosen.title or chosen.name} file: name its format with format= (--format)"
             )
-        return chosen.read(LogFile(file, named, "", told is not None))
+        return chosen.read(LogFile(file, named, "", given is not None))
     for magic, meaning in _NOT_TEXT.items():
         if head.startswith(magic):
             raise source.fail(f"not text but {meaning}")
     first = first_line(file)
-    chosen = chosen or max(known, key=lambda some: some.certainty(first))
-    return chosen.read(LogFile(file, named, first, told is not None))
+    chosen = chosen or max(_known(), key=lambda some: some.certainty(first))
+    return chosen.read(LogFile(file, named, first, given is not None))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class Sequences(LogFormat):
         return 1
 
     def read(self, log: LogFile) -> Columns:
-        return read_lines(log, self.name if log.told else None)
+        return read_lines(log, self.name if log.explicit else None)
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
         frame = frame.select("user_id", "item_id")
