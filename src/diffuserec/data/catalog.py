@@ -45,7 +45,7 @@ class Catalog:
         return len(self.item_ids) + 1
 
     def with_new_users(self, n: int) -> "Catalog":
-        """The same items and n further users, numbered from `n_users`.
+        """The catalog with n further users, numbered from `n_users`.
 
         Where raw ids of the users are known, new ones are made that occur nowhere else: integers
         above all others, or ``new-`` and the user's number.
