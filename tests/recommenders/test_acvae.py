@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffuserec import Runtime
 from diffuserec.data import Batch, Histories, training_batches
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.encoders.gru import GRUEncoder
 from diffuserec.recommenders.acvae import ACVAE, Adversary
 
 from .oracles import (
@@ -238,3 +239,8 @@ def test_every_option_fits_in_bfloat16(random_log, settings) -> None:
 
 def test_a_batch_of_one_is_refused() -> None:
     assert_refused(ACVAE, {"batch_size": 1}, r"batch_size: .*greater than or equal to 2, got 1")
+
+
+def test_an_encoder_that_sees_the_targets_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(GRUEncoder, "looks_ahead", True)
+    assert_refused(ACVAE, {}, "encoder 'gru' looks ahead and would see the targets of a sequence")

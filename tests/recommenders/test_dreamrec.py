@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, leave_one_out
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.encoders.gru import GRUEncoder
 from diffuserec.recommenders.dreamrec import DreamRec, mean_cosine
 
 from .oracles import assert_refused, built, last_state, with_its_loss
@@ -229,3 +230,10 @@ def test_learns_the_cycle(encoder) -> None:
 )
 def test_wrong_settings_are_named(settings, message) -> None:
     assert_refused(DreamRec, SETTINGS | settings, message)
+
+
+def test_an_encoder_that_sees_the_targets_learns_the_newest_alone(monkeypatch) -> None:
+    monkeypatch.setattr(GRUEncoder, "looks_ahead", True)
+    message = "encoder 'gru' looks ahead and would see the targets of a sequence: set targets to"
+    assert_refused(DreamRec, SETTINGS | {"encoder": "gru"}, message)
+    DreamRec(**SETTINGS | {"encoder": "gru", "targets": "last"})

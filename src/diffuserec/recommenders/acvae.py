@@ -31,18 +31,19 @@ Departures and options:
 - All means are over positions with a target. The code sums over a user's.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import KeyedNoise
+from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.settings import EncoderName, EncoderSettings
@@ -75,6 +76,15 @@ class ACVAE(EncoderRecommender):
         """Whether z is decoded to the table that the encoder reads, or to one of its own."""
         n_draws: int = Field(3, ge=1)
         """Noise draws whose probabilities are averaged."""
+
+        @model_validator(mode="after")
+        def _reads_forward(self) -> Self:
+            if ENCODERS.find(self.encoder).looks_ahead:
+                raise ValueError(
+                    f"encoder {self.encoder!r} looks ahead and would see the targets of a "
+                    "sequence: choose one that reads forward"
+                )
+            return self
 
     config: Config
     combine = "mixture"

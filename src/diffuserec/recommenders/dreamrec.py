@@ -47,7 +47,7 @@ from diffuserec.models.diffusion import (
     classifier_free_network,
     uniform,
 )
-from diffuserec.models.encoders import last_states
+from diffuserec.models.encoders import ENCODERS, last_states
 from diffuserec.models.settings import AttentiveSettings, has_layers
 from diffuserec.models.step_embeddings import sinusoidal
 from diffuserec.training import EncoderRecommender, train_next_item
@@ -103,6 +103,11 @@ class DreamRec(EncoderRecommender):
                 raise ValueError(
                     f"num_inference_steps {self.num_inference_steps} is more than the "
                     f"{self.num_train_timesteps} steps there are"
+                )
+            if self.targets == "all" and ENCODERS.find(self.encoder).looks_ahead:
+                raise ValueError(
+                    f"encoder {self.encoder!r} looks ahead and would see the targets of a "
+                    "sequence: set targets to 'last'"
                 )
             NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
             return self
