@@ -73,9 +73,15 @@ def readme_example() -> str:
 def test_a_users_program_passes_mypy_strictly(tmp_path: Path, program: str, errors) -> None:
     file = tmp_path / "program.py"
     file.write_text(program, encoding="utf-8")
+    options = [
+        "--strict",
+        "--disallow-any-expr",
+        "--no-error-summary",
+        "--follow-imports",
+        "silent",
+    ]
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--disallow-any-expr", "--no-error-summary"]
-        + ["--cache-dir", str(ROOT / ".mypy_cache"), "--follow-imports", "silent", str(file)],
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", ROOT / ".mypy_cache", file],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from diffuserec.models.retrieval import (
     ItemSets,
     Matrix,
     Mixture,
+    OrPopularity,
     Products,
     Scorer,
     allowed_mask,
@@ -692,11 +693,31 @@ def test_sets_of_a_run_of_histories(first, last):
         assert as_lists(part, last - first) == SETS[first:last]
 
 
-@pytest.mark.parametrize("index", [[], [0], [1], [5], [1, 4], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5]])
-def test_sets_of_chosen_histories(index):
-    part = item_sets(SETS).select(torch.tensor(index, dtype=torch.int64))
-    assert as_lists(part, len(index)) == [SETS[row] for row in index]
-    assert as_lists(item_sets([[], []]).select(torch.tensor([1])), 1) == [[]]
+@BUDGETS
+@pytest.mark.parametrize("known", [[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 0]])
+def test_empty_histories_are_answered_by_counts(n_scores, known):
+    """As if the two kinds of histories had been asked about apart."""
+    known = torch.tensor(known, dtype=torch.bool)
+    states, vectors = normal(int(known.sum()), 3, 6), normal(211, 6, seed=1)
+    counts = torch.arange(211.0).flip(0)
+    ours, theirs = Mixture(states, vectors), Matrix(counts.repeat(int((~known).sum()), 1))
+    both = OrPopularity(known, ours, counts)
+    assert both.shape == (6, 211)
+    with budget_of(n_scores):
+        found, certain = search(both, k=5, targets=torch.full((6,), 9)), certainty(both, 5)
+        drawn = draw_probabilities(both, torch.full((6, 1), 3))
+    for part, alone in ((known, ours), (~known, theirs)):
+        apart = search(alone, k=5, targets=torch.full((int(part.sum()),), 9))
+        assert torch.equal(found.items[part], apart.items)
+        assert torch.equal(found.ranks[part], apart.ranks)
+        expected = certainty(alone, 5)
+        for field in ("confidence", "entropy", "disagreement"):
+            torch.testing.assert_close(
+                getattr(certain, field)[part], getattr(expected, field), rtol=1e-4, atol=1e-5
+            )
+        mean = draw_probabilities(alone, torch.full((int(part.sum()), 1), 3)).mean(1)
+        torch.testing.assert_close(drawn[part].mean(1), mean)
+    assert not drawn[~known].std(1).any()  # every draw says the same
 
 
 def test_synthetic_items_are_not_seen():

@@ -122,7 +122,7 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
         (
             NextItemSettings,
             {"encoder_settings": {"n_layers": 3}},
-            "It: settings: encoder_settings has 'n_layers', which is a setting of the method: set "
+            "It: settings: encoder_settings has 'n_layers', a setting of the method: set "
             "n_layers itself",
         ),
         (

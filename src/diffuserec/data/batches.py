@@ -43,9 +43,9 @@ class Histories:
         """The histories on a device."""
         return Histories(self.users.to(device), self.items.to(device), self.lengths.to(device))
 
-    def rows(self, part: slice) -> "Histories":
+    def select(self, which: Bool[Tensor, " B"]) -> "Histories":
         """Some of the histories."""
-        return Histories(self.users[part], self.items[part], self.lengths[part])
+        return Histories(self.users[which], self.items[which], self.lengths[which])
 
     def aligned_right(self, width: int) -> Int[Tensor, "B W"]:
         """Newest `width` items of each history, the last one in the last column, zeros in front.

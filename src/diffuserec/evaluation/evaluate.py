@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from jaxtyping import Float64, Int64
 
-from diffuserec.data import Queries, SequenceDataset
+from diffuserec.data import Queries
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation.candidates import (
     n_candidates,
@@ -27,11 +27,11 @@ from diffuserec.evaluation.candidates import (
     user_name,
 )
 from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
-from diffuserec.evaluation.metrics import Metric, list_metrics, parse_metric, rank_metrics
+from diffuserec.evaluation.metrics import list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.protocol import Protocol
 from diffuserec.evaluation.uncertainty import uncertainty
 from diffuserec.models.base import Augmenter, Recommender
-from diffuserec.models.retrieval import seen_items
+from diffuserec.models.retrieval import search, seen_items
 
 _FORMAT = "diffuserec-evaluation"
 _VERSION = 1
@@ -200,9 +200,7 @@ def evaluate(
     )
     popularity = model.popularity.cpu().numpy()
     by_user = rank_metrics(ranking.target_rank, sorted(set(cutoffs)))
-    by_user |= {
-        str(m): m.per_user(ranking.target_rank) for m in further if m.is_per_user
-    }
+    by_user |= {str(m): m.per_user(ranking.target_rank) for m in further if m.is_per_user}
     per_user = _per_user(queries, ranking, popularity).with_columns(
         pl.Series(name, values) for name, values in by_user.items()
     )
@@ -294,10 +292,8 @@ def rank(
         drawn = None
         if n_sampled is not None:
             drawn = torch.from_numpy(uniform_candidates(queries, index, n_sampled, seed))
-        found = model.search(
-            shown,
-            index,
-            seed=seed,
+        found = search(
+            model.scorer_of(shown, index, seed),
             targets=torch.from_numpy(queries.targets[index]),
             candidates=drawn,
             k=list_length,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from diffuserec.data import Queries
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Augmenter, Recommender
-from diffuserec.models.retrieval import seen_items
+from diffuserec.models.retrieval import certainty, seen_items
 
 COLUMNS = ("confidence", "entropy", "disagreement")
 
@@ -42,8 +42,9 @@ def uncertainty(
         batch_size: queries at once.
 
     Returns:
-        An entry a query: ``confidence`` (probability of the shown list), ``entropy`` (of the averaged
-        distribution, nats), ``disagreement`` (between draws, nats; 0 for a model without noise).
+        An entry a query: ``confidence`` (probability of the shown list), ``entropy`` (of the
+        averaged distribution, nats), ``disagreement`` (between draws, nats; 0 for a model without
+        noise).
 
     Raises:
         ConfigError: the model's scores are not a distribution over items, or it was fitted to
@@ -70,7 +71,7 @@ def uncertainty(
     for first in range(0, len(order), batch_size):
         index = order[first : first + batch_size]
         hidden = seen_items(queries.histories, index) if filter_seen else None
-        found = model.certainty(shown, index, list_length, seed=seed, hidden=hidden)
+        found = certainty(model.scorer_of(shown, index, seed), list_length, hidden)
         for name in COLUMNS:
             columns[name][index] = getattr(found, name).cpu().numpy()
     return pl.DataFrame(columns)

@@ -1,7 +1,7 @@
 """The contracts: what a recommender and an augmenter are. The file to read first.
 
-The letters of shapes, everywhere: B users of a batch, L positions, D width of embeddings, E width of
-scored states, K states a history, V items and padding (number 0), T diffusion steps, M generated
+The letters of shapes, everywhere: B users of a batch, L positions, D width of embeddings, E width
+of scored states, K states a history, V items and padding (number 0), T diffusion steps, M generated
 items, Q queries, U users, N interactions.
 
 A method is one file in ``recommenders/`` or ``augmenters/`` with one public class. It declares
@@ -20,7 +20,7 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -38,18 +38,15 @@ from diffuserec.models.artifact import Artifact, write_artifact
 from diffuserec.models.config import Settings, parse_settings, signature_of
 from diffuserec.models.items import ItemTable
 from diffuserec.models.retrieval import (
-    Certainty,
-    Found,
-    ItemSets,
     Matrix,
     Mixture,
+    OrPopularity,
     Products,
     Scorer,
     allowed_mask,
-    certainty,
     draw_probabilities,
-    search,
     seen_items,
+    top_k,
 )
 from diffuserec.registry import Registry
 
@@ -265,114 +262,35 @@ class Recommender(Method):
     def score(self, histories: Histories, seed: int = 0) -> Float[Tensor, "B V"]:
         """A score for every item, higher is better; column 0 is padding and means nothing.
 
-        Holds all of them: for small catalogs and for a look. Lists and ranks come from
-        :meth:`search`.
+        Holds all of them: for small catalogs and for a look. Lists and ranks are made a
+        block at a time, from :meth:`scorer_of`.
         """
         scorer = self.scorer(histories, seed)
         return scorer.block(slice(0, scorer.shape[1]))
 
-    def search(
+    @torch.no_grad()
+    def scorer_of(
         self,
         dataset: SequenceDataset,
         index: Int[np.ndarray, " B"],
-        *,
         seed: int = 0,
-        targets: Int[Tensor, " B"] | None = None,
-        candidates: Int[Tensor, "B C"] | None = None,
-        k: int = 0,
-        hidden: ItemSets | None = None,
-        allowed: Bool[Tensor, " V"] | None = None,
         n_draws: int | None = None,
         diversity: float = 0.0,
-    ) -> Found:
-        """Ranks and lists for these sequences of a dataset; empty ones are answered by popularity.
+    ) -> Scorer:
+        """:meth:`scorer` for sequences of a dataset; empty ones are answered by popularity.
 
         Args:
             dataset: histories as the method is to see them (already augmented, if at all).
             index: the sequences.
             seed: of the noise, for methods that have any.
-            targets: an item of each to rank.
-            candidates: items of each to rank its target among, too.
-            k: list length.
-            hidden: items that may not be shown to each.
-            allowed: items that may be shown to anyone.
             n_draws: noise draws; by default the method's own number.
             diversity: weight of the first draw against the mean of all.
         """
 
-        def find(scorer: Scorer, part: np.ndarray | None) -> Found:
-            def of_part(whole: Any) -> Any:
-                if whole is None:
-                    return None
-                if part is not None:
-                    at = torch.from_numpy(part)
-                    whole = whole.select(at) if isinstance(whole, ItemSets) else whole[at]
-                return whole.to(scorer.device)
-
-            return search(
-                scorer,
-                targets=of_part(targets),
-                candidates=of_part(candidates),
-                k=k,
-                hidden=of_part(hidden),
-                allowed=allowed,
-            )
-
-        return self._of_histories(dataset, index, seed, n_draws, diversity, find)
-
-    def certainty(
-        self,
-        dataset: SequenceDataset,
-        index: Int[np.ndarray, " B"],
-        k: int,
-        *,
-        seed: int = 0,
-        hidden: ItemSets | None = None,
-    ) -> Certainty:
-        """Confidence, entropy and disagreement for these sequences of a dataset.
-
-        Args:
-            dataset: histories as the method is to see them.
-            index: the sequences.
-            k: list length.
-            seed: of the noise.
-            hidden: items that may not be shown to each.
-        """
-
-        def measure(scorer: Scorer, part: np.ndarray | None) -> Certainty:
-            mine = hidden
-            if hidden is not None and part is not None:
-                mine = hidden.select(torch.from_numpy(part))
-            return certainty(scorer, k, mine)
-
-        return self._of_histories(dataset, index, seed, None, 0.0, measure)
-
-    @torch.no_grad()
-    def _of_histories(
-        self,
-        dataset: SequenceDataset,
-        index: Int[np.ndarray, " B"],
-        seed: int,
-        n_draws: int | None,
-        diversity: float,
-        ask: Callable[[Scorer, np.ndarray | None], "Answer"],
-    ) -> "Answer":
-        """An answer about these sequences: of the method, or of popularity for the empty ones."""
-        lengths = dataset.lengths[index]
-        known = np.flatnonzero(lengths > 0)
-
-        def ours(part: np.ndarray) -> Scorer:
-            histories = histories_of(dataset, index[part]).to(self.device)
+        def known(histories: Histories) -> Scorer:
             return self.scorer(histories, seed, n_draws, diversity)
 
-        if len(known) == len(index):
-            return ask(ours(known), None)
-        empty = np.flatnonzero(lengths == 0)
-        counts = Matrix(self.popularity.to(torch.float32).expand(len(empty), -1))
-        answers = [(empty, ask(counts, empty))]
-        if len(known):
-            answers.append((known, ask(ours(known), known)))
-        return _merged(len(index), answers)
+        return scorer_of(self, known, histories_of(dataset, index))
 
     def recommend(
         self,
@@ -435,20 +353,15 @@ class Recommender(Method):
         frames = [self._lists(np.zeros(0, dtype=np.int64), *_no_lists(self.device), n_unknown)]
         for first in range(0, len(dataset), batch_size):
             index = np.arange(first, min(first + batch_size, len(dataset)))
-            found = self.search(
-                shown_to_model,
-                index,
-                seed=seed,
-                k=k,
-                hidden=seen_items(dataset, index) if filter_seen else None,
-                allowed=allowed,
-                n_draws=n_draws,
-                diversity=diversity,
-            )
-            scores, spread = found.scores, None
+            scorer = self.scorer_of(shown_to_model, index, seed, n_draws, diversity)
+            hidden = seen_items(dataset, index) if filter_seen else None
+            scores, items = top_k(scorer, k, hidden, allowed)
+            spread = None
             if self.is_generative:
-                scores, spread = self._spread(shown_to_model, index, found.items, seed, n_draws)
-            frames.append(self._lists(index, found.items, scores, spread, n_unknown))
+                chances = draw_probabilities(scorer, items.clamp(min=0))
+                scores = chances.mean(1)
+                spread = chances.std(1, correction=min(1, chances.shape[1] - 1))
+            frames.append(self._lists(index, items, scores, spread, n_unknown))
         return pl.concat(frames)
 
     def next_items_of(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
@@ -488,25 +401,6 @@ class Recommender(Method):
         if not 0 <= diversity <= 1:
             raise ConfigError(f"diversity must be between 0 and 1, got {diversity}")
 
-    def _spread(
-        self,
-        dataset: SequenceDataset,
-        index: Int[np.ndarray, " B"],
-        items: Int[Tensor, "B K"],
-        seed: int,
-        n_draws: int | None,
-    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
-        """Mean and standard deviation over the draws of the probabilities of these items."""
-
-        def measure(scorer: Scorer, part: np.ndarray | None) -> "_Spread":
-            mine = items if part is None else items[torch.from_numpy(part).to(items.device)]
-            chances = draw_probabilities(scorer, mine.clamp(min=0))
-            deviation = chances.var(1, correction=min(1, chances.shape[1] - 1)).sqrt()
-            return _Spread(chances.mean(1), deviation)
-
-        found = self._of_histories(dataset, index, seed, n_draws, 0.0, measure)
-        return found.mean, found.deviation
-
     def _lists(
         self,
         index: Int[np.ndarray, " B"],
@@ -533,26 +427,24 @@ class Recommender(Method):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Spread:
-    mean: Float[Tensor, "B K"]
-    deviation: Float[Tensor, "B K"]
+def scorer_of(
+    method: Method, scorer: Callable[[Histories], Scorer], histories: Histories
+) -> Scorer:
+    """Scorer of histories, empty ones answered by a method's popularity.
 
-
-Answer = TypeVar("Answer", Found, Certainty, _Spread)
-
-
-def _merged(n: int, answers: list[tuple[np.ndarray, Answer]]) -> Answer:
-    """Answers about parts of n histories, put together."""
-    kind = type(answers[0][1])
-    whole = []
-    for name in (field.name for field in fields(kind)):
-        like = getattr(answers[-1][1], name)
-        merged = like.new_zeros(n, *like.shape[1:])
-        for at, answer in answers:
-            merged[torch.from_numpy(at).to(merged.device)] = getattr(answer, name).to(merged)
-        whole.append(merged)
-    return kind(*whole)
+    Args:
+        method: on whose device the scores are made.
+        scorer: of histories that hold an item.
+        histories: any.
+    """
+    known = histories.lengths > 0
+    if bool(known.all()):
+        return scorer(histories.to(method.device))
+    known = known.to(method.device)
+    counts = method.popularity.to(torch.float32)
+    if not bool(known.any()):
+        return Matrix(counts.repeat(len(known), 1))
+    return OrPopularity(known, scorer(histories.to(method.device).select(known)), counts)
 
 
 def _no_lists(device: torch.device) -> tuple[Tensor, Tensor, None]:

@@ -127,7 +127,7 @@ class EncoderSettings(SequenceSettings):
         if doubled:
             name = min(doubled)
             raise ConfigError(
-                f"encoder_settings has {name!r}, which is a setting of the method: set {name} itself"
+                f"encoder_settings has {name!r}, a setting of the method: set {name} itself"
             )
         return parse_settings(
             schema, {**here, **self.encoder_settings}, f"encoder_settings of {self.encoder}"

@@ -15,7 +15,7 @@ from diffuserec.data import SequenceDataset, trainable_sequences
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Contrastive
 from diffuserec.models.methods import find_recommender, method_names
-from diffuserec.models.retrieval import seen_items
+from diffuserec.models.retrieval import seen_items, top_k
 from diffuserec.reports.html import AugmentedHistory, DrawnLists, SequenceWithCopies
 from diffuserec.reports.inspection import (
     Inspection,
@@ -96,8 +96,8 @@ def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[D
     draws = {"mean of 10 draws": (run.plan.seed, 10)}
     draws |= {f"one draw, seed {seed}": (seed, 1) for seed in range(3)}
     lists = {
-        heading: model.search(shown, everyone, seed=seed, n_draws=n_draws, k=n_items, hidden=hidden)
-        .items.cpu()
+        heading: top_k(model.scorer_of(shown, everyone, seed, n_draws), n_items, hidden)[1]
+        .cpu()
         .numpy()
         for heading, (seed, n_draws) in draws.items()
     }

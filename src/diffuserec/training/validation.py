@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffuserec.data import Histories, Queries, history_batches
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Method
-from diffuserec.models.retrieval import Matrix, Scorer, search, seen_items
+from diffuserec.models.base import Method, scorer_of
+from diffuserec.models.retrieval import Scorer, search, seen_items
 
 _CUTOFF = 10
 
@@ -42,27 +41,21 @@ def validation(
             "epochs"
         )
 
-    def gain(scored: Scorer, index: np.ndarray) -> float:
-        targets = torch.from_numpy(valid.targets[index]).to(scored.device)
-        found = search(scored, targets=targets, hidden=seen_items(valid.histories, index))
-        if bool(found.not_numbers.any()):
-            raise ConfigError(
-                "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
-            )
-        ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
-        return float((1 / torch.log2(ranks + 2)).sum())
-
     @torch.inference_mode()
     def metric() -> float:
-        total = 0.0
+        gain = 0.0
         for index, histories in history_batches(valid.histories, batch_size):
-            n_empty = int((histories.lengths == 0).sum())  # they come first
-            if n_empty:
-                counts = method.popularity.to(torch.float32).expand(n_empty, -1)
-                total += gain(Matrix(counts), index[:n_empty])
-                index, histories = index[n_empty:], histories.rows(slice(n_empty, None))
-            if len(index):
-                total += gain(scorer(histories.to(method.device)), index)
-        return total / len(valid)
+            found = search(
+                scorer_of(method, scorer, histories),
+                targets=torch.from_numpy(valid.targets[index]),
+                hidden=seen_items(valid.histories, index),
+            )
+            if bool(found.not_numbers.any()):
+                raise ConfigError(
+                    "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+                )
+            ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
+            gain += float((1 / torch.log2(ranks + 2)).sum())
+        return gain / len(valid)
 
     return metric

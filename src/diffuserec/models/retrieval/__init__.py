@@ -14,7 +14,7 @@ from diffuserec.models.retrieval.likelihood import (
     mean_set_log_prob,
     nearest_items,
 )
-from diffuserec.models.retrieval.scorers import Matrix, Mixture, Products, Scorer
+from diffuserec.models.retrieval.scorers import Matrix, Mixture, OrPopularity, Products, Scorer
 from diffuserec.models.retrieval.search import (
     Certainty,
     Found,
@@ -34,6 +34,7 @@ __all__ = [
     "ItemSets",
     "Matrix",
     "Mixture",
+    "OrPopularity",
     "Products",
     "Scorer",
     "allowed_mask",

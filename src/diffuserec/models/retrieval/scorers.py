@@ -1,7 +1,7 @@
 """Scores of all items for a batch of histories, made a block of columns at a time.
 
-Three forms: products of one state with the item vectors; a mixture, the mean over K states of the
-softmaxes of such products; and a matrix that a counting method made.
+Products of one state with the item vectors; a mixture, the mean over K states of the softmaxes of
+such products; a matrix that a counting method made; and training counts for empty histories.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffuserec.models.retrieval.blocks import block_shape
@@ -229,3 +229,48 @@ class Matrix(Scorer):
     def _total(self) -> Float[Tensor, "B 1"]:
         total = self.scores[:, 1:].sum(1, keepdim=True, dtype=torch.float32)
         return total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class OrPopularity(Scorer):
+    """Scores of the histories that hold an item; the empty ones are answered by popularity.
+
+    Attributes:
+        known: which histories hold an item, shape (B,).
+        scorer: of those, in their order.
+        counts: training count of each item, shape (V,).
+    """
+
+    known: Bool[Tensor, " B"]
+    scorer: Scorer
+    counts: Float[Tensor, " V"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.known), len(self.counts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.counts.device
+
+    def rows(self, part: slice) -> "OrPopularity":
+        first = int(self.known[: part.start].sum())
+        known = self.known[part]
+        mine = self.scorer.rows(slice(first, first + int(known.sum())))
+        return OrPopularity(known, mine, self.counts)
+
+    def block(self, columns: slice) -> Float[Tensor, "B C"]:
+        return self._filled(self.counts[columns], self.scorer.block(columns))
+
+    def draws(self, columns: slice) -> Iterator[Float[Tensor, "B C"]]:
+        chances = self.counts / self.counts[1:].sum().clamp(min=1)
+        chances[0] = 0
+        for draw in self.scorer.draws(columns):
+            yield self._filled(chances[columns], draw)
+
+    def _filled(
+        self, for_empty: Float[Tensor, " C"], for_known: Float[Tensor, "K C"]
+    ) -> Float[Tensor, "B C"]:
+        whole = for_empty.to(torch.float32).repeat(len(self.known), 1)
+        whole[self.known] = for_known.to(torch.float32)
+        return whole

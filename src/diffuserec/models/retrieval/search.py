@@ -35,15 +35,6 @@ class ItemSets:
         first, last = torch.searchsorted(self.owner, bounds).tolist()
         return ItemSets(self.owner[first:last] - part.start, self.items[first:last])
 
-    def select(self, index: Int64[Tensor, " S"]) -> "ItemSets":
-        """Items of the histories at these rising indices, which are counted in that order."""
-        if not len(index):
-            return ItemSets(self.owner[:0], self.items[:0])
-        index = index.to(self.owner.device)
-        at = torch.searchsorted(index, self.owner).clamp(max=len(index) - 1)
-        kept = index[at] == self.owner
-        return ItemSets(at[kept], self.items[kept])
-
     def to(self, device: torch.device) -> "ItemSets":
         """The items on a device."""
         return ItemSets(self.owner.to(device), self.items.to(device))
@@ -122,8 +113,8 @@ def search(
         parts.append(
             _search_rows(
                 scorer.rows(part),
-                None if targets is None else targets[part],
-                None if candidates is None else candidates[part],
+                None if targets is None else targets[part].to(scorer.device),
+                None if candidates is None else candidates[part].to(scorer.device),
                 k,
                 None if hidden is None else hidden.rows(part),
                 allowed,
