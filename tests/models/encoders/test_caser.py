@@ -6,28 +6,30 @@ import torch.nn.functional as F
 
 from diffuserec.models.encoders.caser import CaserEncoder
 
-V, D = 20, 6
+D = 6
 
 
-def encoder(window: int, rectified: bool = False) -> CaserEncoder:
+def encoder(window: int, relu_output: bool = False) -> CaserEncoder:
     torch.manual_seed(0)
-    model = CaserEncoder(V, D, window, 3, 2, dropout=0.5, rectified=rectified).double().eval()
+    model = CaserEncoder(D, 10, 0.5, window, 3, 2, relu_output).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return model
 
 
-def state_by_hand(model: CaserEncoder, items: list[int]):
-    """The state of the newest item."""
+def embedded(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def state_by_hand(model: CaserEncoder, embeddings: torch.Tensor):
+    """State of the newest of some embeddings (L, D)."""
     window = model.window
     rows = [torch.zeros(D, dtype=torch.float64)] * window
-    for item in items:
-        normed = F.layer_norm(
-            model.items.weight[item], (D,), model.norm_in.weight, model.norm_in.bias
-        )
+    for embedding in embeddings:
+        normed = F.layer_norm(embedding, (D,), model.norm_in.weight, model.norm_in.bias)
         rows = [*rows[1:], normed]
     image = torch.stack(rows)
-    first_item = max(0, window - len(items))
+    first_item = max(0, window - len(embeddings))
     found = []
     for height, filters in enumerate(model.horizontal, 1):
         for weight, bias in zip(filters.weight, filters.bias, strict=True):
@@ -45,27 +47,27 @@ def state_by_hand(model: CaserEncoder, items: list[int]):
     return out.clamp(min=0)
 
 
-@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("relu_output", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 4, 9])
 @torch.no_grad()
-def test_states_are_those_of_windows_cut_out(window, rectified) -> None:
-    model = encoder(window, rectified)
-    items = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0]])
-    found = model(items, torch.tensor([6, 3]))
+def test_states_are_those_of_windows_cut_out(window, relu_output) -> None:
+    model = encoder(window, relu_output)
+    embeddings = embedded(2, 6)
+    found = model(embeddings, torch.tensor([6, 3]))
     for row, length in ((0, 6), (1, 3)):
-        for place in range(length):
-            expected = state_by_hand(model, items[row, : place + 1].tolist())
-            torch.testing.assert_close(found[row, place], expected)
+        for position in range(length):
+            expected = state_by_hand(model, embeddings[row, : position + 1])
+            torch.testing.assert_close(found[row, position], expected)
 
 
 @pytest.mark.parametrize("window", [1, 3])
 @torch.no_grad()
 def test_a_state_sees_its_window_and_no_more(window) -> None:
     model = encoder(window)
-    items = torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
-    for place in range(7):
-        changed = items.clone()
-        changed[0, place] = 15
-        difference = (model(items, torch.tensor([7])) - model(changed, torch.tensor([7])))[0]
-        seen = difference.abs().amax(1) > 0
-        assert seen.tolist() == [place <= at < place + window for at in range(7)]
+    embeddings = embedded(1, 7)
+    for position in range(7):
+        changed = embeddings.clone()
+        changed[0, position] *= -1
+        lengths = torch.tensor([7])
+        seen = (model(embeddings, lengths) - model(changed, lengths))[0].abs().amax(1) > 0
+        assert seen.tolist() == [position <= at < position + window for at in range(7)]
