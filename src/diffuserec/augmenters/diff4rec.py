@@ -383,7 +383,9 @@ class Diff4Rec(ParallelAugmenter):
         source = KeyedNoise(seed + _OTHER_NOISE, histories.users)
         lengths, width = histories.lengths, histories.items.shape[1]
         inside = histories.items > 0
-        n_replaced = (c.ratio * lengths.double() + 0.5).floor().long().clamp(min=1)
+        # in double precision, which not every accelerator has
+        share = (c.ratio * lengths.cpu().double() + 0.5).floor().clamp(min=1)
+        n_replaced = share.long().to(lengths.device)
         pool, chances = self.pools(histories, seed)
         copies = []
         for number in range(c.n_copies):
