@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffuserec.models.base import load
+from diffuserec.augmenters.random import Random
 from diffuserec.data import Catalog, SequenceDataset, histories_of
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import ScoreRecommender
+from diffuserec.models.methods import load, load_augmenter
 from diffuserec.recommenders.popularity import Popularity
 from diffuserec.recommenders.sasrec import SASRec
 
@@ -33,7 +35,7 @@ def named(log: SequenceDataset) -> SequenceDataset:
         user_ids=pl.Series("user_id", [f"secret-{n}" for n in range(log.catalog.n_users)]),
         attributes=pl.DataFrame({"category": [n % 3 for n in range(len(names))]}),
     )
-    return SequenceDataset(log.items, log.offsets, catalog)
+    return SequenceDataset.from_offsets(log.items, log.offsets, catalog)
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +165,9 @@ def test_a_manifest_that_is_no_manifest_is_refused(saved, content) -> None:
         ({"name": "sasrek"}, r"no recommender 'sasrek' \(did you mean 'sasrec'\?\)"),
         ({"name": "../sasrec"}, "no recommender"),
         ({"name": "os"}, "no recommender"),
-        ({"kind": "augmenter"}, "no augmenter 'sasrec'"),
-        ({"kind": "evaluator"}, "not 'evaluator'"),
+        ({"name": "diffuserec.recommenders.sasrec"}, "no recommender"),
+        ({"kind": "augmenter"}, "holds the augmenter 'sasrec': read it with load_augmenter"),
+        ({"kind": "evaluator"}, "holds the evaluator 'sasrec'"),
         ({"config": {"dimm": 3}}, "no setting 'dimm'"),
     ],
 )
@@ -172,6 +175,38 @@ def test_an_unknown_method_or_setting_is_named(saved, changes, message) -> None:
     edit_manifest(saved, **changes)
     with pytest.raises(ConfigError, match=message):
         load(saved)
+
+
+def test_recommenders_and_augmenters_are_read_by_functions_of_their_own(
+    saved, random_log, tmp_path
+) -> None:
+    with pytest.raises(ConfigError, match=r"holds the recommender 'sasrec': read it with load$"):
+        load_augmenter(saved)
+    Random().fit(random_log).save(tmp_path / "augmenter")
+    assert type(load_augmenter(tmp_path / "augmenter")) is Random
+    with pytest.raises(ConfigError, match="holds the augmenter 'random': read it with load_augm"):
+        load(tmp_path / "augmenter")
+
+
+class Constant(ScoreRecommender):
+    """A method that nobody registered."""
+
+    def build(self, catalog):
+        pass
+
+    def learn(self, train, valid, runtime):
+        return []
+
+    def all_scores(self, histories):
+        return torch.zeros(len(histories.users), self.catalog.vocab_size)
+
+
+def test_what_could_not_be_loaded_is_not_saved(random_log, saved) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^Constant could not be loaded again: register it first"
+    ):
+        Constant().fit(random_log).save(saved)
+    assert type(load(saved)) is SASRec
 
 
 def test_settings_that_do_not_fit_the_weights_are_refused(saved) -> None:
@@ -263,13 +298,13 @@ def test_saving_over_an_older_model_replaces_it(saved, random_log) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("breaks", ["save_file", "_sha256"])
-def test_a_failed_save_leaves_the_older_model(saved, random_log, monkeypatch, breaks) -> None:
-    def fails(*_):
+@pytest.mark.parametrize("owner, name", [(pl.DataFrame, "write_parquet"), (os, "fsync")])
+def test_a_failed_save_leaves_the_older_model(saved, random_log, monkeypatch, owner, name) -> None:
+    def fails(*_: object) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"diffuserec.models.artifact.{breaks}", fails)
+        patch.setattr(owner, name, fails)
         with pytest.raises(OSError, match="disk full"):
             Popularity().fit(random_log).save(saved)
     assert type(load(saved)) is SASRec

@@ -65,7 +65,9 @@ def load(path: Path | str) -> Recommender:
     """
     artifact = read_artifact(path)
     if artifact.kind != "recommender":
-        raise ConfigError(f"{path} holds the augmenter {artifact.name!r}: read it with load_augmenter")
+        raise ConfigError(
+            f"{path} holds the {artifact.kind} {artifact.name!r}: read it with load_augmenter"
+        )
     return _restored(find_recommender(artifact.name)(**artifact.config), artifact, path)
 
 
@@ -78,7 +80,7 @@ def load_augmenter(path: Path | str) -> Augmenter:
     """
     artifact = read_artifact(path)
     if artifact.kind != "augmenter":
-        raise ConfigError(f"{path} holds the recommender {artifact.name!r}: read it with load")
+        raise ConfigError(f"{path} holds the {artifact.kind} {artifact.name!r}: read it with load")
     return _restored(find_augmenter(artifact.name)(**artifact.config), artifact, path)
 
 
