@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import diffuserec as dr
-from diffuserec.models.base import find
 
 DATA = os.environ.get("DIFFUSEREC_DATA")
 
@@ -28,8 +27,8 @@ def test_reaches_its_level(
     log: str, name: str, settings: dict[str, float], hit_rate: float, ndcg: float
 ) -> None:
     split = dr.leave_one_out(dr.read_log(Path(str(DATA)) / log).to_dataset())
-    model = find("recommender", name)(**settings)
-    model.fit(split.train, split.valid, dr.Run(precision="bf16"))
+    model = dr.find_recommender(name)(**settings)
+    model.fit(split.train, split.valid, dr.Runtime(precision="bf16"))
     metrics = dr.evaluate(model, split.test).metrics
     assert metrics["HR@10"] >= hit_rate
     assert metrics["NDCG@10"] >= ndcg

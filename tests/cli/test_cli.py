@@ -1,4 +1,4 @@
-"""The command line end to end on a small log: what it prints, writes, refuses."""
+"""Command line end to end on a small log: its output, its files, its refusals."""
 
 import json
 import signal
@@ -110,7 +110,7 @@ def test_a_run_is_complete_and_has_a_report(runs: dict[str, Path]) -> None:
         assert len(json.loads((path / "curve.json").read_text())) == 2
 
 
-def test_compare_names_floors_and_significance(
+def test_compare_shows_trivial_baselines_and_significance(
     folder: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "compared.html"
@@ -131,12 +131,13 @@ def test_recommend_takes_and_gives_raw_ids(
     ids = pl.read_csv(log)["item_id"].unique().sort().to_list()
     history = f"{ids[0]},{ids[1]},nothing-of-the-kind"
     words = ("recommend", runs["plain"], "--history", history, "-k", 4, "--json")
-    status, printed, _ = call(capsys, *words)
+    status, printed, said = call(capsys, *words)
     assert status == 0
-    rows = json.loads(printed)["recommendations"]
-    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
-    assert {row["item_id"] for row in rows} <= set(ids) - {ids[0], ids[1]}
-    assert rows[0]["n_unknown"] == 1
+    items = json.loads(printed)["recommendations"]
+    assert [item["rank"] for item in items] == [1, 2, 3, 4]
+    assert {item["item_id"] for item in items} <= set(ids) - {ids[0], ids[1]}
+    assert items[0]["n_unknown"] == 1
+    assert "1 item ids are not in the catalog and were skipped" in said
     status, _, error = call(
         capsys, "recommend", runs["plain"], "--history", history, "--refuse-unknown"
     )
@@ -145,7 +146,12 @@ def test_recommend_takes_and_gives_raw_ids(
     out = folder / "lists.csv"
     call(capsys, "recommend", runs["longer"], "--histories", log, "-k", 2, "--out", out)
     lists = pl.read_csv(out)
-    assert lists.height == 2 * pl.read_csv(log)["user_id"].n_unique()
+    assert lists.columns == ["user_id", "rank", "item_id", "score", "n_unknown"]
+    users = pl.read_csv(log).sort("user_id", maintain_order=True)["user_id"].unique().sort()
+    assert lists["user_id"].to_list() == [user for user in users for _ in range(2)]
+    status, printed, said = call(capsys, "recommend", runs["plain"], "--histories", log)
+    assert status == 0
+    assert "the first 200 of 3,000 lines; --out FILE writes them all" in said
 
 
 def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
@@ -160,9 +166,10 @@ def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
     words = ["recommend", run, "--history", history, "-k", 3]
     status, printed, said = call(capsys, *words, "--n-draws", 10, "--json")
     assert status == 0
-    rows = json.loads(printed)["recommendations"]
-    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
-    assert all(0 < row["spread"] < row["score"] < 1 for row in rows)
+    items = json.loads(printed)["recommendations"]
+    scores = [item["score"] for item in items]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < item["spread"] < item["score"] < 1 for item in items)
     assert "1 of 1 histories are longer than the 10 items that diffrec looks back on" in said
     _, newest, said = call(
         capsys, "recommend", run, "--history", ",".join(ids[4:14]), "--json", "--keep-seen"
@@ -170,7 +177,7 @@ def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
     assert "longer" not in said
     _, all_items, _ = call(capsys, *words[:-2], "--json", "--keep-seen")
     by_item = [
-        {row["item_id"] for row in json.loads(text)["recommendations"]}
+        {item["item_id"] for item in json.loads(text)["recommendations"]}
         for text in (newest, all_items)
     ]
     assert len(by_item[0] & by_item[1]) >= 8  # the noise is that of another history
@@ -182,7 +189,7 @@ def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
         assert status == 2
         assert line in error
     page = (run / "report.html").read_text()
-    assert "What one draw of noise shows" in page
+    assert "Lists from one draw of noise" in page
     for what in ("mean of 10 draws", "one draw, seed 0", "one draw, seed 2"):
         assert page.count(f"{what}<span") == 3
     per_user = pl.read_parquet(run / "test" / "per_user.parquet")
@@ -227,44 +234,44 @@ def test_augment_writes_the_whole_log_with_marked_additions(
     assert added.to_list() == [2] * real["user_id"].n_unique()
 
 
-def test_augment_writes_variants_as_users_of_their_own(
+def test_augment_writes_copies_as_users_of_their_own(
     folder: Path, log: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = folder / "variants.parquet"
+    out = folder / "copies.parquet"
     words = ["augment", data, "--method", "diff4rec", "--out", out]
-    for setting in ("n_variants=2", "epochs=1", "latent_dim=4", "hidden_dim=8", "reorder=none"):
+    for setting in ("n_copies=2", "epochs=1", "latent_dim=4", "hidden_dim=8", "reorder=none"):
         words += ["--set", setting]
     assert call(capsys, *words)[0] == 0
     real = pl.read_csv(log).sort(["user_id", "timestamp"], maintain_order=True)
     made = pl.read_parquet(out)
     kept = made.filter(~pl.col("synthetic"))
     assert sorted(kept["item_id"].to_list()) == sorted(real["item_id"].to_list())
-    lengths = {user: rows.height for (user,), rows in made.group_by("user_id")}
+    lengths = {user: taken.height for (user,), taken in made.group_by("user_id")}
     own = {
-        str(user): rows["item_id"]
-        for (user,), rows in real.group_by("user_id", maintain_order=True)
+        str(user): taken["item_id"]
+        for (user,), taken in real.group_by("user_id", maintain_order=True)
     }
     assert len(lengths) == 3 * len(own)
     for user, items in own.items():
         for number in (1, 2):
-            variant = made.filter(pl.col("user_id") == f"{user}#{number}")
-            assert variant["synthetic"].all()
+            copy = made.filter(pl.col("user_id") == f"{user}#{number}")
+            assert copy["synthetic"].all()
             # of the training part: all but the last two
-            assert variant.height == len(items) - 2 if len(items) > 2 else len(items)
-            same = (variant["item_id"] == items[: variant.height]).sum()
-            assert 0 < variant.height - same <= max(1, 0.2 * variant.height + 0.5)
+            assert copy.height == len(items) - 2 if len(items) > 2 else len(items)
+            same = (copy["item_id"] == items[: copy.height]).sum()
+            assert 0 < copy.height - same <= max(1, 0.2 * copy.height + 0.5)
 
 
-def test_variants_are_of_histories_of_all_lengths(
+def test_copies_are_of_histories_of_all_lengths(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--method", "diff4rec", "--max-history", 5, "--out", tmp_path / "variants.csv")
+    words = ("--method", "diff4rec", "--max-history", 5, "--out", tmp_path / "copies.csv")
     status, _, error = call(capsys, "augment", data, *words)
     assert status == 2
     assert "leave out --max-history" in error
 
 
-def test_settings_that_do_not_fit_the_catalog_are_told_before_anything_is_fitted(
+def test_settings_that_do_not_fit_the_catalog_are_refused_before_anything_is_fitted(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -273,45 +280,31 @@ def test_settings_that_do_not_fit_the_catalog_are_told_before_anything_is_fitted
     assert status == 2
     assert "n_candidates 100 is more than the" in error
     assert not out.exists()
-    file = tmp_path / "two.toml"
-    file.write_text(
-        EXPERIMENT
-        + """
-[[rows]]
-name = "MFGAN"
-model = "mfgan"
-settings = { n_candidates = 100 }
-"""
-    )
-    status, _, error = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 2
-    assert "n_candidates 100 is more than the" in error
-    assert not out.exists()
 
 
-def test_a_run_on_variants_shows_them_and_is_compared(
+def test_a_run_on_copies_shows_them_and_is_compared(
     folder: Path, data: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "varied"
     words = ["train", data, "--model", "sasrec", *QUICK, "--augment", "diff4rec", "--out", out]
-    for setting in ("n_variants=2", "epochs=1", "latent_dim=4", "hidden_dim=8"):
+    for setting in ("n_copies=2", "epochs=1", "latent_dim=4", "hidden_dim=8"):
         words += ["--augment-set", setting]
     assert call(capsys, *words)[0] == 0
     phases = [epoch.phase for epoch in read_curve(out / "curve.json")]
     assert phases == ["diff4rec fit", *["fit"] * cost(out)["epochs"]]
     text = (out / "report.html").read_text()
-    assert "What was trained on beside the sequences" in text
-    assert "variant 2, difficulty" in text
-    assert "What the augmenter made up" not in text
+    assert "Augmented copies of training sequences" in text
+    assert "copy 2, difficulty" in text
+    assert "Items generated by the augmenter" not in text
     status, printed, _ = call(capsys, "compare", runs["plain"], out, "--out", folder / "v.html")
     assert status == 0
     assert "sasrec + diff4rec" in printed
-    assert "variant 2, difficulty" in (folder / "v.html").read_text()
+    assert "copy 2, difficulty" in (folder / "v.html").read_text()
 
 
 def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     _, printed, _ = call(capsys, "models", "--json")
-    names = {row["name"] for row in json.loads(printed)["methods"]}
+    names = {method["name"] for method in json.loads(printed)["methods"]}
     assert {
         "popularity",
         "markov",
@@ -324,13 +317,18 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["describe", "nowhere"], "nowhere"),
         (["train", "DATA", "--model", "sasrek", "--out", "x"], "did you mean 'sasrec'"),
         (["train", "DATA", "--model", "sasrec", "--set", "dims=3", "--out", "x"], "'dim'"),
         (["train", "DATA", "--model", "sasrec", "--set", "dim", "--out", "x"], "name=value"),
         (["train", "DATA", "--model", "sasrec", "--split", "random", "--out", "x"], "temporal"),
+        (
+            ["train", "DATA", "--model", "sasrec", "--split", "temporl", "--out", "x"],
+            "no split 'temporl' (did you mean 'temporal'?)",
+        ),
+        (["train", "DATA", "--model", "markov", "--resume", "--out", "x"], "no run to resume"),
         (["train", "DATA", "--model", "sasrec", "--augment-set", "a=1", "--out", "x"], "--augment"),
         (
             ["train", "DATA", "--model", "markov", "--augment", "diff4rec", "--out", "x"],
@@ -349,7 +347,7 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
                 "--out",
                 "x",
             ],
-            "3 epochs end before all 10 variants are in use",
+            "3 epochs end before all 10 copies are in use",
         ),
         (["train", "RUN", "--model", "sasrec", "--out", "x"], "not a prepared dataset"),
         (["evaluate", "DATA"], "not a run"),
@@ -366,7 +364,7 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_bad_input_is_one_line_and_status_2(
     words: list[str],
-    told: str,
+    message: str,
     data: Path,
     runs: dict[str, Path],
     tmp_path: Path,
@@ -377,7 +375,7 @@ def test_bad_input_is_one_line_and_status_2(
     places = {"DATA": str(data), "RUN": str(runs["plain"])}
     status, printed, error = call(capsys, *(places.get(word, word) for word in words))
     assert status == 2
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
     assert printed == ""
     assert list(tmp_path.iterdir()) == []
@@ -409,97 +407,19 @@ def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> N
     assert model(cut) == model(whole)
 
 
-EXPERIMENT = """
-title = "Three rows"
-seeds = [0, 1]
-
-[[rows]]
-name = "Order 1"
-model = "markov"
-settings = { decay = 0.0 }
-seeds = [0]
-
-[[rows]]
-name = "Plain"
-model = "sasrec"
-settings = { epochs = 1, dim = 16 }
-
-[[rows]]
-name = "With DiffuASR"
-model = "sasrec"
-settings = { epochs = 1, dim = 16 }
-augment = "diffuasr"
-augment_settings = { n_items = 4, epochs = 1, pretrain_epochs = 1, num_inference_steps = 2 }
-
-[[rows]]
-name = "GRU4Rec with DiffuASR"
-model = "gru4rec"
-settings = { epochs = 1, dim = 16 }
-augment = "diffuasr"
-augment_settings = { n_items = 4, epochs = 1, pretrain_epochs = 1, num_inference_steps = 2 }
-seeds = [1]
-"""
-
-
-def test_an_experiment_reports_its_rows_and_keeps_what_is_done(
+def test_an_experiment_prints_its_report_and_the_same_again(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, out = tmp_path / "two.toml", tmp_path / "runs"
-    file.write_text(EXPERIMENT)
+    file, out = tmp_path / "study.toml", tmp_path / "runs"
+    variants = [f'[[variants]]\nname = "order {n}"\nmodel = "markov"' for n in (1, 2)]
+    file.write_text("\n".join(variants))
     status, printed, _ = call(capsys, "experiment", file, data, "--out", out)
     assert status == 0
-    report = json.loads((out / "report.json").read_text())
-    everyone = {r["method"]: r["n_seeds"] for r in report["summary"] if r["group"] == "all"}
-    floors = {"Order 1": 1, "popularity": 1, "markov": 1}
-    augmented = {"With DiffuASR": 2, "GRU4Rec with DiffuASR": 1}
-    assert everyone == {"Plain": 2, **augmented, **floors}
-    against = {row["method"]: row["reference"] for row in report["comparisons"]}
-    assert against.pop("With DiffuASR") == "Plain"  # what it adds to the same recommender
-    assert set(against.values()) == {"Order 1"}
-    spent = [(run["method"], run["seed"], run["epochs"]) for run in report["training"]]
-    assert spent[1:3] == [("Plain", 0, 1), ("Plain", 1, 1)]
-    assert all(run["seconds"] > 0 for run in report["training"])
-    assert "With DiffuASR" in (out / "report.html").read_text()
-    weights = out / "plain-seed1" / "model" / "weights.safetensors"
-    before = weights.stat().st_mtime_ns
-    status, again, _ = call(capsys, "experiment", file, data, "--out", out)
-    assert (status, again) == (0, printed)
-    assert weights.stat().st_mtime_ns == before
-    file.write_text(EXPERIMENT.replace("dim = 16", "dim = 24"))
-    status, _, error = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 2
-    assert "settings" in error
-    shared = [
-        json.loads((out / run / "augmenter" / "manifest.json").read_text())["sha256"]
-        for run in ("with-diffuasr-seed0", "with-diffuasr-seed1", "gru4rec-with-diffuasr-seed1")
-    ]
-    assert shared[0] == shared[1] == shared[2]
+    assert "order 2" in printed
+    assert call(capsys, "experiment", file, data, "--out", out) == (0, printed, "")
 
 
-def test_an_experiment_tells_of_a_wrong_row_before_it_trains_any(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, out = tmp_path / "two.toml", tmp_path / "runs"
-    file.write_text(EXPERIMENT.replace("n_items = 4", "n_item = 4"))
-    status, _, error = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 2
-    assert "n_items" in error
-    file.write_text(EXPERIMENT.replace('"Plain"', '"With-DiffuASR"'))
-    status, _, error = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 2
-    assert "differ in letters" in error
-    assert not out.exists()
-    file.write_text(EXPERIMENT)
-    foreign = out / "gru4rec-with-diffuasr-seed1"
-    foreign.mkdir(parents=True)
-    (foreign / "notes.txt").write_text("mine")
-    status, _, error = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 2
-    assert "is not a run" in error
-    assert list(out.iterdir()) == [foreign]
-
-
-def test_a_trained_floor_keeps_its_own_row(
+def test_a_baseline_of_other_settings_is_a_method_of_its_own(
     folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "order-1"
@@ -507,9 +427,9 @@ def test_a_trained_floor_keeps_its_own_row(
     capsys.readouterr()
     _, printed, _ = call(capsys, "compare", out, "--json")
     values = {
-        row["method"]: row["value"]
-        for row in json.loads(printed)["summary"]
-        if row["metric"] == "MRR" and row["group"] == "all"
+        cell["method"]: cell["value"]
+        for cell in json.loads(printed)["summary"]
+        if cell["metric"] == "MRR" and cell["group"] == "all"
     }
     assert set(values) == {"markov", "popularity", "markov (default)"}
     assert values["markov"] != values["markov (default)"]
@@ -535,7 +455,7 @@ def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture
 
 @pytest.fixture(scope="module")
 def contrastive(folder: Path, log: Path) -> Path:
-    """A SimDiffRec run on the log and a user of three items, of whom training sees one."""
+    """A SimDiffRec run on the log and a user of three items, one of which is for training."""
     from diffuserec import read_log
 
     frame = pl.read_csv(log)
@@ -551,7 +471,7 @@ def contrastive(folder: Path, log: Path) -> Path:
     return run
 
 
-def test_views_show_what_training_contrasts(
+def test_views_are_those_that_training_contrasts(
     log: Path, contrastive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = pl.read_csv(log).sort("user_id", "timestamp", maintain_order=True)
@@ -567,26 +487,27 @@ def test_views_show_what_training_contrasts(
         # two items are for validation and test, the newest in training is only a target
         assert shown["items"] == by_user[shown["user"]][:-3][-10:]
         for view in shown["views"]:
-            for item, own, mark in zip(view["items"], shown["items"], view["marks"], strict=True):
-                assert mark in ("", "replaced", "kept")
-                assert (item != own) == (mark == "replaced")
+            own_items, changes = shown["items"], view["changes"]
+            for item, own, change in zip(view["items"], own_items, changes, strict=True):
+                assert change in ("", "replaced", "kept")
+                assert (item != own) == (change == "replaced")
             assert 0 < min(view["confidence"]) <= max(view["confidence"]) < 1
-            n_chosen = sum(mark != "" for mark in view["marks"])
+            n_chosen = sum(change != "" for change in changes)
             assert n_chosen == -(-len(shown["items"]) // 5)  # a fifth, rounded up
-    positive, negative = found["figures"]
+    positive, negative = found["metrics"]
     assert (positive["view"], negative["view"]) == ("positive", "hard negative")
     assert positive["changed"] == negative["changed"] >= 1
     assert positive["confidence_changed"] > positive["confidence"]  # the most confident ones
 
     status, printed, _ = call(capsys, *words, "--out", out)
     assert status == 0
-    marks = [m for shown in found["sequences"] for view in shown["views"] for m in view["marks"]]
-    signs = ("* ", "replaced"), ("= ", "kept")
-    rows = [line for line in printed.splitlines() if line.startswith("│ ")]
+    views = [view for shown in found["sequences"] for view in shown["views"]]
+    changes = [change for view in views for change in view["changes"]]
+    lines = [line for line in printed.splitlines() if line.startswith("│ ")]
     page = out.read_text()
-    for sign, mark in signs:
-        assert sum(row.count(f"│ {sign}") for row in rows) == marks.count(mark)
-        assert page.count(f"<b>{sign[0]}&nbsp;") == marks.count(mark)
+    for sign, change in (("* ", "replaced"), ("= ", "kept")):
+        assert sum(line.count(f"│ {sign}") for line in lines) == changes.count(change)
+        assert page.count(f"<b>{sign[0]}&nbsp;") == changes.count(change)
     for word in ("confidence", "similarity of two random items", users[0], users[1]):
         assert word in printed
         assert word in page
@@ -607,7 +528,7 @@ def test_views_of_drawn_users_are_those_of_the_seed(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["VIEWS", "--user", "nobody"], "the training part holds no user 'nobody'"),
         (["VIEWS", "--user", "short"], "user 'short' has too few training items (1)"),
@@ -618,7 +539,7 @@ def test_views_of_drawn_users_are_those_of_the_seed(
 )
 def test_views_refuse_in_one_line(
     words: list[str],
-    told: str,
+    message: str,
     contrastive: Path,
     runs: dict[str, Path],
     tmp_path: Path,
@@ -629,7 +550,7 @@ def test_views_refuse_in_one_line(
     run, *rest = (places.get(word, word) for word in words)
     status, printed, error = call(capsys, "views", run, *rest, "--out", out)
     assert status == 2
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
     assert printed == ""
     assert not out.exists()
@@ -638,7 +559,7 @@ def test_views_refuse_in_one_line(
 def test_reports_of_contrastive_runs_alone_show_views(
     contrastive: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    heading = "<h2>What training contrasts</h2>"
+    heading = "<h2>Views that training contrasts</h2>"
     page = (contrastive / "report.html").read_text()
     assert page.count(heading) == 1
     assert page.count("<h3>simdiffrec, user ") == 3

@@ -1,5 +1,6 @@
-"""Curves of a model over a setting, through the command line, and seeds of an experiment's rows."""
+"""Sensitivity studies through the command line."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -7,11 +8,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from diffuserec import Store, cli, curves, evaluate, experiments
-from diffuserec.models.base import Run, load
+from diffuserec import Store, cli, evaluate, load
+from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.studies.run_directory import Plan, open_run
+from diffuserec.models.base import Runtime
+from diffuserec.models.methods import find_recommender
+from diffuserec.reports.sensitivity import draw_svg, plot_sensitivity
+from diffuserec.studies.run_directory import open_run
+from diffuserec.studies.sensitivity import Sensitivity, run_sensitivity, with_settings
+from diffuserec.studies.study_file import read_study
 
 HEAD = """
 title = "Draws & <steps>"
@@ -50,27 +57,19 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("curves") / "store"
+    path = tmp_path_factory.mktemp("sensitivity") / "store"
     Store(n_users=120, n_items=40, seed=1).dataset().save(path, note={"source": "store"})
     return path
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the directories that are trained into, as they are."""
-    done: list[str] = []
-    really = experiments.train_run
-
-    def counted(plan: Plan, out: Path, run: Run, **options: Any) -> Any:
-        done.append(out.name)
-        return really(plan, out, run, **options)
-
-    monkeypatch.setattr(experiments, "train_run", counted)
-    return done
+def trained(said: str) -> list[str]:
+    """Runs that were trained, in order, of the messages on standard error."""
+    lines = said.splitlines()
+    return [before for before, line in itertools.pairwise(lines) if line.startswith("training ")]
 
 
 def written(folder: Path, text: str) -> Path:
-    file = folder / "curve.toml"
+    file = folder / "study.toml"
     file.write_text(text)
     return file
 
@@ -80,15 +79,16 @@ def texts(figure: Path) -> list[str]:
 
 
 def test_a_point_is_a_run_and_is_trained_once(
-    data: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = written(tmp_path, STEPS), tmp_path / "runs"
-    status, printed, _ = call(capsys, "curve", file, data, "--out", out)
+    status, printed, said = call(capsys, "curve", file, data, "--out", out)
     assert status == 0
+    assert trained(said) == ["20, seed 1", "5, seed 1"]
     runs = [f"num-train-timesteps-{n}-seed1" for n in (20, 5)]
-    assert trained == runs
+    assert {path.name for path in out.iterdir() if path.is_dir()} == set(runs)
     assert [load(out / run / "model").config.num_train_timesteps for run in runs] == [20, 5]
-    document = json.loads((out / "curve.json").read_text())
+    document = json.loads((out / "sensitivity.json").read_text())
     assert [point["value"] for point in document["points"]] == [20, 5]
     assert document["seeds"] == [1]
     assert "leave-one-out, test" in document["protocol"]
@@ -104,20 +104,18 @@ def test_a_point_is_a_run_and_is_trained_once(
         assert run["best_valid"] == valid["NDCG@10"]
         (epoch,) = json.loads((out / name / "curve.json").read_text())
         assert (run["epochs"], run["seconds"]) == (1, epoch["seconds"])
-    table = (out / "curve.md").read_text()
+    table = (out / "sensitivity.md").read_text()
     assert printed == table
     cells = [document["points"][0]["metrics"][metric] for metric in ("NDCG@10", "HR@10")]
     shown = " | ".join(f"{cell['value']:.4f} ± {cell['margin']:.4f}" for cell in cells)
     assert f"| 20 | {shown} | " in table
     assert document["protocol"] in table
-    figure = (out / "curve.svg").read_bytes()
+    figure = (out / "sensitivity.svg").read_bytes()
     assert {"Draws & <steps>", "num_train_timesteps", "NDCG@10, test", "HR@10, test"} <= set(
-        texts(out / "curve.svg")
+        texts(out / "sensitivity.svg")
     )
-    trained.clear()
     assert call(capsys, "curve", file, data, "--out", out) == (0, printed, "")
-    assert trained == []
-    assert (out / "curve.svg").read_bytes() == figure
+    assert (out / "sensitivity.svg").read_bytes() == figure
     file.write_text(STEPS.replace("dim = 16", "dim = 8"))
     status, _, error = call(capsys, "curve", file, data, "--out", out)
     assert status == 2
@@ -127,15 +125,19 @@ def test_a_point_is_a_run_and_is_trained_once(
 # on so few users two seeds may have one and the same mean, of which scipy's t-test warns
 @pytest.mark.filterwarnings("ignore:Precision loss occurred")
 def test_at_inference_one_model_is_measured_at_every_point(
-    data: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = written(tmp_path, DRAWS), tmp_path / "runs"
-    status, printed, _ = call(capsys, "curve", file, data, "--out", out)
+    status, printed, said = call(capsys, "curve", file, data, "--out", out)
     assert status == 0
-    assert trained == ["diffrec-seed0", "diffrec-seed1"]
+    assert trained(said) == ["diffrec, seed 0", "diffrec, seed 1"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {
+        "diffrec-seed0",
+        "diffrec-seed1",
+    }
     points = out / "diffrec-seed0" / "points"
     assert sorted(path.name for path in points.iterdir()) == ["n_draws=1", "n_draws=3"]
-    document = json.loads((out / "curve.json").read_text())
+    document = json.loads((out / "sensitivity.json").read_text())
     one, three = (point["metrics"]["MRR"]["value"] for point in document["points"])
     assert one != three
     by_seed = []  # the models themselves, asked for three draws
@@ -149,8 +151,8 @@ def test_at_inference_one_model_is_measured_at_every_point(
     assert "epochs |" not in printed
     before = {path: path.stat().st_mtime_ns for path in points.rglob("*.json")}
     file.write_text(DRAWS.replace("[1, 3]", "[1, 3, 2]"))
-    _, printed, _ = call(capsys, "curve", file, data, "--out", out)
-    assert len(trained) == 2
+    _, printed, said = call(capsys, "curve", file, data, "--out", out)
+    assert said.splitlines() == ["measuring 2, seed 0", "measuring 2, seed 1"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(points.iterdir())) == 3
     assert "| 2 |" in printed
@@ -159,7 +161,8 @@ def test_at_inference_one_model_is_measured_at_every_point(
 def test_what_follows_from_a_setting_follows_at_inference(data: Path, tmp_path: Path) -> None:
     text = HEAD + 'setting = "beta_schedule"\nvalues = ["sqrt", "linear"]\nat = "inference"\n'
     text = text.replace("dropout = 0.0", "num_inference_steps = 4").replace("= 20", "= 40")
-    document = curves.run_curve(written(tmp_path, text), data, tmp_path / "runs", Run(device="cpu"))
+    file, runtime = written(tmp_path, text), Runtime(device="cpu")
+    document = run_sensitivity(file, data, tmp_path / "runs", runtime)
     sqrt, linear = (point["metrics"]["MRR"]["value"] for point in document["points"])
     assert sqrt != linear
 
@@ -171,11 +174,11 @@ def test_parameters_of_another_shape_are_refused_at_inference(
     status, _, error = call(capsys, "curve", file, data, "--out", tmp_path / "runs")
     assert status == 2
     told = error.strip().splitlines()[-1]
-    assert told.startswith("diffuserec: 5: ")
+    assert told.startswith("diffuserec: settings {'num_train_timesteps': 5} change what diffrec")
     assert 'at = "training"' in told
 
 
-def test_a_setting_without_a_say_at_inference_is_refused(
+def test_a_setting_without_effect_at_inference_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = HEAD + 'setting = "dropout"\nvalues = [0.1, 0.4]\nat = "inference"\n'
@@ -185,29 +188,45 @@ def test_a_setting_without_a_say_at_inference_is_refused(
     )
     assert status == 2
     told = error.strip().splitlines()[-1]
-    assert "every point measures the same: dropout has no say in a trained model" in told
+    assert "every point measures the same: dropout has no effect on a trained model" in told
 
 
-def test_a_point_of_the_common_settings_has_a_place_of_its_own(data: Path, tmp_path: Path) -> None:
+def test_a_copy_under_other_settings_keeps_the_parameters(cycle: SequenceDataset) -> None:
+    model = find_recommender("diffrec")(dim=8, n_layers=1, epochs=1, num_train_timesteps=5)
+    model.fit(cycle, runtime=Runtime(device="cpu", progress=False))
+    other = with_settings(model, {"n_draws": 2})
+    assert (other.config.n_draws, model.config.n_draws) == (2, 10)
+    assert not other.training
+    own, theirs = model.state_dict(), other.state_dict()
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+    assert own["table.vectors.weight"].data_ptr() != theirs["table.vectors.weight"].data_ptr()
+    with pytest.raises(ConfigError, match="change what diffrec learns"):
+        with_settings(model, {"dim": 16})
+
+
+def test_a_point_of_the_common_settings_has_a_directory_of_its_own(
+    data: Path, tmp_path: Path
+) -> None:
     points = '[[points]]\nname = "as trained"\nsettings = {}\n'
     points += '[[points]]\nname = "one"\nsettings = { n_draws = 1 }\n'
     out = tmp_path / "runs"
     file = written(tmp_path, HEAD + 'at = "inference"\n' + points)
-    curves.run_curve(file, data, out, Run(device="cpu"))
+    run_sensitivity(file, data, out, Runtime(device="cpu"))
     (run,) = (path for path in out.iterdir() if path.is_dir())
     assert {path.name for path in (run / "points").iterdir()} == {"common", "n_draws=1"}
 
 
-def test_points_with_names_stand_on_an_axis_of_names(
+def test_points_with_names_are_drawn_on_an_axis_of_names(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = written(tmp_path, NAMED), tmp_path / "runs"
     status, printed, _ = call(capsys, "curve", file, data, "--out", out)
     assert status == 0
     assert "| decayed \\| the default |" in printed
-    assert {"order 1", "decayed | the default"} <= set(texts(out / "curve.svg"))
+    assert {"order 1", "decayed | the default"} <= set(texts(out / "sensitivity.svg"))
     assert (out / "order-1-seed0" / "run.json").is_file()
-    assert json.loads((out / "curve.json").read_text())["title"] == "curve"
+    assert json.loads((out / "sensitivity.json").read_text())["title"] == "study"
 
 
 def points_at(values: list[Any]) -> dict[str, Any]:
@@ -229,14 +248,16 @@ def points_at(values: list[Any]) -> dict[str, Any]:
         ([1, "all"], "linear", [0, 1]),
     ],
 )
-def test_where_points_stand(values: list[Any], scale: str, at: list[float], tmp_path: Path) -> None:
+def test_positions_of_points(
+    values: list[Any], scale: str, at: list[float], tmp_path: Path
+) -> None:
     seen = []
 
     def draw(axes: Any) -> None:
-        curves._plot(axes, points_at(values))
+        plot_sensitivity(axes, points_at(values))
         seen.extend((panel.get_xscale(), list(panel.lines[0].get_xdata())) for panel in axes)
 
-    curves.write_figure(tmp_path / "figure.svg", "title", 2, draw)
+    draw_svg(tmp_path / "figure.svg", "title", 2, draw)
     assert seen == [(scale, at)] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["figure.svg"]
 
@@ -245,29 +266,30 @@ def test_where_points_stand(values: list[Any], scale: str, at: list[float], tmp_
     ("text", "told"),
     [
         ("title = ", "cannot be read as TOML"),
-        (STEPS + "step = 3", "unknown keys step"),
+        (STEPS + "vales = 3", "unknown key 'vales' (did you mean 'values'?)"),
         (STEPS.replace("diffrec", "difrec"), "did you mean 'diffrec'"),
-        (STEPS.replace('model = "diffrec"', ""), "needs model"),
-        (STEPS.replace("[20, 5]", "[]"), "at least one value"),
-        (STEPS.replace("[20, 5]", "20"), "at least one value"),
+        (STEPS.replace('model = "diffrec"', ""), "model: Field required"),
+        (STEPS.replace('"diffrec"', "3"), "model: Input should be a valid string, got 3"),
+        (STEPS.replace("[20, 5]", "[]"), "values: List should have at least 1 item"),
+        (STEPS.replace("[20, 5]", "20"), "values: Input should be a valid list, got 20"),
         (STEPS.replace("[20, 5]", "[20, 5, 20]"), "'20' and '20'"),
         (STEPS.replace("[20, 5]", '[20, "20"]'), "'20' and '20'"),
         (STEPS.replace("[20, 5]", "[20, 1]"), "num_train_timesteps"),
         (STEPS.replace('"num_train_timesteps"', '"num_steps"'), "no setting 'num_steps'"),
         (STEPS.replace("dim = 16", "dims = 16"), "no setting 'dims'"),
-        (STEPS.replace('setting = "num_train_timesteps"', ""), "no setting: it needs"),
-        (STEPS.replace("values = [20, 5]", ""), "no values: it needs"),
+        (STEPS.replace('setting = "num_train_timesteps"', ""), "either setting and values or"),
+        (STEPS.replace("values = [20, 5]", ""), "either setting and values or"),
         (STEPS.replace("[1]", "[]"), "seeds must be"),
         (STEPS.replace("[1]", "[1, 1]"), "seeds must be"),
         (STEPS.replace("[1]", "3"), "seeds must be"),
-        (STEPS + 'at = "testing"', "at must be"),
+        (STEPS + 'at = "testing"', "at: Input should be 'training' or 'inference', got 'testing'"),
         (NAMED.replace("order 1", "decayed | the default"), "would share the directory"),
         (NAMED.replace("decay = 0.0", ""), "have the same settings"),
         (NAMED.replace("decay = 0.0", "decays = 0.0"), "no setting 'decays'"),
-        (NAMED.replace("settings = {}", "setting = {}"), "needs name and settings alone"),
-        (NAMED.replace("settings = {}", "settings = 3"), "not a table"),
-        ('model = "markov"\npoints = []', "at least one"),
-        ('setting = "decay"\n' + NAMED, "give one of the two"),
+        (NAMED.replace("settings = {}", "setting = {}"), "unknown key 'setting' (did you mean"),
+        (NAMED.replace("settings = {}", "settings = 3"), "points: 1: settings: Input should be"),
+        ('model = "markov"\npoints = []', "points: List should have at least 1 item"),
+        ('setting = "decay"\n' + NAMED, "either setting and values or"),
     ],
 )
 def test_a_bad_file_is_one_line_before_anything_is_trained(
@@ -282,54 +304,14 @@ def test_a_bad_file_is_one_line_before_anything_is_trained(
     assert not out.exists()
 
 
+SHIPPED = Path(__file__).parents[2].joinpath("experiments").glob("*.toml")
+
+
 @pytest.mark.parametrize(
-    "file", sorted(Path(__file__).parent.parent.joinpath("experiments").glob("*.toml"))
+    "file", sorted(file for file in SHIPPED if "[[variants]]" not in file.read_text())
 )
-def test_the_files_that_are_shipped_are_valid(file: Path, tmp_path: Path) -> None:
-    if "[[rows]]" in file.read_text():
-        assert experiments.read_experiment(file, tmp_path)[1]
-    else:
-        plan = curves.read_curve_plan(file)
-        assert len(plan.points) > 2
-        if plan.at == "training":  # the same updates at every point
-            assert plan.settings["epochs"] == plan.settings["patience"]
-
-
-ROWS = """
-seeds = [0, 1]
-
-[[rows]]
-name = "Default"
-model = "markov"
-
-[[rows]]
-name = "Order 1"
-model = "markov"
-settings = { decay = 0.0 }
-seeds = [2]
-"""
-
-
-def test_a_row_of_an_experiment_may_have_its_own_seeds(
-    data: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, out = written(tmp_path, ROWS), tmp_path / "runs"
-    status, _, _ = call(capsys, "experiment", file, data, "--out", out)
-    assert status == 0
-    assert trained == ["default-seed0", "default-seed1", "order-1-seed2"]
-    report = json.loads((out / "report.json").read_text())
-    assert {r["method"]: r["n_seeds"] for r in report["summary"]} == {
-        "Default": 2,
-        "Order 1": 1,
-        "popularity": 1,
-        "markov": 1,
-    }
-    assert {row["p_seeds"] for row in report["comparisons"]} == {None}
-    assert "Order 1" in (out / "report.html").read_text()
-
-
-@pytest.mark.parametrize("seeds", ["[]", "2", '["0"]', "[0.5]", "[0, 0]", "[true]"])
-def test_seeds_are_different_whole_numbers(seeds: str, data: Path, tmp_path: Path) -> None:
-    file = written(tmp_path, ROWS.replace("[2]", seeds))
-    with pytest.raises(ConfigError, match="seeds must be a list of different whole numbers"):
-        experiments.read_experiment(file, data)
+def test_the_files_that_are_shipped_are_valid(file: Path) -> None:
+    study = read_study(file, Sensitivity)
+    assert len(study.all_points) > 2
+    if study.at == "training":  # the same updates at every point
+        assert study.settings["epochs"] == study.settings["patience"]

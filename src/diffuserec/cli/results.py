@@ -44,7 +44,7 @@ def compare(
 
     report = compare_runs(runs, out)
     if as_json:
-        show.print_line(report.json())
+        show.print_text(report.json())
     else:
         show.report(report)
 

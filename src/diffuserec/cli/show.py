@@ -37,9 +37,14 @@ def print_line(line: str) -> None:
     _out.print(line, markup=False, highlight=False)
 
 
+def print_text(text: str) -> None:
+    """Prints text on standard output, lines unbroken however long they are."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+
+
 def print_json(content: Any) -> None:
     """Prints one JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    print_text(json.dumps(content, indent=2, allow_nan=False, default=str))
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
@@ -78,7 +83,7 @@ def report(found: "Report") -> None:
 def evaluation(found: "Evaluation", as_json: bool) -> None:
     """Prints metrics and protocol of an evaluation."""
     if as_json:
-        sys.stdout.write(found.to_json() + "\n")
+        print_text(found.to_json())
         return
     facts(found.method, {name: f"{value:.4f}" for name, value in found.metrics.items()})
     print_line(str(found.protocol))

@@ -1,7 +1,6 @@
 """Commands that train: demo, train, experiment, curve."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -115,7 +114,7 @@ def curve(
 
     with _resumable("run the same command again"):
         document = run_sensitivity(file, data, out, Runtime(device, precision), show.say)
-    sys.stdout.write(sensitivity_table(document))
+    show.print_text(sensitivity_table(document))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def recommend_from(
     Raises:
         ConfigError: neither or both of the two histories, an ending of `out` that is not known, or
             an option that is not allowed.
-        DataError: `out` exists, the log cannot be read, or ids are refused.
+        DataError: `out` exists or has no folder, the log cannot be read, or ids are refused.
     """
     if (history is None) == (histories is None):
         raise ConfigError("give either --history or --histories")
@@ -50,6 +50,8 @@ def recommend_from(
         raise DataError(f"{out} exists already: choose another --out or remove it")
     if out is not None and out.suffix not in writers:
         raise ConfigError(f"--out must end in {', '.join(writers)}, got {out.name!r}")
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
     users = None
     asked: list[Sequence[RawId]] = [history or []]
     if histories is not None:
