@@ -188,7 +188,7 @@ def test_an_encoder_that_reads_forward_only_is_not_asked_to_look_ahead(cycle, en
 def test_a_transformer_looks_ahead_where_it_is_asked_to():
     embeddings, lengths = torch.randn(1, 4, 8), torch.tensor([4])
     changed = embeddings.clone()
-    changed[0, 3] += 1
+    changed[0, 3, :4] += 1
     for causal in (True, False):
         encoder = make_encoder("transformer", 8, 9, 0.0, {"n_layers": 1}, causal).eval()
         first = [encoder(given, lengths)[0, 0] for given in (embeddings, changed)]
