@@ -1,4 +1,4 @@
-"""Writes src/diffuserec/__init__.pyi: the public names, with every method's settings as typed arguments.
+"""Writes src/diffuserec/__init__.pyi: the public names, with methods' settings as typed arguments.
 
 The package imports a method's file when its class is first used, which a type checker can't follow.
 Run ``make stub`` after a change to public names or settings; a test compares.
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import diffuserec
-from diffuserec.models.base import AUGMENTERS, RECOMMENDERS
+from diffuserec.models.augmenter import AUGMENTERS
+from diffuserec.models.recommender import RECOMMENDERS
 
 STUB = Path(diffuserec.__file__).with_name("__init__.pyi")
 _FOLDERS = {"recommender": RECOMMENDERS, "augmenter": AUGMENTERS}

@@ -28,7 +28,8 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, check_consistency, compare, evaluate
-from diffuserec.models.base import AUGMENTERS, RECOMMENDERS, Augmenter, Recommender, Runtime
+from diffuserec.models.augmenter import AUGMENTERS, Augmenter
+from diffuserec.models.base import Runtime
 from diffuserec.models.methods import (
     find_augmenter,
     find_recommender,
@@ -37,6 +38,7 @@ from diffuserec.models.methods import (
     method_names,
     register,
 )
+from diffuserec.models.recommender import RECOMMENDERS, Recommender
 from diffuserec.reports.report import Report
 
 __version__ = "0.1.0"

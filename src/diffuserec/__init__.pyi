@@ -20,8 +20,7 @@ from diffuserec.evaluation.evaluate import Evaluation as Evaluation
 from diffuserec.evaluation.evaluate import evaluate as evaluate
 from diffuserec.evaluation.significance import check_consistency as check_consistency
 from diffuserec.evaluation.significance import compare as compare
-from diffuserec.models.base import Augmenter as Augmenter
-from diffuserec.models.base import Recommender as Recommender
+from diffuserec.models.augmenter import Augmenter as Augmenter
 from diffuserec.models.base import Runtime as Runtime
 from diffuserec.models.methods import find_augmenter as find_augmenter
 from diffuserec.models.methods import find_recommender as find_recommender
@@ -29,6 +28,7 @@ from diffuserec.models.methods import load as load
 from diffuserec.models.methods import load_augmenter as load_augmenter
 from diffuserec.models.methods import method_names as method_names
 from diffuserec.models.methods import register as register
+from diffuserec.models.recommender import Recommender as Recommender
 from diffuserec.reports.report import Report as Report
 from diffuserec.recommenders.acvae import ACVAE as _ACVAE
 from diffuserec.recommenders.bert4rec import BERT4Rec as _BERT4Rec

@@ -7,7 +7,8 @@ import torch
 from diffuserec.augmenters.asrep import ASReP
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.recommender import ScoreRecommender
 
 QUICK = {
     "epochs": 12,

@@ -7,7 +7,7 @@ from diffuserec.augmenters.random import Random
 from diffuserec.augmenters.random_seq import RandomSeq
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Augmenter
+from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.methods import load_augmenter
 
 Baseline = type[Random] | type[RandomSeq]

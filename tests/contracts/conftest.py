@@ -6,7 +6,8 @@ import pytest
 pytest.register_assert_rewrite(f"{__package__}.suite")
 
 from diffuserec.data import SequenceDataset, Split, Store, leave_one_out  # noqa: E402
-from diffuserec.models.base import Augmenter, Recommender, StateRecommender  # noqa: E402
+from diffuserec.models.augmenter import Augmenter  # noqa: E402
+from diffuserec.models.recommender import Recommender, StateRecommender  # noqa: E402
 
 from .suite import (  # noqa: E402
     CHANGING,

@@ -7,7 +7,8 @@ import polars as pl
 import torch
 
 from diffuserec.data import Catalog, Histories, SequenceDataset, Split, histories_of
-from diffuserec.models.base import Method, ParallelAugmenter, Runtime
+from diffuserec.models.augmenter import ParallelAugmenter
+from diffuserec.models.base import Method, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, method_names
 from diffuserec.models.settings import PrependingSettings
 

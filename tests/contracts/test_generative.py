@@ -12,7 +12,7 @@ from torch import Tensor
 from diffuserec.data import Histories, Split
 from diffuserec.data.histories import encode_histories
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import StateRecommender
+from diffuserec.models.recommender import StateRecommender
 
 from .suite import GENERATIVE, RECOMMENDERS, all_histories, fitted, items_of
 

@@ -20,9 +20,10 @@ from diffuserec.data import (
     load_dataset,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Epoch, Recommender, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.encoders import ENCODERS
+from diffuserec.models.recommender import Recommender, ScoreRecommender
 
 from .suite import (
     METHODS,

@@ -15,7 +15,7 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation.oracle import Oracle
-from diffuserec.models.base import Recommender
+from diffuserec.models.recommender import Recommender
 from diffuserec.recommenders.markov import Markov
 from diffuserec.recommenders.popularity import Popularity
 

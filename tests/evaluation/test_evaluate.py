@@ -20,8 +20,9 @@ from diffuserec.evaluation import (
     rank_metric,
     uniform_candidates,
 )
-from diffuserec.models.base import Augmenter, ScoreRecommender
+from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.config import Settings
+from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.retrieval import seen_items
 
 

@@ -17,8 +17,9 @@ from diffuserec.evaluation import (
     load_evaluation,
     uncertainty,
 )
-from diffuserec.models.base import Augmenter, StateRecommender
+from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.methods import find_recommender
+from diffuserec.models.recommender import StateRecommender
 
 LIKELY = [0.1, 0.2, 0.3, 0.4]  # of items 1 to 4
 OTHER = [0.7, 0.1, 0.1, 0.1]

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from diffuserec.augmenters.random import Random
 from diffuserec.data import Catalog, SequenceDataset, histories_of
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import ScoreRecommender
 from diffuserec.models.methods import load, load_augmenter
+from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.recommenders.popularity import Popularity
 from diffuserec.recommenders.sasrec import SASRec
 

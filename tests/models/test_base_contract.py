@@ -18,9 +18,10 @@ from diffuserec.data import (
     histories_of,
     leave_one_out,
 )
-from diffuserec.models.base import Contrastive, Epoch, View
+from diffuserec.models.base import Epoch
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.encoders import last_states
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import encode_with_views, random_positions
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item

@@ -20,9 +20,10 @@ from diffuserec.data import (
     trainable_sequences,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Contrastive, Runtime, ScoreRecommender, View
+from diffuserec.models.base import Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.methods import find_augmenter, find_recommender, method_names
+from diffuserec.models.recommender import Contrastive, ScoreRecommender, View
 from diffuserec.reports.html import write_inspection
 from diffuserec.reports.inspection import (
     InspectedSequence,

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffuserec.data import Catalog, SequenceDataset, leave_one_out, training_batches
-from diffuserec.models.base import Epoch, Recommender, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.recommender import Recommender, ScoreRecommender
 from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.training import train
 

@@ -21,7 +21,8 @@ from diffuserec.data import (
     leave_one_out,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Recommender, Runtime
+from diffuserec.models.base import Runtime
+from diffuserec.models.recommender import Recommender
 from diffuserec.recommenders.acvae import ACVAE
 from diffuserec.recommenders.bert4rec import BERT4Rec
 from diffuserec.recommenders.bpr import BPR

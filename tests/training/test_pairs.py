@@ -15,8 +15,9 @@ from diffuserec.data import (
     leave_one_out,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Runtime, StateRecommender
+from diffuserec.models.base import Runtime
 from diffuserec.models.items import ItemTable
+from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
 from diffuserec.training import train_on_pairs

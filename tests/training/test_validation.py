@@ -10,7 +10,7 @@ import torch
 
 from diffuserec.data import Catalog, Queries, SequenceDataset, histories_of, leave_one_out
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import ScoreRecommender
+from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.retrieval import memory_budget
 from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.training import validation

@@ -28,9 +28,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
-from diffuserec.models.base import Augmenter, Epoch, Recommender, Runtime
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import parse_settings
 from diffuserec.models.methods import find_recommender
+from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import ItemSets, top_k
 from diffuserec.models.settings import PrependingSettings
 

@@ -63,7 +63,8 @@ from diffuserec.data import (
     histories_of,
 )
 from diffuserec.errors import DataError
-from diffuserec.models.base import Epoch, ParallelAugmenter, Runtime
+from diffuserec.models.augmenter import ParallelAugmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Settings
 from diffuserec.models.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
 from diffuserec.models.items import ItemTable

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from diffuserec import training
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Augmenter, Epoch, Runtime
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.completion import HistoryCompletion
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import (

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Augmenter, Epoch, Runtime
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.settings import PrependingSettings
 

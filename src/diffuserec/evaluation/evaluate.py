@@ -30,7 +30,8 @@ from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, po
 from diffuserec.evaluation.metrics import list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.protocol import Protocol
 from diffuserec.evaluation.uncertainty import uncertainty
-from diffuserec.models.base import Augmenter, Recommender
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import search, seen_items
 
 _FORMAT = "diffuserec-evaluation"

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, Store
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
+from diffuserec.models.recommender import ScoreRecommender
 
 
 class Oracle(ScoreRecommender):

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 
 from diffuserec.data import Queries
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Augmenter, Recommender
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import certainty, seen_items
 
 COLUMNS = ("confidence", "entropy", "disagreement")

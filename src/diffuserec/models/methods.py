@@ -8,7 +8,9 @@ import torch
 
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.artifact import Artifact, read_artifact
-from diffuserec.models.base import AUGMENTERS, RECOMMENDERS, Augmenter, Method, Recommender
+from diffuserec.models.augmenter import AUGMENTERS, Augmenter
+from diffuserec.models.base import Method
+from diffuserec.models.recommender import RECOMMENDERS, Recommender
 
 Kind = Literal["recommender", "augmenter"]
 MethodClass = TypeVar("MethodClass", bound=type[Method])

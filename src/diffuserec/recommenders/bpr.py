@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, StateRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
@@ -36,6 +36,7 @@ from diffuserec.models.losses import (
     softmax_cross_entropy,
     uniform_negatives,
 )
+from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
 from diffuserec.training import device_of, train_on_pairs

@@ -32,10 +32,11 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
 from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import Products, top_k
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 

@@ -28,8 +28,9 @@ from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import nearest_items
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import (

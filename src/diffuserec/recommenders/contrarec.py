@@ -25,9 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders import ENCODERS
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import (
     Ragged,

@@ -49,13 +49,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Examples, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, StateRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import mixture_cross_entropy
+from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Mixture
 from diffuserec.models.settings import AttentiveSettings
 from diffuserec.models.step_embeddings import interleaved_sinusoidal
@@ -234,28 +235,37 @@ class DiffRec(StateRecommender):
             items, n_history.repeat_interleave(k, 1), noise[:, :, :, 1:].flatten(1, 2)
         )
         predicted = predict(x_t.view(len(items), -1, c.dim), t.repeat_interleave(k, 1))
+        predicted = predicted.view(*targets.shape, k, c.dim)
         real = targets > 0
-        h_0 = predicted.view(*targets.shape, k, c.dim)[real]
-        x_0, targets, t, weight = x_0[real], targets[real], t[real], weight[real]
-        n = max(1, len(targets))
-        loss = self._cross_entropy(h_0, targets)
+        return self._objective(*(v[real] for v in (predicted, x_0, targets, t, weight)))
+
+    def _objective(
+        self,
+        predicted: Float[Tensor, "P K D"],
+        x_0: Float[Tensor, "P D"],
+        targets: Int[Tensor, " P"],
+        t: Int[Tensor, " P"],
+        weight: Float[Tensor, " P"],
+    ) -> Float[Tensor, ""]:
+        """Cross entropy of predicted embeddings, and their squared error by the step's weight."""
+        c, n = self.config, max(1, len(targets))
+        loss = self._cross_entropy(predicted, targets)
         if c.rounding_loss:
             loss = loss + self._cross_entropy((x_0 * self._scale())[:, None], targets)
         if c.prior_loss:
             end = float(self.schedule.alpha_bars[-1])
             loss = loss + end * x_0.square().sum() / n
         aim = x_0.detach() if c.detach_target else x_0
-        error = (h_0.float() - aim[:, None]).square().mean(1)
+        error = (predicted.float() - aim[:, None]).square().mean(1)
         error = error.sum(1) if c.mse_reduction == "sum" else error.mean(1)
         if c.step_sampling == "importance":
             self.steps.record(t, error)
-        squares: Tensor = c.mse_weight * (weight * error).sum() / n
-        return loss + squares
+        return loss + c.mse_weight * (weight * error).sum() / n
 
     def _cross_entropy(
-        self, h_0: Float[Tensor, "P K D"], targets: Int[Tensor, " P"]
+        self, predicted: Float[Tensor, "P K D"], targets: Int[Tensor, " P"]
     ) -> Float[Tensor, ""]:
-        return mixture_cross_entropy(self._head.states(h_0), self._head.weight(), targets)
+        return mixture_cross_entropy(self._head.states(predicted), self._head.weight(), targets)
 
     def draw_steps(
         self, targets: Int[Tensor, "B S"]

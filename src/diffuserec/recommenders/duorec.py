@@ -25,8 +25,9 @@ from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import newest_states
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import Ragged, SameTarget, encode_with_views, random_prefix
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item

@@ -29,9 +29,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, make_encoder, mean_of_last
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import Products, top_k
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import random_positions

@@ -24,9 +24,10 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.item_matrix import ItemMatrix
+from diffuserec.models.recommender import ScoreRecommender
 
 _POPULARITY_WEIGHT = 1e-3
 

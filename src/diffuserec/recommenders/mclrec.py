@@ -30,8 +30,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import last_states
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.models.views import (
     LearnedView,

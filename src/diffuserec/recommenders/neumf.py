@@ -31,9 +31,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
 from diffuserec.training import device_of, train_on_pairs

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, ScoreRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
+from diffuserec.models.recommender import ScoreRecommender
 
 
 class Popularity(ScoreRecommender):

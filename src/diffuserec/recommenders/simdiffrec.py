@@ -49,13 +49,14 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Contrastive, Epoch, Runtime, View
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
 from diffuserec.models.diffusion import NoiseSchedule, timesteps
 from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import ItemSets, Products, max_prob, nearest_items, top_k
 from diffuserec.models.views import encode_with_views, most_confident, random_positions
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item

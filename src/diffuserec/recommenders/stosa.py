@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.models.base import Epoch, Runtime, StateRecommender
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
@@ -44,6 +44,7 @@ from diffuserec.models.losses import (
     softmax_cross_entropy,
     uniform_negatives,
 )
+from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import ExampleSettings, TransformerSettings
 from diffuserec.training import device_of, real_positions, train_next_item
 

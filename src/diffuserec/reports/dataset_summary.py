@@ -9,7 +9,7 @@ import polars as pl
 
 from diffuserec.evaluation import Evaluation, Metric, compare, parse_metric
 from diffuserec.evaluation.oracle import Oracle
-from diffuserec.models.base import RECOMMENDERS
+from diffuserec.models.recommender import RECOMMENDERS
 from diffuserec.reports.report import Report
 
 Role = Literal["trained", "baseline", "oracle"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffuserec.data import PAD, SequenceDataset, batch_of, trainable_sequences
 from diffuserec.errors import ConfigError
-from diffuserec.models.base import Contrastive, Recommender
+from diffuserec.models.recommender import Contrastive, Recommender
 
 _AT_ONCE = 512
 """Sequences whose views are made at once."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
-from diffuserec.models.base import Contrastive
 from diffuserec.models.methods import find_recommender
+from diffuserec.models.recommender import Contrastive
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.examples import (

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int64
 
 from diffuserec.data import SequenceDataset, trainable_sequences
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Contrastive
 from diffuserec.models.methods import find_recommender, method_names
+from diffuserec.models.recommender import Contrastive
 from diffuserec.models.retrieval import seen_items, top_k
 from diffuserec.reports.html import AugmentedHistory, DrawnLists, SequenceWithCopies
 from diffuserec.reports.inspection import (

@@ -31,8 +31,10 @@ from diffuserec.data import (
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
 from diffuserec.files import write_json
-from diffuserec.models.base import Augmenter, Epoch, Recommender
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch
 from diffuserec.models.methods import load, load_augmenter
+from diffuserec.models.recommender import Recommender
 from diffuserec.training.checkpoint import checkpoint_files
 
 _FORMAT = "diffuserec-run"

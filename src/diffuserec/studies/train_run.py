@@ -10,8 +10,10 @@ import torch
 from diffuserec.data import Catalog, Queries, load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.files import write_json
-from diffuserec.models.base import Augmenter, Epoch, ParallelAugmenter, Recommender, Runtime
+from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, load_augmenter
+from diffuserec.models.recommender import Recommender
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines

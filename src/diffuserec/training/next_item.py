@@ -20,9 +20,10 @@ from diffuserec.data import (
     training_examples,
 )
 from diffuserec.errors import DataError
-from diffuserec.models.base import Epoch, Method, Runtime, StateRecommender
+from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
 from diffuserec.models.losses import LOSSES
+from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
     EncoderSettings,

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from diffuserec.data import Histories, Queries, history_batches
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.base import Method, scorer_of
+from diffuserec.models.base import Method
+from diffuserec.models.recommender import scorer_of
 from diffuserec.models.retrieval import Scorer, search, seen_items
 
 _CUTOFF = 10

@@ -1,6 +1,7 @@
 """``baskets``: a line a user, ``user: item, item, item``, oldest first."""
 
 import polars as pl
+
 from diffuserec.data.columns import Columns
 from diffuserec.data.log_format import LogFile, LogFormat
 from diffuserec.data.text import read_records

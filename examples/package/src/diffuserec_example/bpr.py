@@ -4,6 +4,8 @@ Source: Rendle, Freudenthaler, Gantner & Schmidt-Thieme, UAI 2009 (arXiv 1205.26
 """
 
 import torch.nn.functional as F
+from torch import Tensor
+
 from diffuserec.data import SequenceDataset
 from diffuserec.models.losses import (
     ItemLoss,
@@ -12,7 +14,6 @@ from diffuserec.models.losses import (
     seen_keys,
     uniform_negatives,
 )
-from torch import Tensor
 
 
 def make(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:

@@ -10,11 +10,12 @@ trains on prefixes alone.
 
 import torch
 import torch.nn.functional as F
-from diffuserec.models.config import Settings
-from diffuserec.models.encoders import SequenceEncoder, align_left, align_right
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
+
+from diffuserec.models.config import Settings
+from diffuserec.models.encoders import SequenceEncoder, align_left, align_right
 
 
 class FMLPEncoder(SequenceEncoder):

@@ -6,9 +6,10 @@ WWW 2022 (arXiv 2202.13556). The default loss is the full softmax; the paper's i
 
 from typing import Literal
 
+from pydantic import Field
+
 from diffuserec.models.settings import EncoderName, NextItemSettings
 from diffuserec.training import NextItemRecommender
-from pydantic import Field
 
 
 class FMLPRec(NextItemRecommender):

@@ -8,12 +8,14 @@ be a target itself: like every augmenter that looks ahead, it helps where it is 
 
 import numpy as np
 import torch
-from diffuserec.data import Catalog, Queries, SequenceDataset
-from diffuserec.models.base import Augmenter, Epoch, Runtime
-from diffuserec.models.config import Settings
-from diffuserec.models.diffusion import KeyedNoise
 from pydantic import Field
 from torch import Tensor
+
+from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Settings
+from diffuserec.models.diffusion import KeyedNoise
 
 
 class InsertBetween(Augmenter):
@@ -35,9 +37,7 @@ class InsertBetween(Augmenter):
         self.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("between", torch.zeros(0, dtype=torch.int64))
 
-    def learn(
-        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
-    ) -> list[Epoch]:
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         real, v = train.real(), train.vocab_size
         items = real.items.astype(np.int64)
         owner = np.repeat(np.arange(len(real)), real.lengths)

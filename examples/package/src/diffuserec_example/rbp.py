@@ -5,6 +5,7 @@ Source: Moffat & Zobel, "Rank-Biased Precision for Measurement of Retrieval Effe
 """
 
 import numpy as np
+
 from diffuserec.evaluation.metrics import Formula
 
 PATIENCE = 0.8

@@ -24,7 +24,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffuserec.models.diffusion.schedule import NoiseSchedule, PredictionType, check_prediction_type
+from diffuserec.models.diffusion.schedule import (
+    NoiseSchedule,
+    PredictionType,
+    check_prediction_type,
+)
 
 Denoise = Callable[[Float[Tensor, "B ..."], Int[Tensor, " B"]], Float[Tensor, "B ..."]]
 """`(x_t, t) -> x_0`: the estimate of the clean vectors."""
