@@ -20,7 +20,9 @@ from diffuserec.models.methods import (
 )
 
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(diffuserec.__path__, "diffuserec.")
+    module.name
+    for module in pkgutil.walk_packages(diffuserec.__path__, "diffuserec.")
+    if not module.name.endswith("__main__")
 )
 METHODS = [(kind, name) for kind in ("recommender", "augmenter") for name in method_names(kind)]
 

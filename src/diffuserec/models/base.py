@@ -221,10 +221,10 @@ def method_registry(base: type[Any], folder: str) -> Registry[Any]:
         return found[0]
 
     def check(part: Any) -> None:
-        if not (inspect.isclass(part) and issubclass(part, base)):
+        if not isinstance(part, type) or not issubclass(part, base):
             raise ConfigError(f"expected a subclass of {base.__name__}, got {part!r}")
-        if inspect.isabstract(part):
-            missing = ", ".join(sorted(part.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
+        if missing:
             raise ConfigError(f"{part.__name__} is not complete: it does not define {missing}")
 
     return Registry(base.kind, folder, of_module, check)
