@@ -642,7 +642,7 @@ def test_bce_draws_no_item_that_the_user_has():
 SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_rate": 0.02}
 
 
-@item_loss("twin_of_softmax", gives_logits=True)
+@item_loss("twin_of_softmax", scores_are_logits=True)
 def twin(options, data):
     def loss(states, targets, users, vectors):
         return F.cross_entropy(states @ vectors[1:].T, targets - 1)

@@ -158,7 +158,7 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
         (
             ContrastiveSettings,
             {"batch_size": 1},
-            "It: settings: batch_size 1 leaves a sequence nothing to be told apart from",
+            "It: settings: batch_size 1 leaves a sequence nothing to be contrasted with",
         ),
     ],
 )

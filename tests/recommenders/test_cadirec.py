@@ -380,7 +380,7 @@ def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
             {"num_train_timesteps": 10, "beta_schedule": "linear"},
             r"outside \(0, 1\): use more training steps",
         ),
-        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be contrasted with"),
     ],
     ids=str,
 )

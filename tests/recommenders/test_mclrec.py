@@ -315,7 +315,7 @@ def test_without_weight_the_plain_contrast_is_not_computed(monkeypatch) -> None:
         ({"mask_with": "zero"}, "mask_with: .*'padding' or 'token', got 'zero'"),
         ({"learned_weight": -1}, "learned_weight: .*greater than or equal to 0, got -1"),
         ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
-        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be contrasted with"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
     ],
     ids=str,

@@ -638,7 +638,7 @@ def test_fits_in_bfloat16(random_log) -> None:
         # the denoiser has heads, too
         (GRU | {"n_heads": 3}, "dim 8 is not divisible by n_heads 3"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
-        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be told apart from"),
+        ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be contrasted with"),
         ({"forward_process": "ve"}, "forward_process: .*'convex', 'vp' or 'gaussian', got 've'"),
         ({"augment_step": "first"}, "augment_step: .*'last' or 'random', got 'first'"),
         ({"k_samples": 2}, r"SimDiffRec has no setting 'k_samples' \(did you mean 'k_sample'\?\)"),

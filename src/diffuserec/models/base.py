@@ -10,7 +10,7 @@ A method is one file in ``recommenders/`` or ``augmenters/`` with one public cla
 
 * ``states``, vectors whose products with the item table are scores: most recommenders
   (:class:`StateRecommender`);
-* ``score``, a score of every item: counting methods (:class:`ScoreRecommender`);
+* ``all_scores``, a score of every item: counting methods (:class:`ScoreRecommender`);
 * ``augment``, a dataset with generated items (:class:`Augmenter`).
 
 Everything else here is concrete and final. What a fit needs from its surroundings is a
@@ -54,7 +54,7 @@ class Runtime:
     checkpoint: Path | None = None
     resume: bool = False
 
-    def stage(self, name: str) -> "Runtime":
+    def within(self, name: str) -> "Runtime":
         """The same surroundings for one part of a fit, with its own checkpoint."""
         return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
 

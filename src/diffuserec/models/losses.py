@@ -54,12 +54,12 @@ class ItemLoss:
     Attributes:
         make: from settings and training data to the loss itself; called once a fit.
         n_negatives: negatives that it draws by default; None if it draws none.
-        gives_logits: whether softmax(score) of the trained model is its predictive distribution.
+        scores_are_logits: whether softmax(score) of the trained model is its predictive distribution.
     """
 
     make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]
     n_negatives: int | None = None
-    gives_logits: bool = False
+    scores_are_logits: bool = False
 
     def negatives_by(self, options: LossOptions) -> int:
         """Number of negatives by the settings, or else by default."""
@@ -75,18 +75,18 @@ LOSSES: Registry[ItemLoss] = Registry("loss", check=_check_loss)
 
 
 def item_loss(
-    name: str, n_negatives: int | None = None, gives_logits: bool = False
+    name: str, n_negatives: int | None = None, scores_are_logits: bool = False
 ) -> Callable[[Callable[[LossOptions, SequenceDataset], ItemLossFunction]], ItemLoss]:
     """Decorator that registers what makes a next-item loss from settings and training data.
 
     Args:
         name: value of the setting ``loss``.
         n_negatives: negatives that it draws by default; None if it draws none.
-        gives_logits: whether softmax(score) of the trained model is its predictive distribution.
+        scores_are_logits: whether softmax(score) of the trained model is its predictive distribution.
     """
 
     def register(make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]) -> ItemLoss:
-        return LOSSES.register(name, ItemLoss(make, n_negatives, gives_logits))
+        return LOSSES.register(name, ItemLoss(make, n_negatives, scores_are_logits))
 
     return register
 
@@ -96,12 +96,12 @@ def takes_negatives(loss: str) -> bool:
     return LOSSES.find(loss).n_negatives is not None
 
 
-@item_loss("softmax", gives_logits=True)
+@item_loss("softmax", scores_are_logits=True)
 def _softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     return lambda states, targets, users, vectors: softmax_cross_entropy(states, vectors, targets)
 
 
-@item_loss("sampled_softmax", n_negatives=1000, gives_logits=True)
+@item_loss("sampled_softmax", n_negatives=1000, scores_are_logits=True)
 def _sampled_softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     return _with_shared_negatives(sampled_softmax, _sampled_softmax.negatives_by(options))
 
@@ -270,7 +270,7 @@ def info_nce(
         similarity: of two vectors.
         temperature: what similarities are divided by.
 
-    With one sequence and no `negatives` there is nothing to tell apart: the loss is 0.
+    With one sequence and no `negatives` there is nothing to contrast: the loss is 0.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         queries, candidates = anchors.float(), positives.float()

@@ -111,7 +111,7 @@ class Recommender(Method):
         def known(histories: Histories) -> Scorer:
             return self.scorer(histories, seed, n_draws, diversity)
 
-        return scorer_of(self, known, histories_of(dataset, index))
+        return or_popularity(self, known, histories_of(dataset, index))
 
     def recommend(
         self,
@@ -248,7 +248,7 @@ class Recommender(Method):
         )
 
 
-def scorer_of(
+def or_popularity(
     method: Method, scorer: Callable[[Histories], Scorer], histories: Histories
 ) -> Scorer:
     """Scorer of histories, empty ones answered by a method's popularity.

@@ -207,7 +207,7 @@ class LossSettings(ExampleSettings):
 
     @property
     def scores_are_logits(self) -> bool:
-        return LOSSES.find(self.loss).gives_logits
+        return LOSSES.find(self.loss).scores_are_logits
 
 
 class TargetsSettings(LossSettings):
@@ -267,7 +267,7 @@ class ContrastSettings(SequenceSettings):
     def _has_negatives(self) -> Self:
         if self.batch_size < 2:
             raise ValueError(
-                "batch_size 1 leaves a sequence nothing to be told apart from: "
+                "batch_size 1 leaves a sequence nothing to be contrasted with: "
                 "a contrast needs 2 or more"
             )
         return self

@@ -25,8 +25,8 @@ def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     if dim % 2 or dim < 4:
         raise ValueError(f"a sinusoidal embedding needs an even width of at least 4, got {dim}")
     half = dim // 2
-    places = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.to(torch.float32)[:, None] * torch.exp(places * (-math.log(10_000) / (half - 1)))
+    positions = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.to(torch.float32)[:, None] * torch.exp(positions * (-math.log(10_000) / (half - 1)))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -37,6 +37,6 @@ def interleaved_sinusoidal(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B
         t: diffusion steps.
         dim: width; an odd one ends with a sine.
     """
-    places = torch.arange(0, dim, 2, dtype=torch.float32, device=t.device)
-    angles = t[:, None] * torch.exp(places * (-math.log(10_000) / dim))
+    positions = torch.arange(0, dim, 2, dtype=torch.float32, device=t.device)
+    angles = t[:, None] * torch.exp(positions * (-math.log(10_000) / dim))
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim]

@@ -7,7 +7,7 @@ A causal transformer learns the next item (eq. 3). A second, bidirectional one r
 embeddings that were moved towards the mean of their ``k_noise`` most similar items: that mean is
 the noise (eq. 6-9), and there is no chance in it. Where the restored distribution is most
 confident (eq. 14-16), its likeliest item makes a positive view of the sequence and its
-``k_sample``-th a hard negative one; InfoNCE tells the two apart (eq. 17). The loss is
+``k_sample``-th a hard negative one; InfoNCE distinguishes the two (eq. 17). The loss is
 ``next item + contrast_weight · InfoNCE + diffusion_weight · denoising`` (eq. 18).
 
 Options, with the paper's and its released code's readings (the code replaces the restored

@@ -85,7 +85,7 @@ def train_run(
                 augmenter = load_augmenter(augmenter_from).to(device_of(runtime))
             else:
                 say(f"fitting {plan.augment}")
-                augmenter.fit(split.train, split.valid, runtime.stage("augmenter"))
+                augmenter.fit(split.train, split.valid, runtime.within("augmenter"))
                 curve += [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
             write_json(records, [asdict(epoch) for epoch in curve])
             augmenter.save(fitted)
@@ -96,7 +96,7 @@ def train_run(
         seconds["augment"] = time.perf_counter() - start
     say(f"training {plan.model}")
     start = time.perf_counter()
-    model.fit(train, augmented(split.valid, augmenter, plan.seed), runtime.stage("model"))
+    model.fit(train, augmented(split.valid, augmenter, plan.seed), runtime.within("model"))
     seconds["fit_model"] = time.perf_counter() - start
     curve += model.curve
     model.save(path / "model")

@@ -174,7 +174,7 @@ def train_next_item(
     n_examples = len(training_examples(data, c.max_len, examples)[0])
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
-            f"{method.name} tells sequences apart and needs {c.min_examples} with a next item, got "
+            f"{method.name} contrasts sequences and needs {c.min_examples} with a next item, got "
             f"{n_examples}: give it more users"
         )
     epochs = epochs or c.epochs

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffuserec.data import Histories, Queries, history_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Method
-from diffuserec.models.recommender import scorer_of
+from diffuserec.models.recommender import or_popularity
 from diffuserec.models.retrieval import Scorer, search, seen_items
 
 _CUTOFF = 10
@@ -47,7 +47,7 @@ def validation(
         gain = 0.0
         for index, histories in history_batches(valid.histories, batch_size):
             found = search(
-                scorer_of(method, scorer, histories),
+                or_popularity(method, scorer, histories),
                 targets=torch.from_numpy(valid.targets[index]),
                 hidden=seen_items(valid.histories, index),
             )
