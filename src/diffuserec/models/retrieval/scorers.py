@@ -158,11 +158,13 @@ class Mixture(Scorer):
             yield logits
 
     def _among_candidates(self, columns: slice) -> Float[Tensor, "B C"]:
-        best, items, chances = self._candidates
-        scores = self.states.mean(1) @ self.vectors[columns].T
-        if columns.start == 0:
-            scores[:, 0] = -torch.inf
-        scores -= best
+        scores = self._mean_scores(columns)
+        if columns.stop - columns.start == len(self.vectors):
+            best = scores.topk(self._n_best, dim=1, sorted=False)
+            scores -= best.values.amax(1, keepdim=True)
+            return scores.scatter_(1, best.indices, self._chances(best.indices))
+        greatest, items, chances = self._candidates
+        scores -= greatest
         inside = (items >= columns.start) & (items < columns.stop)
         row = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
         scores[row[inside], items[inside] - columns.start] = chances[inside]
@@ -173,21 +175,31 @@ class Mixture(Scorer):
         self,
     ) -> tuple[Float[Tensor, "B 1"], Int[Tensor, "B N"], Float[Tensor, "B N"]]:
         """The mean state's best score, its best items, and their averaged probabilities."""
-        mean = self.states.mean(1)
-        n = min(self.n_candidates or 1, len(self.vectors) - 1)
         values, items = [], []
         for columns in self.columns():
-            scores = mean @ self.vectors[columns].T
-            if columns.start == 0:
-                scores[:, 0] = -torch.inf
-            found = scores.topk(min(n, scores.shape[1]), dim=1, sorted=False)
+            scores = self._mean_scores(columns)
+            found = scores.topk(min(self._n_best, scores.shape[1]), dim=1, sorted=False)
             values.append(found.values)
             items.append(found.indices + columns.start)
-        best = torch.cat(values, 1).topk(n, dim=1, sorted=False)
+        best = torch.cat(values, 1).topk(self._n_best, dim=1, sorted=False)
         chosen = torch.cat(items, 1).gather(1, best.indices)
-        logits = self.states @ self.vectors[chosen].transpose(1, 2)
-        chances = torch.softmax(logits, dim=2).mean(1)
-        return best.values.amax(1, keepdim=True), chosen, chances
+        return best.values.amax(1, keepdim=True), chosen, self._chances(chosen)
+
+    @property
+    def _n_best(self) -> int:
+        return min(self.n_candidates or 1, len(self.vectors) - 1)
+
+    def _mean_scores(self, columns: slice) -> Float[Tensor, "B C"]:
+        """Scores of the mean state; padding has minus infinity."""
+        scores = self.states.mean(1) @ self.vectors[columns].T
+        if columns.start == 0:
+            scores[:, 0] = -torch.inf
+        return scores
+
+    def _chances(self, items: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+        """Mean over the states of the probabilities of some items among each other."""
+        logits = self.states @ self.vectors[items].transpose(1, 2)
+        return torch.softmax(logits, dim=2).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
