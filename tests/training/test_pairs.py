@@ -11,6 +11,7 @@ from diffuserec.data import (
     Catalog,
     CurriculumSchedule,
     Pairs,
+    Queries,
     SequenceDataset,
     leave_one_out,
 )
@@ -38,7 +39,7 @@ class Factors(StateRecommender):
         self.table = ItemTable(catalog.vocab_size, self.config.dim)
         self.table.reset_parameters()
         self.seen: list[list[tuple[int, int]]] = []
-        self.known: list[bool] = []
+        self.at_validation: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def learn(self, train: SequenceDataset, valid: Any, runtime: Runtime) -> list[Any]:
         def loss(pairs: Pairs) -> torch.Tensor:
@@ -51,7 +52,8 @@ class Factors(StateRecommender):
         )
 
     def states(self, histories: Any, seed: int = 0, n_draws: int | None = None) -> torch.Tensor:
-        self.known.append(bool(self.users.known.any()))
+        vectors, audience = self.users.vectors.weight, self.users.audience
+        self.at_validation.append((vectors.clone(), audience.clone()))
         return self.users.of(histories)[:, None]
 
 
@@ -79,15 +81,22 @@ def test_users_are_remembered_with_the_vectors_that_are_kept() -> None:
     torch.testing.assert_close(model.users.audience[3], (vectors[1] + vectors[3]) / 2)
 
 
-def test_validation_ranks_by_users_as_they_are_remembered_now(random_log) -> None:
+def test_validation_ranks_strangers_by_users_as_they_are_now() -> None:
+    stranger = SequenceDataset.from_lists([[5]], LOG.catalog, users=[77])
+    valid = Queries(stranger, np.array([1]))
+    model = Factors(dim=4, batch_size=3, epochs=3, learning_rate=0.1).fit(LOG, valid)
+    assert len(model.at_validation) == 3
+    for vectors, audience in model.at_validation:
+        torch.testing.assert_close(audience[5], vectors[3])
+    assert not torch.equal(model.at_validation[0][0], model.at_validation[2][0])
+
+
+def test_the_best_epoch_is_kept_and_its_users_are_remembered(random_log) -> None:
     split = leave_one_out(random_log)
     settings = {"dim": 4, "batch_size": 64, "learning_rate": 0.05}
     model = Factors(**settings, epochs=6, patience=2).fit(split.train, split.valid)
-    assert model.known
-    assert all(model.known)
     metrics = [record.valid for record in model.curve]
     assert 0 < max(metrics) <= 1
-    # the best epoch is kept, and its users are remembered
     best = metrics.index(max(metrics))
     alone = Factors(**settings, epochs=best + 1).fit(split.train)
     for name, value in model.state_dict().items():
