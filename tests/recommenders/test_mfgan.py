@@ -314,8 +314,10 @@ def watched(monkeypatch) -> Callable[[Callable[..., None]], None]:
 
 def test_generator_and_discriminators_take_turns(watched, random_log) -> None:
     moved: dict[str, set[str]] = {}
+    newest: dict[str, torch.Tensor] = {}
 
     def look(model, before, data, phase):
+        newest.update({name: value.clone() for name, value in model.state_dict().items()})
         moved[phase] = {
             name.partition(".")[0]
             for name, value in model.named_parameters()
@@ -331,6 +333,9 @@ def test_generator_and_discriminators_take_turns(watched, random_log) -> None:
     assert epochs == [
         phase for phase, n in zip(PHASES, (2, 1, 2, 1, 2), strict=True) for _ in range(n)
     ]
+    # without validation the newest generator is kept
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, newest[name]), name
 
 
 def test_discriminators_hold_no_copy_for_real(watched, random_log) -> None:
