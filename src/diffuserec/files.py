@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all, whatever interrupts the writing of them."""
+"""Files and directories that appear whole or not at all, whatever interrupts the writing."""
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,21 +14,40 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; at the end of the block, what is there replaces the file at `path`.
 
-    By then it is on the disk. After an error the file at `path` is as it was before.
+    By then it is on the disk. After an error the file at `path` is as it was before. The directory
+    is made if need be.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.partial")
     try:
         yield work
-        with work.open("r+b") as file:
-            os.fsync(file.fileno())
+        _flush(work)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill; at the end of the block it replaces the one at `path`, if any.
+
+    By then its files are on the disk. After an error the directory at `path` is as it was before.
+    """
+    work, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    yield work
+    for file in work.iterdir():
+        _flush(file)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    work.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, with line feeds alone; makes its directory if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a text file in UTF-8, with line feeds alone."""
     with replacing(path) as work:
         work.write_text(text, encoding="utf-8", newline="\n")
 
@@ -34,3 +55,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, indented."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file holds another JSON value.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8.
+    """
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return document if isinstance(document, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())

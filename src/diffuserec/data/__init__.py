@@ -1,65 +1,36 @@
 """From a log to batches: the first step of the data's way."""
 
-from diffuserec.data.batches import (
-    Batch,
-    Examples,
-    Histories,
-    Pairs,
-    batch_of,
-    histories_of,
-    history_batches,
-    length_buckets,
-    pair_batches,
-    trainable_sequences,
-    training_batches,
-    training_examples,
-)
-from diffuserec.data.catalog import PAD, Catalog, RawId
-from diffuserec.data.copies import AugmentedCopies, CurriculumSchedule
-from diffuserec.data.dataset import FlatLog, SequenceDataset, offsets_of
-from diffuserec.data.formats import FORMATS
-from diffuserec.data.histories import encode_histories, encode_items
-from diffuserec.data.interactions import Interactions, from_dataset, from_frame, read_log
-from diffuserec.data.log_format import LogFile, LogFormat
-from diffuserec.data.splits import Queries, Split, leave_one_out, temporal
-from diffuserec.data.storage import dataset_manifest, load_dataset
-from diffuserec.data.store import Store
-
-__all__ = [
-    "FORMATS",
-    "PAD",
-    "AugmentedCopies",
-    "Batch",
-    "Catalog",
-    "CurriculumSchedule",
-    "Examples",
-    "FlatLog",
-    "Histories",
-    "Interactions",
-    "LogFile",
-    "LogFormat",
-    "Pairs",
-    "Queries",
-    "RawId",
-    "SequenceDataset",
-    "Split",
-    "Store",
-    "batch_of",
-    "dataset_manifest",
-    "encode_histories",
-    "encode_items",
-    "from_dataset",
-    "from_frame",
-    "histories_of",
-    "history_batches",
-    "leave_one_out",
-    "length_buckets",
-    "load_dataset",
-    "offsets_of",
-    "pair_batches",
-    "read_log",
-    "temporal",
-    "trainable_sequences",
-    "training_batches",
-    "training_examples",
-]
+from diffuserec.data.batches import Batch as Batch
+from diffuserec.data.batches import Examples as Examples
+from diffuserec.data.batches import Histories as Histories
+from diffuserec.data.batches import Pairs as Pairs
+from diffuserec.data.batches import batch_of as batch_of
+from diffuserec.data.batches import histories_of as histories_of
+from diffuserec.data.batches import history_batches as history_batches
+from diffuserec.data.batches import pair_batches as pair_batches
+from diffuserec.data.batches import trainable_sequences as trainable_sequences
+from diffuserec.data.batches import training_batches as training_batches
+from diffuserec.data.batches import training_examples as training_examples
+from diffuserec.data.catalog import PAD as PAD
+from diffuserec.data.catalog import Catalog as Catalog
+from diffuserec.data.catalog import RawId as RawId
+from diffuserec.data.copies import AugmentedCopies as AugmentedCopies
+from diffuserec.data.copies import CurriculumSchedule as CurriculumSchedule
+from diffuserec.data.dataset import SequenceDataset as SequenceDataset
+from diffuserec.data.dataset import offsets_of as offsets_of
+from diffuserec.data.formats import FORMATS as FORMATS
+from diffuserec.data.histories import encode_histories as encode_histories
+from diffuserec.data.histories import encode_items as encode_items
+from diffuserec.data.interactions import Interactions as Interactions
+from diffuserec.data.interactions import from_dataset as from_dataset
+from diffuserec.data.interactions import from_frame as from_frame
+from diffuserec.data.interactions import read_log as read_log
+from diffuserec.data.log_format import LogFile as LogFile
+from diffuserec.data.log_format import LogFormat as LogFormat
+from diffuserec.data.splits import Queries as Queries
+from diffuserec.data.splits import Split as Split
+from diffuserec.data.splits import leave_one_out as leave_one_out
+from diffuserec.data.splits import temporal as temporal
+from diffuserec.data.storage import dataset_manifest as dataset_manifest
+from diffuserec.data.storage import load_dataset as load_dataset
+from diffuserec.data.store import Store as Store

@@ -167,9 +167,6 @@ def training_batches(
         dataset: sequences; any with fewer than two items are left out.
         batch_size: examples a batch, on average: fewer long ones, more short ones.
         max_len: positions of an example.
-        seed: of the run.
-        epoch: from 0.
-        examples: the way to cut sequences into examples, see :func:`training_examples`.
     """
     index, all_ends = training_examples(dataset, max_len, examples)
     starts = np.maximum(dataset.starts[index], all_ends - max_len - 1)
@@ -237,14 +234,7 @@ def _copies_of(
     epoch: int,
     generator: np.random.Generator,
 ) -> tuple[Batch, float]:
-    """Windows of the epoch's copies, and the weight of their loss.
-
-    Args:
-        copies: of all sequences.
-        windows: users, starts and ends of the examples, positions in the flat log.
-        epoch: from 0.
-        generator: of the choice of copies.
-    """
+    """Windows of the epoch's copies, and the weight of their loss."""
     originals, numbers, weight = _drawn_copies(copies, len(windows[0]), epoch, generator)
     users, starts, ends = (array[originals] for array in windows)
     shift = numbers * copies.items.shape[1]
@@ -280,8 +270,6 @@ def training_examples(
     is synthetic; examples without a target are left out.
 
     Args:
-        dataset: sequences.
-        max_len: positions of an example.
         examples: ``per_user``: one example a sequence, with a target at each of the newest
             `max_len` positions. ``windows``: as many such examples as it takes for every item to
             be a target once, counted from the newest; the first targets of a window have little
@@ -361,8 +349,6 @@ def history_batches(
     """All sequences once, shortest first, in batches with their indices.
 
     Args:
-        dataset: sequences, empty ones allowed.
-        batch_size: sequences a batch.
         max_len: newest items kept of each; None keeps all.
 
     Yields:
@@ -400,9 +386,7 @@ def length_buckets(
     batches shuffled again.
 
     Args:
-        lengths: length of each member.
         batch_size: indices a batch, on average.
-        generator: of the shuffles.
         weights: the batches of a group get about equal sums of weights; by default all weigh 1.
     """
     order = generator.permutation(len(lengths))

@@ -70,10 +70,8 @@ def find_roles(
     """Column name of the user, the item and, unless declared absent, the time.
 
     Args:
-        names: of all columns.
         named: for each role the name of its column, or None for a usual one; ``none`` declares
             that there are no times.
-        source: for messages.
 
     Raises:
         DataError: a column is missing, named twice, or ambiguous.

@@ -99,10 +99,8 @@ class SequenceDataset:
         Args:
             items: item numbers 1..V-1 of all sequences.
             offsets: start of each sequence, and N at the end.
-            catalog: raw ids and attributes of the items.
             users: user numbers; by default 0..U-1.
             synthetic: which items were generated; None if none was.
-            timestamps: of each interaction, or None.
         """
         if users is None:
             users = np.arange(len(offsets) - 1, dtype=np.int64)
@@ -121,7 +119,6 @@ class SequenceDataset:
         Args:
             sequences: one list of numbers 1..V-1 a user.
             catalog: raw ids of the items; by default the numbers up to the largest.
-            users: user numbers; by default 0..U-1.
         """
         lengths = [len(sequence) for sequence in sequences]
         items = np.fromiter((i for s in sequences for i in s), dtype=np.int32, count=sum(lengths))
@@ -281,7 +278,6 @@ class SequenceDataset:
             items: item numbers of all sequences, one after another.
             lengths: items of each sequence, in the order of `users`.
             synthetic: which items were generated; None if none was.
-            timestamps: of each item, or None.
         """
         return SequenceDataset.from_offsets(
             items, offsets_of(lengths), self.catalog, self.users, synthetic, timestamps

@@ -25,7 +25,6 @@ def encode_histories(
     users, so that noise drawn for a history depends on nothing else in the list.
 
     Args:
-        catalog: raw ids of the items.
         histories: raw ids, oldest first, one inner list a user.
         on_unknown: ``skip`` leaves out items that the catalog does not hold.
 
@@ -64,9 +63,7 @@ def encode_items(
     """Item numbers of raw ids that must all be in the catalog.
 
     Args:
-        catalog: raw ids of the items.
         what: name of the list, for the message.
-        raw: raw ids.
 
     Raises:
         DataError: an unknown item.

@@ -51,7 +51,6 @@ class LogFile:
         """Raises DataError if columns were named, for a format that has no column names.
 
         Args:
-            format: name of the format, for the message.
             always_timed: True if the format has times, so that not even ``none`` may be said.
         """
         for role, name in self.named.items():
@@ -112,8 +111,6 @@ class LogFormat(ABC):
 
         Args:
             frame: ``user_id`` and ``item_id``, perhaps ``timestamp``, ``synthetic`` and others.
-            stream: an empty file.
-            source: the file as a source of messages.
 
         Raises:
             DataError: the format cannot hold a column or a value.
@@ -133,9 +130,6 @@ def require_flat(frame: pl.DataFrame, format: str, source: Source, forbidden: st
     """Raises DataError if a text file cannot hold a column or a string.
 
     Args:
-        frame: the frame to write.
-        format: name of the format, for the message.
-        source: for messages.
         forbidden: pattern of characters that no string may contain.
     """
     for values in frame:

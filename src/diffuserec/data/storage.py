@@ -1,7 +1,5 @@
 """Prepared datasets on disk: a directory of arrays that are mapped, and frames of raw ids."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import polars as pl
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.errors import DataError
+from diffuserec.files import new_directory, read_document, write_json
 
 _FORMAT = "diffuserec-dataset"
 _VERSION = 1
@@ -25,31 +24,30 @@ def save_dataset(
     target = Path(path)
     if target.exists():
         raise DataError(f"{target} exists already: choose another --out or remove it")
-    work = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    np.save(work / "items.npy", dataset.items, allow_pickle=False)
-    np.save(work / "offsets.npy", dataset.offsets, allow_pickle=False)
-    np.save(work / "users.npy", dataset.users, allow_pickle=False)
+    catalog = dataset.catalog
+    arrays = {"items": dataset.items, "offsets": dataset.offsets, "users": dataset.users}
     if dataset.has_synthetic:
-        np.save(work / "synthetic.npy", dataset.synthetic, allow_pickle=False)
+        arrays["synthetic"] = dataset.synthetic
     if dataset.timestamps is not None:
-        np.save(work / "timestamps.npy", dataset.timestamps, allow_pickle=False)
-    dataset.catalog.item_ids.rename("item_id").to_frame().write_parquet(work / "item_ids.parquet")
-    if dataset.catalog.user_ids is not None:
-        dataset.catalog.user_ids.rename("user_id").to_frame().write_parquet(
-            work / "user_ids.parquet"
-        )
-    if dataset.catalog.attributes is not None:
-        dataset.catalog.attributes.write_parquet(work / "attributes.parquet")
+        arrays["timestamps"] = dataset.timestamps
+    frames = {
+        "item_ids": catalog.item_ids.to_frame("item_id"),
+        "user_ids": None if catalog.user_ids is None else catalog.user_ids.to_frame("user_id"),
+        "attributes": catalog.attributes,
+    }
     manifest = {
         "format": _FORMAT,
         "version": _VERSION,
-        "n_users": dataset.catalog.n_users,
+        "n_users": catalog.n_users,
         "note": note or {},
     }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    work.rename(target)
+    with new_directory(target) as work:
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        for name, frame in frames.items():
+            if frame is not None:
+                frame.write_parquet(work / f"{name}.parquet")
+        write_json(work / "manifest.json", manifest)
 
 
 def load_dataset(path: Path | str) -> SequenceDataset:
@@ -97,13 +95,12 @@ def dataset_manifest(path: Path | str) -> dict[str, Any]:
     """
     source = Path(path)
     try:
-        text = (source / "manifest.json").read_text(encoding="utf-8")
-        manifest: dict[str, Any] = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        manifest = read_document(source / "manifest.json")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{source} is not a prepared dataset: make one with 'diffuserec prepare LOG --out DATA'"
         ) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+    found = manifest.get("format")
     if found != _FORMAT:
         raise DataError(
             f"{source} holds {found or 'something else'}, not a prepared dataset: "

@@ -73,8 +73,6 @@ def read_table(
     """A table with a header line.
 
     Args:
-        log: the file.
-        format: name of its format.
         separators: among which the header decides.
         quoted: True if fields may be quoted, and then span lines.
         plain: column name of a field of the header.
@@ -107,7 +105,6 @@ def read_records(
     """All records of a text file but the first `skip`, as strings, and their source.
 
     Args:
-        file: plain text.
         separator: of the fields, or None for whole lines.
         n_fields: fields that every record must have.
         quoted: True if fields may be quoted, and then span lines.
@@ -240,7 +237,6 @@ def line_finder(file: Path, blank: list[int], quoted: bool, skip: int) -> Callab
     """A function that names the line of a row; it reads the file again.
 
     Args:
-        file: plain text.
         blank: numbers of the blank records, ascending, which are no rows.
         quoted: True if fields may be quoted, and then span lines.
         skip: records before the first row, blank ones not counted.

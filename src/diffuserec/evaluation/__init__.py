@@ -1,57 +1,28 @@
 """Evaluation: ranks, metrics, groups of users and items, significance, certainty."""
 
-from diffuserec.evaluation.candidates import uniform_candidates
-from diffuserec.evaluation.evaluate import Evaluation, Ranking, evaluate, load_evaluation, rank
-from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
-from diffuserec.evaluation.metrics import (
-    METRICS,
-    Metric,
-    list_metric,
-    list_metrics,
-    parse_metric,
-    rank_metric,
-    rank_metrics,
-)
-from diffuserec.evaluation.protocol import Protocol, protocol_line
-from diffuserec.evaluation.significance import (
-    Comparison,
-    Violation,
-    check_consistency,
-    compare,
-    holm,
-)
+from diffuserec.evaluation.candidates import uniform_candidates as uniform_candidates
+from diffuserec.evaluation.evaluate import Evaluation as Evaluation
+from diffuserec.evaluation.evaluate import evaluate as evaluate
+from diffuserec.evaluation.evaluate import load_evaluation as load_evaluation
+from diffuserec.evaluation.evaluate import rank as rank
+from diffuserec.evaluation.groups import GROUPS as GROUPS
+from diffuserec.evaluation.groups import group_means as group_means
+from diffuserec.evaluation.groups import history_groups as history_groups
+from diffuserec.evaluation.groups import popularity_groups as popularity_groups
+from diffuserec.evaluation.metrics import METRICS as METRICS
+from diffuserec.evaluation.metrics import Metric as Metric
+from diffuserec.evaluation.metrics import list_metric as list_metric
+from diffuserec.evaluation.metrics import list_metrics as list_metrics
+from diffuserec.evaluation.metrics import parse_metric as parse_metric
+from diffuserec.evaluation.metrics import rank_metric as rank_metric
+from diffuserec.evaluation.metrics import rank_metrics as rank_metrics
+from diffuserec.evaluation.protocol import Protocol as Protocol
+from diffuserec.evaluation.protocol import protocol_line as protocol_line
+from diffuserec.evaluation.significance import check_consistency as check_consistency
+from diffuserec.evaluation.significance import compare as compare
+from diffuserec.evaluation.significance import holm as holm
+from diffuserec.evaluation.uncertainty import calibration as calibration
 from diffuserec.evaluation.uncertainty import (
-    calibration,
-    expected_calibration_error,
-    uncertainty,
+    expected_calibration_error as expected_calibration_error,
 )
-
-__all__ = [
-    "GROUPS",
-    "METRICS",
-    "Comparison",
-    "Evaluation",
-    "Metric",
-    "Protocol",
-    "Ranking",
-    "Violation",
-    "calibration",
-    "check_consistency",
-    "compare",
-    "evaluate",
-    "expected_calibration_error",
-    "group_means",
-    "history_groups",
-    "holm",
-    "list_metric",
-    "list_metrics",
-    "load_evaluation",
-    "parse_metric",
-    "popularity_groups",
-    "protocol_line",
-    "rank",
-    "rank_metric",
-    "rank_metrics",
-    "uncertainty",
-    "uniform_candidates",
-]
+from diffuserec.evaluation.uncertainty import uncertainty as uncertainty

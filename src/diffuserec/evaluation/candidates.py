@@ -17,10 +17,7 @@ def uniform_candidates(
     are the first `n` of it that are new and neither the target nor in the real history.
 
     Args:
-        queries: histories and targets.
-        index: which of them.
         n: how many items a query; the catalog must have as many to give.
-        seed: of the draws.
     """
     n_items = queries.histories.catalog.n_items
     users = queries.histories.users[index]

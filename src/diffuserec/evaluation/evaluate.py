@@ -5,9 +5,7 @@ items that an augmenter made up never are. Sampled candidates are drawn for each
 (seed, user), so neither they nor anything else depends on the batch.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, po
 from diffuserec.evaluation.metrics import list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.protocol import Protocol
 from diffuserec.evaluation.uncertainty import uncertainty
+from diffuserec.files import read_document, replacing, sha256, write_text
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import search, seen_items
@@ -108,20 +107,12 @@ class Evaluation:
         Each file appears whole or not at all; the first names the second's sha256, so that files
         of two different evaluations are never taken for one.
         """
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        work = target / ".per_user.parquet.partial"
-        self.per_user.write_parquet(work)
-        document = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            **self._document(),
-            "per_user_sha256": _sha256(work),
-        }
-        _replace(work, target / "per_user.parquet")
-        work = target / ".metrics.json.partial"
-        work.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        _replace(work, target / "metrics.json")
+        document = {"format": _FORMAT, "version": _VERSION, **self._document()}
+        with replacing(Path(directory) / "per_user.parquet") as work:
+            self.per_user.write_parquet(work)
+            document["per_user_sha256"] = sha256(work)
+        text = json.dumps(document, indent=2, allow_nan=False)
+        write_text(Path(directory) / "metrics.json", text + "\n")
 
     def _document(self) -> dict[str, Any]:
         groups: dict[str, dict[str, dict[str, float]]] = {name: {} for name in GROUPS}
@@ -321,12 +312,12 @@ def load_evaluation(directory: Path | str) -> Evaluation:
     """
     source = Path(directory)
     try:
-        document = json.loads((source / "metrics.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = read_document(source / "metrics.json")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{source} holds no saved evaluation: run 'diffuserec evaluate' first"
         ) from error
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+    if document.get("format") != _FORMAT:
         raise DataError(f"{source / 'metrics.json'} is not a saved evaluation")
     if document.get("version") != _VERSION:
         raise DataError(
@@ -334,7 +325,7 @@ def load_evaluation(directory: Path | str) -> Evaluation:
             f"{_VERSION}: evaluate again"
         )
     file = source / "per_user.parquet"
-    if not file.is_file() or _sha256(file) != document.get("per_user_sha256"):
+    if not file.is_file() or sha256(file) != document.get("per_user_sha256"):
         raise DataError(
             f"{file} is missing or does not belong to metrics.json beside it: evaluate again"
         )
@@ -367,14 +358,3 @@ def _per_user(
         "target_rank": ranking.target_rank,
     }
     return pl.DataFrame(columns)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(work: Path, target: Path) -> None:
-    with work.open("rb") as file:
-        os.fsync(file.fileno())
-    work.replace(target)

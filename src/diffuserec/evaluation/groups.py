@@ -38,7 +38,6 @@ def popularity_groups(
     """Group of each query by its target: ``head`` or ``tail``.
 
     Args:
-        targets: item numbers.
         popularity: training counts; entry 0 is padding.
         head_share: share of the catalog's items that make up the head.
     """
@@ -55,7 +54,6 @@ def group_means(per_user: pl.DataFrame, metrics: list[str]) -> pl.DataFrame:
     Args:
         per_user: one entry a query, with the columns ``history_group``, ``popularity_group`` and
             those of `metrics`.
-        metrics: columns to average.
 
     Returns:
         Columns ``grouping, group, n_users, metric, value``; groups without queries are left out.

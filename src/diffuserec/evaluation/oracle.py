@@ -15,11 +15,7 @@ from diffuserec.models.recommender import ScoreRecommender
 
 
 class Oracle(ScoreRecommender):
-    """Scores an item by the logarithm of its true probability of coming next.
-
-    Args:
-        store: the store whose log is measured on, which holds the tastes.
-    """
+    """Scores an item by the logarithm of its true probability of coming next."""
 
     class Config(Settings):
         """Settings of the oracle."""

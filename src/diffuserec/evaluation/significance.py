@@ -67,12 +67,9 @@ def compare(
     tested separately (``p_seeds``).
 
     Args:
-        ours: one run or several.
-        reference: one run or several.
         metric: a metric of the target's rank.
         group: ``all``, or one of ``short, medium, long, head, tail``.
         n_resamples: of the bootstrap over users.
-        seed: of the bootstrap.
 
     Raises:
         ConfigError: the runs were not measured the same way or not on the same users and targets,

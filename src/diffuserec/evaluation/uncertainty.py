@@ -34,13 +34,8 @@ def uncertainty(
 
     Args:
         model: fitted; a generative recommender, or one whose scores are logits.
-        queries: histories to ask about.
-        augmenter: changes the histories first, as it changed those of training.
         filter_seen: hide items of a user's own real history; the probability of what is left
             is scaled up to 1.
-        list_length: K items of the list that would be shown.
-        seed: of the noise.
-        batch_size: queries at once.
 
     Returns:
         An entry a query: ``confidence`` (probability of the shown list), ``entropy`` (of the

@@ -9,10 +9,6 @@ The directory is written under another name and renamed when complete, so that n
 stands under the final name. Loading verifies every checksum before it opens a file.
 """
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ from torch import Tensor
 
 from diffuserec.data import Catalog
 from diffuserec.errors import DataError
+from diffuserec.files import new_directory, read_document, sha256, write_json
 
 _FORMAT = "diffuserec-model"
 _VERSION = 1
@@ -59,39 +56,26 @@ def write_artifact(path: Path | str, artifact: Artifact) -> None:
     target = Path(path)
     if target.exists():
         _require_replaceable(target)
-    work = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     # tied weights would be refused by safetensors: write each tensor on its own
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()
     }
-    save_file(tensors, work / "weights.safetensors")
-    frame = artifact.catalog.item_ids.rename("item_id").to_frame()
+    frame = artifact.catalog.item_ids.to_frame("item_id")
     if artifact.catalog.attributes is not None:
         frame = frame.hstack(artifact.catalog.attributes.drop("item_id", strict=False))
-    frame.write_parquet(work / "items.parquet")
-    manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "kind": artifact.kind,
-        "name": artifact.name,
-        "config": artifact.config,
-        "n_users": artifact.catalog.n_users,
-        "sha256": {name: _sha256(work / name) for name in _FILES},
-    }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    for name in (*_FILES, "manifest.json"):
-        with (work / name).open("rb") as file:
-            os.fsync(file.fileno())
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        work.rename(target)
-        shutil.rmtree(old)
-    else:
-        work.rename(target)
+    with new_directory(target) as work:
+        save_file(tensors, work / "weights.safetensors")
+        frame.write_parquet(work / "items.parquet")
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "kind": artifact.kind,
+            "name": artifact.name,
+            "config": artifact.config,
+            "n_users": artifact.catalog.n_users,
+            "sha256": {name: sha256(work / name) for name in _FILES},
+        }
+        write_json(work / "manifest.json", manifest)
 
 
 def read_artifact(path: Path | str) -> Artifact:
@@ -109,12 +93,12 @@ def read_artifact(path: Path | str) -> Artifact:
             "weights.safetensors and items.parquet (pickles are never opened)"
         )
     try:
-        manifest = json.loads((source / "manifest.json").read_text())
+        manifest = read_document(source / "manifest.json")
     except FileNotFoundError as error:
         raise DataError(f"{source} holds no manifest.json: not a saved model") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{source / 'manifest.json'} is not valid JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    if manifest.get("format") != _FORMAT:
         raise DataError(f"{source} is not a saved model (its manifest names another format)")
     if manifest.get("version") != _VERSION:
         raise DataError(
@@ -126,7 +110,7 @@ def read_artifact(path: Path | str) -> Artifact:
     for name in _FILES:
         if not (source / name).is_file():
             raise DataError(f"{source} lacks {name}: the copy is incomplete")
-        if _sha256(source / name) != manifest["sha256"].get(name):
+        if sha256(source / name) != manifest["sha256"].get(name):
             raise DataError(
                 f"{source / name} does not match its checksum: it was changed or damaged"
             )
@@ -150,10 +134,10 @@ def read_artifact(path: Path | str) -> Artifact:
 
 def _require_replaceable(target: Path) -> None:
     try:
-        manifest = json.loads((target / "manifest.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        manifest = None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        manifest = read_document(target / "manifest.json")
+    except (OSError, ValueError):
+        manifest = {}
+    if manifest.get("format") != _FORMAT:
         raise DataError(f"{target} exists and is not a saved model: choose another path")
     others = {path.name for path in target.iterdir()} - {*_FILES, "manifest.json"}
     if others:
@@ -161,8 +145,3 @@ def _require_replaceable(target: Path) -> None:
             f"{target} holds a saved model and also {', '.join(sorted(others))}, which replacing "
             "it would delete: move that, or choose another path"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

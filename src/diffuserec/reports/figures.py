@@ -347,7 +347,6 @@ def _svg(figure: "Figure", alt: str | None, name: str) -> Markup:
     """Drawing as an element of the page, with ids of its own and the colors of the page.
 
     Args:
-        figure: the drawing.
         alt: description for readers who cannot see it; None hides it from them.
         name: unique on the page.
     """

@@ -95,13 +95,7 @@ def write_html(
     """Writes a report as one self-contained HTML file, whole or not at all.
 
     Args:
-        path: of the file; its directory is made when missing.
-        report: the results.
-        title: of the page.
         curves: epochs of training, by method; may be empty.
-        augmented: histories with generated items.
-        copied: sequences with augmented copies.
-        drawn: users with the lists of single draws of noise.
         inspection: views of training sequences that are contrasted, if any are.
     """
     summaries = [
@@ -141,9 +135,6 @@ def write_inspection(path: Path | str, inspection: Inspection, *, title: str, fa
     """Writes contrasted views as one self-contained HTML file, whole or not at all.
 
     Args:
-        path: of the file; its directory is made when missing.
-        inspection: users with their views, and metrics of the views.
-        title: of the page.
         facts: the data and the seed, in a line.
     """
     page = _page("inspection.html.j2", title=title, facts=facts, **_views(inspection))

@@ -113,7 +113,6 @@ class Report:
 
         Args:
             metrics: columns of the first table; by default HR, NDCG, MRR, coverage and novelty.
-            width: of the terminal, in characters.
         """
         out = io.StringIO()
         console = Console(file=out, width=width, color_system=None)
@@ -168,7 +167,7 @@ class Report:
         return f"{first} ({', '.join(own)})" if own else first
 
     def stars(self, method: str, dataset: str | None, metric: str, group: str = "all") -> str:
-        """Stars of a method's difference from its reference, none if it is not significant."""
+        """Stars of a significant difference of a method from its reference; else empty."""
         found = self.comparisons.filter(
             pl.col("dataset").eq_missing(dataset),
             method=method,

@@ -24,11 +24,7 @@ _GRID, _LINE = "#d8dee4", "#0550ae"
 
 
 def sensitivity_table(document: Mapping[str, Any]) -> str:
-    """Markdown table of the test metrics of each point, means over the seeds.
-
-    Args:
-        document: of the study.
-    """
+    """Markdown table of the test metrics of each point, means over the seeds."""
     trained = document["at"] == "training"
     header = [document["setting"] or "point", *METRICS]
     header += ["best validation NDCG@10", "epochs", "training, s"] if trained else []
@@ -60,9 +56,6 @@ def draw_svg(
     """Writes a standalone SVG on a white ground; text stays text, the same input same bytes.
 
     Args:
-        path: of the file, which appears whole or not at all.
-        title: above the panels.
-        n_panels: in one line.
         draw: fills the axes.
     """
     from matplotlib.figure import Figure  # not on top: training needs no figures
@@ -99,7 +92,6 @@ def plot_sensitivity(axes: Sequence["Axes"], document: Mapping[str, Any]) -> Non
 
     Args:
         axes: one for each of `METRICS`.
-        document: of the study.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -32,10 +32,6 @@ def augment_log(
     generates: the validation and test items are appended afterwards, untouched.
 
     Args:
-        data: the prepared dataset.
-        method: name of the augmenter.
-        settings: its hyper-parameters.
-        runtime: device, seed and the like.
         max_history: the augmenter's setting of that name, if it has one: only users with at most
             so many training items are given any.
 

@@ -27,7 +27,6 @@ def recommend_from(
     Only the run's models are read, not its data.
 
     Args:
-        run: the run's directory.
         history: raw item ids, oldest first.
         histories: a log, if no single history is given; its users become ``user_id``.
         columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.

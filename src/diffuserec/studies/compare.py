@@ -37,7 +37,6 @@ def compare_runs(
     Args:
         paths: directories of finished runs, all of the same data.
         out: file of the HTML report; None writes none.
-        title: of that report.
         names: of the methods, one for each run; runs of one name are one method. By default the
             names of recommender and augmenter.
 

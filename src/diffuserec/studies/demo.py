@@ -24,8 +24,6 @@ def run_demo(out: Path, runtime: Runtime, say: Say = silent) -> Report:
 
     Args:
         out: directory for the prepared log, the runs and report.html.
-        runtime: device, seed and the like.
-        say: called with progress.
 
     Raises:
         ConfigError: `out` holds something else than an earlier demo.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from diffuserec.data import SequenceDataset, trainable_sequences
 from diffuserec.errors import ConfigError, DataError
@@ -119,13 +119,11 @@ def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[D
 def inspection(
     run: RunDirectory, users: Sequence[str] | None = None, n: int = 3, seed: int = 0
 ) -> Inspection:
-    """Views that training would contrast now: of some users, in raw ids, and metrics of them.
+    """Views of some users that training would contrast now, in raw ids, and metrics of the views.
 
     Args:
-        run: of a contrastive recommender.
         users: raw user ids; None draws users from the seed.
         n: how many users to draw.
-        seed: of what is random in the views and in who is drawn.
 
     Raises:
         ConfigError: the run's recommender is not contrastive, or n is below 1.
@@ -151,15 +149,12 @@ def short_inspection(
     """Views that training contrasts of some short histories; None for other recommenders.
 
     Args:
-        run: the run.
         train: the sequences that its model was trained on.
-        n_users: how many to show.
     """
     index = trainable_sequences(train)
     if not isinstance(run.model, Contrastive) or not len(index):
         return None
-    short = index[_between(train.lengths[index], 5, 10)]
-    chosen = (short if len(short) else index)[:n_users]
+    chosen = index[_first(n_users, train.select(index), 5, 10)]
     return _inspection(run, train, chosen, run.plan.seed, _display_names(train))
 
 
@@ -188,12 +183,9 @@ def _inspection(
 
 def _first(n: int, dataset: SequenceDataset, least: int, most: int) -> Int64[np.ndarray, " S"]:
     """Indices of the first n sequences of such a length; if there are none, of any length."""
-    index = np.flatnonzero(_between(dataset.lengths, least, most))
-    return (index if len(index) else np.flatnonzero(dataset.lengths))[:n]
-
-
-def _between(lengths: Int64[np.ndarray, " S"], least: int, most: int) -> Bool[np.ndarray, " S"]:
-    return (lengths >= least) & (lengths <= most)
+    lengths = dataset.lengths
+    index = np.flatnonzero((lengths >= least) & (lengths <= most))
+    return (index if len(index) else np.flatnonzero(lengths))[:n]
 
 
 def _index_of(train: SequenceDataset, users: Sequence[str]) -> Int64[np.ndarray, " S"]:

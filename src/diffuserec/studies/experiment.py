@@ -63,11 +63,8 @@ def run_experiment(
     other seeds, as DiffuASR's authors did, and by later variants.
 
     Args:
-        file: TOML, as the module describes it.
-        data: the prepared dataset.
         out: directory of all runs and of the report.
         runtime: device and the like; seeds come from the file.
-        say: called with progress.
 
     Raises:
         ConfigError: the file is not a valid experiment; then nothing is trained.
@@ -107,10 +104,6 @@ def run_experiment(
 
 def read_experiment(file: Path, data: Path) -> tuple[str, dict[str, list[Plan]]]:
     """Title of an experiment file, and the plans of each variant, one for each seed.
-
-    Args:
-        file: TOML, as the module describes it.
-        data: the prepared dataset.
 
     Raises:
         ConfigError: the file is not a valid experiment.

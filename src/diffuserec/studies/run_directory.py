@@ -30,7 +30,7 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
-from diffuserec.files import write_json
+from diffuserec.files import read_document, write_json
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch
 from diffuserec.models.methods import load, load_augmenter
@@ -85,7 +85,6 @@ class RunDirectory:
         model: the trained recommender.
         augmenter: the fitted augmenter, or None.
         split: the log that it was trained on, divided.
-        facts: protocol facts of the log.
     """
 
     path: Path
@@ -93,7 +92,6 @@ class RunDirectory:
     model: Recommender
     augmenter: Augmenter | None
     split: Split
-    facts: dict[str, Any]
 
     def training_data(self) -> SequenceDataset:
         """Sequences that the model was trained on: the training part, augmented if at all."""
@@ -104,17 +102,17 @@ class RunDirectory:
         """Evaluation of any model on the test or validation queries of the run's log.
 
         Args:
-            model: fitted to the log.
             part: ``test`` or ``valid``.
             options: of :func:`evaluate`.
         """
-        return evaluate(
-            model,
-            self.split.test if part == "test" else self.split.valid,
-            dataset_name=Path(self.plan.data).name,
-            facts={**self.facts, "split": f"{self.split.protocol}, {part}"},
-            **options,
-        )
+        facts = {
+            "split": f"{self.split.protocol}, {part}",
+            "filters": dataset_manifest(self.plan.data)["note"].get("filters", "none"),
+            "n_too_short": self.split.n_too_short,
+        }
+        queries = self.split.test if part == "test" else self.split.valid
+        name = Path(self.plan.data).name
+        return evaluate(model, queries, dataset_name=name, facts=facts, **options)
 
     def evaluate(
         self,
@@ -153,19 +151,8 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
     return SPLITS[name](dataset)
 
 
-def log_facts(data: str, split: Split) -> dict[str, Any]:
-    """Protocol facts of a prepared log: its filters, and the number of users that are too short."""
-    filters = dataset_manifest(data)["note"].get("filters", "none")
-    return {"filters": filters, "n_too_short": split.n_too_short}
-
-
 def claim(path: Path, plan: Plan, resume: bool) -> None:
     """Makes a directory that of a run of this plan, or resumes an interrupted one.
-
-    Args:
-        path: the run's directory.
-        plan: what is going to be trained.
-        resume: whether there is a run to continue.
 
     Raises:
         ConfigError: it holds a run that was not asked to be resumed, is finished, or is of another
@@ -202,13 +189,7 @@ def is_finished(path: Path, plan: Plan) -> bool:
 
 
 def finish(path: Path, plan: Plan, seconds: Mapping[str, float]) -> None:
-    """Marks a run as finished and removes its checkpoint, which is not needed any more.
-
-    Args:
-        path: the run's directory.
-        plan: what was trained.
-        seconds: that each part took.
-    """
+    """Marks a run as finished and removes its checkpoint, which is not needed any more."""
     _write_run(path, plan, complete=True, seconds=seconds)
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
 
@@ -227,9 +208,7 @@ def open_run(path: Path | str) -> RunDirectory:
     plan = Plan(**document["plan"])
     split = split_dataset(load_dataset(plan.data), plan.split)
     augmenter = load_augmenter(source / "augmenter") if plan.augment is not None else None
-    return RunDirectory(
-        source, plan, load(source / "model"), augmenter, split, log_facts(plan.data, split)
-    )
+    return RunDirectory(source, plan, load(source / "model"), augmenter, split)
 
 
 def evaluate_unfiltered(path: Path) -> Evaluation:
@@ -246,9 +225,6 @@ def cost(path: Path) -> dict[str, Any]:
     Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
     part alone, those of all its epochs. The fit of an augmenter counts in the run in which it was
     fitted, not in those that share it.
-
-    Args:
-        path: of a finished run.
     """
     document = _read_run(path)
     epochs = read_curve(path / "curve.json")
@@ -291,8 +267,8 @@ def _write_run(path: Path, plan: Plan, complete: bool, seconds: Mapping[str, flo
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = read_document(path / "run.json")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
     if document.get("format") != _FORMAT or document.get("version") != _VERSION:
         raise DataError(f"{path / 'run.json'} is of another format or version")

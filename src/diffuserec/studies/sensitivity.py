@@ -148,11 +148,8 @@ def run_sensitivity(
     """Trains and measures every point that is not done yet; writes the results.
 
     Args:
-        file: TOML, as the module describes it.
-        data: the prepared dataset.
         out: directory of all runs and of the results.
         runtime: device and the like; seeds come from the file.
-        say: called with progress.
 
     Returns:
         The content of sensitivity.json.
@@ -221,10 +218,6 @@ def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
     """A copy of a fitted method under other settings, with the parameters that it learned.
 
     Built anew, since what follows from the settings (a schedule) would not follow a new ``config``.
-
-    Args:
-        method: fitted; stays as it is.
-        settings: that differ.
 
     Raises:
         ConfigError: settings that are wrong, or that change what is learned.

@@ -29,14 +29,13 @@ from diffuserec.studies.run_directory import (
     claim,
     finish,
     is_finished,
-    log_facts,
     read_curve,
     split_dataset,
 )
 from diffuserec.training.device import device_of
 
 Say = Callable[[str], None]
-"""Called with what is going on, a line at a time."""
+"""Function that is called with progress, a line at a time."""
 
 
 def silent(line: str) -> None:
@@ -54,11 +53,8 @@ def train_run(
     """Trains a plan into a directory, measures it and writes its report.
 
     Args:
-        plan: what to train.
-        out: the run's directory.
         runtime: device and the like; its seed is replaced by the plan's.
         augmenter_from: directory of a fitted augmenter to use instead of fitting one.
-        say: called with progress.
 
     Raises:
         ConfigError: `out` holds another run, or one that was not asked to be resumed; the
@@ -101,7 +97,7 @@ def train_run(
     curve += model.curve
     model.save(path / "model")
     write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
-    run = RunDirectory(path, plan, model, augmenter, split, log_facts(plan.data, split))
+    run = RunDirectory(path, plan, model, augmenter, split)
     say("measuring")
     run.evaluate("valid")
     write_html(
@@ -127,15 +123,9 @@ def complete_run(
     augmenter_from: Path | None = None,
     say: Say = silent,
 ) -> None:
-    """Trains one run of several: a finished one is kept, an interrupted one resumed.
+    """Trains one run of several, called `name`: a finished one is kept, an interrupted one resumed.
 
-    Args:
-        name: of the run among the others.
-        plan: what to train.
-        path: the run's directory.
-        runtime: device and the like.
-        augmenter_from: directory of a fitted augmenter to use instead of fitting one.
-        say: called with progress.
+    The other arguments are those of :func:`train_run`.
 
     Raises:
         ConfigError: the directory holds a run of another plan.

@@ -40,7 +40,6 @@ def read_lines(log: LogFile, format: str | None) -> Columns:
     """Interactions of lines of blank-separated fields, in time order.
 
     Args:
-        log: the file.
         format: ``sequences``, ``pairs``, or None for the one that the lines look like.
 
     Raises:
