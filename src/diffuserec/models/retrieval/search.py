@@ -103,7 +103,7 @@ def search(
         allowed: items that may be shown to anyone; None allows all.
     """
     n_rows, vocab_size = scorer.shape
-    height, _ = block_shape(n_rows, vocab_size, scorer.device)
+    height, _ = block_shape(n_rows, vocab_size, scorer.device, cached=True)
     k = min(k, vocab_size - 1)
     hidden = None if hidden is None else hidden.to(scorer.device)
     allowed = None if allowed is None else allowed.to(scorer.device)
@@ -256,7 +256,7 @@ def certainty(scorer: Scorer, k: int, hidden: ItemSets | None = None) -> Certain
         hidden: items that may not be shown; the probability of the others is scaled up to 1.
     """
     n_rows, vocab_size = scorer.shape
-    height, _ = block_shape(n_rows, vocab_size, scorer.device)
+    height, _ = block_shape(n_rows, vocab_size, scorer.device, cached=True)
     hidden = None if hidden is None else hidden.to(scorer.device)
     parts = []
     for first in range(0, max(1, n_rows), height):
