@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffuserec.data import Catalog, encode_histories, encode_items
-from diffuserec.data.catalog import IdIndex
 from diffuserec.errors import DataError
 
 
@@ -62,22 +61,6 @@ def test_encode_is_a_search_of_the_list(known: list, others: list) -> None:
     asked = [*others, *known, *others[:2]]
     numbers = catalog_of(*known).encode(asked)
     assert numbers.tolist() == [known.index(raw) + 1 if raw in known else 0 for raw in asked]
-
-
-@pytest.mark.parametrize("kind", [str, int])
-def test_ids_with_equal_keys_are_told_apart(kind: type) -> None:
-    known = [kind(n) for n in (30, 11, 20, 41, 12, 7, 10)]
-
-    def last_digit(ids: pl.Series) -> np.ndarray:  # 30, 20 and 10 collide, 11 and 41, …
-        return ids.cast(pl.String).str.slice(-1).cast(pl.Int64).to_numpy()
-
-    index = IdIndex(pl.Series(known), last_digit)
-    asked = [kind(n) for n in (10, 41, 50, 7, 20, 30, 11, 12, 99, 10)]
-    wanted = [known.index(raw) + 1 if raw in known else 0 for raw in asked]
-    assert index.numbers(pl.Series(asked)).tolist() == wanted
-
-    one_key = IdIndex(pl.Series(known), lambda ids: np.zeros(len(ids), dtype=np.uint64))
-    assert one_key.numbers(pl.Series(asked)).tolist() == wanted
 
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Int64])

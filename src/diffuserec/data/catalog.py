@@ -1,6 +1,6 @@
 """The catalog: raw item ids by number, and the index that leads back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -68,20 +68,22 @@ class Catalog:
         Integer catalogs take integers or their decimal strings; string catalogs take strings or
         integers, so that ids typed on a command line work for both.
         """
-        if len(raw) == 0:
-            return np.zeros(0, dtype=np.int64)
         if not isinstance(raw, pl.Series):
-            if {type(value) for value in raw} == {str}:
-                raw = pl.Series(raw, dtype=pl.String)
-            else:  # not strict: integers among strings become strings
-                raw = pl.Series(list(raw), strict=False)
+            # not strict: integers among strings become strings
+            raw = pl.Series(
+                list(raw), dtype=None if len(raw) else self.item_ids.dtype, strict=False
+            )
         if raw.dtype != self.item_ids.dtype:
             raw = raw.cast(self.item_ids.dtype, strict=False)
         if len(raw) < self.n_items:
-            return self._index.numbers(raw)
+            known, numbers = self._sorted
+            at = np.minimum(known.search_sorted(raw).to_numpy(), self.n_items - 1)
+            hit = known.gather(at).eq_missing(raw).to_numpy()
+            return np.where(hit, numbers[at], PAD)
         # for as many ids as items, a hash join is several times faster than bisections
-        known = pl.DataFrame({"id": self.item_ids, "number": np.arange(1, self.vocab_size)})
-        found = pl.DataFrame({"id": raw}).join(known, on="id", how="left", maintain_order="left")
+        found = pl.DataFrame({"id": raw}).join(
+            self._numbered(), on="id", how="left", maintain_order="left"
+        )
         return found["number"].fill_null(PAD).to_numpy(writable=True)
 
     def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
@@ -97,55 +99,16 @@ class Catalog:
             )
         return self.item_ids.gather(flat - 1).to_list()
 
+    def _numbered(self) -> pl.DataFrame:
+        return pl.DataFrame({"id": self.item_ids, "number": np.arange(1, self.vocab_size)})
+
     @cached_property
-    def _index(self) -> "IdIndex":
-        return IdIndex(self.item_ids)
+    def _sorted(self) -> tuple[pl.Series, Int64[np.ndarray, " I"]]:
+        """Raw ids in ascending order, and the number of each."""
+        ordered = self._numbered().sort("id")
+        return ordered["id"], ordered["number"].to_numpy()
 
 
 def _names(prefix: str, first: int, n: int) -> pl.Series:
     names = [f"{prefix}{number}" for number in range(first, first + n)]
     return pl.Series(names, dtype=pl.String)
-
-
-def id_keys(ids: pl.Series) -> np.ndarray:
-    """Sortable keys of raw ids: an integer itself, the 64-bit hash of a string."""
-    if ids.dtype.is_integer():
-        return (ids.fill_null(0) if ids.null_count() else ids).to_numpy()
-    return ids.hash().to_numpy()
-
-
-class IdIndex:
-    """Raw id to number: sorted keys, searched by bisection; 16 bytes an item.
-
-    A hit is compared with the raw id, and items whose keys collide are tried one after another.
-
-    Args:
-        item_ids: raw ids of the items 1..V-1.
-        keys: keys of raw ids, equal for equal ids.
-    """
-
-    def __init__(
-        self, item_ids: pl.Series, keys: Callable[[pl.Series], np.ndarray] = id_keys
-    ) -> None:
-        self._item_ids = item_ids
-        self._keys_of = keys
-        unsorted = keys(item_ids)
-        self._order = np.argsort(unsorted, kind="stable")
-        self._keys = unsorted[self._order]
-
-    def numbers(self, ids: pl.Series) -> Int64[np.ndarray, " N"]:
-        """Item numbers of raw ids of the catalog's own type; 0 for null and for an unknown id."""
-        numbers = np.full(len(ids), PAD, dtype=np.int64)
-        keys = self._keys_of(ids)
-        at = np.searchsorted(self._keys, keys)
-        waiting = np.flatnonzero(ids.is_not_null().to_numpy())
-        while True:
-            waiting = waiting[at[waiting] < len(self._keys)]
-            waiting = waiting[self._keys[at[waiting]] == keys[waiting]]
-            if not len(waiting):
-                return numbers
-            found = self._order[at[waiting]]
-            hit = (self._item_ids.gather(found) == ids.gather(waiting)).to_numpy()
-            numbers[waiting[hit]] = found[hit] + 1
-            waiting = waiting[~hit]
-            at[waiting] += 1
