@@ -6,9 +6,10 @@ users of Amazon Beauty, in float32 on one thread of a CPU, with seed 0 and two e
 settings are written in today's names. Left out is DiffRec with ``tie_head=False``, whose initial
 weights are drawn in another order since.
 
-On the kind of machine and release of torch that the record names, everything is equal bit for bit.
-Elsewhere products are rounded in another order: losses then agree to 1e-5, and of the ranks and
-list entries at least 97 % are equal. Two epochs of DiffuASR spread such differences further.
+On the kind of machine and release of torch that the record names, everything is equal bit for bit,
+but for a few cases that are marked ``rounded`` with the reason. Elsewhere sums are rounded in
+another order: losses then agree to 1e-5, and at least 97 % of the ranks (to 1 %) and of the list
+entries are equal. Two epochs of DiffuASR spread such differences further.
 
 A change that moves numbers on purpose records them anew, and says why in its commit::
 
@@ -154,7 +155,10 @@ def disagreements(entry: dict[str, Any], made: Numbers, exactly: bool) -> list[s
     if is_loose and "recommender" in entry:
         return found
     for name in SHOWN.keys() & entry.keys():
-        share = float(np.mean(np.array(entry[name]) == np.array(summary[name])))
+        # a rank of thousands moves by a few where scores are nearly equal
+        margin = 0.01 if name == "ranks" else 0
+        equal = np.isclose(summary[name], entry[name], rtol=margin, atol=0)
+        share = float(np.mean(equal))
         if share < least:
             found.append(f"{name}: only {share:.1%} are equal")
     return found
@@ -201,7 +205,7 @@ def beauty() -> Split:
 
 def check(data: str, name: str, split: Split) -> None:
     entry = RECORD[data][name]
-    exactly = machine() == RECORD["machine"]
+    exactly = machine() == RECORD["machine"] and "rounded" not in entry
     assert disagreements(entry, reproduced(entry, split), exactly) == []
 
 
@@ -285,6 +289,7 @@ if __name__ == "__main__":
     splits = {"store": store_split(), "beauty": beauty_split(Path(os.environ["DIFFUSEREC_DATA"]))}
     for data, split in splits.items():
         for name in sys.argv[1:]:
-            RECORD[data][name] |= reproduced(RECORD[data][name], split).summary()
+            entry = RECORD[data][name] | reproduced(RECORD[data][name], split).summary()
+            RECORD[data][name] = {k: v for k, v in entry.items() if k != "rounded"}
             print(f"{data}: {name}")
     write(RECORD)
