@@ -1,8 +1,8 @@
 """Registries: parts of a folder, of the running program, and of installed packages."""
 
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -10,22 +10,9 @@ from diffuserec.errors import ConfigError
 from diffuserec.registry import Registry
 
 
-class Shape:
-    """What these registries hold."""
-
-
-def check_shape(part: object) -> None:
-    if not (isinstance(part, type) and issubclass(part, Shape)):
-        raise ConfigError(f"a shape is a subclass of Shape, got {part!r}")
-
-
-def only_class(module: ModuleType) -> type:
-    (found,) = (value for value in vars(module).values() if isinstance(value, type))
-    return found
-
-
 def registry(folder: str | None = None) -> Registry[type]:
-    return Registry("shape", folder, only_class, check_shape)
+    """Of a folder's errors, or of any classes."""
+    return Registry("shape", ValueError if folder else type, folder)
 
 
 @pytest.fixture
@@ -34,8 +21,12 @@ def folder(tmp_path, monkeypatch) -> str:
     package = tmp_path / "shapes_of_this_test"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "circle.py").write_text("class Circle: pass")
-    (package / "square.py").write_text("class Square: pass")
+    (package / "circle.py").write_text(
+        "class Circle(ValueError): pass\nclass _Round(ValueError): pass"
+    )
+    (package / "square.py").write_text(
+        "from .circle import Circle\nclass Square(ValueError): pass\nSIDES = 4"
+    )
     (package / "_private.py").write_text("class Private: pass")
     (package / "broken.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -87,6 +78,17 @@ def test_files_of_a_folder_are_parts_and_imported_when_first_used(folder) -> Non
         shapes.find("broken")
 
 
+@pytest.mark.parametrize("content, n", [("", 0), ("class {0}(ValueError): pass", 2)])
+def test_a_file_that_does_not_hold_one_part_is_refused(folder, content, n) -> None:
+    file = Path(importlib.import_module(folder).__file__).with_name("several.py")
+    file.write_text("\n".join(content.format(name) for name in ("One", "Two")))
+    message = (
+        rf"^{folder}.several defines {n} public shape classes: a file in this folder holds one$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        registry(folder).find("several")
+
+
 def test_an_unknown_part_is_named_with_the_nearest_and_all_others(folder) -> None:
     with pytest.raises(ConfigError) as caught:
         registry(folder).find("circel")
@@ -114,11 +116,11 @@ def test_the_name_of_a_part_is_that_of_its_file(folder) -> None:
 # --- registered ---------------------------------------------------------------------------------
 
 
-class Mine(Shape):
+class Mine(ValueError):
     """A shape of one's own."""
 
 
-class Other(Shape):
+class Other(ValueError):
     """Another."""
 
 
@@ -145,11 +147,15 @@ def test_a_taken_name_is_refused(folder) -> None:
     assert shapes.find("circle").__name__ == "Circle"
 
 
-def test_what_is_no_such_part_is_refused() -> None:
-    shapes = registry()
-    with pytest.raises(ConfigError, match=r"^a shape is a subclass of Shape, got <class 'int'>$"):
-        shapes.register("number", int)
-    assert shapes.names() == []
+def test_what_is_no_such_part_is_refused(folder) -> None:
+    shapes = registry(folder)
+    message = r"^a shape is a subclass of ValueError, got (<class 'int'>|3)$"
+    for part in (int, 3):
+        with pytest.raises(ConfigError, match=message):
+            shapes.register("number", part)
+    assert "number" not in shapes.names()
+    with pytest.raises(ConfigError, match=r"^an entry is an int, got 'three'$"):
+        Registry("entry", int).register("three", "three")
 
 
 CELL = """
@@ -175,7 +181,7 @@ def executed(factor: int) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["Part", "part"])
 def test_a_definition_that_is_executed_again_replaces_the_earlier_one(name) -> None:
     # a class, or an object that holds a function
-    shapes: Registry[object] = Registry("shape")
+    shapes: Registry[object] = Registry("shape", object)
     first, second = executed(1), executed(2)
     shapes.register("it", first[name])
     shapes.register("it", second[name])
@@ -188,31 +194,27 @@ def test_a_definition_that_is_executed_again_replaces_the_earlier_one(name) -> N
 
 
 def test_an_installed_package_declares_parts(install, folder) -> None:
-    content = "from tests_shape import Shape\nclass Star(Shape): pass"
-    sys.modules["tests_shape"] = sys.modules[__name__]
-    try:
-        install("stars", {"star": "stars:Star"}, content)
-        shapes = registry(folder)
-        assert shapes.names() == ["broken", "circle", "square", "star"]
-        assert shapes.module_name("star") == "stars"
-        assert "stars" not in sys.modules
-        star = shapes.find("star")
-        assert issubclass(star, Shape)
-        assert shapes.name_of(star) == "star"
-        with pytest.raises(ConfigError, match="'star' is taken"):
-            shapes.register("star", Other)
-    finally:
-        del sys.modules["tests_shape"]
+    content = "class Star(ValueError): pass"
+    install("stars", {"star": "stars:Star"}, content)
+    shapes = registry(folder)
+    assert shapes.names() == ["broken", "circle", "square", "star"]
+    assert shapes.module_name("star") == "stars"
+    assert "stars" not in sys.modules
+    star = shapes.find("star")
+    assert issubclass(star, ValueError)
+    assert shapes.name_of(star) == "star"
+    with pytest.raises(ConfigError, match="'star' is taken"):
+        shapes.register("star", Other)
 
 
 def test_what_an_entry_point_loads_is_checked(install) -> None:
     install("stars", {"star": "stars:Star"}, "Star = 3")
-    with pytest.raises(ConfigError, match=r"^a shape is a subclass of Shape, got 3$"):
+    with pytest.raises(ConfigError, match=r"^a shape is a type, got 3$"):
         registry().find("star")
 
 
 def test_an_entry_point_may_lead_to_what_registers_itself(install, monkeypatch) -> None:
-    shapes: Registry[type] = Registry("shape")
+    shapes: Registry[type] = Registry("shape", object)
     monkeypatch.setattr(sys.modules[__name__], "shapes", shapes, raising=False)
     content = f"""
 import sys
@@ -226,7 +228,7 @@ sys.modules[{__name__!r}].shapes.register("star", Star)
 def test_one_name_in_two_packages_is_refused_where_it_is_used(install) -> None:
     install("stars", {"star": "stars:Star", "moon": "stars:Moon"}, "class Moon: pass")
     install("suns", {"star": "suns:Star"})
-    shapes: Registry[type] = Registry("shape")
+    shapes: Registry[type] = Registry("shape", object)
     assert shapes.names() == ["moon", "star"]
     assert shapes.find("moon").__name__ == "Moon"
     message = r"^(stars|suns):Star declares the shape 'star', a name that is taken: uninstall that"
@@ -245,7 +247,7 @@ def test_a_name_of_this_package_in_another_is_refused_where_it_is_used(install, 
 
 
 def test_a_part_of_this_package_keeps_a_name_that_another_declares(install) -> None:
-    ours = type("Star", (Shape,), {"__module__": "diffuserec.shapes"})
+    ours = type("Star", (ValueError,), {"__module__": "diffuserec.shapes"})
     install("stars", {"star": "stars:Star"})
     shapes = registry()
     assert shapes.register("star", ours) is ours  # importing this package does not fail
@@ -261,7 +263,7 @@ def test_a_declaration_twice_in_the_path_is_one(install, tmp_path, monkeypatch) 
         text = (site / "stars-1.dist-info" / name).read_text().replace("Name: stars", "Name: twin")
         (again / "twin-1.dist-info" / name).write_text(text)
     monkeypatch.syspath_prepend(again)
-    shapes: Registry[type] = Registry("shape")
+    shapes: Registry[type] = Registry("shape", object)
     assert shapes.find("moon").__name__ == "Moon"
 
 
@@ -270,4 +272,4 @@ def test_a_declaration_twice_in_the_path_is_one(install, tmp_path, monkeypatch) 
     [("shape", "diffuserec.shapes"), ("loss", "diffuserec.losses")],
 )
 def test_the_group_of_entry_points_is_the_plural(kind, group) -> None:
-    assert Registry(kind).group == group
+    assert Registry(kind, type).group == group

@@ -25,21 +25,21 @@ class Registry(Generic[Part]):
 
     Args:
         kind: singular noun for messages; its plural names the entry point group.
-        folder: package whose files are parts; None if every part is registered by a call.
-        of_module: finds the part in an imported module of that folder.
-        check: raises ConfigError if a registered object is not such a part.
+        part: base of the classes that are parts or, without a folder, type of the objects.
+        folder: package whose files hold one public part each; None if all are registered by calls.
+        check: raises ConfigError if a registered part is not as it should be.
     """
 
     def __init__(
         self,
         kind: str,
+        part: type[Any],
         folder: str | None = None,
-        of_module: Callable[[ModuleType], Part] | None = None,
         check: Callable[[Any], None] | None = None,
     ) -> None:
         self.kind = kind
+        self._part = part
         self._folder = folder
-        self._of_module = of_module
         self._check = check
         self._registered: dict[str, Part] = {}
         self._clashes: dict[str, str] = {}  # entry points by the taken name that they declare
@@ -57,8 +57,7 @@ class Registry(Generic[Part]):
         Raises:
             ConfigError: the name is taken by another part, or the object is not such a part.
         """
-        if self._check is not None:
-            self._check(part)
+        self._require_part(part)
         module, *_ = _definition(part)
         known, declared = self._registered.get(name), self._declared.get(name)
         if declared is not None and module.partition(".")[0] == __name__.partition(".")[0]:
@@ -87,12 +86,11 @@ class Registry(Generic[Part]):
             )
         if name in self._registered:
             return self._registered[name]
-        if name in self._files and self._of_module is not None:
-            part = self._of_module(importlib.import_module(f"{self._folder}.{name}"))
+        if name in self._files:
+            part = self._part_of(importlib.import_module(f"{self._folder}.{name}"))
         elif name in self._declared:
             part = self._declared[name].load()
-            if self._check is not None:
-                self._check(part)
+            self._require_part(part)
         else:
             known = self.names()
             raise ConfigError(
@@ -120,6 +118,37 @@ class Registry(Generic[Part]):
                 return name
         return None
 
+    def _is_part(self, value: Any) -> bool:
+        if self._folder is None:
+            return isinstance(value, self._part)
+        return isinstance(value, type) and issubclass(value, self._part)
+
+    def _require_part(self, part: Any) -> None:
+        if not self._is_part(part):
+            wanted = _with_article(self._part.__name__)
+            if self._folder is not None:
+                wanted = f"a subclass of {self._part.__name__}"
+            raise ConfigError(f"{_with_article(self.kind)} is {wanted}, got {part!r}")
+        if self._check is not None:
+            self._check(part)
+
+    def _part_of(self, module: ModuleType) -> Part:
+        """The one public part that a file of the folder defines."""
+        found: list[Any] = [
+            value
+            for name, value in vars(module).items()
+            if self._is_part(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        ]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{module.__name__} defines {len(found)} public {self.kind} classes: a file in "
+                "this folder holds one"
+            )
+        part: Part = found[0]
+        return part
+
     @cached_property
     def _files(self) -> frozenset[str]:
         if self._folder is None:
@@ -139,6 +168,10 @@ class Registry(Generic[Part]):
             if point.name in self._files or known.value != point.value:
                 self._clashes[point.name] = point.value
         return found
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _definition(part: Any) -> tuple[str, Any, str]:

@@ -218,7 +218,7 @@ def test_examples_are_those_of_the_settings(name: str, split: Split) -> None:
     """Each kind of training example leads to other parameters after an epoch."""
     learned = []
     encoder = getattr(made("recommender", name).config, "encoder", "transformer")
-    if ENCODERS.find(encoder).looks_ahead:
+    if ENCODERS.find(encoder).sees == "both":
         with pytest.raises(ConfigError, match="looks ahead"):
             made("recommender", name, examples="per_user")
         return

@@ -231,7 +231,7 @@ def test_an_installed_package_declares_a_format(tmp_path: Path, monkeypatch) -> 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: barlog\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[diffuserec.formats]\nbars = barlog:Bars\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    fresh: Registry[type[LogFormat]] = Registry("format", "diffuserec.data.formats")
+    fresh: Registry[type[LogFormat]] = Registry("format", LogFormat, "diffuserec.data.formats")
     assert fresh.group == FORMATS.group == "diffuserec.formats"
     assert "bars" in fresh.names()
     assert "barlog" not in sys.modules  # imported when it is used

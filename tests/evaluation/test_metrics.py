@@ -150,5 +150,5 @@ def test_a_metric_of_ones_own_is_found_by_its_name():
         Metric("TestPrecision", 1).of_lists(top_items, np.ones(4, dtype=np.int64))
     with pytest.raises(ConfigError, match="'HR' is taken"):
         rank_metric("HR")(precision.of_ranks)
-    with pytest.raises(ConfigError, match="a Formula of ranks or of lists"):
+    with pytest.raises(ConfigError, match="a metric is a Formula"):
         METRICS.register("TestNothing", precision.of_ranks)

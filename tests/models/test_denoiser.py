@@ -23,7 +23,7 @@ def denoiser(n_layers=2) -> SequenceDenoiser:
 
 def causal_encoder() -> TransformerEncoder:
     torch.manual_seed(0)
-    made = TransformerEncoder(D, 10, 0.0, 2, 3)
+    made = TransformerEncoder(D, 10, 0.0, TransformerEncoder.Config(n_heads=3))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return made.eval()

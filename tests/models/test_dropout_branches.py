@@ -66,7 +66,7 @@ def test_nothing_is_dropped_in_evaluation_or_without_dropout(branch) -> None:
 
 
 def test_the_input_of_the_first_block_is_dropped_too() -> None:
-    encoder = TransformerEncoder(DIM, LENGTH, dropout=1.0, n_layers=2, n_heads=2).train()
+    encoder = TransformerEncoder(DIM, LENGTH, 1.0, TransformerEncoder.Config()).train()
     lengths = torch.full((BATCH,), LENGTH)
     # nothing of the embeddings is left: all positions are alike
     states = encoder(STATES, lengths)

@@ -729,7 +729,7 @@ def test_sampled_losses_take_a_number_of_negatives(name):
 
 
 def test_only_an_item_loss_can_be_registered_as_one():
-    with pytest.raises(ConfigError, match=r"^a loss is an ItemLoss, got .*: use @item_loss\(name"):
+    with pytest.raises(ConfigError, match=r"^a loss is an ItemLoss, got "):
         LOSSES.register("a_function", softmax_cross_entropy)
     with pytest.raises(ConfigError, match=r"^the loss name 'softmax' is taken: choose another$"):
         LOSSES.register("softmax", ItemLoss(lambda options, data: softmax_cross_entropy))

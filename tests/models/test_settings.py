@@ -7,7 +7,7 @@ from torch import nn
 
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import Settings, parse_settings
-from diffuserec.models.encoders import ENCODERS, SequenceEncoder, make_encoder
+from diffuserec.models.encoders import ENCODERS, SequenceEncoder
 from diffuserec.models.encoders.caser import CaserEncoder
 from diffuserec.models.encoders.gru import GRUEncoder
 from diffuserec.models.encoders.transformer import TransformerEncoder
@@ -18,7 +18,6 @@ from diffuserec.models.settings import (
     LossSettings,
     NextItemSettings,
     TargetsSettings,
-    TransformerSettings,
 )
 from diffuserec.recommenders.bert4rec import BERT4Rec
 from diffuserec.recommenders.caser import Caser
@@ -149,7 +148,6 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
             {"dim": 8, "encoder_settings": {"n_heads": 3}},
             "It: settings: dim 8 is not divisible by n_heads 3",
         ),
-        (TransformerSettings, {"dim": 9}, "It: settings: dim 9 is not divisible by n_heads 2"),
         (
             TargetsSettings,
             {"n_targets": 2, "examples": "prefixes"},
@@ -177,7 +175,7 @@ def test_a_width_that_no_head_divides_is_no_matter_without_heads():
 def test_an_encoder_that_reads_forward_only_is_not_asked_to_look_ahead(cycle, encoder):
     message = rf"^encoder '{encoder}' reads forward only: choose one that sees both ways$"
     with pytest.raises(ConfigError, match=message):
-        make_encoder(encoder, 8, 9, 0.5, {}, causal=False)
+        NextItemSettings(encoder=encoder).make_encoder(causal=False)
     with pytest.raises(ConfigError, match=message):
         NextItemSettings(encoder=encoder).build_encoder(20, causal=False)
     with pytest.raises(ConfigError, match=f"encoder (= )?'{encoder}'.*both ways") as caught:
@@ -190,7 +188,7 @@ def test_a_transformer_looks_ahead_where_it_is_asked_to():
     changed = embeddings.clone()
     changed[0, 3, :4] += 1
     for causal in (True, False):
-        encoder = make_encoder("transformer", 8, 9, 0.0, {"n_layers": 1}, causal).eval()
+        encoder = NextItemSettings(n_layers=1, dim=8).make_encoder(causal).eval()
         first = [encoder(given, lengths)[0, 0] for given in (embeddings, changed)]
         assert torch.equal(*first) == causal
 
@@ -207,12 +205,12 @@ class Decay(SequenceEncoder):
         n_layers: int = Field(1, ge=1)
         rate: float = Field(0.5, gt=0, lt=1)
 
-    def __init__(self, dim, max_len, dropout, n_layers=1, rate=0.5, causal=True):
+    def __init__(self, dim, max_len, dropout, own, causal=True):
         super().__init__()
-        self.given = (dim, max_len, dropout, n_layers, rate, causal)
-        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(n_layers))
+        self.given = (dim, max_len, dropout, own, causal)
+        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(own.n_layers))
         age = torch.arange(max_len)[:, None] - torch.arange(max_len)
-        self.register_buffer("weights", (rate**age).tril())
+        self.register_buffer("weights", (own.rate**age).tril())
 
     @classmethod
     def check(cls, own, dim):
@@ -235,7 +233,7 @@ def test_a_method_takes_an_encoder_of_ones_own(cycle, tmp_path, method):
     model = method(
         **QUICK, encoder="decay", n_layers=2, dropout=0.2, encoder_settings={"rate": 0.25}
     ).fit(cycle)
-    assert model.encoder.given == (8, 9, 0.2, 2, 0.25, True)
+    assert model.encoder.given == (8, 9, 0.2, Decay.Config(n_layers=2, rate=0.25), True)
     assert model.curve[1].loss < model.curve[0].loss
     # its initial weights were drawn as those of the others
     fresh = NextItemSettings(encoder="decay", dim=50).build_encoder(20)[1]
@@ -277,7 +275,7 @@ def test_initial_weights_are_drawn_in_one_order():
     table, encoder = settings.build_encoder(6)
     torch.manual_seed(5)
     nn.Embedding(6, 4)
-    TransformerEncoder(4, 3, 0.5, 1, 1)
+    TransformerEncoder(4, 3, 0.5, TransformerEncoder.Config(n_layers=1, n_heads=1))
     expected = torch.empty(6, 4).normal_(std=0.02)
     assert torch.equal(table.embeddings()[1:], expected[1:])
     # then the encoder's own, positions first

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffuserec import Recommender, Runtime
 from diffuserec.data import Batch, SequenceDataset
 from diffuserec.errors import ConfigError
-from diffuserec.models.settings import ContrastSettings
+from diffuserec.models.settings import ContrastiveSettings
 from diffuserec.training import EncoderRecommender
 
 V, D = 14, 8
@@ -185,20 +185,22 @@ def similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
 
 
 def choice_by_hand(
-    anchor: Tensor, candidates: list[Tensor], own: int, c: ContrastSettings
+    anchor: Tensor, candidates: list[Tensor], own: int, c: ContrastiveSettings
 ) -> Tensor:
     """-log of the probability of the anchor's own candidate."""
     logits = torch.stack([similarity(anchor, other, c.similarity) for other in candidates])
     return -torch.log_softmax(logits / c.temperature, 0)[own]
 
 
-def one_way_by_hand(anchors: list[Tensor], candidates: list[Tensor], c: ContrastSettings) -> Tensor:
+def one_way_by_hand(
+    anchors: list[Tensor], candidates: list[Tensor], c: ContrastiveSettings
+) -> Tensor:
     """All candidates are every anchor's; the one of its number is the positive."""
     losses = [choice_by_hand(anchor, candidates, own, c) for own, anchor in enumerate(anchors)]
     return torch.stack(losses).mean()
 
 
-def nt_xent_by_hand(first: list[Tensor], second: list[Tensor], c: ContrastSettings) -> Tensor:
+def nt_xent_by_hand(first: list[Tensor], second: list[Tensor], c: ContrastiveSettings) -> Tensor:
     """All views are anchors; all but the anchor are candidates; the other view is the positive."""
     views, n = [*first, *second], len(first)
     losses = []

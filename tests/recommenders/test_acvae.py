@@ -242,5 +242,5 @@ def test_a_batch_of_one_is_refused() -> None:
 
 
 def test_an_encoder_that_sees_the_targets_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(GRUEncoder, "looks_ahead", True)
+    monkeypatch.setattr(GRUEncoder, "sees", "both")
     assert_refused(ACVAE, {}, "encoder 'gru' looks ahead and would see the targets of a sequence")

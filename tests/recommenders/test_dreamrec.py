@@ -233,7 +233,7 @@ def test_wrong_settings_are_named(settings, message) -> None:
 
 
 def test_an_encoder_that_sees_the_targets_learns_the_newest_alone(monkeypatch) -> None:
-    monkeypatch.setattr(GRUEncoder, "looks_ahead", True)
+    monkeypatch.setattr(GRUEncoder, "sees", "both")
     message = "encoder 'gru' looks ahead and would see the targets of a sequence: set targets to"
     assert_refused(DreamRec, SETTINGS | {"encoder": "gru"}, message)
     DreamRec(**SETTINGS | {"encoder": "gru", "targets": "last"})

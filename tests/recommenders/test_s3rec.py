@@ -70,7 +70,7 @@ def loss_by_hand(
         negatives: of each sequence, one for each masked item.
     """
     c, table = model.config, model.table.vectors.weight
-    encoder = TransformerEncoder(c.dim, c.max_len + 1, 0.0, c.n_layers, c.n_heads, causal=False)
+    encoder = TransformerEncoder(c.dim, c.max_len + 1, 0.0, c.encoder_config(), causal=False)
 
     def states(items: list[int]) -> torch.Tensor:
         arguments = table[torch.tensor([items])], torch.tensor([len(items)])

@@ -65,8 +65,8 @@ from diffuserec.data import (
 from diffuserec.errors import DataError
 from diffuserec.models.augmenter import ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf, Settings
-from diffuserec.models.diffusion import KeyedNoise, NoiseSchedule, Sampler, denoise_with
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.diffusion import KeyedNoise, Sampler, denoise_with
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import kl_to_standard
 from diffuserec.models.retrieval import (
@@ -76,6 +76,7 @@ from diffuserec.models.retrieval import (
     mean_set_log_prob,
     top_k,
 )
+from diffuserec.models.settings import NoiseSettings, TrainingSettings
 from diffuserec.models.step_embeddings import sinusoidal
 
 _STEP_DIM = 32
@@ -96,7 +97,7 @@ def _is_noised(corruption: float) -> bool:
 class Diff4Rec(ParallelAugmenter):
     """Latent diffusion over users' sets of items; K copies of each sequence, easiest first."""
 
-    class Config(Settings):
+    class Config(NoiseSettings, TrainingSettings):
         """Hyper-parameters of Diff4Rec."""
 
         latent_dim: int = Field(64, ge=1)
@@ -162,7 +163,6 @@ class Diff4Rec(ParallelAugmenter):
 
         @model_validator(mode="after")
         def _consistent(self) -> Self:
-            NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
             if 0 < self.corruption_steps < self.num_inference_steps:
                 raise ValueError(
                     f"corruption {self.corruption} of {self.num_train_timesteps} steps leaves "
@@ -190,7 +190,7 @@ class Diff4Rec(ParallelAugmenter):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
+        self.schedule = c.noise_schedule()
         self.bag = ItemTable(catalog.vocab_size, c.hidden_dim)
         self.bag_bias = nn.Parameter(torch.zeros(c.hidden_dim))
         self.posterior = nn.Linear(c.hidden_dim, 2 * c.latent_dim)

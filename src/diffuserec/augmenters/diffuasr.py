@@ -45,7 +45,6 @@ from diffuserec.models.diffusion import (
     Denoise,
     DPMSolver,
     KeyedNoise,
-    NoiseSchedule,
     Sampler,
     antithetic,
     classifier_free_network,
@@ -55,7 +54,12 @@ from diffuserec.models.diffusion import (
 )
 from diffuserec.models.items import ItemTable
 from diffuserec.models.retrieval import log_prob
-from diffuserec.models.settings import AttentiveSettings, NextItemSettings, PrependingSettings
+from diffuserec.models.settings import (
+    AttentiveSettings,
+    DiffusionSettings,
+    NextItemSettings,
+    PrependingSettings,
+)
 from diffuserec.models.unet import SUNet, image_side
 
 _VISITS = 10
@@ -77,7 +81,7 @@ _CLASSIFIED = OnlyIf(guidance="classifier")
 class DiffuASR(Augmenter):
     """Diffusion in the embedding space of M items, conditioned on the history that follows."""
 
-    class Config(PrependingSettings, AttentiveSettings):
+    class Config(PrependingSettings, DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DiffuASR."""
 
         dim: int = Field(64, ge=1)
@@ -110,13 +114,11 @@ class DiffuASR(Augmenter):
         classifier_loss: Annotated[Literal["softmax", "bce"], _CLASSIFIED] = "softmax"
         """log p of the label: over the catalog, or log-sigmoid of its own score (code)."""
 
-        num_train_timesteps: int = Field(1000, ge=2)
         beta_schedule: Literal[
             "linear", "quad", "cosine", "sqrt", "sigmoid", "exp", "trunc_linear"
         ] = "linear"
         prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
         sampler: Literal["ddim", "dpm_solver"] = "ddim"
-        num_inference_steps: int = Field(50, ge=1)
         eta: Annotated[float, OnlyIf(sampler="ddim")] = Field(0.0, ge=0, le=1)
         """Fresh noise of ddim: 0 is DDIM, 1 is DDPM."""
 
@@ -136,12 +138,6 @@ class DiffuASR(Augmenter):
         @model_validator(mode="after")
         def _consistent(self) -> Self:
             image_side(self.dim)
-            NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
-            if self.num_inference_steps > self.num_train_timesteps:
-                raise ValueError(
-                    f"num_inference_steps {self.num_inference_steps} is more than "
-                    f"num_train_timesteps {self.num_train_timesteps}"
-                )
             if self.n_items > self.max_len:
                 raise ValueError(f"n_items {self.n_items} is more than max_len {self.max_len}")
             untrained = self.cond_dropout == 0 and not self.guidance_in_training
@@ -176,7 +172,7 @@ class DiffuASR(Augmenter):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
+        self.schedule = c.noise_schedule()
         self.pretrained = _Pretrained(**dict(c.of_pretraining()))
         self.pretrained.take(catalog)
         self.network = SUNet(c.n_items, c.dim)

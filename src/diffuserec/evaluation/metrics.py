@@ -23,7 +23,6 @@ With a single target per query, the hit rate and recall are the same number.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -51,12 +50,12 @@ class Formula:
     has_cutoff: bool = True
 
 
-def _check_formula(part: Any) -> None:
-    if not isinstance(part, Formula) or (part.of_ranks is None) == (part.of_lists is None):
+def _check_formula(part: Formula) -> None:
+    if (part.of_ranks is None) == (part.of_lists is None):
         raise ConfigError(f"a metric is a Formula of ranks or of lists, got {part!r}")
 
 
-METRICS: Registry[Formula] = Registry("metric", check=_check_formula)
+METRICS: Registry[Formula] = Registry("metric", Formula, check=_check_formula)
 
 
 def rank_metric(
@@ -199,7 +198,6 @@ def rank_metrics(
 
     Args:
         target_rank: 0-based ranks, a half where the target ties.
-        cutoffs: list lengths.
 
     Returns:
         Arrays of shape (Q,) under their names; the mean of each is the result.

@@ -17,11 +17,9 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 :class:`Runtime`, which is never saved and never changes what is learned.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -197,34 +195,11 @@ class Method(nn.Module, ABC):
 
 
 def method_registry(base: type[Any], folder: str) -> Registry[Any]:
-    """A registry of the methods that extend a base: files of a folder hold one public class each.
-
-    Args:
-        base: class that they extend, whose ``kind`` names them.
-        folder: package of their files.
-    """
-
-    def of_module(module: ModuleType) -> type[Any]:
-        found = [
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value)
-            and issubclass(value, base)
-            and value.__module__ == module.__name__
-            and not value.__name__.startswith("_")
-        ]
-        if len(found) != 1:
-            raise ConfigError(
-                f"{module.__name__} defines {len(found)} public {base.kind} classes: a file in "
-                "this folder holds one"
-            )
-        return found[0]
+    """A registry of the methods that extend a base; each file of the folder holds one."""
 
     def check(part: Any) -> None:
-        if not isinstance(part, type) or not issubclass(part, base):
-            raise ConfigError(f"expected a subclass of {base.__name__}, got {part!r}")
         missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
         if missing:
             raise ConfigError(f"{part.__name__} is not complete: it does not define {missing}")
 
-    return Registry(base.kind, folder, of_module, check)
+    return Registry(base.kind, base, folder, check)

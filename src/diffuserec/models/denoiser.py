@@ -7,20 +7,15 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import initialize, real_keys
 from diffuserec.models.encoders.transformer import TransformerBlock
-from diffuserec.models.settings import ContrastiveSettings
+from diffuserec.models.settings import ContrastiveSettings, HeadsSettings, NoiseSettings
 from diffuserec.models.step_embeddings import sinusoidal
 
 
-class DenoiserSettings(ContrastiveSettings):
+class DenoiserSettings(HeadsSettings, ContrastiveSettings, NoiseSettings):
     """Hyper-parameters of a contrastive method whose views a :class:`SequenceDenoiser` makes."""
 
-    n_heads: int = Field(2, ge=1)
-    """Attention heads of the denoiser and, if it has any, of the encoder; a divisor of dim."""
-    num_train_timesteps: int = Field(1000, ge=2)
-    """Diffusion steps T."""
     beta_schedule: Literal["sqrt", "linear", "cosine"] = "linear"
     """Name of the noise schedule."""
     n_denoiser_layers: int = Field(1, ge=1)
@@ -28,16 +23,9 @@ class DenoiserSettings(ContrastiveSettings):
 
     @model_validator(mode="after")
     def _denoiser_fits(self) -> Self:
-        if self.dim % self.n_heads:
-            raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
         if self.dim % 2 or self.dim < 4:
             raise ValueError(f"dim {self.dim} must be even and at least 4, for the step's sinusoid")
-        self.noise_schedule()
         return self
-
-    def noise_schedule(self) -> NoiseSchedule:
-        """The schedule of these settings; ValueError if it does not have so many steps."""
-        return NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
 
 
 class SequenceDenoiser(nn.Module):

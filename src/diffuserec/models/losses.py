@@ -14,7 +14,7 @@ and with labels by Khosla et al. (NeurIPS 2020).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from diffuserec.data import SequenceDataset
-from diffuserec.errors import ConfigError
 from diffuserec.models.retrieval import mean_log_prob
 from diffuserec.registry import Registry
 
@@ -54,7 +53,7 @@ class ItemLoss:
     Attributes:
         make: from settings and training data to the loss itself; called once a fit.
         n_negatives: negatives that it draws by default; None if it draws none.
-        scores_are_logits: whether softmax(score) of the trained model is its predictive distribution.
+        scores_are_logits: whether softmax(score) of the trained model is a distribution over items.
     """
 
     make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]
@@ -66,12 +65,7 @@ class ItemLoss:
         return options.n_negatives or self.n_negatives or 0
 
 
-def _check_loss(part: Any) -> None:
-    if not isinstance(part, ItemLoss):
-        raise ConfigError(f"a loss is an ItemLoss, got {part!r}: use @item_loss(name)")
-
-
-LOSSES: Registry[ItemLoss] = Registry("loss", check=_check_loss)
+LOSSES: Registry[ItemLoss] = Registry("loss", ItemLoss)
 
 
 def item_loss(
@@ -82,7 +76,7 @@ def item_loss(
     Args:
         name: value of the setting ``loss``.
         n_negatives: negatives that it draws by default; None if it draws none.
-        scores_are_logits: whether softmax(score) of the trained model is its predictive distribution.
+        scores_are_logits: whether softmax(score) of the trained model is a distribution over items.
     """
 
     def register(make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]) -> ItemLoss:

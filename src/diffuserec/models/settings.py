@@ -4,7 +4,7 @@ One class says what belongs to one thing (training, an encoder, the next-item lo
 the settings of a method put them together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import OnlyIf, Settings, parse_settings
-from diffuserec.models.encoders import ENCODERS, SequenceEncoder, make_encoder
-from diffuserec.models.encoders.transformer import TransformerEncoder
+from diffuserec.models.diffusion import NoiseSchedule
+from diffuserec.models.encoders import ENCODERS, SequenceEncoder
+from diffuserec.models.encoders.transformer import check_heads
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
 
@@ -45,7 +46,18 @@ def has_heads(encoder: str) -> bool:
     return "n_heads" in ENCODERS.find(encoder).Config.model_fields
 
 
-class SequenceSettings(Settings):
+class TrainingSettings(Settings):
+    """Hyper-parameters of training by gradient steps."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=1)
+    """Training examples a batch, on average."""
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class SequenceSettings(TrainingSettings):
     """Hyper-parameters of a model of sequences, whatever its encoder, and of its training."""
 
     min_examples: ClassVar[int] = 1
@@ -56,55 +68,6 @@ class SequenceSettings(Settings):
     max_len: int = Field(50, ge=1)
     """Newest items that the model sees."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(64, ge=1)
-    """Training examples a batch, on average."""
-    epochs: int = Field(100, ge=1)
-    patience: int = Field(10, ge=1)
-    """Epochs without a better validation NDCG@10 before training stops."""
-
-
-class TransformerSettings(SequenceSettings):
-    """Hyper-parameters of a method that needs a transformer."""
-
-    n_layers: int = Field(2, ge=1)
-    """Blocks."""
-    n_heads: int = Field(2, ge=1)
-    """Attention heads; a divisor of dim."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        own = TransformerEncoder.Config(n_layers=self.n_layers, n_heads=self.n_heads)
-        TransformerEncoder.check(own, self.dim)
-        return self
-
-    def build_encoder(
-        self, vocab_size: int, causal: bool = True, n_special: int = 0, extra_positions: int = 0
-    ) -> tuple[ItemTable, TransformerEncoder]:
-        """An item table and a transformer of these settings, their initial weights drawn.
-
-        Args:
-            vocab_size: V.
-            causal: whether a position sees only itself and what came before.
-            n_special: tokens of the table that are no items.
-            extra_positions: position embeddings beyond max_len.
-        """
-        table = ItemTable(vocab_size, self.dim, n_special=n_special)
-        encoder = self.transformer(causal, extra_positions)
-        table.reset_parameters()
-        encoder.reset_parameters()
-        return table, encoder
-
-    def transformer(self, causal: bool = True, extra_positions: int = 0) -> TransformerEncoder:
-        """A transformer of these settings, its initial weights not drawn."""
-        return TransformerEncoder(
-            self.dim,
-            self.max_len + extra_positions,
-            self.dropout,
-            self.n_layers,
-            self.n_heads,
-            causal,
-        )
 
 
 class EncoderSettings(SequenceSettings):
@@ -135,14 +98,28 @@ class EncoderSettings(SequenceSettings):
 
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
-        own, found = self.encoder_config(), ENCODERS.find(self.encoder)
-        found.check(own, self.dim)
-        if found.looks_ahead and isinstance(self, ExampleSettings) and self.examples != "prefixes":
+        ENCODERS.find(self.encoder).check(self.encoder_config(), self.dim)
+        if isinstance(self, ExampleSettings) and self.examples != "prefixes":
+            self.require_no_lookahead("set examples to 'prefixes'")
+        return self
+
+    def require_no_lookahead(self, remedy: str) -> None:
+        """Raises ValueError if a state always sees later items, which are targets."""
+        if ENCODERS.find(self.encoder).sees == "both":
             raise ValueError(
                 f"encoder {self.encoder!r} looks ahead and would see the targets of a sequence: "
-                "set examples to 'prefixes'"
+                f"{remedy}"
             )
-        return self
+
+    def make_encoder(self, causal: bool = True, extra_positions: int = 0) -> SequenceEncoder:
+        """The chosen encoder, its initial weights not drawn yet; see :meth:`build_encoder`."""
+        make: Callable[..., SequenceEncoder] = ENCODERS.find(self.encoder)
+        if not causal and ENCODERS.find(self.encoder).sees == "before":
+            raise ConfigError(
+                f"encoder {self.encoder!r} reads forward only: choose one that sees both ways"
+            )
+        length = self.max_len + extra_positions
+        return make(self.dim, length, self.dropout, self.encoder_config(), causal)
 
     def build_encoder(
         self,
@@ -165,14 +142,7 @@ class EncoderSettings(SequenceSettings):
             ConfigError: the encoder cannot look ahead and is to.
         """
         table = ItemTable(vocab_size, self.dim, bias=bias, n_special=n_special)
-        encoder = make_encoder(
-            self.encoder,
-            self.dim,
-            self.max_len + extra_positions,
-            self.dropout,
-            self.encoder_config().model_dump(),
-            causal,
-        )
+        encoder = self.make_encoder(causal, extra_positions)
         table.reset_parameters()
         encoder.reset_parameters()
         return table, encoder
@@ -230,12 +200,21 @@ class NextItemSettings(LossSettings, AttentiveSettings):
     """Hyper-parameters of a model that predicts each next item, a transformer by default."""
 
 
-class NextItemTransformerSettings(LossSettings, TransformerSettings):
-    """Hyper-parameters of a transformer that predicts each next item."""
+class HeadsSettings(NextItemSettings):
+    """Hyper-parameters of a next-item model that has attention beside its encoder."""
+
+    n_heads: int = Field(2, ge=1)
+    """Attention heads of the method's own blocks and, if it has any, of the encoder; a divisor of
+    dim."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        check_heads(self.dim, self.n_heads)
+        return self
 
 
-class ContrastSettings(SequenceSettings):
-    """Hyper-parameters of a model that contrasts a batch's sequences with each other."""
+class ContrastiveSettings(NextItemSettings):
+    """Hyper-parameters of a next-item model that also contrasts a batch's sequences."""
 
     min_examples: ClassVar[int] = 2
 
@@ -273,25 +252,47 @@ class ContrastSettings(SequenceSettings):
         return self
 
 
-class ContrastiveSettings(ContrastSettings, NextItemSettings):
-    """Hyper-parameters of a next-item model that also contrasts a batch's sequences."""
-
-
-class ContrastiveTransformerSettings(ContrastSettings, NextItemTransformerSettings):
-    """Hyper-parameters of a next-item transformer that also contrasts a batch's sequences."""
-
-
-class PairSettings(Settings):
+class PairSettings(TrainingSettings):
     """Hyper-parameters of a model of users and items that knows nothing of sequences."""
 
     dim: int = Field(64, ge=1)
     """Width D of users and items."""
-    learning_rate: float = Field(1e-3, gt=0)
     batch_size: int = Field(1024, ge=1)
     """Interactions a batch."""
-    epochs: int = Field(100, ge=1)
-    patience: int = Field(10, ge=1)
-    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class NoiseSettings(Settings):
+    """Hyper-parameters of noising: a method lists the schedules it allows as ``beta_schedule``."""
+
+    num_train_timesteps: int = Field(1000, ge=2)
+    """Diffusion steps T."""
+    beta_schedule: str = "linear"
+    """Name of the noise schedule."""
+
+    @model_validator(mode="after")
+    def _schedule_exists(self) -> Self:
+        self.noise_schedule()
+        return self
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule of these settings; ValueError if it does not have so many steps."""
+        return NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
+
+
+class DiffusionSettings(NoiseSettings):
+    """Hyper-parameters of noising and of sampling in at most as many steps."""
+
+    num_inference_steps: int = Field(50, ge=1)
+    """Steps of sampling."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps {self.num_inference_steps} is more than the "
+                f"{self.num_train_timesteps} steps there are"
+            )
+        return self
 
 
 class PrependingSettings(Settings):

@@ -43,7 +43,6 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import KeyedNoise
-from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.settings import EncoderName, EncoderSettings
@@ -79,11 +78,7 @@ class ACVAE(EncoderRecommender):
 
         @model_validator(mode="after")
         def _reads_forward(self) -> Self:
-            if ENCODERS.find(self.encoder).looks_ahead:
-                raise ValueError(
-                    f"encoder {self.encoder!r} looks ahead and would see the targets of a "
-                    "sequence: choose one that reads forward"
-                )
+            self.require_no_lookahead("choose one that reads forward")
             return self
 
     config: Config

@@ -7,8 +7,8 @@ code.
 At a random share of positions the items' embeddings are noised to some step; a bidirectional
 denoiser, which sees the others clean, restores them in one pass. It learns by the cross entropy of
 the items there. Of the ten likeliest items at each noised position two are drawn at random: they
-make two views, and NT-Xent tells the two of a sequence from those of others. No reverse chain is
-ever walked: in effect this is a masked-item model whose mask is noise.
+make two views, and NT-Xent contrasts the two of a sequence with other sequences'. No reverse chain
+is ever walked: in effect this is a masked-item model whose mask is noise.
 
 Departures and options:
 - ``loss="softmax"``; the authors have ``"bce"``. ``encoder`` may be any.

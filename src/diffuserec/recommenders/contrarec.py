@@ -41,9 +41,9 @@ from diffuserec.models.views import (
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
-def _looks_ahead(encoder: str) -> bool:
-    """an encoder that can look ahead"""
-    return ENCODERS.find(encoder).bidirectional
+def _may_look_ahead(encoder: str) -> bool:
+    """an encoder that can look ahead or not"""
+    return ENCODERS.find(encoder).sees == "either"
 
 
 class ContraRec(EncoderRecommender, Contrastive):
@@ -59,7 +59,7 @@ class ContraRec(EncoderRecommender, Contrastive):
         """tau_1, divisor of the scores of items."""
         contrast_weight: float = Field(1.0, ge=0)
         """gamma, weight of the contrast in the loss."""
-        bidirectional: Annotated[bool, OnlyIf(encoder=_looks_ahead)] = False
+        bidirectional: Annotated[bool, OnlyIf(encoder=_may_look_ahead)] = False
         """Whether a position of the encoder also sees the items after it."""
 
         @model_validator(mode="after")

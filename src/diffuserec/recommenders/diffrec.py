@@ -51,14 +51,14 @@ from torch import Tensor
 from diffuserec.data import Batch, Catalog, Examples, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, NoiseSchedule, Sampler
+from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, Sampler
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import mixture_cross_entropy
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Mixture
-from diffuserec.models.settings import AttentiveSettings
+from diffuserec.models.settings import AttentiveSettings, DiffusionSettings
 from diffuserec.models.step_embeddings import interleaved_sinusoidal
 from diffuserec.training import train_next_item
 
@@ -78,7 +78,7 @@ _VALIDATION_CANDIDATES = 256
 class DiffRec(StateRecommender):
     """Transformer that denoises the embedding of the next item."""
 
-    class Config(AttentiveSettings):
+    class Config(DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DiffRec."""
 
         form: Literal["two_stream", "prefixes"] = "two_stream"
@@ -88,8 +88,6 @@ class DiffRec(StateRecommender):
         """Width D of items and states; the paper has 256."""
         dropout: float = Field(0.5, ge=0, lt=1)
         """The paper has 0.3 for Amazon and 0.2 for MovieLens, at width 256."""
-        num_train_timesteps: int = Field(1000, ge=2)
-        """N diffusion steps."""
         beta_schedule: Literal["sqrt", "cosine", "linear"] = "sqrt"
         step_sampling: Literal["importance", "uniform"] = "importance"
         """Training steps are drawn by their recorded losses (eq. 18), or uniformly."""
@@ -144,11 +142,6 @@ class DiffRec(StateRecommender):
                     f"form 'two_stream' needs the attention of encoder='transformer': set "
                     f"form='prefixes' for encoder {self.encoder!r}"
                 )
-            if self.num_inference_steps > self.num_train_timesteps:
-                raise ValueError(
-                    f"num_inference_steps {self.num_inference_steps} is more than the "
-                    f"{self.num_train_timesteps} steps there are"
-                )
             if self.noise_last > 1 and self.num_inference_steps > 1:
                 raise ValueError("noise_last above 1 works with num_inference_steps = 1 only")
             if self.noise_last > 1 and self.add_last_item:
@@ -160,7 +153,6 @@ class DiffRec(StateRecommender):
                 raise ValueError(
                     f"noise_last {self.noise_last} is more than the {self.max_len + 1} tokens"
                 )
-            NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
             return self
 
     config: Config
@@ -168,9 +160,9 @@ class DiffRec(StateRecommender):
 
     def build(self, catalog: Catalog) -> None:
         c = self.config
-        causal = c.form == "two_stream" or not ENCODERS.find(c.encoder).bidirectional
+        causal = c.form == "two_stream" or ENCODERS.find(c.encoder).sees == "before"
         self.table, self.encoder = c.build_encoder(catalog.vocab_size, causal, extra_positions=1)
-        self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
+        self.schedule = c.noise_schedule()
         self.steps = ImportanceSteps(c.num_train_timesteps)
         self.head = None if c.tie_head else ItemTable(catalog.vocab_size, c.dim, bias=True)
         if self.head is not None:

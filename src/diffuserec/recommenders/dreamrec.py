@@ -42,13 +42,12 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.diffusion import (
     KeyedNoise,
-    NoiseSchedule,
     Sampler,
     classifier_free_network,
     uniform,
 )
-from diffuserec.models.encoders import ENCODERS, last_states
-from diffuserec.models.settings import AttentiveSettings, has_layers
+from diffuserec.models.encoders import last_states
+from diffuserec.models.settings import AttentiveSettings, DiffusionSettings, has_layers
 from diffuserec.models.step_embeddings import sinusoidal
 from diffuserec.training import EncoderRecommender, train_next_item
 
@@ -61,7 +60,7 @@ def several(n: int) -> bool:
 class DreamRec(EncoderRecommender):
     """Guided diffusion of the next item's embedding, trained by squared error alone."""
 
-    class Config(AttentiveSettings):
+    class Config(DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DreamRec."""
 
         dim: int = Field(64, ge=4)
@@ -99,17 +98,8 @@ class DreamRec(EncoderRecommender):
         def _fits(self) -> Self:
             if self.dim % 2:
                 raise ValueError(f"dim {self.dim} must be even")
-            if self.num_inference_steps > self.num_train_timesteps:
-                raise ValueError(
-                    f"num_inference_steps {self.num_inference_steps} is more than the "
-                    f"{self.num_train_timesteps} steps there are"
-                )
-            if self.targets == "all" and ENCODERS.find(self.encoder).looks_ahead:
-                raise ValueError(
-                    f"encoder {self.encoder!r} looks ahead and would see the targets of a "
-                    "sequence: set targets to 'last'"
-                )
-            NoiseSchedule.named(self.beta_schedule, self.num_train_timesteps)
+            if self.targets == "all":
+                self.require_no_lookahead("set targets to 'last'")
             return self
 
     config: Config
@@ -129,7 +119,7 @@ class DreamRec(EncoderRecommender):
         if c.denoiser == "mlp2":
             layers = [nn.Linear(3 * c.dim, 2 * c.dim), nn.GELU(), nn.Linear(2 * c.dim, c.dim)]
         self.denoiser = nn.Sequential(*layers)
-        self.schedule = NoiseSchedule.named(c.beta_schedule, c.num_train_timesteps)
+        self.schedule = c.noise_schedule()
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         return train_next_item(

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.encoders import ENCODERS, SequenceEncoder, make_encoder, mean_of_last
+from diffuserec.models.encoders import ENCODERS, SequenceEncoder, mean_of_last
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import Products, top_k
@@ -65,7 +65,7 @@ class ECL(EncoderRecommender, Contrastive):
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.table, self.encoder = c.build_encoder(catalog.vocab_size, n_special=1)
-        self.generator = self._encoder(causal=not ENCODERS.find(c.encoder).bidirectional)
+        self.generator = self._encoder(causal=ENCODERS.find(c.encoder).sees == "before")
         self.discriminator = self._encoder() if c.discriminator == "own" else None
         self.replaced = nn.Linear(c.dim, 1)
 
@@ -104,9 +104,7 @@ class ECL(EncoderRecommender, Contrastive):
 
     def _encoder(self, causal: bool = True) -> SequenceEncoder:
         """Another encoder of the chosen kind, which reads embeddings of the same table."""
-        c = self.config
-        own = c.encoder_config().model_dump()
-        encoder = make_encoder(c.encoder, c.dim, c.max_len, c.dropout, own, causal)
+        encoder = self.config.make_encoder(causal)
         encoder.reset_parameters()
         return encoder
 

@@ -49,7 +49,7 @@ from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import seen_keys, uniform_negatives
 from diffuserec.models.retrieval import ItemSets, Products, top_k
-from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.settings import HeadsSettings
 from diffuserec.models.views import random_prefix
 from diffuserec.training import (
     EncoderRecommender,
@@ -69,11 +69,9 @@ _HIDDEN = torch.finfo(torch.float32).min
 class MFGAN(EncoderRecommender):
     """Causal transformer trained against discriminators of items, popularity and attributes."""
 
-    class Config(NextItemSettings):
+    class Config(HeadsSettings):
         """Hyper-parameters of MFGAN."""
 
-        n_heads: int = Field(2, ge=1)
-        """Attention heads of the discriminators, and of the encoder if it has any."""
         epochs: int = Field(100, ge=1)
         """Epochs of pre-training the generator, which stops early as others do."""
         rounds: int = Field(2, ge=1)
@@ -94,8 +92,6 @@ class MFGAN(EncoderRecommender):
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
-            own = TransformerEncoder.Config(n_layers=1, n_heads=self.n_heads)
-            TransformerEncoder.check(own, self.dim)
             if self.generator == "reweighted" and self.loss != "bce":
                 raise ValueError(
                     f"generator='reweighted' weighs the positive term of bce: set loss='bce', "
@@ -265,13 +261,9 @@ class Discriminator(nn.Module):
     def __init__(self, n_values: int, c: MFGAN.Config) -> None:
         super().__init__()
         self.values = ItemTable(n_values, c.dim)
+        own = TransformerEncoder.Config(n_layers=1, n_heads=c.n_heads)
         self.encoder = TransformerEncoder(
-            c.dim,
-            c.max_len + 1,
-            c.discriminator_dropout,
-            n_layers=1,
-            n_heads=c.n_heads,
-            causal=False,
+            c.dim, c.max_len + 1, c.discriminator_dropout, own, causal=False
         )
         self.values.reset_parameters()
         self.encoder.reset_parameters()

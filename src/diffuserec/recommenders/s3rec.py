@@ -61,7 +61,7 @@ class S3Rec(EncoderRecommender):
 
         @model_validator(mode="after")
         def _sees_both_ways(self) -> Self:
-            if not ENCODERS.find(self.encoder).bidirectional:
+            if ENCODERS.find(self.encoder).sees == "before":
                 raise ValueError(
                     f"encoder {self.encoder!r} reads forward only, and stage 1 both ways: choose "
                     "another"
@@ -106,6 +106,7 @@ class S3Rec(EncoderRecommender):
         c, table = self.config, self.table
         seen = seen_keys(train).to(device)
         all_items = torch.from_numpy(train.real().items.copy()).to(device)
+        way = {"both_ways": True} if self.encoder.sees == "either" else {}
 
         def loss(batch: Batch) -> Tensor:
             whole, real = batch.with_last_target(), batch.real_with_last_target()
@@ -121,7 +122,7 @@ class S3Rec(EncoderRecommender):
                 torch.where(segment, other, hidden),
             ]
             embedded = table.embed(torch.cat(versions))
-            states = self.encoder(embedded, lengths.repeat(4), both_ways=True)
+            states = self.encoder(embedded, lengths.repeat(4), **way)
             restored = self.of_item(states[:n][masked])
             users = whole.users[:, None].expand_as(masked)[masked]
             negatives = uniform_negatives(users, 1, table.vocab_size, seen)[:, 0]

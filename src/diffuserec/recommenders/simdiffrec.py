@@ -1,7 +1,7 @@
 """SimDiffRec: next-item training plus a contrast with items restored where a denoiser is confident.
 
 Source: Choi, Noh & Park, "Similarity-Guided Diffusion for Contrastive Sequential Recommendation",
-2025. Equations below are its.
+2025. Equations below are of that paper.
 
 A causal transformer learns the next item (eq. 3). A second, bidirectional one restores items from
 embeddings that were moved towards the mean of their ``k_noise`` most similar items: that mean is
@@ -39,12 +39,12 @@ item, its only target).
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
@@ -58,6 +58,7 @@ from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import ItemSets, Products, max_prob, nearest_items, top_k
+from diffuserec.models.settings import DiffusionSettings
 from diffuserec.models.views import encode_with_views, most_confident, random_positions
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
@@ -65,7 +66,7 @@ from diffuserec.training import EncoderRecommender, next_item_loss, train_next_i
 class SimDiffRec(EncoderRecommender, Contrastive):
     """Any encoder, and a denoiser that makes the views it is contrasted with."""
 
-    class Config(DenoiserSettings):
+    class Config(DenoiserSettings, DiffusionSettings):
         """Hyper-parameters of SimDiffRec."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
@@ -99,15 +100,6 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         """Blocks of the denoiser's own."""
         share_encoder: Annotated[bool, OnlyIf(encoder="transformer")] = False
         """Whether the denoiser uses the encoder's blocks."""
-
-        @model_validator(mode="after")
-        def _steps_fit(self) -> Self:
-            if self.num_inference_steps > self.num_train_timesteps:
-                raise ValueError(
-                    f"num_inference_steps {self.num_inference_steps} is more than the "
-                    f"{self.num_train_timesteps} steps there are"
-                )
-            return self
 
     config: Config
     signal: Tensor

@@ -36,7 +36,7 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders import last_states
-from diffuserec.models.encoders.transformer import TransformerBlock
+from diffuserec.models.encoders.transformer import TransformerBlock, TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     sampled_softmax,
@@ -45,16 +45,18 @@ from diffuserec.models.losses import (
     uniform_negatives,
 )
 from diffuserec.models.recommender import StateRecommender
-from diffuserec.models.settings import ExampleSettings, TransformerSettings
+from diffuserec.models.settings import AttentiveSettings, ExampleSettings
 from diffuserec.training import device_of, real_positions, train_next_item
 
 
 class STOSA(StateRecommender):
     """Causal transformer over Gaussians with Wasserstein attention."""
 
-    class Config(ExampleSettings, TransformerSettings):
+    class Config(ExampleSettings, AttentiveSettings):
         """Hyper-parameters of STOSA."""
 
+        encoder: Literal["transformer"] = "transformer"
+        """Of both streams, which share their attention."""
         loss: Literal["softmax", "sampled_softmax", "bpr"] = "softmax"
         """Of the next item, by its score."""
         n_negatives: Annotated[int | None, OnlyIf(loss=("sampled_softmax", "bpr"))] = Field(
@@ -72,8 +74,11 @@ class STOSA(StateRecommender):
     table: "GaussianTable"  # type: ignore[assignment]
 
     def build(self, catalog: Catalog) -> None:
-        means, self.means = self.config.build_encoder(catalog.vocab_size)
-        covariances, self.covariances = self.config.build_encoder(catalog.vocab_size)
+        means, of_means = self.config.build_encoder(catalog.vocab_size)
+        covariances, of_covariances = self.config.build_encoder(catalog.vocab_size)
+        assert isinstance(of_means, TransformerEncoder)
+        assert isinstance(of_covariances, TransformerEncoder)
+        self.means, self.covariances = of_means, of_covariances
         self.table = GaussianTable(means, covariances)
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:

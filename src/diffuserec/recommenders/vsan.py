@@ -20,11 +20,11 @@ Departures and options:
 - Blocks are this project's (models.encoders.transformer); the generative ones have no positions.
 """
 
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
@@ -33,7 +33,7 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders import initialize, last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
-from diffuserec.models.settings import NextItemSettings, TargetsSettings, has_layers
+from diffuserec.models.settings import HeadsSettings, TargetsSettings, has_layers
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 _LOG_VARIANCE = -4.0
@@ -43,25 +43,17 @@ _LOG_VARIANCE = -4.0
 class VSAN(EncoderRecommender):
     """Any encoder with a latent Gaussian at each position, and generative attention blocks."""
 
-    class Config(TargetsSettings, NextItemSettings):
+    class Config(TargetsSettings, HeadsSettings):
         """Hyper-parameters of VSAN."""
 
         n_layers: Annotated[int, OnlyIf(encoder=has_layers)] = Field(1, ge=1)
         """Layers of the inference encoder."""
-        n_heads: int = Field(2, ge=1)
-        """Attention heads of the blocks and, if it has any, of the encoder; a divisor of dim."""
         n_generative_layers: int = Field(1, ge=1)
         """Generative blocks."""
         kl_weight: float = Field(0.01, ge=0)
         """beta, highest weight of the divergence."""
         kl_annealing_steps: int = Field(10_000, ge=1)
         """Updates until the weight is at its highest."""
-
-        @model_validator(mode="after")
-        def _heads_divide(self) -> Self:
-            if self.dim % self.n_heads:
-                raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
-            return self
 
     config: Config
     n_updates: Tensor

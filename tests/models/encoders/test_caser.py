@@ -11,7 +11,8 @@ D = 6
 
 def encoder(window: int, relu_output: bool = False) -> CaserEncoder:
     torch.manual_seed(0)
-    model = CaserEncoder(D, 10, 0.5, window, 3, 2, relu_output).double().eval()
+    own = CaserEncoder.Config(window=window, n_horizontal=3, n_vertical=2, relu_output=relu_output)
+    model = CaserEncoder(D, 10, 0.5, own).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return model

@@ -12,7 +12,7 @@ D, H = 6, 9
 @torch.no_grad()
 def test_states_are_those_of_the_equations_one_step_after_the_other() -> None:
     torch.manual_seed(0)
-    model = GRUEncoder(D, 10, dropout=0.5, hidden_dim=H).eval()
+    model = GRUEncoder(D, 10, dropout=0.5, own=GRUEncoder.Config(hidden_dim=H)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     embeddings = torch.randn(2, 5, D)
@@ -39,7 +39,7 @@ def test_states_are_those_of_the_equations_one_step_after_the_other() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_units_run_in_single_precision_under_autocast(training) -> None:
     torch.manual_seed(0)
-    model = GRUEncoder(D, 10, dropout=0.0, hidden_dim=H).train(training)
+    model = GRUEncoder(D, 10, dropout=0.0, own=GRUEncoder.Config(hidden_dim=H)).train(training)
     seen = []
     model.units.register_forward_hook(lambda _, given, made: seen.append((given[0], made[0])))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -16,7 +16,13 @@ FULL = torch.tensor([L])
 
 def encoder(causal=True, dropout=0.0, n_layers=2, seed=0) -> TransformerEncoder:
     torch.manual_seed(seed)
-    made = TransformerEncoder(D, 10, dropout, n_layers, 3, causal)
+    made = TransformerEncoder(
+        D,
+        10,
+        dropout,
+        TransformerEncoder.Config.model_construct(n_layers=n_layers, n_heads=3),
+        causal,
+    )
     for parameter in made.parameters():  # large enough that attention is not uniform
         torch.nn.init.normal_(parameter, std=0.5)
     return made.eval()
@@ -242,7 +248,7 @@ def test_padding_stays_zero_in_training():
 
 def test_weights_start_small():
     torch.manual_seed(0)
-    model = TransformerEncoder(64, 50, 0.5, 2, 2)
+    model = TransformerEncoder(64, 50, 0.5, TransformerEncoder.Config())
     model.reset_parameters()
     assert model.positions.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert model.blocks[0].widen.weight.std().item() == pytest.approx(0.02, rel=0.02)

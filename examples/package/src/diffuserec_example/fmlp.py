@@ -27,17 +27,17 @@ class FMLPEncoder(SequenceEncoder):
         n_layers: int = Field(2, ge=1)
         """Layers."""
 
-    looks_ahead = True
+    sees = "both"
 
     def __init__(
-        self, dim: int, max_len: int, dropout: float, n_layers: int = 2, causal: bool = True
+        self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
         super().__init__()
         self.max_len = max_len
         self.positions = nn.Embedding(max_len, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(FilterLayer(dim, max_len, dropout) for _ in range(n_layers))
+        self.layers = nn.ModuleList(FilterLayer(dim, max_len, dropout) for _ in range(own.n_layers))
 
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]

@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import polars as pl
 
@@ -44,24 +43,7 @@ _NOT_TEXT = {
 }
 
 
-def _format_of(module: ModuleType) -> type[LogFormat]:
-    """The format that a file of this folder defines."""
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, LogFormat)
-        and value.__module__ == module.__name__
-    )
-    return found
-
-
-def _check(part: object) -> None:
-    if not (isinstance(part, type) and issubclass(part, LogFormat)):
-        raise ConfigError(f"a log format is a subclass of LogFormat, got {part!r}")
-
-
-FORMATS: Registry[type[LogFormat]] = Registry("format", __name__, _format_of, _check)
+FORMATS: Registry[type[LogFormat]] = Registry("format", LogFormat, __name__)
 """Log formats by name. Formats of other packages are asked, and their code is run, only for files
 whose name and first bytes belong to none of this package, or if the caller names one."""
 
@@ -73,7 +55,6 @@ def read_columns(
     """The columns of a file, which is kept until the end: messages look up the line of a row.
 
     Args:
-        path: the file.
         format: name of a format, or None to recognize it by the file's name and content.
         named: for each role the name of its column, or None for a usual one.
 

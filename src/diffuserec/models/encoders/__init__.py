@@ -4,18 +4,16 @@ An encoder is found by its file's name, or registered (``diffuserec.encoders`` e
 :data:`ENCODERS`), and then usable by every method that takes ``encoder=``.
 """
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffuserec.errors import ConfigError
-from diffuserec.models.config import Settings, parse_settings
+from diffuserec.models.config import Settings
 from diffuserec.models.items import INIT_STD
 from diffuserec.registry import Registry
 
@@ -23,31 +21,26 @@ from diffuserec.registry import Registry
 class SequenceEncoder(nn.Module, ABC):
     """Common interface of sequence encoders: one hidden state per position.
 
-    A subclass is constructed with ``(dim, max_len, dropout, causal=True, **own)``, where ``own``
-    are the fields of its ``Config``, and does not draw initial weights beyond torch's own:
-    :meth:`reset_parameters` does.
+    A subclass is constructed with ``(dim, max_len, dropout, own, causal=True)``, where ``own`` is
+    its ``Config``, and does not draw initial weights beyond torch's own: :meth:`reset_parameters`
+    does.
 
     Attributes:
-        bidirectional: whether it can also see what comes after a position (``causal=False``).
-        looks_ahead: whether it always does; such an encoder trains on prefixes alone.
+        sees: what a position sees beside itself: ``before``, always the earlier positions alone;
+            ``either``, by ``causal`` the earlier ones or all, and all with ``both_ways=True`` in
+            :meth:`forward`; ``both``, always all: such an encoder trains on prefixes alone.
     """
 
     class Config(Settings):
         """Settings of the encoder's own, beside width, length and dropout."""
 
-    bidirectional: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = False
+    sees: ClassVar[Literal["before", "either", "both"]] = "before"
 
     @abstractmethod
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
-        """States of embeddings.
-
-        Args:
-            embeddings: right-padded; what stands in the padding changes no real state.
-            lengths: real positions of each sequence.
-        """
+        """States of right-padded embeddings; what stands in the padding changes no real state."""
 
     def reset_parameters(self) -> None:
         """Draws initial weights: N(0, 0.02²), biases zero."""
@@ -58,26 +51,7 @@ class SequenceEncoder(nn.Module, ABC):
         """Raises ValueError if settings of its own do not fit the width."""
 
 
-def _encoder_of(module: ModuleType) -> type[SequenceEncoder]:
-    found = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, SequenceEncoder)
-        and value.__module__ == module.__name__
-        and not value.__name__.startswith("_")
-    ]
-    if len(found) != 1:
-        raise ConfigError(
-            f"{module.__name__} defines {len(found)} public encoders: a file in this folder holds "
-            "one"
-        )
-    return found[0]
-
-
-def _check_encoder(part: Any) -> None:
-    if not (inspect.isclass(part) and issubclass(part, SequenceEncoder)):
-        raise ConfigError(f"an encoder is a subclass of SequenceEncoder, got {part!r}")
+def _check_encoder(part: type[SequenceEncoder]) -> None:
     taken = sorted(_GIVEN & part.Config.model_fields.keys())
     if taken:
         raise ConfigError(
@@ -90,37 +64,8 @@ _GIVEN = {"dim", "max_len", "dropout", "causal"}
 """Arguments of every encoder's constructor."""
 
 ENCODERS: Registry[type[SequenceEncoder]] = Registry(
-    "encoder", "diffuserec.models.encoders", _encoder_of, _check_encoder
+    "encoder", SequenceEncoder, __name__, _check_encoder
 )
-
-
-def make_encoder(
-    name: str,
-    dim: int,
-    max_len: int,
-    dropout: float,
-    own: Mapping[str, Any],
-    causal: bool = True,
-) -> SequenceEncoder:
-    """The encoder of that name, its initial weights not drawn yet.
-
-    Args:
-        name: as registered.
-        dim: width D.
-        max_len: positions.
-        dropout: chance of a hidden value to be dropped in training.
-        own: settings of the encoder's own ``Config``.
-        causal: whether a position sees only itself and what came before.
-
-    Raises:
-        ConfigError: no such encoder or setting, or one that cannot look ahead is to.
-    """
-    found = ENCODERS.find(name)
-    if not causal and not found.bidirectional:
-        raise ConfigError(f"encoder {name!r} reads forward only: choose one that sees both ways")
-    settings = parse_settings(found.Config, own, f"encoder {name}")
-    make: Callable[..., SequenceEncoder] = found
-    return make(dim, max_len, dropout, causal=causal, **settings.model_dump())
 
 
 def real_keys(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 L"]:

@@ -20,18 +20,8 @@ class CaserEncoder(SequenceEncoder):
     """Horizontal and vertical filters and a linear layer.
 
     Before a sequence's first item there is nothing: no filter is placed where it would read no
-    item, and one that begins earlier reads zeros there.
-
-    Args:
-        dim: width D of embeddings and states.
-        max_len: not read: a state sees its window alone.
-        dropout: on the responses.
-        window: newest items that a state sees, itself included.
-        n_horizontal: filters of each height from 1 to `window`.
-        n_vertical: weighted sums.
-        relu_output: whether a state is the linear layer's ReLU, none of whose components is
-            negative, or its LayerNorm.
-        causal: always; a window ends at its position.
+    item, and one that begins earlier reads zeros there. Dropout is on the responses; there is no
+    greatest length.
     """
 
     class Config(Settings):
@@ -47,26 +37,19 @@ class CaserEncoder(SequenceEncoder):
         """Whether a state is a ReLU, without negative components, or a LayerNorm."""
 
     def __init__(
-        self,
-        dim: int,
-        max_len: int,
-        dropout: float,
-        window: int = 5,
-        n_horizontal: int = 16,
-        n_vertical: int = 4,
-        relu_output: bool = False,
-        causal: bool = True,
+        self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
         super().__init__()
-        self.window = window
+        self.window = own.window
         self.norm_in = nn.LayerNorm(dim)
         self.horizontal = nn.ModuleList(
-            nn.Conv1d(dim, n_horizontal, height) for height in range(1, window + 1)
+            nn.Conv1d(dim, own.n_horizontal, height) for height in range(1, own.window + 1)
         )
-        self.vertical = nn.Linear(window, n_vertical)
+        self.vertical = nn.Linear(own.window, own.n_vertical)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(n_horizontal * window + n_vertical * dim, dim)
-        self.last = nn.ReLU() if relu_output else nn.LayerNorm(dim)
+        n_responses = own.n_horizontal * own.window + own.n_vertical * dim
+        self.out = nn.Linear(n_responses, dim)
+        self.last = nn.ReLU() if own.relu_output else nn.LayerNorm(dim)
 
     def reset_parameters(self) -> None:
         """Keeps the weights that torch drew for filters and layers."""

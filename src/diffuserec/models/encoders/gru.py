@@ -15,12 +15,7 @@ from diffuserec.models.encoders import SequenceEncoder
 class GRUEncoder(SequenceEncoder):
     """One layer of gated recurrent units, and a linear layer back to the embeddings' width.
 
-    Args:
-        dim: width D of embeddings and states.
-        max_len: not read: units go on for as long as there are items.
-        dropout: on the units' input.
-        hidden_dim: units.
-        causal: always; units read forward.
+    Dropout is on the units' input; there is no greatest length.
     """
 
     class Config(Settings):
@@ -30,13 +25,13 @@ class GRUEncoder(SequenceEncoder):
         """Units."""
 
     def __init__(
-        self, dim: int, max_len: int, dropout: float, hidden_dim: int = 128, causal: bool = True
+        self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.units = nn.GRU(dim, hidden_dim, batch_first=True)
-        self.out = nn.Linear(hidden_dim, dim)
+        self.units = nn.GRU(dim, own.hidden_dim, batch_first=True)
+        self.out = nn.Linear(own.hidden_dim, dim)
         self.norm_out = nn.LayerNorm(dim)
 
     def reset_parameters(self) -> None:

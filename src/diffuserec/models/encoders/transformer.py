@@ -17,15 +17,9 @@ from diffuserec.models.encoders import SequenceEncoder, real_keys
 class TransformerEncoder(SequenceEncoder):
     """Positions and self-attention blocks.
 
-    Args:
-        dim: width D.
-        max_len: positions that have an embedding.
-        dropout: on the embedding sum and both residual branches. Not on the attention weights: that
-            changed no validation metric and keeps the fused attention kernel from running.
-        n_layers: blocks.
-        n_heads: attention heads; divides `dim`.
-        causal: whether a position sees only itself and what came before. With right-padded
-            batches a causal encoder needs no mask.
+    Dropout is on the embedding sum and both residual branches. Not on the attention weights: that
+    changed no validation metric and keeps the fused attention kernel from running. With
+    right-padded batches a causal encoder needs no mask.
     """
 
     class Config(Settings):
@@ -36,31 +30,24 @@ class TransformerEncoder(SequenceEncoder):
         n_heads: int = Field(2, ge=1)
         """Attention heads; a divisor of dim."""
 
-    bidirectional = True
+    sees = "either"
 
     def __init__(
-        self,
-        dim: int,
-        max_len: int,
-        dropout: float,
-        n_layers: int = 2,
-        n_heads: int = 2,
-        causal: bool = True,
+        self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
         super().__init__()
         self.positions = nn.Embedding(max_len, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, n_heads, dropout, causal) for _ in range(n_layers)
+            TransformerBlock(dim, own.n_heads, dropout, causal) for _ in range(own.n_layers)
         )
         self.causal = causal
 
     @classmethod
     def check(cls, own: Settings, dim: int) -> None:
         assert isinstance(own, TransformerEncoder.Config)
-        if dim % own.n_heads:
-            raise ValueError(f"dim {dim} is not divisible by n_heads {own.n_heads}")
+        check_heads(dim, own.n_heads)
 
     @property
     def layers(self) -> "list[TransformerBlock]":
@@ -85,6 +72,12 @@ class TransformerEncoder(SequenceEncoder):
         for block in self.layers:
             states = block(states, seen)
         return states
+
+
+def check_heads(dim: int, n_heads: int) -> None:
+    """Raises ValueError if attention heads do not divide the width."""
+    if dim % n_heads:
+        raise ValueError(f"dim {dim} is not divisible by n_heads {n_heads}")
 
 
 class TransformerBlock(nn.Module):
