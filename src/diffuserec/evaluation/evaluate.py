@@ -27,7 +27,7 @@ from diffuserec.evaluation.candidates import (
 from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, popularity_groups
 from diffuserec.evaluation.metrics import list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.protocol import Protocol
-from diffuserec.evaluation.uncertainty import uncertainty
+from diffuserec.evaluation.uncertainty import scored_batches, uncertainty
 from diffuserec.files import read_document, replacing, sha256, write_text
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
@@ -264,28 +264,16 @@ def rank(
         raise ConfigError(
             f"batch_size and list_length must be at least 1, got {batch_size} and {list_length}"
         )
-    if not model.catalog.item_ids.equals(catalog.item_ids):
-        raise ConfigError(
-            f"{model.name} was fitted to another catalog ({model.catalog.n_items} items) than "
-            f"that of the queries ({catalog.n_items} items): prepare both from one dataset"
-        )
     if n_sampled is not None:
         require_enough(queries, n_sampled)
-    model.eval()
-    shown = queries.histories
-    if augmenter is not None:
-        augmenter.eval()
-        shown = augmenter.augment_for_inference(queries.histories, seed)
     target_rank = np.empty(len(queries))
     top_items = np.empty((len(queries), min(list_length, catalog.n_items)), dtype=np.int64)
-    order = np.argsort(shown.lengths, kind="stable")  # equal lengths together: little padding
-    for first in range(0, len(order), batch_size):
-        index = order[first : first + batch_size]
+    for index, scorer in scored_batches(model, queries, augmenter, seed, batch_size):
         drawn = None
         if n_sampled is not None:
             drawn = torch.from_numpy(uniform_candidates(queries, index, n_sampled, seed))
         found = search(
-            model.scorer_of(shown, index, seed),
+            scorer,
             targets=torch.from_numpy(queries.targets[index]),
             candidates=drawn,
             k=list_length,

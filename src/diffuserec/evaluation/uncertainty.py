@@ -5,18 +5,49 @@ list that is shown, the entropy of the distribution and, for generative recommen
 draws of noise disagree. Calibration then holds the lists' probabilities against their hit rate.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 from diffuserec.data import Queries
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
-from diffuserec.models.retrieval import certainty, seen_items
+from diffuserec.models.retrieval import Scorer, certainty, seen_items
 
 COLUMNS = ("confidence", "entropy", "disagreement")
+
+
+def scored_batches(
+    model: Recommender,
+    queries: Queries,
+    augmenter: Augmenter | None,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[Int64[np.ndarray, " B"], Scorer]]:
+    """Indices of the queries of each batch, equal lengths together, and the scores of the items.
+
+    Raises:
+        ConfigError: the model was fitted to another catalog.
+    """
+    catalog = queries.histories.catalog
+    if not model.catalog.item_ids.equals(catalog.item_ids):
+        raise ConfigError(
+            f"{model.name} was fitted to another catalog ({model.catalog.n_items} items) than "
+            f"that of the queries ({catalog.n_items} items): prepare both from one dataset"
+        )
+    model.eval()
+    shown = queries.histories
+    if augmenter is not None:
+        augmenter.eval()
+        shown = augmenter.augment_for_inference(shown, seed)
+    order = np.argsort(shown.lengths, kind="stable")  # equal lengths together: little padding
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        yield index, model.scorer_of(shown, index, seed)
 
 
 @torch.inference_mode()
@@ -52,22 +83,10 @@ def uncertainty(
             f"{model.name} ranks items by scores that are not probabilities of items: uncertainty "
             "is for models trained with the full softmax and for generative ones"
         )
-    if not model.catalog.item_ids.equals(queries.histories.catalog.item_ids):
-        raise ConfigError(
-            f"{model.name} was fitted to another catalog than that of the queries: prepare both "
-            "from one dataset"
-        )
-    model.eval()
-    shown = queries.histories
-    if augmenter is not None:
-        augmenter.eval()
-        shown = augmenter.augment_for_inference(shown, seed)
     columns = {name: np.empty(len(queries)) for name in COLUMNS}
-    order = np.argsort(shown.lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        index = order[first : first + batch_size]
+    for index, scorer in scored_batches(model, queries, augmenter, seed, batch_size):
         hidden = seen_items(queries.histories, index) if filter_seen else None
-        found = certainty(model.scorer_of(shown, index, seed), list_length, hidden)
+        found = certainty(scorer, list_length, hidden)
         for name in COLUMNS:
             columns[name][index] = getattr(found, name).cpu().numpy()
     return pl.DataFrame(columns)
@@ -79,7 +98,7 @@ def calibration(
     """Predicted against observed rates, in bins of equally many queries.
 
     Args:
-        predicted: what the queries are sorted by: a probability, or any other figure.
+        predicted: probability, or any other number, by which the queries are sorted.
         hit: whether the target was in the list.
         n_bins: at most so many.
 
@@ -93,13 +112,13 @@ def calibration(
     if not len(predicted):
         raise DataError("there are no queries to compare predicted and observed rates on")
     order = np.argsort(predicted, kind="stable")
-    rows = []
+    bins = []
     for part in np.array_split(order, min(n_bins, len(order))):
         rate = float(hit[part].mean())
         margin = 1.96 * float(np.sqrt(rate * (1 - rate) / len(part)))
-        rows.append((float(predicted[part].mean()), rate, margin, len(part)))
+        bins.append((float(predicted[part].mean()), rate, margin, len(part)))
     schema = {"predicted": pl.Float64, "observed": pl.Float64, "margin": pl.Float64, "n": pl.Int64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(bins, schema=schema, orient="row")
 
 
 def expected_calibration_error(bins: pl.DataFrame) -> float:

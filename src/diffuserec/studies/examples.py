@@ -6,6 +6,7 @@ ids; :func:`inspection`, which looks users up in the log, has raw ids alone.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -114,6 +115,15 @@ def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[D
         )
         for number, query in enumerate(index)
     ]
+
+
+def run_examples(run: RunDirectory) -> dict[str, Any]:
+    """Arguments of :func:`write_html` that show examples of a run's augmenter and draws."""
+    return {
+        "augmented": augmented_histories(run),
+        "copied": sequences_with_copies(run),
+        "drawn": drawn_lists(run),
+    }
 
 
 def inspection(

@@ -131,7 +131,7 @@ class RunDirectory:
             filter_seen=filter_seen,
             candidates=candidates,
             seed=self.plan.seed,
-            with_uncertainty=default and self.model.has_distribution,
+            with_uncertainty=default and part == "test" and self.model.has_distribution,
         )
         if default:
             result.save(self.path / part)

@@ -42,8 +42,8 @@ def read_study(file: Path, schema: type[Table]) -> Table:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        told = first["type"] in ("missing", "value_error")
-        got = "" if told else f", got {first['input']!r}"
+        explained = first["type"] in ("missing", "value_error")
+        got = "" if explained else f", got {first['input']!r}"
         raise ConfigError(f"{file}: {where}{message}{got}") from error
 
 

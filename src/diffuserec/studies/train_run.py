@@ -17,12 +17,7 @@ from diffuserec.models.recommender import Recommender
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
-from diffuserec.studies.examples import (
-    augmented_histories,
-    drawn_lists,
-    sequences_with_copies,
-    short_inspection,
-)
+from diffuserec.studies.examples import run_examples, short_inspection
 from diffuserec.studies.run_directory import (
     Plan,
     RunDirectory,
@@ -105,10 +100,8 @@ def train_run(
         Report.of(with_baselines({plan.label: [run.evaluate()]}, run)),
         title=f"{plan.label} on {Path(plan.data).name}",
         curves={plan.label: curve},
-        augmented=augmented_histories(run),
-        copied=sequences_with_copies(run),
-        drawn=drawn_lists(run),
         inspection=short_inspection(run, train),
+        **run_examples(run),
     )
     finish(path, plan, seconds)
     return run
