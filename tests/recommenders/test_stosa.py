@@ -232,12 +232,7 @@ def loss_by_hand(model: STOSA, negatives: torch.Tensor, shared: list[int]):
     ids=str,
 )
 def test_the_loss_written_out(monkeypatch, settings, n_pairs, n_shared) -> None:
-    taken = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            stosa, "train_next_item", lambda _, loss, *__, **___: taken.append(loss) or []
-        )
-        model = shaken(STOSA(**SETTINGS | settings).fit(LOG))
+    model, loss_of = begun(monkeypatch, **settings)
     # a batch draws negatives that are none of the user's own; and then, of all items, shared ones
     torch.manual_seed(0)
     negatives = uniform_negatives(OWNERS, n_pairs, V, seen_keys(LOG))
@@ -294,7 +289,7 @@ def test_every_loss_and_example_moves_both_streams(random_log, settings, precisi
         ({"loss": "bce"}, "loss: .*'softmax', 'sampled_softmax' or 'bpr', got 'bce'"),
         ({"n_negatives": 0}, "n_negatives: .*greater than or equal to 1, got 0"),
         ({"n_negatives": 3}, "n_negatives = 3 has no effect with loss = 'softmax'"),
-        ({"encoder": "gru"}, "STOSA has no setting 'encoder'"),
+        ({"encoder": "gru"}, "STOSA: encoder: Input should be 'transformer'"),
     ],
     ids=str,
 )
