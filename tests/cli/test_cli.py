@@ -496,8 +496,9 @@ def test_views_are_those_that_training_contrasts(
             assert n_chosen == -(-len(shown["items"]) // 5)  # a fifth, rounded up
     positive, negative = found["metrics"]
     assert (positive["view"], negative["view"]) == ("positive", "hard negative")
-    assert positive["changed"] == negative["changed"] >= 1
-    assert positive["confidence_changed"] > positive["confidence"]  # the most confident ones
+    values = positive["values"]
+    assert values["changed"] == negative["values"]["changed"] >= 1
+    assert values["confidence_changed"] > values["confidence"]  # the most confident ones
 
     status, printed, _ = call(capsys, *words, "--out", out)
     assert status == 0

@@ -15,7 +15,7 @@ def evaluate(
     keep_seen: options.KeepSeen = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measures a run; says under which protocol.
+    """Measures a finished run and prints the protocol.
 
     diffuserec evaluate runs/sasrec
     diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json

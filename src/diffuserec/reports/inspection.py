@@ -5,7 +5,7 @@ First numbers (:func:`inspect_views`, :func:`view_metrics`), then names
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,41 +64,37 @@ class InspectedSequence:
     views: tuple[InspectedView, ...]
 
 
+VIEW_METRICS = {
+    "changed": ("changed positions of a sequence", ".2f"),
+    "changed_share": ("share of all positions", ".1%"),
+    "kept": ("kept: the original's item again", ".1%"),
+    "similarity_replaced": ("similarity to the original, where replaced", ".3f"),
+    "similarity_changed": ("similarity to the original, all changed", ".3f"),
+    "similarity_random": ("similarity of two random items", ".3f"),
+    "confidence_changed": ("confidence at changed positions", ".3f"),
+    "confidence": ("confidence at all positions", ".3f"),
+    "shared": ("the original's items still in it", ".1%"),
+    "length_ratio": ("length over the original's", ".2f"),
+}
+"""Labels and formats of the metrics of a view; all are means.
+
+The first eight are of views that are aligned with the original, the last two of the others.
+Positions and items of all sequences count the same. A similarity is the cosine of two item
+embeddings; ``[mask]`` and ``[pad]`` have none.
+"""
+
+
 @dataclass(frozen=True)
 class ViewMetrics:
-    """Changes that a view makes, over many sequences; None if there is nothing to count.
-
-    The first eight are of views whose positions are aligned with the original's, the last two of
-    the others. Positions and items of all sequences count the same.
+    """Changes that a view makes, over many sequences.
 
     Attributes:
         view: its name.
-        changed: changed positions of a sequence, mean.
-        changed_share: share of all positions that are changed.
-        kept: share of the changed positions that hold the original's item again.
-        similarity_replaced: mean cosine of the embeddings of original and replacement, of those
-            that differ; ``[mask]`` and ``[pad]`` have none.
-        similarity_changed: mean cosine at all changed positions.
-        similarity_random: mean cosine of all pairs of different items of the catalog, to compare
-            with.
-        confidence_changed: mean confidence at the changed positions.
-        confidence: mean confidence at all positions.
-        shared: share of a sequence's items, counted as often as they occur, that are still in
-            the view; mean of the sequences.
-        length_ratio: length of the view over that of the sequence, mean of the sequences.
+        values: metrics by name, see ``VIEW_METRICS``; without those that have nothing to count.
     """
 
     view: str
-    changed: float | None = None
-    changed_share: float | None = None
-    kept: float | None = None
-    similarity_replaced: float | None = None
-    similarity_changed: float | None = None
-    similarity_random: float | None = None
-    confidence_changed: float | None = None
-    confidence: float | None = None
-    shared: float | None = None
-    length_ratio: float | None = None
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,7 @@ def inspect_views(
 
     Args:
         model: fitted, contrastive; on any device.
-        train: its training sequences.
         index: of sequences with two items or more, shape (S,).
-        seed: of what is random in the views.
 
     Returns:
         The sequences in the order of `index`.
@@ -238,67 +232,56 @@ def view_metrics(
 
     Args:
         sequences: all with the same views, from :func:`inspect_views`; at least one.
-        embeddings: of the items, number 0 is padding.
     """
     units = F.normalize(embeddings.detach().cpu().double(), dim=1).numpy()
-    random = _random_similarity(units)
     found = []
     for number, view in enumerate(sequences[0].views):
         pairs = [(sequence.items, sequence.views[number]) for sequence in sequences]
-        if view.changed is None:
-            found.append(_unaligned_metrics(view.name, pairs))
-        else:
-            found.append(_aligned_metrics(view.name, pairs, units, random))
+        values = _unaligned(pairs) if view.changed is None else _aligned(pairs, units)
+        counted = {name: float(np.mean(of)) for name, of in values.items() if len(of)}
+        found.append(ViewMetrics(view.name, counted))
     return found
 
 
 _Pair = tuple[np.ndarray, InspectedView]
 
 
-def _aligned_metrics(
-    name: str, pairs: list[_Pair], units: Float[np.ndarray, "V D"], random: float | None
-) -> ViewMetrics:
+def _aligned(pairs: list[_Pair], units: Float[np.ndarray, "V D"]) -> dict[str, np.ndarray]:
     originals = np.concatenate([items for items, _ in pairs])
     replacements = np.concatenate([view.items for _, view in pairs])
     changed = np.concatenate([view.changed for _, view in pairs if view.changed is not None])
     own, new = originals[changed], replacements[changed]
     is_item = (new != PAD) & (new < len(units))
     cosines = np.einsum("pd,pd->p", units[own[is_item]], units[new[is_item]])
-    confidences = [view.confidence for _, view in pairs if view.confidence is not None]
-    confidence = np.concatenate(confidences) if confidences else None
-    return ViewMetrics(
-        name,
-        changed=float(changed.sum() / len(pairs)),
-        changed_share=float(changed.mean()),
-        kept=_mean(own == new),
-        similarity_replaced=_mean(cosines[(own != new)[is_item]]),
-        similarity_changed=_mean(cosines),
-        similarity_random=random,
-        confidence_changed=None if confidence is None else _mean(confidence[changed]),
-        confidence=None if confidence is None else _mean(confidence),
-    )
+    stated = [view.confidence for _, view in pairs if view.confidence is not None]
+    confidence = np.concatenate(stated) if stated else np.zeros(0)
+    return {
+        "changed": np.array([changed.sum() / len(pairs)]),
+        "changed_share": changed,
+        "kept": own == new,
+        "similarity_replaced": cosines[(own != new)[is_item]],
+        "similarity_changed": cosines,
+        "similarity_random": _random_similarity(units),
+        "confidence_changed": confidence[changed] if stated else confidence,
+        "confidence": confidence,
+    }
 
 
-def _unaligned_metrics(name: str, pairs: list[_Pair]) -> ViewMetrics:
+def _unaligned(pairs: list[_Pair]) -> dict[str, np.ndarray]:
     shared = [
         (Counter(items.tolist()) & Counter(view.items.tolist())).total() / len(items)
         for items, view in pairs
     ]
     ratios = [len(view.items) / len(items) for items, view in pairs]
-    return ViewMetrics(name, shared=float(np.mean(shared)), length_ratio=float(np.mean(ratios)))
+    return {"shared": np.array(shared), "length_ratio": np.array(ratios)}
 
 
-def _random_similarity(units: Float[np.ndarray, "V D"]) -> float | None:
+def _random_similarity(units: Float[np.ndarray, "V D"]) -> np.ndarray:
     """Mean product of all pairs of different items; the square of a sum holds every pair."""
     n = len(units) - 1
-    if n < 2:
-        return None
     total = units[1:].sum(0)
-    return float((total @ total - np.square(units[1:]).sum()) / (n * (n - 1)))
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
+    pairs = n * (n - 1)
+    return np.array([(total @ total - np.square(units[1:]).sum()) / pairs] if pairs else [])
 
 
 def describe_sequence(
@@ -307,9 +290,6 @@ def describe_sequence(
     """A sequence and its views by the names of their items.
 
     Args:
-        sequence: the numbers.
-        user: name of the user.
-        names: of item numbers.
         vocab_size: V; numbers from there on are ``[mask]``.
     """
     return ShownSequence(
@@ -346,28 +326,14 @@ def _changes(original: np.ndarray, view: InspectedView) -> list[ChangeKind]:
     ]
 
 
-_LABELS = (
-    ("changed", "changed positions of a sequence", ".2f"),
-    ("changed_share", "share of all positions", ".1%"),
-    ("kept", "kept: the original's item again", ".1%"),
-    ("similarity_replaced", "similarity to the original, where replaced", ".3f"),
-    ("similarity_changed", "similarity to the original, all changed", ".3f"),
-    ("similarity_random", "similarity of two random items", ".3f"),
-    ("confidence_changed", "confidence at changed positions", ".3f"),
-    ("confidence", "confidence at all positions", ".3f"),
-    ("shared", "the original's items still in it", ".1%"),
-    ("length_ratio", "length over the original's", ".2f"),
-)
-
-
 def metric_table(metrics: Sequence[ViewMetrics]) -> list[tuple[str, list[str]]]:
     """Lines of a table of the metrics, each with a label and a cell for each view.
 
     Metrics that no view has are left out; one that a single view lacks is a dash.
     """
     lines = []
-    for field, label, form in _LABELS:
-        values = [getattr(view, field) for view in metrics]
-        if any(value is not None for value in values):
-            lines.append((label, ["–" if v is None else format(v, form) for v in values]))
+    for name, (label, form) in VIEW_METRICS.items():
+        if any(name in view.values for view in metrics):
+            cells = [format(v.values[name], form) if name in v.values else "–" for v in metrics]
+            lines.append((label, cells))
     return lines
