@@ -403,7 +403,7 @@ def test_too_few_long_users_are_refused_with_what_would_do() -> None:
     ("settings", "message"),
     [
         ({"dim": 32}, "square of a multiple of 8"),
-        ({"num_inference_steps": 1001}, "more than num_train_timesteps 1000"),
+        ({"num_inference_steps": 1001}, "more than the 1000 steps there are"),
         ({"num_train_timesteps": 10, "num_inference_steps": 5}, "outside"),
         ({"cond_dropout": 0.0}, "needs a trained null condition"),
         ({"n_items": 51}, "more than max_len 50"),
