@@ -19,8 +19,7 @@ Precision = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Format = Annotated[
-    str | None,
-    typer.Option(help="csv, tsv, parquet, jsonl, inter, movielens, sequences or pairs."),
+    str | None, typer.Option(help="csv, tsv, parquet, jsonl, inter, movielens, sequences or pairs.")
 ]
 User = Annotated[str | None, typer.Option(help="Name of the column of user ids.")]
 Item = Annotated[str | None, typer.Option(help="Name of the column of item ids.")]

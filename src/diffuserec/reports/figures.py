@@ -146,8 +146,7 @@ def group_figure(data: DatasetSummary, styles: Styles, index: int) -> dict[str, 
             _plot(axes, at + shift, means, styles[method], margins, linestyle="none")
         sizes = [data.cells[data.methods[0], group, data.metric]["n_users"] for group in groups]
         axes.set_xticks(
-            at,
-            [f"{g} ({_SIZES[g]})\n{n:,} users" for g, n in zip(groups, sizes, strict=True)],
+            at, [f"{g} ({_SIZES[g]})\n{n:,} users" for g, n in zip(groups, sizes, strict=True)]
         )
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylim(bottom=0)

@@ -169,10 +169,7 @@ class Report:
     def stars(self, method: str, dataset: str | None, metric: str, group: str = "all") -> str:
         """Stars of a significant difference of a method from its reference; else empty."""
         found = self.comparisons.filter(
-            pl.col("dataset").eq_missing(dataset),
-            method=method,
-            metric=metric,
-            group=group,
+            pl.col("dataset").eq_missing(dataset), method=method, metric=metric, group=group
         )["p_holm"]
         return next((star for level, star in _STARS if len(found) and found[0] < level), "")
 

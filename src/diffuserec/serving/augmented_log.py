@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from diffuserec.data import (
-    SequenceDataset,
-    leave_one_out,
-    load_dataset,
-    offsets_of,
-)
+from diffuserec.data import SequenceDataset, leave_one_out, load_dataset, offsets_of
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import find_augmenter

@@ -166,10 +166,7 @@ def run_sensitivity(
     write_json(out / "sensitivity.json", document)
     write_text(out / "sensitivity.md", sensitivity_table(document))
     draw_svg(
-        out / "sensitivity.svg",
-        title,
-        len(METRICS),
-        lambda axes: plot_sensitivity(axes, document),
+        out / "sensitivity.svg", title, len(METRICS), lambda axes: plot_sensitivity(axes, document)
     )
     return document
 
