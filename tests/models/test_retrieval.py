@@ -45,7 +45,7 @@ def budget_of(n_scores):
 
 
 # all at once; some whole rows; a part of one row
-BUDGETS = pytest.mark.parametrize("n_scores", [None, 1600, 90], ids=["whole", "rows", "columns"])
+BUDGETS = pytest.mark.parametrize("n_scores", [None, 1600, 110], ids=["whole", "rows", "columns"])
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -116,7 +116,7 @@ def some_mixture(n_rows=13, vocab_size=211, n_draws=4, seed=4, **settings):
 
 @BUDGETS
 @pytest.mark.parametrize("n_values", [0, 1, 50, 10**6])
-@pytest.mark.parametrize("shape", [(7, 12), (30, 503)])
+@pytest.mark.parametrize("shape", [(7, 12), (12, 503)])
 def test_ranks_are_mid_ranks_of_a_full_sort(shape, n_values, n_scores):
     scores, targets = with_ties(*shape, n_values, seed=1), targets_of(*shape)
     with budget_of(n_scores):
@@ -133,10 +133,10 @@ def test_ranks_of_a_batch_that_is_counted_in_several_pieces():
 
 @BUDGETS
 def test_ranks_among_what_is_not_hidden(n_scores):
-    hidden, mask = some_hidden(30, 503)
-    for scorer in (Matrix(with_ties(30, 503, 3, seed=1)), exact_products(30, 503)):
-        scores, targets = scorer.block(slice(0, 503)), targets_of(30, 503)
-        assert 0 < int(mask.gather(1, targets[:, None]).sum()) < 30
+    hidden, mask = some_hidden(12, 503)
+    for scorer in (Matrix(with_ties(12, 503, 3, seed=1)), exact_products(12, 503)):
+        scores, targets = scorer.block(slice(0, 503)), targets_of(12, 503)
+        assert 0 < int(mask.gather(1, targets[:, None]).sum()) < 12
         with budget_of(n_scores):
             ranks = rank_of(scorer, targets, hidden)
         np.testing.assert_array_equal(ranks.numpy(), mid_ranks(hide(scores, mask), targets))
@@ -217,8 +217,8 @@ def test_sampling_every_other_item_is_ranking_all_of_them(n_scores):
 
 @BUDGETS
 def test_ranks_among_sampled_candidates_are_counted_among_those(n_scores):
-    scorer, targets = exact_products(30, 503), targets_of(30, 503)
-    candidates = torch.randint(1, 503, (30, 12), generator=torch.Generator().manual_seed(0))
+    scorer, targets = exact_products(12, 503), targets_of(12, 503)
+    candidates = torch.randint(1, 503, (12, 11), generator=torch.Generator().manual_seed(0))
     scores = scorer.block(slice(0, 503))
     own, theirs = scores.gather(1, targets[:, None]), scores.gather(1, candidates)
     with budget_of(n_scores):
@@ -230,7 +230,7 @@ def test_ranks_among_sampled_candidates_are_counted_among_those(n_scores):
 # --- lists --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_scores", [None, 5500, 70])
+@pytest.mark.parametrize("n_scores", [None, 5500, 400])
 @pytest.mark.parametrize("n_values", [0, 1, 50, 10**6])
 @pytest.mark.parametrize("vocab_size", [5, 64, 65, 1000, 5003])
 @pytest.mark.parametrize("k", [1, 10])
@@ -248,8 +248,8 @@ def test_lists_are_the_head_of_a_stable_sort(vocab_size, n_values, k, n_scores):
 
 @BUDGETS
 def test_lists_of_products(n_scores):
-    hidden, mask = some_hidden(30, 503)
-    scorer = exact_products(30, 503)
+    hidden, mask = some_hidden(12, 503)
+    scorer = exact_products(12, 503)
     with budget_of(n_scores):
         values, items = top_k(scorer, 20, hidden)
     expected_values, expected = best(hide(scorer.block(slice(0, 503)), mask), 20)
@@ -270,14 +270,14 @@ def test_lists_of_a_mixture_are_those_in_double_precision(n_scores):
 
 @BUDGETS
 def test_only_what_is_allowed_is_shown(n_scores):
-    scorer = exact_products(30, 503)
+    scorer = exact_products(12, 503)
     mask = allowed_mask(503, np.arange(50, 400), np.array([60, 61]))
     allowed = [*range(50, 60), *range(62, 400)]
     assert mask.nonzero()[:, 0].tolist() == allowed
     with budget_of(n_scores):
         values, items = top_k(scorer, 360, allowed=mask)
-        ranks = rank_of(scorer, torch.full((30,), 60))
-    outside = torch.ones(30, 503, dtype=torch.bool)
+        ranks = rank_of(scorer, torch.full((12,), 60))
+    outside = torch.ones(12, 503, dtype=torch.bool)
     outside[:, allowed] = False
     expected_values, expected = best(hide(scorer.block(slice(0, 503)), outside), 360)
     assert torch.equal(items, expected)
