@@ -47,9 +47,7 @@ class Factors(StateRecommender):
             users, items = self.users(pairs.users), self.table.embed(pairs.items)
             return -(users * items).sum(1).clamp(max=1).mean()
 
-        return train_on_pairs(
-            self, loss, train, valid, runtime, users=self.users, scorer=self.scorer
-        )
+        return train_on_pairs(self, loss, train, valid, runtime, users=self.users)
 
     def states(self, histories: Any, seed: int = 0, n_draws: int | None = None) -> torch.Tensor:
         vectors, audience = self.users.vectors.weight, self.users.audience

@@ -433,9 +433,7 @@ class _Pretrained(training.NextItemRecommender):
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         loss = training.encoder_loss(self, self.config, train)
-        return training.train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, phase="pretrain"
-        )
+        return training.train_next_item(self, loss, train, valid, runtime, phase="pretrain")
 
 
 class _Examples(NamedTuple):

@@ -107,13 +107,10 @@ def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 
 @item_loss("bce", n_negatives=1)
 def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    seen, n = seen_keys(data), _bce.negatives_by(options)
+    draw, n = unseen_negatives(data), _bce.negatives_by(options)
 
     def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
-        nonlocal seen
-        seen = seen.to(users.device)  # and there it stays
-        drawn = uniform_negatives(users, n, len(vectors), seen)
-        return binary_cross_entropy(*_products(states, targets, drawn, vectors))
+        return binary_cross_entropy(*_products(states, targets, draw(users, n), vectors))
 
     return loss
 
@@ -322,3 +319,17 @@ def uniform_negatives(
             break
         drawn[bad] = torch.randint(1, vocab_size, (n_bad,), device=owners.device)
     return drawn
+
+
+def unseen_negatives(
+    dataset: SequenceDataset,
+) -> Callable[[Int[Tensor, " P"], int], Int64[Tensor, "P K"]]:
+    """:func:`uniform_negatives` of user numbers and n, without the items that the users have."""
+    seen = seen_keys(dataset)
+
+    def draw(users: Tensor, n: int) -> Tensor:
+        nonlocal seen
+        seen = seen.to(users.device)  # and there it stays
+        return uniform_negatives(users, n, dataset.vocab_size, seen)
+
+    return draw

@@ -123,7 +123,6 @@ class ACVAE(EncoderRecommender):
             train,
             valid,
             runtime,
-            scorer=self.scorer,
             optimizer=optimizer,
         )
 

@@ -83,8 +83,6 @@ class BERT4Rec(EncoderRecommender):
             train,
             valid,
             runtime,
-            scorer=self.scorer,
-            examples=c.examples,
             rate=linear_decay(c.epochs) if c.decay == "linear" else None,
         )
 

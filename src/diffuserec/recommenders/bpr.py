@@ -32,14 +32,13 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     binary_cross_entropy,
-    seen_keys,
     softmax_cross_entropy,
-    uniform_negatives,
+    unseen_negatives,
 )
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
-from diffuserec.training import device_of, train_on_pairs
+from diffuserec.training import train_on_pairs
 
 
 class BPR(StateRecommender):
@@ -71,14 +70,14 @@ class BPR(StateRecommender):
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        seen = seen_keys(train).to(device_of(runtime))
+        draw = unseen_negatives(train)
         all_biases = self.table.bias
         assert all_biases is not None
 
         def loss(pairs: Pairs) -> Tensor:
             items = pairs.items[:, None]
             if c.loss != "softmax":
-                drawn = uniform_negatives(pairs.users, c.n_negatives, train.vocab_size, seen)
+                drawn = draw(pairs.users, c.n_negatives)
                 items = torch.cat([items, drawn], 1)
             users: Tensor = self.users(pairs.users)
             vectors, biases = self.table.embed(items), all_biases[items]
@@ -94,9 +93,7 @@ class BPR(StateRecommender):
                 return binary_cross_entropy(positive, negative) + penalty
             return F.softplus(negative - positive[:, None]).mean() + penalty
 
-        return train_on_pairs(
-            self, loss, train, valid, runtime, users=self.users, scorer=self.scorer
-        )
+        return train_on_pairs(self, loss, train, valid, runtime, users=self.users)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

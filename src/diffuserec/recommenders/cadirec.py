@@ -97,9 +97,7 @@ class CaDiRec(EncoderRecommender, Contrastive):
             predicted = next_item(batch, states[: len(items)], weight)
             return predicted + c.contrast_weight * c.contrast(first, second) + denoising
 
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

@@ -102,16 +102,7 @@ class CL4SRec(EncoderRecommender, Contrastive):
             predicted = next_item(batch, states, self.table.weight())
             return predicted + c.contrast_weight * c.contrast(first, second)
 
-        return train_next_item(
-            self,
-            loss,
-            train,
-            valid,
-            runtime,
-            scorer=self.scorer,
-            examples=c.examples,
-            prepare=self._find_similar,
-        )
+        return train_next_item(self, loss, train, valid, runtime, prepare=self._find_similar)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

@@ -93,9 +93,7 @@ class ContraRec(EncoderRecommender, Contrastive):
             predicted = c.score_temperature * next_item(batch, scaled, self.table.weight())
             return predicted + c.contrast_weight * contrast
 
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

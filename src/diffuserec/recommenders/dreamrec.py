@@ -128,7 +128,6 @@ class DreamRec(EncoderRecommender):
             train,
             valid,
             runtime,
-            scorer=self.scorer,
             examples="windows" if self.config.targets == "all" else "last",
             watch=lambda: {
                 "mean pairwise cosine": mean_cosine(self.table.embeddings()[1:]),

@@ -62,9 +62,7 @@ class DuoRec(EncoderRecommender, Contrastive):
             predicted = next_item(batch, states, self.table.weight())
             return predicted + c.contrast_weight * contrast
 
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

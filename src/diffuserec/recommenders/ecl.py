@@ -90,9 +90,7 @@ class ECL(EncoderRecommender, Contrastive):
                 + c.generator_weight * generated
             )
 
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

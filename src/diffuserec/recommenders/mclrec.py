@@ -111,15 +111,7 @@ class MCLRec(EncoderRecommender, Contrastive):
             Update(learned_loss, list(self.learned.parameters())),
             Update(loss, encoder),
         ]
-        return train_next_item(
-            self,
-            loss if c.joint else updates,
-            train,
-            valid,
-            runtime,
-            scorer=self.scorer,
-            examples=c.examples,
-        )
+        return train_next_item(self, loss if c.joint else updates, train, valid, runtime)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

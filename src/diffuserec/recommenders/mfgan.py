@@ -29,6 +29,7 @@ Departures and options:
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -47,13 +48,12 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders import last_states, newest_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
-from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.losses import unseen_negatives
 from diffuserec.models.retrieval import ItemSets, Products, top_k
 from diffuserec.models.settings import HeadsSettings
 from diffuserec.models.views import random_prefix
 from diffuserec.training import (
     EncoderRecommender,
-    device_of,
     encoder_loss,
     next_item_loss,
     real_positions,
@@ -125,15 +125,13 @@ class MFGAN(EncoderRecommender):
         c = self.config
         self.factors[1] = popularity_deciles(self.popularity)
         next_item = next_item_loss(c, train)
-        seen = None
-        if c.generator == "reweighted":
-            seen = seen_keys(train).to(device_of(runtime))
+        draw = unseen_negatives(train)
 
         def generator_loss(batch: Batch) -> Tensor:
             self.discriminators.eval()
             states = self.encode(batch.items, batch.lengths)
             if c.generator == "reweighted":
-                return self._reweighted(batch, states, seen)
+                return self._reweighted(batch, states, draw)
             loss = -self._expected_reward(batch, states)
             if c.next_item_weight:
                 loss = loss + c.next_item_weight * next_item(batch, states, self.item_weight())
@@ -144,7 +142,7 @@ class MFGAN(EncoderRecommender):
             torch.optim.Adam(module.parameters(), c.learning_rate, fused=True)
             for module in (generator, self.discriminators)
         )
-        train_phase = partial(train_next_item, self, scorer=self.scorer, examples=c.examples)
+        train_phase = partial(train_next_item, self)
         records = train_phase(
             encoder_loss(self, c, train),
             train,
@@ -203,7 +201,10 @@ class MFGAN(EncoderRecommender):
         return (torch.softmax(logits, dim=1) * rewards).sum(1).mean()
 
     def _reweighted(
-        self, batch: Batch, states: Float[Tensor, "B L D"], seen: Int[Tensor, " N"] | None
+        self,
+        batch: Batch,
+        states: Float[Tensor, "B L D"],
+        draw: Callable[[Tensor, int], Tensor],
     ) -> Float[Tensor, ""]:
         """bce with its positive term multiplied by the reward of the best continuation."""
         newest = last_states(states, batch.lengths).detach()
@@ -211,8 +212,7 @@ class MFGAN(EncoderRecommender):
         reward = self.rewards(batch.items, batch.lengths, proposed[:, :1])
         chosen, targets, users = real_positions(batch, states)
         vectors = self.item_weight()
-        n = self.config.n_negatives or 1
-        drawn = uniform_negatives(users, n, len(vectors), seen)
+        drawn = draw(users, self.config.n_negatives or 1)
         positive = (chosen * vectors[targets]).sum(1)
         negative = torch.bmm(vectors[drawn], chosen[:, :, None])[:, :, 0]
         weights = reward.expand_as(batch.targets)[batch.targets > 0]

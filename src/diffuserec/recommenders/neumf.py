@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.items import ItemTable
-from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.losses import unseen_negatives
 from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
-from diffuserec.training import device_of, train_on_pairs
+from diffuserec.training import train_on_pairs
 
 _USERS = 64
 _BLOCK = 250_000
@@ -75,10 +75,10 @@ class NeuMF(ScoreRecommender):
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        seen = seen_keys(train).to(device_of(runtime))
+        draw = unseen_negatives(train)
 
         def loss(pairs: Pairs) -> Tensor:
-            drawn = uniform_negatives(pairs.users, c.n_negatives, train.vocab_size, seen)
+            drawn = draw(pairs.users, c.n_negatives)
             items = self.table.embed(torch.cat([pairs.items[:, None], drawn], 1))
             users: Tensor = self.users(pairs.users)
             product = (self._weighted(users)[:, None] * items[..., : c.dim]).sum(2)
@@ -88,9 +88,7 @@ class NeuMF(ScoreRecommender):
             penalty = c.l2_users * users.square().sum(1) + norms
             return F.softplus(logits).mean() + penalty.mean()
 
-        return train_on_pairs(
-            self, loss, train, valid, runtime, users=self.users, scorer=self.scorer
-        )
+        return train_on_pairs(self, loss, train, valid, runtime, users=self.users)
 
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
         users, items = self.users.of(histories), self.table.embeddings()

@@ -89,15 +89,12 @@ class S3Rec(EncoderRecommender):
                 train.with_all_copies(),
                 None,
                 runtime,
-                scorer=self.scorer,
                 examples=c.pretrain_examples,
                 phase="pretrain",
                 epochs=c.pretrain_epochs,
             )
         loss = encoder_loss(self, c, train)
-        return pretrained + train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return pretrained + train_next_item(self, loss, train, valid, runtime)
 
     def _restoration_loss(
         self, train: SequenceDataset, device: torch.device

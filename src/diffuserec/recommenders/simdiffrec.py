@@ -144,16 +144,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
             predicted = next_item(batch, states, self.table.weight())
             return predicted + c.contrast_weight * contrast + c.diffusion_weight * denoising
 
-        return train_next_item(
-            self,
-            loss,
-            train,
-            valid,
-            runtime,
-            scorer=self.scorer,
-            examples=c.examples,
-            prepare=self._find_neighbors,
-        )
+        return train_next_item(self, loss, train, valid, runtime, prepare=self._find_neighbors)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:

@@ -40,13 +40,13 @@ from diffuserec.models.encoders.transformer import TransformerBlock, Transformer
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     sampled_softmax,
-    seen_keys,
     softmax_cross_entropy,
     uniform_negatives,
+    unseen_negatives,
 )
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import AttentiveSettings, ExampleSettings
-from diffuserec.training import device_of, real_positions, train_next_item
+from diffuserec.training import real_positions, train_next_item
 
 
 class STOSA(StateRecommender):
@@ -83,13 +83,13 @@ class STOSA(StateRecommender):
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
-        seen = seen_keys(train).to(device_of(runtime))
+        draw = unseen_negatives(train)
 
         def loss(batch: Batch) -> Tensor:
             found, targets, users = real_positions(batch, self.encode(batch.items))
             points = self.table.points()
             n_pairs = (c.n_negatives or 1) if c.loss == "bpr" else 1
-            drawn = uniform_negatives(users, n_pairs, len(points), seen)
+            drawn = draw(users, n_pairs)
             items, others = points[targets], points[drawn]
             near = (found - items).square().sum(1, keepdim=True)
             if c.loss == "bpr":
@@ -106,9 +106,7 @@ class STOSA(StateRecommender):
             margin = (near - (items[:, None] - others).square().sum(2)).relu().mean()
             return total + c.margin_weight * margin
 
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

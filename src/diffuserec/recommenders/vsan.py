@@ -86,16 +86,7 @@ class VSAN(EncoderRecommender):
             divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
             return predicted + self._beta() * divergence
 
-        return train_next_item(
-            self,
-            loss,
-            train,
-            valid,
-            runtime,
-            scorer=self.scorer,
-            examples=c.examples,
-            optimizer=optimizer,
-        )
+        return train_next_item(self, loss, train, valid, runtime, optimizer=optimizer)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

@@ -20,13 +20,14 @@ from diffuserec.data import (
     training_examples,
 )
 from diffuserec.errors import DataError
-from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
 from diffuserec.models.losses import LOSSES
-from diffuserec.models.recommender import StateRecommender
+from diffuserec.models.recommender import Recommender, StateRecommender
 from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
     EncoderSettings,
+    ExampleSettings,
     LossSettings,
     SequenceSettings,
     TargetsSettings,
@@ -75,10 +76,7 @@ class NextItemRecommender(EncoderRecommender):
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
         assert isinstance(c, LossSettings)
-        loss = encoder_loss(self, c, train)
-        return train_next_item(
-            self, loss, train, valid, runtime, scorer=self.scorer, examples=c.examples
-        )
+        return train_next_item(self, encoder_loss(self, c, train), train, valid, runtime)
 
 
 def encoder_loss(
@@ -129,14 +127,14 @@ def real_positions(
 
 
 def train_next_item(
-    method: Method,
+    method: Recommender,
     loss: Callable[[Batch], Tensor] | Sequence[Update],
     data: SequenceDataset,
     valid: Queries | None,
     runtime: Runtime,
     *,
-    scorer: Callable[[Histories], Scorer],
-    examples: Examples = "per_user",
+    scorer: Callable[[Histories], Scorer] | None = None,
+    examples: Examples | None = None,
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
     phase: str = "fit",
@@ -156,14 +154,12 @@ def train_next_item(
         data: the sequences.
         valid: queries that decide when to stop, by full ranking; None trains all epochs.
         runtime: surroundings.
-        scorer: what validation ranks by.
-        examples: what a training example is, see :func:`training_examples`.
-        prepare: as for :func:`train`.
-        watch: as for :func:`train`.
-        phase: as for :func:`train`.
+        scorer: what validation ranks by, if not the method's own.
+        examples: what a training example is, if not as in the settings (else one per user); see
+            :func:`training_examples`.
+        prepare, watch, phase, rate: as for :func:`train`.
         epochs: at most so many, if not as in the settings.
         optimizer: over the method's parameters, if not Adam.
-        rate: as for :func:`train`.
 
     Raises:
         ConfigError: the epochs end before all copies are in use.
@@ -171,6 +167,8 @@ def train_next_item(
     """
     c = method.config
     assert isinstance(c, SequenceSettings)
+    if examples is None:
+        examples = c.examples if isinstance(c, ExampleSettings) else "per_user"
     n_examples = len(training_examples(data, c.max_len, examples)[0])
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
@@ -192,7 +190,7 @@ def train_next_item(
         epochs=epochs,
         runtime=runtime,
         data=data,
-        validate=None if valid is None else validation(method, scorer, valid),
+        validate=None if valid is None else validation(method, scorer or method.scorer, valid),
         patience=c.patience,
         least_epochs=epochs_of_copies(data, epochs),
         phase=phase,

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffuserec.data import Histories, Pairs, Queries, SequenceDataset, pair_batches
-from diffuserec.models.base import Epoch, Method, Runtime
-from diffuserec.models.retrieval import Scorer
+from diffuserec.data import Pairs, Queries, SequenceDataset, pair_batches
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.recommender import Recommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
 from diffuserec.training.loop import train
@@ -18,14 +18,13 @@ from diffuserec.training.validation import validation
 
 
 def train_on_pairs(
-    method: Method,
+    method: Recommender,
     loss: Callable[[Pairs], Tensor],
     data: SequenceDataset,
     valid: Queries | None,
     runtime: Runtime,
     *,
     users: UserTable,
-    scorer: Callable[[Histories], Scorer],
 ) -> list[Epoch]:
     """:func:`train` on interactions, each once an epoch, by Adam.
 
@@ -38,7 +37,6 @@ def train_on_pairs(
         valid: queries that decide when to stop, by full ranking; None trains all epochs.
         runtime: surroundings.
         users: the method's; it is left remembering the data.
-        scorer: what validation ranks by.
     """
     c = method.config
     assert isinstance(c, PairSettings)
@@ -46,6 +44,8 @@ def train_on_pairs(
 
     def batches(epoch: int) -> Iterator[Pairs]:
         return pair_batches(data, c.batch_size, runtime.seed, epoch)
+
+    metric = None if valid is None else validation(method, method.scorer, valid)
 
     def validate(metric: Callable[[], float]) -> float:
         users.remember(data)
@@ -60,7 +60,7 @@ def train_on_pairs(
         epochs=c.epochs,
         runtime=runtime,
         data=data,
-        validate=None if valid is None else partial(validate, validation(method, scorer, valid)),
+        validate=None if metric is None else partial(validate, metric),
         patience=c.patience,
         least_epochs=epochs_of_copies(data, c.epochs),
     )

@@ -7,7 +7,6 @@ turns it into a `Denoise` function, and hands that to a sampler.
 from diffuserec.models.diffusion.guidance import (
     ConditionalNetwork,
     LogProb,
-    classifier_free,
     classifier_free_network,
     classifier_guidance,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "PredictionType",
     "Sampler",
     "antithetic",
-    "classifier_free",
     "classifier_free_network",
     "classifier_guidance",
     "denoise_with",

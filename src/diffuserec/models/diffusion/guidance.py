@@ -34,28 +34,15 @@ LogProb = Callable[[Float[Tensor, "B ..."], Int[Tensor, " B"]], Float[Tensor, " 
 """`(x, t) -> log p`, row by row: row i must depend on row i of x only."""
 
 
-def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
-    """Guides by the difference a condition makes: (1 + scale) conditional - scale unconditional.
-
-    Works on estimates of x_0 and on predictions of noise or velocity alike, as long as both sides
-    are of the same type. Scale 0 is the conditional itself.
-    """
-    if scale == 0:
-        return conditional
-
-    def guided(x_t: Float[Tensor, "B ..."], t: Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
-        return _away_from(unconditional(x_t, t), conditional(x_t, t), scale)
-
-    return guided
-
-
 def classifier_free_network(
     network: ConditionalNetwork,
     condition: Float[Tensor, "B ..."],
     null_condition: Float[Tensor, "..."],
     scale: float,
 ) -> Network:
-    """`classifier_free` for one network, with one call on a doubled batch per step.
+    """Guides by the difference a condition makes: (1 + scale) conditional - scale unconditional.
+
+    Both come from one call on a doubled batch per step.
 
     Args:
         network: Takes `(x_t, t, condition)`; any prediction type.
@@ -73,7 +60,7 @@ def classifier_free_network(
     def guided(x_t: Float[Tensor, "B ..."], t: Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         prediction = network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         conditional, unconditional = prediction.chunk(2)
-        return _away_from(unconditional, conditional, scale)
+        return (1 + scale) * conditional - scale * unconditional
 
     return guided
 
@@ -124,9 +111,3 @@ def classifier_guidance(
         return x_0 + scale * noise_scale.square() / signal_scale * gradient
 
     return guided
-
-
-def _away_from(
-    unconditional: Float[Tensor, "B *rest"], conditional: Float[Tensor, "B *rest"], scale: float
-) -> Float[Tensor, "B *rest"]:
-    return (1 + scale) * conditional - scale * unconditional

@@ -87,7 +87,7 @@ class Sampler:
     Attributes:
         num_inference_steps: Calls of the denoiser, 1..T.
         eta: Share of fresh noise in [0, 1]. 0 is DDIM: the result is a function of x_T. 1 is
-            DDPM: with all T steps, each one samples `NoiseSchedule.posterior`.
+            DDPM: with all T steps, each one samples the posterior (Ho et al., eq. 6-7).
     """
 
     num_inference_steps: int

@@ -12,7 +12,7 @@ magnitude and is subtracted from 1; they are cast to the dtype and device of the
 
 Sources:
     Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020: eq. 4 (forward
-    process), eq. 6-7 (posterior), linear betas.
+    process), linear betas.
     Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021: eq. 17
     (cosine), betas capped at 0.999.
     Li et al., "Diffusion-LM Improves Controllable Text Generation", NeurIPS 2022, appendix A: sqrt.
@@ -74,33 +74,18 @@ class NoiseSchedule:
             step = int(invalid.nonzero()[0])
             raise ValueError(
                 f"beta at step {step} of {len(betas)} is {betas[step].item():.6g}, outside (0, 1): "
-                "use more training steps or smaller betas "
-                "(the default linear ends need num_train_timesteps > 20)"
+                "use more training steps or smaller betas (linear needs num_train_timesteps > 20)"
             )
         alphas = 1 - betas
         alpha_bars = alphas.cumprod(0)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
-        tables = {
-            "signal": alpha_bars.sqrt(),
-            "noise": (1 - alpha_bars).sqrt(),
-            "posterior_x_0": before.sqrt() * betas / (1 - alpha_bars),
-            "posterior_x_t": alphas.sqrt() * (1 - before) / (1 - alpha_bars),
-            "posterior_variance": betas * (1 - before) / (1 - alpha_bars),
-        }
+        tables = {"signal": alpha_bars.sqrt(), "noise": (1 - alpha_bars).sqrt()}
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "alphas", alphas)
         object.__setattr__(self, "alpha_bars", alpha_bars)
         object.__setattr__(self, "_tables", tables)
 
     @classmethod
-    def named(
-        cls,
-        name: str,
-        num_train_timesteps: int,
-        *,
-        beta_start: float | None = None,
-        beta_end: float | None = None,
-    ) -> "NoiseSchedule":
+    def named(cls, name: str, num_train_timesteps: int) -> "NoiseSchedule":
         """Builds one of the schedules of the literature.
 
         With s = 1000 / T, so that the total noise is about the same for every T:
@@ -116,29 +101,18 @@ class NoiseSchedule:
         Args:
             name: One of the names above.
             num_train_timesteps: T, at least 2.
-            beta_start: Replaces the first end (as it stands: not scaled by s, no 0.01 added).
-            beta_end: Replaces the last end. `cosine` and `sqrt` have no ends.
 
         Raises:
-            ValueError: If the name is unknown, the ends do not apply, T is below 2, or a beta
-                leaves (0, 1).
+            ValueError: If the name is unknown, T is below 2, or a beta leaves (0, 1).
         """
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}")
         if name in _RATIO:
-            if beta_start is not None or beta_end is not None:
-                raise ValueError(
-                    f"schedule {name!r} has no beta_start or beta_end: leave them out, or use "
-                    f"one of {', '.join(_BETWEEN)}"
-                )
             return cls(_betas_from_alpha_bar(_RATIO[name], num_train_timesteps))
         if name not in _BETWEEN:
             raise _unknown("noise schedule", name, SCHEDULES)
-        default_ends, betas = _BETWEEN[name]
-        start, end = default_ends(num_train_timesteps)
-        start = start if beta_start is None else beta_start
-        end = end if beta_end is None else beta_end
-        return cls(betas(start, end, num_train_timesteps))
+        ends, betas = _BETWEEN[name]
+        return cls(betas(*ends(num_train_timesteps), num_train_timesteps))
 
     @property
     def num_train_timesteps(self) -> int:
@@ -160,29 +134,6 @@ class NoiseSchedule:
         """The forward process in one jump: x_t, for standard normal `noise`."""
         signal_scale, noise_scale = self.signal_and_noise(t, x_0)
         return signal_scale * x_0 + noise_scale * noise
-
-    def posterior(
-        self,
-        x_0: Float[Tensor, "B *rest"],
-        x_t: Float[Tensor, "B *rest"],
-        t: Int[Tensor, " B"],
-    ) -> tuple[Float[Tensor, "B *rest"], Float[Tensor, "B *rest"]]:
-        """Mean and variance of x_{t-1} given x_t and x_0 (the "small" variance).
-
-        At t = 0 that is x_0 itself, with variance 0.
-        """
-        mean = self._at("posterior_x_0", t, x_0) * x_0 + self._at("posterior_x_t", t, x_0) * x_t
-        return mean, self._at("posterior_variance", t, x_0).expand_as(x_0)
-
-    def noise_from_x_0(
-        self,
-        x_0: Float[Tensor, "B *rest"],
-        x_t: Float[Tensor, "B *rest"],
-        t: Int[Tensor, " B"],
-    ) -> Float[Tensor, "B *rest"]:
-        """The noise that leads from x_0 to x_t."""
-        signal_scale, noise_scale = self.signal_and_noise(t, x_t)
-        return (x_t - signal_scale * x_0) / noise_scale
 
     def x_0_from(
         self,
@@ -256,8 +207,6 @@ def _line(start: float, end: float, n: int) -> Float[Tensor, " T"]:
 
 
 def _quad(start: float, end: float, n: int) -> Float[Tensor, " T"]:
-    if start < 0 or end < 0:
-        raise ValueError(f"schedule 'quad' needs ends of at least 0, got {start} and {end}")
     return _line(math.sqrt(start), math.sqrt(end), n).square()
 
 
