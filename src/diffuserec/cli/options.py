@@ -34,7 +34,7 @@ Set = Annotated[
 
 
 def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:
-    """Hyper-parameters from their text: values as in TOML, else as they stand."""
+    """Hyper-parameters from their text: values are TOML, or else plain text."""
     settings = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
