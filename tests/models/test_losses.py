@@ -611,7 +611,7 @@ def test_sampled_losses_by_name(name, default, n_negatives):
     states, vectors, targets = problem()
     loss = LOSSES.find(name).make(Options(n_negatives, gbce_t=0.4), LOG)
     torch.manual_seed(7)
-    value = loss(states, targets, OWNERS, vectors)
+    value = loss(states, vectors, targets, OWNERS)
     torch.testing.assert_close(value, drawn_by_hand(name, n_negatives or default))
     assert LOSSES.find(name).n_negatives == default
 
@@ -619,7 +619,7 @@ def test_sampled_losses_by_name(name, default, n_negatives):
 def test_softmax_by_name():
     states, vectors, targets = problem()
     loss = LOSSES.find("softmax").make(Options(), LOG)
-    value = loss(states, targets, OWNERS, vectors)
+    value = loss(states, vectors, targets, OWNERS)
     torch.testing.assert_close(value, reference(states, vectors, targets))
 
 
@@ -636,7 +636,7 @@ def test_bce_draws_no_item_that_the_user_has():
     loss = LOSSES.find("bce").make(Options(8), log)
     states, targets = torch.ones(2, 1), torch.tensor([2, 1])
     # a drawn item that a user has, other than by the twentieth round, would cost about 50 / 8
-    assert loss(states, targets, torch.tensor([0, 1]), vectors).item() < 1
+    assert loss(states, vectors, targets, torch.tensor([0, 1])).item() < 1
 
 
 SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_rate": 0.02}
@@ -644,7 +644,7 @@ SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_ra
 
 @item_loss("twin_of_softmax", scores_are_logits=True)
 def twin(options, data):
-    def loss(states, targets, users, vectors):
+    def loss(states, vectors, targets, users):
         return F.cross_entropy(states @ vectors[1:].T, targets - 1)
 
     return loss
@@ -670,7 +670,7 @@ def test_a_loss_of_ones_own_may_read_what_it_is_given(random_log):
     def curious(options, data):
         given.append((curious.negatives_by(options), options.gbce_t, data.vocab_size))
 
-        def loss(states, targets, users, vectors):
+        def loss(states, vectors, targets, users):
             assert states.shape == (len(targets), 8)
             assert users.shape == targets.shape
             assert targets.min() > 0

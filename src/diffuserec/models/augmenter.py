@@ -27,7 +27,6 @@ class Augmenter(Method):
 
         Args:
             dataset: the histories as they are allowed to be seen.
-            seed: of the noise.
         """
 
     def augment_for_inference(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:

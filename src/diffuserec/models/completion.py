@@ -16,9 +16,6 @@ class HistoryCompletion(nn.Module):
     """Puts each user's validation item after their training history, and after no other history.
 
     A training history is recognized by the user's number and a 64-bit hash of its items.
-
-    Args:
-        n_users: of the catalog.
     """
 
     next_items: Int64[Tensor, " U"]

@@ -36,9 +36,6 @@ class SequenceDenoiser(nn.Module):
     Args:
         dim: width D, even and at least 4, for the sinusoid.
         n_layers: blocks of its own; 0 if it is always called with another encoder's.
-        n_heads: attention heads; divides `dim`.
-        max_len: positions that have an embedding.
-        dropout: as in :class:`~diffuserec.models.encoders.transformer.TransformerEncoder`.
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, max_len: int, dropout: float) -> None:

@@ -13,9 +13,6 @@ class ItemMatrix(nn.Module):
     """V × V weights in compressed sparse rows, saved like parameters; all zero until set.
 
     Row i is ``offsets[i]:offsets[i + 1]`` of ``columns`` and ``values``.
-
-    Args:
-        vocab_size: V.
     """
 
     offsets: Tensor

@@ -113,9 +113,7 @@ class ItemTable(nn.Module):
         their name. Everything else stays as it is.
 
         Args:
-            catalog: of this table.
             old: the table to take from, of the same width.
-            old_catalog: its catalog.
 
         Returns:
             The number of items that were found.

@@ -27,10 +27,10 @@ from diffuserec.models.retrieval import mean_log_prob
 from diffuserec.registry import Registry
 
 ItemLossFunction = Callable[
-    [Float[Tensor, "P E"], Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, "V E"]],
+    [Float[Tensor, "P E"], Float[Tensor, "V E"], Int[Tensor, " P"], Int[Tensor, " P"]],
     Float[Tensor, ""],
 ]
-"""Of states, the items they predict, their users and the item vectors: a scalar to minimize."""
+"""Of states, the item vectors, the items to predict and their users: a scalar to minimize."""
 
 
 @runtime_checkable
@@ -71,13 +71,7 @@ LOSSES: Registry[ItemLoss] = Registry("loss", ItemLoss)
 def item_loss(
     name: str, n_negatives: int | None = None, scores_are_logits: bool = False
 ) -> Callable[[Callable[[LossOptions, SequenceDataset], ItemLossFunction]], ItemLoss]:
-    """Decorator that registers what makes a next-item loss from settings and training data.
-
-    Args:
-        name: value of the setting ``loss``.
-        n_negatives: negatives that it draws by default; None if it draws none.
-        scores_are_logits: whether softmax(score) of the trained model is a distribution over items.
-    """
+    """Decorator that registers what makes a loss, an :class:`ItemLoss`, under a name."""
 
     def register(make: Callable[[LossOptions, SequenceDataset], ItemLossFunction]) -> ItemLoss:
         return LOSSES.register(name, ItemLoss(make, n_negatives, scores_are_logits))
@@ -92,7 +86,7 @@ def takes_negatives(loss: str) -> bool:
 
 @item_loss("softmax", scores_are_logits=True)
 def _softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return lambda states, targets, users, vectors: softmax_cross_entropy(states, vectors, targets)
+    return lambda states, vectors, targets, users: softmax_cross_entropy(states, vectors, targets)
 
 
 @item_loss("sampled_softmax", n_negatives=1000, scores_are_logits=True)
@@ -109,8 +103,8 @@ def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     draw, n = unseen_negatives(data), _bce.negatives_by(options)
 
-    def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
-        return binary_cross_entropy(*_products(states, targets, draw(users, n), vectors))
+    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
+        return binary_cross_entropy(*_products(states, vectors, targets, draw(users, n)))
 
     return loss
 
@@ -119,9 +113,9 @@ def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     n = _gbce.negatives_by(options)
 
-    def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
+    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
         drawn = uniform_negatives(users, n, len(vectors))
-        products = _products(states, targets, drawn, vectors)
+        products = _products(states, vectors, targets, drawn)
         return gbce(*products, len(vectors), options.gbce_t)
 
     return loss
@@ -130,7 +124,7 @@ def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 def _with_shared_negatives(of_shared: Callable[..., Tensor], n: int) -> ItemLossFunction:
     """A loss whose uniform negatives all positions of a batch share."""
 
-    def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
+    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
         shared = torch.randint(1, len(vectors), (n,), device=users.device)
         return of_shared(states, vectors, targets, shared)
 
@@ -139,9 +133,9 @@ def _with_shared_negatives(of_shared: Callable[..., Tensor], n: int) -> ItemLoss
 
 def _products(
     states: Float[Tensor, "P E"],
+    vectors: Float[Tensor, "V E"],
     targets: Int[Tensor, " P"],
     negatives: Int[Tensor, "P K"],
-    vectors: Float[Tensor, "V E"],
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P K"]]:
     """Scores of targets and of negatives."""
     positive = (states * vectors[targets]).sum(-1)
@@ -251,15 +245,11 @@ def info_nce(
     """Mean of -log softmax(similarities / temperature)[positive], for two views of B sequences.
 
     Args:
-        anchors: one view of each.
-        positives: the other view of each.
         two_way: NT-Xent: all 2B views are anchors, each among the 2B - 1 others. Otherwise only
             `anchors` are, each among the B `positives`.
         labels: views of sequences with the same label are positives too; an anchor's loss is the
             mean over its positives (Khosla et al., eq. 2). By default every sequence has its own.
         negatives: more candidates, N of them, that are no one's positive.
-        similarity: of two vectors.
-        temperature: what similarities are divided by.
 
     With one sequence and no `negatives` there is nothing to contrast: the loss is 0.
     """
@@ -301,9 +291,6 @@ def uniform_negatives(
     who has nearly everything gets some of it as negatives.
 
     Args:
-        owners: user number of each position.
-        n: negatives a position.
-        vocab_size: V.
         seen: from :func:`seen_keys`; None excludes nothing.
     """
     drawn = torch.randint(1, vocab_size, (len(owners), n), device=owners.device)

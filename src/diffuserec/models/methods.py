@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.artifact import Artifact, read_artifact
+from diffuserec.models.artifact import read_artifact
 from diffuserec.models.augmenter import AUGMENTERS, Augmenter
 from diffuserec.models.base import Method
 from diffuserec.models.recommender import RECOMMENDERS, Recommender
+from diffuserec.registry import Registry
 
 Kind = Literal["recommender", "augmenter"]
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -65,31 +66,24 @@ def load(path: Path | str) -> Recommender:
         DataError: the directory is missing, foreign, incomplete or changed.
         ConfigError: it holds an augmenter, or its method is not known here.
     """
-    artifact = read_artifact(path)
-    if artifact.kind != "recommender":
-        raise ConfigError(
-            f"{path} holds the {artifact.kind} {artifact.name!r}: read it with load_augmenter"
-        )
-    return _restored(find_recommender(artifact.name)(**artifact.config), artifact, path)
+    return _restored(path, RECOMMENDERS, "load_augmenter")
 
 
 def load_augmenter(path: Path | str) -> Augmenter:
-    """Reads a saved augmenter back, ready to use, on the CPU.
-
-    Raises:
-        DataError: the directory is missing, foreign, incomplete or changed.
-        ConfigError: it holds a recommender, or its method is not known here.
-    """
-    artifact = read_artifact(path)
-    if artifact.kind != "augmenter":
-        raise ConfigError(f"{path} holds the {artifact.kind} {artifact.name!r}: read it with load")
-    return _restored(find_augmenter(artifact.name)(**artifact.config), artifact, path)
+    """Reads a saved augmenter back, ready to use, on the CPU; fails as :func:`load` does."""
+    return _restored(path, AUGMENTERS, "load")
 
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
-def _restored(method: AnyMethod, artifact: Artifact, path: Path | str) -> AnyMethod:
+def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str) -> AnyMethod:
+    artifact = read_artifact(path)
+    if artifact.kind != registry.kind:
+        raise ConfigError(
+            f"{path} holds the {artifact.kind} {artifact.name!r}: read it with {other}"
+        )
+    method = registry.find(artifact.name)(**artifact.config)
     with torch.random.fork_rng():
         method.take(artifact.catalog)
     try:

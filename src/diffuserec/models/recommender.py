@@ -102,10 +102,6 @@ class Recommender(Method):
 
         Args:
             dataset: histories as the method is to see them (already augmented, if at all).
-            index: the sequences.
-            seed: of the noise, for methods that have any.
-            n_draws: noise draws; by default the method's own number.
-            diversity: weight of the first draw against the mean of all.
         """
 
         def known(histories: Histories) -> Scorer:
@@ -188,10 +184,6 @@ class Recommender(Method):
     def next_items_of(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
         """The items that would be recommended after each of these alone.
 
-        Args:
-            items: raw ids.
-            k: list length.
-
         Returns:
             Columns ``target_item_id``, ``rank``, ``item_id``, ``score``.
 
@@ -251,13 +243,7 @@ class Recommender(Method):
 def or_popularity(
     method: Method, scorer: Callable[[Histories], Scorer], histories: Histories
 ) -> Scorer:
-    """Scorer of histories, empty ones answered by a method's popularity.
-
-    Args:
-        method: on whose device the scores are made.
-        scorer: of histories that hold an item.
-        histories: any.
-    """
+    """Scorer of histories, empty ones answered by a method's popularity."""
     known = histories.lengths > 0
     if bool(known.all()):
         return scorer(histories.to(method.device))
@@ -297,8 +283,6 @@ class StateRecommender(Recommender):
         """States of these histories, as wide as :meth:`item_weight`; K = 1 without noise.
 
         Args:
-            histories: on this method's device; every one holds at least one item.
-            seed: of the noise, which is drawn for each user from (seed, user).
             n_draws: K; by default the method's own number. Not read by methods without noise.
         """
 
@@ -333,11 +317,7 @@ class ScoreRecommender(Recommender):
 
     @abstractmethod
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
-        """A score for every item, higher is better; column 0 is padding and means nothing.
-
-        Args:
-            histories: on this method's device; every one holds at least one item.
-        """
+        """A score for every item, higher is better; column 0 is padding and means nothing."""
 
     def scorer(
         self,
@@ -382,13 +362,9 @@ class Contrastive(ABC):
 
     @abstractmethod
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
-        """The views that training would make of these sequences now.
+        """The views that training would make of these sequences now, to inspect them.
 
         Random numbers are drawn from torch's default generator.
-
-        Args:
-            batch: on this method's device.
-            train: the dataset that the batch is of.
         """
 
 

@@ -132,11 +132,9 @@ class EncoderSettings(SequenceSettings):
         """An item table and the chosen encoder, their initial weights drawn.
 
         Args:
-            vocab_size: V.
             causal: whether a position sees only itself and what came before.
             n_special: tokens of the table that are no items.
             extra_positions: positions beyond max_len.
-            bias: give every item a bias.
 
         Raises:
             ConfigError: the encoder cannot look ahead and is to.

@@ -16,7 +16,6 @@ def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     """Sines, then cosines, of t at dim/2 frequencies that fall geometrically from 1 to 1e-4.
 
     Args:
-        t: diffusion steps.
         dim: width, even and at least 4.
 
     Raises:
@@ -31,12 +30,7 @@ def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
 
 
 def interleaved_sinusoidal(t: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
-    """sin(t / 10000^(2j/dim)) at dimension 2j and the cosine of the same at 2j + 1.
-
-    Args:
-        t: diffusion steps.
-        dim: width; an odd one ends with a sine.
-    """
+    """sin(t / 10000^(2j/dim)) at dimension 2j and the cosine of the same at 2j + 1."""
     positions = torch.arange(0, dim, 2, dtype=torch.float32, device=t.device)
     angles = t[:, None] * torch.exp(positions * (-math.log(10_000) / dim))
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim]

@@ -104,12 +104,7 @@ class SUNet(nn.Module):
     def forward(
         self, x_t: Float[Tensor, "B M D"], embedded: Float[Tensor, "B E"]
     ) -> Float[Tensor, "B M D"]:
-        """Prediction from noisy embeddings.
-
-        Args:
-            x_t: noisy embeddings.
-            embedded: sum of the embeddings of step and condition.
-        """
+        """Prediction from noisy embeddings."""
         sizes = [module.n_out for module in self.modules() if isinstance(module, ResidualBlock)]
         shifts = iter(self.shifts(F.silu(embedded)).split(sizes, dim=1))
         x = self.first(x_t.unflatten(2, (self.side, self.side)))

@@ -17,11 +17,6 @@ class UserTable(nn.Module):
     ``audience[i]`` is the mean vector of the training users who interacted with item i. A user who
     is not among those trained on is represented by the mean of ``audience`` over their history:
     it needs nothing but the history, and is saved like the vectors themselves.
-
-    Args:
-        n_users: of the catalog.
-        vocab_size: V.
-        dim: D.
     """
 
     known: Bool[Tensor, " U"]
@@ -52,9 +47,6 @@ class UserTable(nn.Module):
         """Computes `known` and `audience` from the training data and the vectors as they are now.
 
         The audience of an item without training users is the mean of all of them.
-
-        Args:
-            data: the training data; its real items count.
 
         Raises:
             DataError: a user number that the catalog does not have.

@@ -103,9 +103,6 @@ def sample_two_views(
     """Two views of each sequence, by operators drawn for it at random.
 
     Args:
-        items: item numbers.
-        lengths: of the sequences.
-        operators: functions that make a view of a batch.
         distinct: whether a sequence's two operators differ, if there is more than one.
     """
     chance = torch.rand(2, len(items), len(operators), device=items.device)
@@ -131,11 +128,6 @@ def encode_with_views(
     encode: Callable[[Tensor, Tensor], Tensor], original: Ragged, *views: Ragged
 ) -> list[Tensor]:
     """States of sequences and of views of them, from one pass of the encoder.
-
-    Args:
-        encode: item numbers and lengths to states (B, L, D).
-        original: the sequences.
-        views: each as many sequences as the original.
 
     Returns:
         States of the original, shape (B, L, D), and each view's newest states, shape (B, D).
@@ -189,10 +181,6 @@ class SameTarget:
 
     Time and memory grow with the number of interactions. Only real items that something precedes
     are targets.
-
-    Args:
-        dataset: the training sequences.
-        max_len: items kept of the history before a target.
     """
 
     def __init__(self, dataset: SequenceDataset, max_len: int) -> None:

@@ -290,7 +290,6 @@ class DiffRec(StateRecommender):
 
         Args:
             items: of the histories, which are encoded here if that does not depend on the noise.
-            n_history: items that each slot follows.
             noise: of the newest items of each slot's history (``noise_last``).
         """
         encoder, embedded = self.encoder, self.table.embed(items)
@@ -405,11 +404,8 @@ def decode_slots(
     """States of slots that each see the first `n_history` tokens of the history and themselves.
 
     Args:
-        encoder: that made the cache.
         kv_cache: from :func:`encode_history`.
-        slots: input tokens.
         n_history: tokens that each slot sees.
-        size: slots decoded at once.
     """
     found = []
     for first in range(0, slots.shape[1], size):

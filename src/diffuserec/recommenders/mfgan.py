@@ -305,7 +305,6 @@ def attribute_values(catalog: Catalog, names: tuple[str, ...] | None) -> list[In
     """The items' values in each of these attributes, numbered from 1; 0 where there is none.
 
     Args:
-        catalog: of the items.
         names: columns of its attributes; None means ``category`` if there is one.
 
     Raises:

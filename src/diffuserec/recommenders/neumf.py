@@ -120,12 +120,7 @@ class NeuMF(ScoreRecommender):
     def _tower(
         self, users: Float[Tensor, "B H"], items: Float[Tensor, "*B K H"]
     ) -> Float[Tensor, "B K"]:
-        """The tower's part of the scores, with the bias.
-
-        Args:
-            users: shares of the users in the first layer.
-            items: shares of the items: K for each user, or K for all of them.
-        """
+        """The tower's part of the scores, with the bias."""
         c = self.config
         hidden = F.dropout((users[:, None] + items).relu_(), c.dropout, self.training)
         for layer in self.others:

@@ -144,8 +144,6 @@ def _segments(
     """A run of up to half of each sequence's real items, its newest ones, and another run for it.
 
     Args:
-        real: positions with a real item.
-        lengths: of the sequences.
         all_items: items that other runs are taken from, at least as many as the longest run.
     """
     n = real.sum(1)

@@ -131,12 +131,7 @@ class STOSA(StateRecommender):
 
 
 class GaussianTable(nn.Module):
-    """Means and covariances of items, each an item table; the covariances go through ELU + 1.
-
-    Args:
-        means: table of width D.
-        covariances: table of width D.
-    """
+    """Means and covariances of items, each an item table; the covariances go through ELU + 1."""
 
     def __init__(self, means: ItemTable, covariances: ItemTable) -> None:
         super().__init__()

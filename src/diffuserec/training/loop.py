@@ -69,15 +69,10 @@ def train(
         loss: of one batch, which is on the device already. Several updates are made one after the
             other on each batch; the loss of the first is the one that is recorded.
         batches: the batches of an epoch, fixed by the epoch's number; each has ``to(device)``.
-        n_batches: batches of an epoch, for the progress bar.
-        optimizer: over the method's parameters.
-        epochs: at most so many.
-        runtime: device, precision, seed, progress, checkpoint.
         data: what is trained on; its fingerprint guards a resume.
         validate: called after each epoch in evaluation mode; higher is better.
         patience: epochs without a better metric before stopping; None never stops early.
         least_epochs: patience begins to count after so many.
-        phase: name of this call within a fit.
         prepare: called before each epoch, with gradients off, in evaluation mode; what it makes
             must follow from the parameters alone, so that a resumed run makes the same.
         watch: numbers to record after each epoch, by name; they decide nothing.

@@ -82,13 +82,7 @@ class NextItemRecommender(EncoderRecommender):
 def encoder_loss(
     method: EncoderRecommender, settings: LossSettings, data: SequenceDataset
 ) -> Callable[[Batch], Float[Tensor, ""]]:
-    """Next-item loss of a batch, from the states of a method's encoder.
-
-    Args:
-        method: of the encoder and the item table.
-        settings: loss and, where they have one, number of targets.
-        data: whose interactions are no negatives of bce.
-    """
+    """Next-item loss of a batch, from the states of a method's encoder."""
     loss, table = next_item_loss(settings, data), method.table
     return lambda batch: loss(
         batch, table.states(method.encode(batch.items, batch.lengths)), table.weight()
@@ -98,17 +92,13 @@ def encoder_loss(
 def next_item_loss(
     settings: LossSettings, data: SequenceDataset
 ) -> Callable[[Batch, Float[Tensor, "B L E"], Float[Tensor, "V E"]], Float[Tensor, ""]]:
-    """Next-item loss by the settings: of a batch, its states and the item vectors.
-
-    Args:
-        settings: loss and, where they have one, number of targets.
-        data: whose interactions are no negatives of bce.
-    """
+    """Next-item loss by the settings: of a batch, its states and the item vectors."""
     of_items = LOSSES.find(settings.loss).make(settings, data)
     n_targets = settings.n_targets if isinstance(settings, TargetsSettings) else 1
 
     def loss(batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
-        return of_items(*real_positions(batch, states, n_targets), vectors)
+        chosen, targets, users = real_positions(batch, states, n_targets)
+        return of_items(chosen, vectors, targets, users)
 
     return loss
 
@@ -151,9 +141,7 @@ def train_next_item(
     Args:
         method: whose parameters are trained; its settings are :class:`SequenceSettings`.
         loss: of one batch, or several updates, as for :func:`train`.
-        data: the sequences.
         valid: queries that decide when to stop, by full ranking; None trains all epochs.
-        runtime: surroundings.
         scorer: what validation ranks by, if not the method's own.
         examples: what a training example is, if not as in the settings (else one per user); see
             :func:`training_examples`.

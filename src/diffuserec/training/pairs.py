@@ -31,11 +31,8 @@ def train_on_pairs(
     Takes ``batch_size, learning_rate, epochs, patience`` from the method's settings.
 
     Args:
-        method: whose parameters are trained; its settings are :class:`PairSettings`.
-        loss: of one batch.
         data: whose real items are the interactions.
         valid: queries that decide when to stop, by full ranking; None trains all epochs.
-        runtime: surroundings.
         users: the method's; it is left remembering the data.
     """
     c = method.config

@@ -24,12 +24,6 @@ def validation(
 
     An empty history is answered by popularity.
 
-    Args:
-        method: on whose device the scores are made.
-        scorer: from histories to scores of all items.
-        valid: the queries.
-        batch_size: histories scored at once.
-
     Returns:
         A function that measures the method as it is now.
 

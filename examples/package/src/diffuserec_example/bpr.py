@@ -11,18 +11,16 @@ from diffuserec.models.losses import (
     ItemLoss,
     ItemLossFunction,
     LossOptions,
-    seen_keys,
-    uniform_negatives,
+    unseen_negatives,
 )
 
 
 def make(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     """The loss, with negatives that the user does not have."""
-    seen = seen_keys(data)
+    draw = unseen_negatives(data)
 
-    def loss(states: Tensor, targets: Tensor, users: Tensor, vectors: Tensor) -> Tensor:
-        n = options.n_negatives or 1
-        drawn = uniform_negatives(users, n, len(vectors), seen.to(users.device))
+    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
+        drawn = draw(users, options.n_negatives or 1)
         positive = (states * vectors[targets]).sum(1, keepdim=True)
         negative = (states[:, None] * vectors[drawn]).sum(2)
         return F.softplus(negative - positive).mean()

@@ -20,7 +20,6 @@ def nearest_rows(
         vectors: Vectors to round. A zero vector is equally similar to all rows.
         table: Rows to choose from. A zero row has similarity 0 to everything.
         first: Rows below this one are never chosen: row 0 is padding.
-        chunk: Side of the blocks of similarities; memory is bounded by chunk * chunk numbers.
 
     Returns:
         Row numbers in first..V-1. Among similarities that are equal, up to rounding error, the

@@ -98,10 +98,6 @@ class NoiseSchedule:
         - `cosine`: alpha_bar follows a squared cosine; betas capped at 0.999.
         - `sqrt`: alpha_bar(u) = 1 - sqrt(u + 1e-4), betas from ratios; capped at 0.999.
 
-        Args:
-            name: One of the names above.
-            num_train_timesteps: T, at least 2.
-
         Raises:
             ValueError: If the name is unknown, T is below 2, or a beta leaves (0, 1).
         """

@@ -125,9 +125,6 @@ def newest_states(
 
     Args:
         encode: item numbers and lengths to states (B, L, D).
-        items: right-padded.
-        lengths: real positions of each sequence.
-        n_parts: of like length.
     """
     if not len(lengths):
         return last_states(encode(items, lengths), lengths)

@@ -48,9 +48,6 @@ def block_shape(
     rows that are still worth a product, and as many columns as fit.
 
     Args:
-        n_rows: number of all rows.
-        vocab_size: V.
-        device: where the scores are made.
         cached: keep a block small enough for a CPU's cache, for callers that pass over it often.
         group: rows that must stay together; a block holds one group or more.
     """

@@ -135,8 +135,6 @@ def mean_set_log_prob(
     Source: Liang, Krishnan, Hoffman & Jebara (WWW 2018).
 
     Args:
-        states: one for each set.
-        vectors: of the items.
         items: of the sets, one after another.
         offsets: where each begins.
         likelihood: ``multinomial``, the sum over the set of log softmax over the items 1..V-1; or

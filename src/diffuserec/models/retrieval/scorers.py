@@ -55,15 +55,10 @@ class Scorer(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Products(Scorer):
-    """Products of one state a history with the item vectors.
+class _OfStates(Scorer):
+    """Common part of scorers by products of states, one row a history, with the item vectors."""
 
-    Attributes:
-        states: shape (B, E).
-        vectors: of the items, shape (V, E).
-    """
-
-    states: Float[Tensor, "B E"]
+    states: Float[Tensor, "B *K E"]
     vectors: Float[Tensor, "V E"]
 
     @property
@@ -74,8 +69,20 @@ class Products(Scorer):
     def device(self) -> torch.device:
         return self.states.device
 
-    def rows(self, part: slice) -> "Products":
+    def rows(self, part: slice) -> Self:
         return replace(self, states=self.states[part])
+
+
+@dataclass(frozen=True, eq=False)
+class Products(_OfStates):
+    """Products of one state a history with the item vectors.
+
+    Attributes:
+        states: shape (B, E).
+        vectors: of the items, shape (V, E).
+    """
+
+    states: Float[Tensor, "B E"]
 
     def block(self, columns: slice) -> Float[Tensor, "B C"]:
         return self.states @ self.vectors[columns].T
@@ -90,7 +97,7 @@ class Products(Scorer):
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture(Scorer):
+class Mixture(_OfStates):
     """Mean over K states of softmax(state · vectors): probabilities of the items.
 
     Attributes:
@@ -103,20 +110,8 @@ class Mixture(Scorer):
     """
 
     states: Float[Tensor, "B K E"]
-    vectors: Float[Tensor, "V E"]
     n_candidates: int | None = None
     diversity: float = 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.states), len(self.vectors)
-
-    @property
-    def device(self) -> torch.device:
-        return self.states.device
-
-    def rows(self, part: slice) -> "Mixture":
-        return replace(self, states=self.states[part])
 
     def block(self, columns: slice) -> Float[Tensor, "B C"]:
         if self.n_candidates is not None and not self.diversity:

@@ -95,7 +95,6 @@ def search(
     """Ranks of targets and lists of the best items, from the same scores, a block at a time.
 
     Args:
-        scorer: scores of all items.
         targets: an item of each history to rank; None ranks nothing.
         candidates: items of each history to rank its target among, too.
         k: list length; at most V - 1 items come back.
