@@ -30,7 +30,8 @@ def test_the_parts_are_found_by_name() -> None:
 
 def test_a_filter_is_a_circular_convolution() -> None:
     """The convolution theorem, written out: y[t] = sum_s k[s] x[t - s]."""
-    encoder = ENCODERS.find("fmlp")(4, 6, 0.0, n_layers=1)
+    kind = ENCODERS.find("fmlp")
+    encoder = kind(4, 6, 0.0, kind.Config(n_layers=1))
     layer = encoder.layers[0]
     x = torch.randn(2, 6, 4)
     spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(layer.weight)
