@@ -54,7 +54,6 @@ class Checkpoint:
             "records": json.dumps([asdict(record) for record in records]),
             "groups": json.dumps(state["param_groups"]),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as work:
             save_file(tensors, work, metadata)
 
