@@ -113,6 +113,20 @@ def test_windows_hold_every_target_once(
     assert sorted(found) == sorted(wanted)
 
 
+def test_sequences_whose_targets_are_all_synthetic_are_left_out() -> None:
+    """As an augmenter makes them that inserts items after the last real one."""
+    dataset = SequenceDataset.from_lists([[1, 2], [3, 4], [5, 6, 7, 8]])
+    flags = np.array([0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
+    dataset = dataset.with_items(dataset.items, dataset.lengths, flags)
+    assert trainable_sequences(dataset).tolist() == [1, 2]
+    for examples in ("per_user", "windows", "prefixes", "last"):
+        index, ends = training_examples(dataset, 50, examples)
+        assert index.tolist() == ([1] if examples == "last" else [1, 2])
+        assert 2 not in ends  # the end of the first sequence
+    # the newest two items of the last sequence are synthetic: nothing to learn in that window
+    assert training_examples(dataset, 2, "per_user")[0].tolist() == [1]
+
+
 def test_windows_by_hand() -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6], [7], [8, 9]])
     index, ends = training_examples(dataset, 2, "windows")

@@ -276,9 +276,6 @@ def training_examples(
             context. ``prefixes``: an example for every item, its only target. ``last``: one
             example a sequence, the newest item its only target.
     """
-    if examples == "per_user":
-        index = trainable_sequences(dataset)
-        return index, dataset.ends[index]
     everyone = np.arange(len(dataset))
     if examples == "windows":
         n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
@@ -340,7 +337,8 @@ def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pair
 
 def trainable_sequences(dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
     """Indices of sequences with two items or more, of which one at least is not synthetic."""
-    return np.flatnonzero((dataset.lengths >= 2) & (dataset.real_lengths >= 1))
+    index = np.flatnonzero(dataset.lengths >= 2)
+    return index[_n_targets(dataset, dataset.starts[index], dataset.ends[index]) > 0]
 
 
 def history_batches(
