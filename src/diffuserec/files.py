@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.partial")
+    work = _beside(path)
     try:
         yield work
         _flush(work)
@@ -32,18 +33,31 @@ def new_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end of the block it replaces the one at `path`, if any.
 
     By then its files are on the disk. After an error the directory at `path` is as it was before.
+    A process that is killed while it replaces may leave the former one under a hidden name.
     """
-    work, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    shutil.rmtree(work, ignore_errors=True)
+    work, old = _beside(path), _beside(path)
     work.mkdir(parents=True)
-    yield work
-    for file in work.iterdir():
-        _flush(file)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    work.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        yield work
+        for file in work.iterdir():
+            _flush(file)
+        if path.exists():
+            path.rename(old)
+        try:
+            work.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden path in the same directory that no other writer has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -89,7 +89,14 @@ class Registry(Generic[Part]):
         if name in self._files:
             part = self._part_of(importlib.import_module(f"{self._folder}.{name}"))
         elif name in self._declared:
-            part = self._declared[name].load()
+            point = self._declared[name]
+            try:
+                part = point.load()
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(
+                    f"the {self.kind} {name!r} of {point.value} cannot be imported ({error}): "
+                    "mend or uninstall that package"
+                ) from error
             self._require_part(part)
         else:
             known = self.names()

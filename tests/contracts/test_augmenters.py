@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.data import Queries, SequenceDataset, Split
-from diffuserec.models.base import Runtime
+from diffuserec.data import Catalog, Queries, SequenceDataset, Split
+from diffuserec.evaluation import evaluate
+from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import load_augmenter
 
 from .suite import (
@@ -72,6 +74,46 @@ def test_augmenting_is_by_user_and_seed(augmenter, mixed) -> None:
     assert_same_dataset(augmenter.augment(mixed.select(some), seed=3), longer.select(some))
     one = np.array([29])
     assert_same_dataset(augmenter.augment(mixed.select(one), seed=3), longer.select(one))
+
+
+class Doubles(Augmenter):
+    """Adds a copy of every user as a new one."""
+
+    trained = False
+
+    def build(self, catalog: Catalog) -> None:
+        pass
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        return []
+
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        return dataset.with_new_users(dataset.items, dataset.lengths)
+
+
+class Halves(Doubles):
+    """Deletes the older half of every history."""
+
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        starts = dataset.starts + dataset.lengths // 2
+        return dataset.view(starts, dataset.ends).compact()
+
+
+@pytest.mark.parametrize("kind", [Doubles, Halves])
+@pytest.mark.parametrize("name", ["sasrec", "bpr", "markov"])
+def test_new_users_and_deleted_items_are_learned_from_and_measured(
+    kind, name, split: Split
+) -> None:
+    augmenter = kind().fit(split.train)
+    train = augmenter.augment(split.train)
+    valid = Queries(augmenter.augment_for_inference(split.valid.histories), split.valid.targets)
+    assert len(valid.histories) == len(split.valid)
+    model = made("recommender", name, **({} if name == "markov" else {"epochs": 2}))
+    model.fit(train, valid)
+    result = evaluate(model, split.test, augmenter=augmenter)
+    assert result.protocol.n_users == len(split.test)
+    shown = items_of(model.recommend([[1000, 997]], k=100, augmenter=augmenter))
+    assert set(shown) == set(split.train.catalog.item_ids.to_list()) - {1000, 997}
 
 
 def test_augmenting_no_one(augmenter, mixed) -> None:

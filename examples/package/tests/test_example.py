@@ -66,15 +66,23 @@ def test_filters_train_on_prefixes_alone() -> None:
     dr.SASRec(encoder="fmlp", examples="prefixes")
 
 
-def test_items_are_inserted_between_the_pairs_they_stood_between() -> None:
+def test_an_item_is_followed_by_what_most_often_followed_it() -> None:
     train = dr.SequenceDataset.from_lists([[1, 2, 3], [1, 2, 3], [1, 4, 3], [5, 1]])
     augmenter = dr.InsertBetween(chance=1.0).fit(train)
     asked = dr.SequenceDataset.from_lists([[5, 1, 3, 2], [3, 1], []], train.catalog)
     longer = augmenter.augment(asked)
-    assert [sequence.tolist() for sequence in longer] == [[5, 1, 2, 3, 2], [3, 1], []]
-    assert longer.synthetic.tolist() == [False, False, True, False, False, False, False]
+    assert [sequence.tolist() for sequence in longer] == [[5, 1, 1, 2, 3, 2], [3, 1], []]
+    assert longer.synthetic.tolist() == [False, True, False, True, False, False, False, False]
     for mine, theirs in zip(longer.real(), asked, strict=True):
         assert mine.tolist() == theirs.tolist()
+
+
+def test_what_is_inserted_depends_on_earlier_items_alone(split: dr.Split) -> None:
+    augmenter = dr.InsertBetween(chance=0.5).fit(split.train)
+    whole = split.test.histories.compact()
+    shorter = whole.view(whole.starts, whole.ends - 1)
+    for mine, theirs in zip(augmenter.augment(shorter), augmenter.augment(whole), strict=True):
+        assert mine.tolist() == theirs[: len(mine)].tolist()
 
 
 def test_the_loss_of_bpr_by_hand(split: dr.Split) -> None:
@@ -110,6 +118,9 @@ def test_on_the_command_line(split: dr.Split, tmp_path: Path) -> None:
         ["train", str(tmp_path / "data"), "--out", str(run), *methods, *settings],
     )
     assert trained.exit_code == 0, trained.output
+    measured = CliRunner().invoke(app, ["evaluate", str(run), "--metric", "RBP@10"])
+    assert measured.exit_code == 0, measured.output
+    assert "RBP@10" in measured.output
     item = split.train.catalog.item_ids[0]
     asked = CliRunner().invoke(app, ["recommend", str(run), "--history", str(item), "-k", "3"])
     assert asked.exit_code == 0, asked.output

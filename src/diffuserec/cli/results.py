@@ -13,16 +13,20 @@ def evaluate(
     split: Annotated[Literal["test", "valid"], typer.Option(help="Which queries.")] = "test",
     candidates: Annotated[str, typer.Option(help="full, or uniform:100 sampled.")] = "full",
     keep_seen: options.KeepSeen = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A further metric, such as HR@50; may be repeated.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measures a finished run and prints the protocol.
 
     diffuserec evaluate runs/sasrec
+    diffuserec evaluate runs/sasrec --metric HR@50 --metric NDCG@50
     diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
     """
     from diffuserec.studies.run_directory import open_run
 
-    result = open_run(run).evaluate(split, candidates, filter_seen=not keep_seen)
+    result = open_run(run).evaluate(split, candidates, not keep_seen, metric or ())
     show.evaluation(result, as_json)
 
 

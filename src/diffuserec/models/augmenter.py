@@ -3,6 +3,8 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+import numpy as np
+
 from diffuserec.data import SequenceDataset
 from diffuserec.models.base import Method, method_registry
 from diffuserec.registry import Registry
@@ -33,10 +35,13 @@ class Augmenter(Method):
         """Applies to histories what `augment` applied in training.
 
         Returns:
-            The same users in the same order; the histories themselves if the augmenter only adds
-            to training.
+            The same users in the same order, new ones left out; the histories themselves if the
+            augmenter only adds to training.
         """
-        return histories if self.training_only else self.augment(histories, seed)
+        if self.training_only:
+            return histories
+        augmented = self.augment(histories, seed)
+        return augmented.select(np.arange(len(histories)))
 
 
 class ParallelAugmenter(Augmenter):

@@ -28,6 +28,10 @@ class OnlyIf:
     def __init__(self, **conditions: Any) -> None:
         object.__setattr__(self, "conditions", conditions)
 
+    def asks(self, name: str) -> bool:
+        """Whether it depends on the setting of that name."""
+        return name in self.conditions
+
     def unmet(self, settings: "Settings") -> str | None:
         """The first condition that does not hold, in words; None if all hold."""
         for name, wanted in self.conditions.items():

@@ -54,8 +54,11 @@ def register(method: MethodClass, name: str | None = None) -> MethodClass:
     Raises:
         ConfigError: not such a class, or the name is taken.
     """
-    registry: Any = AUGMENTERS if issubclass(method, Augmenter) else RECOMMENDERS
-    registered: MethodClass = registry.register(name or method.__name__.lower(), method)
+    is_augmenter = isinstance(method, type) and issubclass(method, Augmenter)
+    registry: Any = AUGMENTERS if is_augmenter else RECOMMENDERS
+    registered: MethodClass = registry.register(
+        name or getattr(method, "__name__", "").lower(), method
+    )
     return registered
 
 

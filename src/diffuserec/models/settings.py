@@ -77,14 +77,17 @@ class EncoderSettings(SequenceSettings):
     """Name of the sequence encoder."""
     encoder_settings: Mapping[str, Any] = Field({}, validate_default=False)
     """Settings of the encoder's own, beside those that stand here."""
+    masks_targets: ClassVar[bool] = False
+    """Whether the method hides its targets from the encoder, which may then look ahead."""
 
     def encoder_config(self) -> Settings:
         """All settings of the encoder's own: those that stand here and `encoder_settings`."""
         schema = ENCODERS.find(self.encoder).Config
         here = {
             name: getattr(self, name)
-            for name in schema.model_fields
-            if name in type(self).model_fields and name not in SequenceSettings.model_fields
+            for name, field in type(self).model_fields.items()
+            if name in schema.model_fields
+            and any(isinstance(rule, OnlyIf) and rule.asks("encoder") for rule in field.metadata)
         }
         doubled = here.keys() & self.encoder_settings.keys()
         if doubled:
@@ -99,7 +102,8 @@ class EncoderSettings(SequenceSettings):
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
         ENCODERS.find(self.encoder).check(self.encoder_config(), self.dim)
-        if isinstance(self, ExampleSettings) and self.examples != "prefixes":
+        of_sequences = isinstance(self, ExampleSettings) and self.examples != "prefixes"
+        if of_sequences and not self.masks_targets:
             self.require_no_lookahead("set examples to 'prefixes'")
         return self
 

@@ -46,6 +46,8 @@ class BERT4Rec(EncoderRecommender):
     class Config(NextItemSettings):
         """Hyper-parameters of BERT4Rec."""
 
+        masks_targets = True
+
         mask_ratio: float = Field(0.2, gt=0, le=1)
         """Chance of an item to be masked; at least one of a sequence is."""
         last_item_ratio: float = Field(0.1, ge=0, le=1)

@@ -3,14 +3,11 @@
 Source: Tang & Wang, "Personalized Top-N Sequential Recommendation via Convolutional Sequence
 Embedding", WSDM 2018 (arXiv 1809.07426), and its authors' released code.
 
-The window of the ``window`` newest items is an image of that many rows and ``dim`` columns.
-``n_horizontal`` filters of each height, all columns wide, are passed over it and keep their largest
-response (ReLU); ``n_vertical`` filters of one column are weighted sums of its rows. A linear layer
-of all that is the state, and its product with an item's embedding the score.
+The ``window`` newest items are an image of ``dim`` columns. ``n_horizontal`` filters of each height
+keep their largest response; ``n_vertical`` ones sum its rows. A linear layer of all is the state.
 
 Departures and options:
-- No vector of the user: whoever has a history can be recommended to. The paper joins one to the
-  state.
+- No vector of the user, which the paper joins to the state.
 - The item table is tied; the released code has one of its own for scores, with a bias.
 - The state is normed. ``relu_output=True`` is the paper's ReLU instead, with no negative component.
 - All positions of a user train in one pass, each with the window that ends there. In a window that
@@ -32,17 +29,12 @@ class Caser(NextItemRecommender):
     """Horizontal and vertical convolutions with tied item embeddings."""
 
     class Config(TargetsSettings, EncoderSettings):
-        """Hyper-parameters of Caser."""
+        """Hyper-parameters of Caser; its encoder explains those of the filters."""
 
         encoder: EncoderName = "caser"
-        """Name of the sequence encoder."""
         window: Annotated[int, OnlyIf(encoder="caser")] = Field(5, ge=1)
-        """Newest items that a state sees; filters have every height from 1 to this."""
         n_horizontal: Annotated[int, OnlyIf(encoder="caser")] = Field(16, ge=1)
-        """Filters of each height."""
         n_vertical: Annotated[int, OnlyIf(encoder="caser")] = Field(4, ge=1)
-        """Weighted sums of the window's items."""
         relu_output: Annotated[bool, OnlyIf(encoder="caser")] = False
-        """Whether a state is a ReLU, without negative components, or a LayerNorm."""
 
     config: Config

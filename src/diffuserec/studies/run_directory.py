@@ -15,7 +15,7 @@ Here a run is opened, measured and asked what it cost.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,9 +119,10 @@ class RunDirectory:
         part: Literal["test", "valid"] = "test",
         candidates: str = "full",
         filter_seen: bool = True,
+        metrics: Sequence[str] = (),
     ) -> Evaluation:
         """Evaluation of the run; under the default protocol it is stored, and read from there."""
-        default = candidates == "full" and filter_seen
+        default = candidates == "full" and filter_seen and not metrics
         if default and (self.path / part / "metrics.json").is_file():
             return load_evaluation(self.path / part)
         result = self.measure(
@@ -130,6 +131,7 @@ class RunDirectory:
             augmenter=self.augmenter,
             filter_seen=filter_seen,
             candidates=candidates,
+            metrics=metrics,
             seed=self.plan.seed,
             with_uncertainty=default and part == "test" and self.model.has_distribution,
         )
