@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(saved, name) -> None:
     [
         ({"format": "somebody-elses"}, "not a saved model"),
         ({"format": None}, "not a saved model"),
-        ({"version": 2}, "model version 2, this release reads 1"),
+        ({"version": 1}, "model version 1, this release reads 2: train it again"),
         ({"sha256": None}, "lacks sha256"),
         ({"kind": None, "name": None}, "lacks kind, name"),
         ({"sha256": {}}, "checksum"),

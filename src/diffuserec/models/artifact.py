@@ -24,7 +24,7 @@ from diffuserec.errors import DataError
 from diffuserec.files import new_directory, read_document, sha256, write_json
 
 _FORMAT = "diffuserec-model"
-_VERSION = 1
+_VERSION = 2
 _FILES = ("weights.safetensors", "items.parquet")
 
 
@@ -102,7 +102,8 @@ def read_artifact(path: Path | str) -> Artifact:
         raise DataError(f"{source} is not a saved model (its manifest names another format)")
     if manifest.get("version") != _VERSION:
         raise DataError(
-            f"{source} has model version {manifest.get('version')}, this release reads {_VERSION}"
+            f"{source} has model version {manifest.get('version')}, this release reads {_VERSION}: "
+            "train it again"
         )
     missing = {"kind", "name", "config", "n_users", "sha256"} - manifest.keys()
     if missing:

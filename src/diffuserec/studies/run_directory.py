@@ -38,7 +38,7 @@ from diffuserec.models.recommender import Recommender
 from diffuserec.training.checkpoint import checkpoint_files
 
 _FORMAT = "diffuserec-run"
-_VERSION = 1
+_VERSION = 2
 
 SPLITS: dict[str, Callable[[SequenceDataset], Split]] = {
     "leave-one-out": leave_one_out,
@@ -273,5 +273,5 @@ def _read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
     if document.get("format") != _FORMAT or document.get("version") != _VERSION:
-        raise DataError(f"{path / 'run.json'} is of another format or version")
+        raise DataError(f"{path / 'run.json'} is of another format or version: train the run again")
     return document
