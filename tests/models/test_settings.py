@@ -11,7 +11,7 @@ from diffuserec.models.encoders import ENCODERS, SequenceEncoder
 from diffuserec.models.encoders.caser import CaserEncoder
 from diffuserec.models.encoders.gru import GRUEncoder
 from diffuserec.models.encoders.transformer import TransformerEncoder
-from diffuserec.models.methods import load
+from diffuserec.models.methods import find_recommender, load
 from diffuserec.models.settings import (
     ContrastiveSettings,
     EncoderSettings,
@@ -280,3 +280,23 @@ def test_initial_weights_are_drawn_in_one_order():
     assert torch.equal(table.embeddings()[1:], expected[1:])
     # then the encoder's own, positions first
     assert torch.equal(encoder.positions.weight, torch.empty(3, 4).normal_(std=0.02))
+
+
+@pytest.mark.parametrize("name", ["cadirec", "simdiffrec", "mfgan", "vsan"])
+def test_heads_of_a_methods_own_blocks_are_those_of_its_encoder_too(name) -> None:
+    config = find_recommender(name)(n_heads=4).config
+    assert config.encoder_config().n_heads == 4
+
+
+def test_a_field_of_the_same_name_is_not_the_encoders() -> None:
+    """An encoder of another package may have a setting that a method has for itself."""
+
+    class Masking(GRUEncoder):
+        class Config(GRUEncoder.Config):
+            mask_ratio: float = 0.9
+
+    ENCODERS.register("masking", Masking)
+    config = CL4SRec(encoder="masking", mask_ratio=0.4).config
+    assert config.encoder_config().mask_ratio == 0.9
+    own = CL4SRec(encoder="masking", encoder_settings={"mask_ratio": 0.1}).config
+    assert (own.mask_ratio, own.encoder_config().mask_ratio) == (0.3, 0.1)

@@ -83,12 +83,15 @@ class EncoderSettings(SequenceSettings):
     def encoder_config(self) -> Settings:
         """All settings of the encoder's own: those that stand here and `encoder_settings`."""
         schema = ENCODERS.find(self.encoder).Config
-        here = {
-            name: getattr(self, name)
-            for name, field in type(self).model_fields.items()
-            if name in schema.model_fields
-            and any(isinstance(rule, OnlyIf) and rule.asks("encoder") for rule in field.metadata)
+        # a setting is the encoder's where it is declared to depend on it, here or in a base
+        ours = {
+            name
+            for base in type(self).__mro__
+            if issubclass(base, EncoderSettings)
+            for name, field in base.model_fields.items()
+            if any(isinstance(rule, OnlyIf) and rule.asks("encoder") for rule in field.metadata)
         }
+        here = {name: getattr(self, name) for name in schema.model_fields if name in ours}
         doubled = here.keys() & self.encoder_settings.keys()
         if doubled:
             name = min(doubled)
