@@ -78,8 +78,9 @@ class Catalog:
         if len(raw) < self.n_items:
             known, numbers = self._sorted
             at = np.minimum(known.search_sorted(raw).to_numpy(), self.n_items - 1)
-            hit = known.gather(at).eq_missing(raw).to_numpy()
-            return np.where(hit, numbers[at], PAD)
+            hit = known.gather(at) == raw
+            hit = hit.fill_null(False) if raw.null_count() else hit
+            return np.where(hit.to_numpy(), numbers[at], PAD)
         # for as many ids as items, a hash join is several times faster than bisections
         found = pl.DataFrame({"id": raw}).join(
             self._numbered(), on="id", how="left", maintain_order="left"
