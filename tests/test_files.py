@@ -59,9 +59,41 @@ def test_a_directory_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [file.name for file in folder.iterdir()] == ["second"]
-    with new_directory(folder) as work:  # the rest of an interrupted one is no obstacle
+    (tmp_path / ".a.partial").mkdir()  # the rest of a killed one is no obstacle
+    (tmp_path / ".a.partial" / "rest").write_text("half")
+    with new_directory(folder) as work:
         assert list(work.iterdir()) == []
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_directory_comes_back_if_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch, error
+) -> None:
+    folder, rename = tmp_path / "folder", Path.rename
+    folder.mkdir()
+    (folder / "first").write_text("whole")
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise error
+        return rename(self, target)
+
+    def replaced() -> None:
+        with new_directory(folder) as work:
+            (work / "second").write_text("whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(error):
+            replaced()
+    assert [file.name for file in folder.iterdir()] == ["first"]
+    assert list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / ".folder.old")  # as a kill between the two renames leaves it
+    with new_directory(folder) as work:
+        assert [file.name for file in folder.iterdir()] == ["first"]
+        (work / "second").write_text("whole")
+    assert [file.name for file in folder.iterdir()] == ["second"]
 
 
 def test_a_document_is_an_object(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ Every method is here by the name of its class (``dr.SASRec``, ``dr.DiffuASR``); 
 when it is first used.
 """
 
+import contextlib
 from typing import Any
 
 from diffuserec.data import (
@@ -87,9 +88,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    methods = [
-        registry.find(name).__name__
-        for registry in (RECOMMENDERS, AUGMENTERS)
-        for name in registry.names()
-    ]
-    return sorted({*__all__, *methods, *(n for n in globals() if n.startswith("__"))})
+    found = {*__all__, *(name for name in globals() if name.startswith("__"))}
+    for registry in (RECOMMENDERS, AUGMENTERS):
+        for name in registry.names():
+            with contextlib.suppress(ConfigError):  # of a package that cannot be imported
+                found.add(registry.find(name).__name__)
+    return sorted(found)

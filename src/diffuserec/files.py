@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = _beside(path)
+    work = path.with_name(f".{path.name}.partial")
     try:
         yield work
         _flush(work)
@@ -32,10 +31,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end of the block it replaces the one at `path`, if any.
 
-    By then its files are on the disk. After an error the directory at `path` is as it was before.
-    A process that is killed while it replaces may leave the former one under a hidden name.
+    By then its files are on the disk. After an error the directory at `path` is as it was before;
+    after a kill between the two renames, the next writer puts it back.
     """
-    work, old = _beside(path), _beside(path)
+    work, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    shutil.rmtree(work, ignore_errors=True)
+    _put_back(old, path)
     work.mkdir(parents=True)
     try:
         yield work
@@ -43,21 +44,17 @@ def new_directory(path: Path) -> Iterator[Path]:
             _flush(file)
         if path.exists():
             path.rename(old)
-        try:
-            work.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        _put_back(old, path)
 
 
-def _beside(path: Path) -> Path:
-    """A hidden path in the same directory that no other writer has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+def _put_back(old: Path, path: Path) -> None:
+    """Renames a directory that was set aside back if nothing took its place, else removes it."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -92,7 +92,7 @@ class Registry(Generic[Part]):
             point = self._declared[name]
             try:
                 part = point.load()
-            except (ImportError, AttributeError) as error:
+            except Exception as error:  # code of another package may raise anything
                 raise ConfigError(
                     f"the {self.kind} {name!r} of {point.value} cannot be imported ({error}): "
                     "mend or uninstall that package"

@@ -532,7 +532,7 @@ def test_views_of_drawn_users_are_those_of_the_seed(
     ("words", "message"),
     [
         (["VIEWS", "--user", "nobody"], "the training part holds no user 'nobody'"),
-        (["VIEWS", "--user", "short"], "user 'short' has too few training items (1)"),
+        (["VIEWS", "--user", "short"], "user 'short' has too few training items"),
         (["VIEWS", "--n", "0"], "n must be at least 1, got 0"),
         (["PLAIN"], "sasrec, which contrasts no views; these do: cadirec, cl4srec"),
         (["nowhere"], "nowhere is not a run"),

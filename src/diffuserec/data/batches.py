@@ -336,7 +336,7 @@ def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pair
 
 
 def trainable_sequences(dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
-    """Indices of sequences with two items or more, of which one at least is not synthetic."""
+    """Indices of sequences with an item after the first that is not synthetic."""
     index = np.flatnonzero(dataset.lengths >= 2)
     return index[_n_targets(dataset, dataset.starts[index], dataset.ends[index]) > 0]
 

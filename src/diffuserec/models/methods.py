@@ -1,6 +1,6 @@
 """Recommenders and augmenters by name: found, registered, listed and loaded."""
 
-import importlib
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -106,8 +106,11 @@ def method_summaries() -> list[dict[str, str]]:
     found = []
     for kind, registry in (("recommender", RECOMMENDERS), ("augmenter", AUGMENTERS)):
         for name in registry.names():
-            module = importlib.import_module(registry.module_name(name))
-            text = module.__doc__ or registry.find(name).__doc__ or ""
+            try:
+                method = registry.find(name)
+                text = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+            except ConfigError as error:
+                text = str(error)
             summary = (text.strip().splitlines() or [""])[0]
             found.append({"kind": kind, "name": name, "summary": summary})
     return found

@@ -71,7 +71,10 @@ class SequenceSettings(TrainingSettings):
 
 
 class EncoderSettings(SequenceSettings):
-    """Hyper-parameters of a method that works with any encoder."""
+    """Hyper-parameters of a method that works with any encoder.
+
+    A field is given to the encoder if it is annotated ``OnlyIf(encoder=…)``, here or in a base.
+    """
 
     encoder: EncoderName = "transformer"
     """Name of the sequence encoder."""

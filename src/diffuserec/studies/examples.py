@@ -210,8 +210,8 @@ def _index_of(train: SequenceDataset, users: Sequence[str]) -> Int64[np.ndarray,
             raise DataError(f"the training part holds no user {user!r}")
         if not np.isin(found[0], trainable):
             raise DataError(
-                f"user {user!r} has too few training items ({train.real_lengths[found[0]]}): a "
-                "sequence to contrast and the item that comes next take two"
+                f"user {user!r} has too few training items: a sequence to contrast and a real item "
+                "that comes next take two"
             )
         index.append(found[0])
     return np.array(index)

@@ -122,7 +122,8 @@ class RunDirectory:
         metrics: Sequence[str] = (),
     ) -> Evaluation:
         """Evaluation of the run; under the default protocol it is stored, and read from there."""
-        default = candidates == "full" and filter_seen and not metrics
+        standard = candidates == "full" and filter_seen
+        default = standard and not metrics
         if default and (self.path / part / "metrics.json").is_file():
             return load_evaluation(self.path / part)
         result = self.measure(
@@ -133,7 +134,7 @@ class RunDirectory:
             candidates=candidates,
             metrics=metrics,
             seed=self.plan.seed,
-            with_uncertainty=default and part == "test" and self.model.has_distribution,
+            with_uncertainty=standard and part == "test" and self.model.has_distribution,
         )
         if default:
             result.save(self.path / part)
@@ -273,5 +274,8 @@ def _read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
     if document.get("format") != _FORMAT or document.get("version") != _VERSION:
-        raise DataError(f"{path / 'run.json'} is of another format or version: train the run again")
+        raise DataError(
+            f"{path / 'run.json'} is of another format or version: choose another directory, or "
+            "remove this one and train again"
+        )
     return document

@@ -60,7 +60,7 @@ class InsertBetween(Augmenter):
         lengths = dataset.lengths + np.bincount(owner[after - 1], minlength=len(dataset))
         times = dataset.timestamps
         if times is not None:
-            times = np.insert(times, after, times[after])
+            times = np.insert(times, after, times[after - 1])
         return dataset.with_items(longer.astype(np.int32), lengths, flags, times)
 
 
