@@ -1,6 +1,6 @@
 """Losses, ranks, lists and generated items of every method, compared with recorded ones.
 
-``numbers.json`` holds the numbers of commit 4cec631, the last one before the redesign of issue 14
+``numbers.json`` holds the numbers of commit 4cec631, the last one before the redesign
 (item tables, states, retrieval): that code was run on the built-in store and on the first 2,000
 users of Amazon Beauty, in float32 on one thread of a CPU, with seed 0 and two epochs a phase. The
 settings are written in today's names. Left out is DiffRec with ``tie_head=False``, whose initial
