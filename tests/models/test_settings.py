@@ -300,3 +300,14 @@ def test_a_field_of_the_same_name_is_not_the_encoders() -> None:
     assert config.encoder_config().mask_ratio == 0.9
     own = CL4SRec(encoder="masking", encoder_settings={"mask_ratio": 0.1}).config
     assert (own.mask_ratio, own.encoder_config().mask_ratio) == (0.3, 0.1)
+
+
+def test_a_method_that_hides_its_targets_takes_an_encoder_that_always_looks_ahead() -> None:
+    class Both(TransformerEncoder):
+        sees = "both"
+
+    ENCODERS.register("both", Both)
+    config = BERT4Rec(encoder="both").config
+    assert config.make_encoder(causal=False).sees == "both"
+    with pytest.raises(ConfigError, match="would see the targets"):
+        SASRec(encoder="both")

@@ -160,7 +160,7 @@ def require_buildable(plan: Plan, catalog: Catalog) -> None:
     with torch.random.fork_rng():
         for method in methods_of(plan):
             if method is not None:
-                method.build(catalog)
+                method.take(catalog)
 
 
 def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
