@@ -401,3 +401,26 @@ def test_copies_are_neither_lengthened_nor_saved(tmp_path) -> None:
     with pytest.raises(DataError, match="copies are not saved"):
         augmented.save(tmp_path / "data")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_is(tmp_path) -> None:
+    dataset = full_dataset()
+    dataset.save(tmp_path / "data")
+    assert load_dataset(tmp_path / "data").fingerprint == dataset.fingerprint
+    assert dataset.compact().fingerprint == dataset.fingerprint
+    catalog = dataset.catalog
+    swapped = catalog.item_ids.gather([1, 0, 2, 3, 4])
+    named = catalog.item_ids.to_frame().with_columns(name=pl.lit("x"))
+    others = [
+        dataset.select(np.arange(len(dataset) - 1)),
+        replace(dataset, users=dataset.users[::-1]),
+        replace(dataset, log=replace(dataset.log, items=dataset.log.items[::-1])),
+        replace(dataset, log=replace(dataset.log, synthetic=None)),
+        replace(dataset, log=replace(dataset.log, timestamps=dataset.log.timestamps + 1)),
+        replace(dataset, catalog=replace(catalog, item_ids=swapped)),
+        replace(dataset, catalog=replace(catalog, user_ids=pl.Series("user_id", range(9)))),
+        replace(dataset, catalog=replace(catalog, attributes=named)),
+        dataset.with_copies(copies_of(dataset)),
+    ]
+    prints = {other.fingerprint for other in [dataset, *others]}
+    assert len(prints) == len(others) + 1

@@ -7,7 +7,9 @@ so that it costs O(U) whatever N. Item numbers are 1..V-1; 0 is padding and neve
 Raw ids stay in the :class:`Catalog`.
 """
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -408,6 +410,37 @@ class SequenceDataset:
         kept = ~self.synthetic
         times = None if self.timestamps is None else self.timestamps[kept]
         return self.with_items(self.items[kept], self.real_lengths, None, times)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the sequences hold, as 32 hexadecimal digits: equal for equal data, wherever it is.
+
+        Counted in are the items, users, times and synthetic marks of these sequences, the raw ids
+        and attributes of the catalog, and augmented copies. O(N), computed once.
+        """
+        digest = hashlib.sha256(f"{self.vocab_size} {self.catalog.n_users}".encode())
+        arrays = {
+            "lengths": self.lengths.astype("<i8"),
+            "users": self.users.astype("<i8"),
+            "items": self.items,
+            "synthetic": np.flatnonzero(self.synthetic).astype("<i8"),
+            "timestamps": self.timestamps,
+            "copies": None if self.copies is None else self.copies.items,
+        }
+        for name, array in arrays.items():
+            if array is not None:
+                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        if self.copies is not None:
+            digest.update(repr(self.copies.schedule).encode())
+        catalog = self.catalog
+        for ids in (catalog.item_ids, catalog.user_ids):
+            if ids is not None:
+                digest.update(str(ids.dtype).encode())
+                digest.update(json.dumps(ids.to_list(), ensure_ascii=False).encode())
+        if catalog.attributes is not None:
+            digest.update(catalog.attributes.write_ndjson().encode())
+        return digest.hexdigest()[:32]
 
     def save(self, path: Path | str, note: dict[str, Any] | None = None) -> None:
         """Writes the dataset as a directory that :func:`load_dataset` maps back.

@@ -1,11 +1,9 @@
 """The state of an interrupted training: one file, replaced in one step after every epoch."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -36,7 +34,7 @@ class Checkpoint:
             "config": method.config.model_dump(mode="json"),
             "seed": runtime.seed,
             "precision": runtime.precision,
-            "data": _fingerprint(data) if runtime.checkpoint else "",
+            "data": data.fingerprint if runtime.checkpoint else "",
         }
 
     def save(self, records: list[Epoch], best: dict[str, Tensor] | None) -> None:
@@ -95,16 +93,6 @@ class Checkpoint:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _fingerprint(data: SequenceDataset) -> str:
-    digest = hashlib.sha256(str(data.vocab_size).encode())
-    copies = () if data.copies is None else (data.copies.items,)
-    for array in (data.items, data.offsets, data.users, np.flatnonzero(data.synthetic), *copies):
-        digest.update(np.ascontiguousarray(array).data)
-    if data.copies is not None:
-        digest.update(repr(data.copies.schedule).encode())
-    return digest.hexdigest()[:32]
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
