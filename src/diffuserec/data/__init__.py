@@ -13,7 +13,6 @@ from diffuserec.data.batches import training_batches as training_batches
 from diffuserec.data.batches import training_examples as training_examples
 from diffuserec.data.catalog import PAD as PAD
 from diffuserec.data.catalog import Catalog as Catalog
-from diffuserec.data.catalog import RawId as RawId
 from diffuserec.data.copies import AugmentedCopies as AugmentedCopies
 from diffuserec.data.copies import CurriculumSchedule as CurriculumSchedule
 from diffuserec.data.dataset import SequenceDataset as SequenceDataset
@@ -21,6 +20,7 @@ from diffuserec.data.dataset import offsets_of as offsets_of
 from diffuserec.data.formats import FORMATS as FORMATS
 from diffuserec.data.histories import encode_histories as encode_histories
 from diffuserec.data.histories import encode_items as encode_items
+from diffuserec.data.ids import RawId as RawId
 from diffuserec.data.interactions import Interactions as Interactions
 from diffuserec.data.interactions import from_dataset as from_dataset
 from diffuserec.data.interactions import from_frame as from_frame

@@ -1,6 +1,5 @@
 """The catalog: raw item ids by number, and the index that leads back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -8,11 +7,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int, Int64
 
+from diffuserec.data.ids import IdIndex, RawId, RawIds, as_list
 from diffuserec.errors import DataError
 
 PAD = 0
-
-RawId = int | str
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,30 +60,19 @@ class Catalog:
             ids = pl.concat([ids, names.alias(ids.name)])
         return replace(self, n_users=self.n_users + n, user_ids=ids)
 
-    def encode(self, raw: Sequence[RawId] | pl.Series) -> Int64[np.ndarray, " N"]:
-        """Item numbers of raw ids; 0 for an unknown id. A few cost O(ids · log V).
+    def encode(self, raw: RawIds) -> Int64[np.ndarray, " N"]:
+        """Item numbers of raw ids; 0 for an unknown id, and for a value that is no id.
 
         Integer catalogs take integers or their decimal strings; string catalogs take strings or
-        integers, so that ids typed on a command line work for both.
+        integers, so that ids typed on a command line work for both. :mod:`diffuserec.data.ids`
+        has the rule; a value's number does not depend on the others. A few ids cost O(log V) each.
+
+        Raises:
+            DataError: a string, or something else that is no list.
         """
-        if not isinstance(raw, pl.Series):
-            # not strict: integers among strings become strings
-            raw = pl.Series(
-                list(raw), dtype=None if len(raw) else self.item_ids.dtype, strict=False
-            )
-        if raw.dtype != self.item_ids.dtype:
-            raw = raw.cast(self.item_ids.dtype, strict=False)
-        if len(raw) < self.n_items:
-            known, numbers = self._sorted
-            at = np.minimum(known.search_sorted(raw).to_numpy(), self.n_items - 1)
-            hit = known.gather(at) == raw
-            hit = hit.fill_null(False) if raw.null_count() else hit
-            return np.where(hit.to_numpy(), numbers[at], PAD)
-        # for as many ids as items, a hash join is several times faster than bisections
-        found = pl.DataFrame({"id": raw}).join(
-            self._numbered(), on="id", how="left", maintain_order="left"
-        )
-        return found["number"].fill_null(PAD).to_numpy(writable=True)
+        if not isinstance(raw, pl.Series) and getattr(raw, "ndim", 0) != 1:
+            raw = as_list("raw", raw)
+        return self._index.find(raw) + 1
 
     def decode(self, items: Int[np.ndarray, "..."]) -> list[RawId]:
         """Raw ids of item numbers (flat), in the type that the log had.
@@ -100,14 +87,9 @@ class Catalog:
             )
         return self.item_ids.gather(flat - 1).to_list()
 
-    def _numbered(self) -> pl.DataFrame:
-        return pl.DataFrame({"id": self.item_ids, "number": np.arange(1, self.vocab_size)})
-
     @cached_property
-    def _sorted(self) -> tuple[pl.Series, Int64[np.ndarray, " I"]]:
-        """Raw ids in ascending order, and the number of each."""
-        ordered = self._numbered().sort("id")
-        return ordered["id"], ordered["number"].to_numpy()
+    def _index(self) -> IdIndex:
+        return IdIndex(self.item_ids)
 
 
 def _names(prefix: str, first: int, n: int) -> pl.Series:

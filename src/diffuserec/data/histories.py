@@ -3,21 +3,21 @@
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import polars as pl
 from jaxtyping import Int64
 
-from diffuserec.data.catalog import Catalog, RawId
+from diffuserec.data.catalog import Catalog
 from diffuserec.data.dataset import SequenceDataset, offsets_of
-from diffuserec.errors import DataError
+from diffuserec.data.ids import RawIds, as_list
+from diffuserec.errors import ConfigError, DataError
 
 
 def encode_histories(
     catalog: Catalog,
-    histories: Sequence[Sequence[RawId]],
-    on_unknown: Literal["skip", "refuse"] = "skip",
+    histories: Any,
+    on_unknown: str = "skip",
 ) -> tuple[SequenceDataset, Int64[np.ndarray, " U"]]:
     """Histories of raw item ids as a dataset.
 
@@ -32,18 +32,17 @@ def encode_histories(
         The dataset, and the number of unknown items in each history.
 
     Raises:
+        ConfigError: `on_unknown` is neither of its two words.
         DataError: not a list of lists; or an unknown item, if those are refused.
     """
-    if isinstance(histories, str) or any(isinstance(h, str | int) for h in histories):
-        raise DataError(
-            "histories must be a list of lists of item ids, one inner list a user: "
-            'recommend([["B0012", "B0440"]])'
-        )
-    lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    raw = [item for history in histories for item in history]
+    if on_unknown not in ("skip", "refuse"):
+        raise ConfigError(f"on_unknown must be 'skip' or 'refuse', got {on_unknown!r}")
+    listed = _lists(histories)
+    lengths = np.array([len(history) for history in listed], dtype=np.int64)
+    raw = [item for history in listed for item in history]
     numbers = catalog.encode(raw)
-    owners = np.repeat(np.arange(len(histories)), lengths)
-    n_unknown = np.bincount(owners[numbers == 0], minlength=len(histories))
+    owners = np.repeat(np.arange(len(listed)), lengths)
+    n_unknown = np.bincount(owners[numbers == 0], minlength=len(listed))
     if on_unknown == "refuse" and n_unknown.any():
         first = int(np.argmax(numbers == 0))
         raise DataError(
@@ -57,20 +56,36 @@ def encode_histories(
     return SequenceDataset.from_offsets(items, offsets, catalog, users), n_unknown
 
 
-def encode_items(
-    catalog: Catalog, what: str, raw: Sequence[RawId] | pl.Series
-) -> Int64[np.ndarray, " I"]:
+def _lists(histories: Any) -> list[Sequence[Any]]:
+    """The histories as lists of values.
+
+    Raises:
+        DataError: not a list of lists.
+    """
+    rows = getattr(histories, "ndim", 1) == 2 and isinstance(histories, np.ndarray)
+    try:
+        outer = list(histories) if rows else as_list("histories", histories, ordered=True)
+        return [as_list("a history", history, ordered=True) for history in outer]
+    except DataError as error:
+        raise DataError(
+            "histories must be a list of lists of item ids, one inner list a user: "
+            f'recommend([["B0012", "B0440"]]); {error}'
+        ) from None
+
+
+def encode_items(catalog: Catalog, what: str, raw: RawIds) -> Int64[np.ndarray, " I"]:
     """Item numbers of raw ids that must all be in the catalog.
 
     Args:
         what: name of the list, for the message.
 
     Raises:
-        DataError: an unknown item.
+        DataError: not a list, or an unknown item.
     """
-    numbers = catalog.encode(raw)
+    values = as_list(what, raw)
+    numbers = catalog.encode(values)
     if (numbers == 0).any():
         raise DataError(
-            f"{what}: the catalog does not hold item {raw[int(np.argmax(numbers == 0))]!r}"
+            f"{what}: the catalog does not hold item {values[int(np.argmax(numbers == 0))]!r}"
         )
     return numbers

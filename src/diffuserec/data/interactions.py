@@ -21,7 +21,6 @@ from diffuserec.data.columns import (
     Columns,
     Source,
     find_roles,
-    first_true,
     parse_flags,
     parse_ids,
     parse_other,
@@ -31,6 +30,7 @@ from diffuserec.data.columns import (
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.data.formats import read_columns, write_log
 from diffuserec.data.grouping import codes_of, group_order, k_core, time_order
+from diffuserec.data.ids import IdIndex
 from diffuserec.errors import ConfigError, DataError
 
 
@@ -399,15 +399,15 @@ def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:
         raise source.fail(
             f"no column 'item_id' among: {', '.join(table.columns)}: rename one to it"
         )
-    table = table.with_columns(pl.col(name).cast(item_ids.dtype, strict=False))
-    row = first_true(table[name].is_duplicated() & table[name].is_not_null())
-    if row is not None:
-        raise source.fail(f"item {table[name][row]!r} has more than one row: keep one", row)
-    if not table[name].is_in(item_ids.implode()).any():
+    at = IdIndex(item_ids).find(table[name])
+    known = np.flatnonzero(at >= 0)
+    if not len(known):
         raise source.fail("none of the items is in the log: check the ids")
-    return (
-        item_ids.rename(name)
-        .to_frame()
-        .join(table, on=name, how="left", maintain_order="left")
-        .drop(name)
-    )
+    row_of_item = np.full(len(item_ids), -1)
+    row_of_item[at[known]] = known
+    again = known[row_of_item[at[known]] != known]
+    if len(again):
+        row = int(again[0])
+        raise source.fail(f"item {table[name][row]!r} has more than one row: keep one", row)
+    rows = pl.Series(row_of_item)
+    return table.drop(name)[rows.set(rows < 0, None)]

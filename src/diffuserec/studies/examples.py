@@ -13,6 +13,7 @@ import polars as pl
 from jaxtyping import Int64
 
 from diffuserec.data import SequenceDataset, trainable_sequences
+from diffuserec.data.ids import IdIndex
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.methods import find_recommender, method_names
 from diffuserec.models.recommender import Contrastive
@@ -201,11 +202,10 @@ def _first(n: int, dataset: SequenceDataset, least: int, most: int) -> Int64[np.
 def _index_of(train: SequenceDataset, users: Sequence[str]) -> Int64[np.ndarray, " S"]:
     """Indices of the sequences of raw user ids, each with two items or more."""
     ids = train.catalog.user_ids
-    known = (pl.Series(np.arange(train.catalog.n_users)) if ids is None else ids).cast(pl.String)
+    known = IdIndex(pl.Series(np.arange(train.catalog.n_users)) if ids is None else ids)
     index, trainable = [], trainable_sequences(train)
-    for user in users:
-        number = known.index_of(user)
-        found = np.flatnonzero(train.users == (-1 if number is None else number))
+    for user, number in zip(users, known.find(users), strict=True):
+        found = np.flatnonzero(train.users == number)
         if not len(found):
             raise DataError(f"the training part holds no user {user!r}")
         if not np.isin(found[0], trainable):
