@@ -4,10 +4,24 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from diffuserec.errors import DataError
+
+_READ_PARQUET = """
+import sys
+import polars
+try:
+    polars.read_parquet(sys.argv[1], glob=False)
+except BaseException as error:
+    print(str(error).partition("\\n")[0])
+    sys.exit(1)
+"""
 
 
 @contextmanager
@@ -77,6 +91,24 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     document = json.loads(path.read_text(encoding="utf-8"))
     return document if isinstance(document, dict) else {}
+
+
+def check_parquet(path: Path) -> None:
+    """Reads a Parquet file of unknown origin in a process of its own.
+
+    A damaged file can abort the process that reads it, which no ``except`` catches; one that this
+    lets pass can be read here.
+
+    Raises:
+        DataError: the file cannot be read; names it and says why.
+    """
+    command = [sys.executable, "-P", "-X", "utf8", "-c", _READ_PARQUET, str(path.absolute())]
+    child = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    if child.returncode:
+        why = child.stdout.decode(errors="replace").strip() or "reading it ends the process"
+        raise DataError(f"{path.name}: damaged Parquet file ({why}): write it again")
 
 
 def sha256(path: Path) -> str:
