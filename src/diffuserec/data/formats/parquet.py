@@ -6,7 +6,7 @@ import polars as pl
 
 from diffuserec.data.columns import Columns, Source, find_roles
 from diffuserec.data.log_format import LogFile, LogFormat, with_times
-from diffuserec.data.text import reason
+from diffuserec.files import check_parquet
 
 
 class Parquet(LogFormat):
@@ -19,11 +19,10 @@ class Parquet(LogFormat):
     magic = b"PAR1"
 
     def read(self, log: LogFile) -> Columns:
+        log.refuse_positions(self.name)
+        check_parquet(log.path)
+        table = pl.read_parquet(log.path, glob=False)
         source = log.source
-        try:
-            table = pl.read_parquet(log.path, glob=False)
-        except pl.exceptions.PolarsError as error:
-            raise source.fail(f"damaged Parquet file ({reason(error)}): write it again") from error
         return Columns(table, find_roles(table.columns, log.named, source), source, self.name)
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
