@@ -1,15 +1,28 @@
-"""Files and directories that appear whole or not at all, whatever interrupts the writing."""
+"""Files and directories that appear whole or not at all, whatever interrupts the writing.
 
+Whoever writes at a path holds a lock of the operating system, ``.NAME.lock`` beside it; it ends
+with the process that holds it, however that ends. What is written grows under a name that no other
+process has, ``.NAME.PROCESS-RANDOM.partial``, is brought to the disk and then renamed. What a
+killed writer left is removed by the next one.
+"""
+
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import polars as pl
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from diffuserec.errors import DataError
 
@@ -23,52 +36,116 @@ except BaseException as error:
     sys.exit(1)
 """
 
+_PATIENCE = 10.0
+"""Seconds for which the writer of a file waits for another one of the same file."""
+
+_LARGEST_DOCUMENT = 2**26
+"""Bytes of a JSON file beyond which none of ours is."""
+
+
+@contextmanager
+def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
+    """Holds the lock of a path; the folder that it lies in is made if need be.
+
+    Args:
+        path: a file or directory, which need not exist yet.
+        wait: seconds to wait for another process.
+
+    Raises:
+        DataError: another process, or another part of this one, holds it, or it cannot be made.
+    """
+    file = _beside(real(path), "lock")
+    with telling(path):
+        _make(file.parent)
+        lock = FileLock(file, thread_local=False)
+        try:
+            lock.acquire(timeout=max(wait, 0.2), poll_interval=0.02)
+        except Timeout as error:
+            raise DataError(
+                f"{path} is being written by another process: wait until it has ended, or choose "
+                "another path"
+            ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes nothing that is open
+            file.unlink()
+        lock.release()
+        if os.name == "nt":
+            with suppress(OSError):  # another process has it by now
+                file.unlink()
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; at the end of the block, what is there replaces the file at `path`.
 
     By then it is on the disk. After an error the file at `path` is as it was before. The directory
-    is made if need be.
+    is made if need be; a symbolic link is followed.
+
+    Raises:
+        DataError: nothing can be written there, or another process does not cease to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.partial")
-    try:
+    target = real(path)
+    with locked(path, _PATIENCE), telling(path), _work(target) as work:
         yield work
-        _flush(work)
-        work.replace(path)
-    finally:
-        work.unlink(missing_ok=True)
+        flush(work)
+        work.replace(target)
+        flush_directory(target.parent)
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill; at the end of the block it replaces the one at `path`, if any.
+    """An empty directory to fill; at the end of the block it stands at `path`, which is free.
 
-    By then its files are on the disk. After an error the directory at `path` is as it was before;
-    after a kill between the two renames, the next writer puts it back.
+    By then its files are on the disk. After an error nothing stands there. The caller holds the
+    lock of `path`.
+
+    Raises:
+        DataError: nothing can be written there.
     """
-    work, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    shutil.rmtree(work, ignore_errors=True)
-    _put_back(old, path)
-    work.mkdir(parents=True)
-    try:
+    target = real(path)
+    with locked(path, _PATIENCE), telling(path), _work(target) as work:
+        work.mkdir()
         yield work
         for file in work.iterdir():
-            _flush(file)
-        if path.exists():
-            path.rename(old)
-        work.rename(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        _put_back(old, path)
+            flush(file)
+        flush_directory(work)
+        old = _beside(target, "old")
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        flush_directory(target.parent)
 
 
-def _put_back(old: Path, path: Path) -> None:
-    """Renames a directory that was set aside back if nothing took its place, else removes it."""
-    if old.exists() and not path.exists():
-        old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Errors of writing at a path become one line with the path and the cause.
+
+    Raises:
+        DataError: something was raised by the system, Polars or safetensors.
+    """
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be written: {cause_of(error)}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """The reason of an error in a few words: the system's, if it came from there."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    number = re.search(r"os error (\d+)", text)  # as Rust writes it
+    if number and os.name != "nt":
+        return os.strerror(int(number[1]))
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def real(path: Path) -> Path:
+    """The path with symbolic links followed, so that writing replaces what a link points to."""
+    return Path(os.path.realpath(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,15 +159,41 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if the file holds another JSON value.
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, read strictly: what two readers could take differently is refused.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON in UTF-8.
+        ValueError: it is no JSON in UTF-8, has a key twice, a number that JSON does not have (NaN,
+            Infinity) or of thousands of digits, half a character, is nested very deeply, or is
+            larger than anything that is ours.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
-    return document if isinstance(document, dict) else {}
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    if path.stat().st_size > _LARGEST_DOCUMENT:
+        raise ValueError("it is too large")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half a character") from error
+    return content
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, read as :func:`read_json` does.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON object in UTF-8.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise ValueError("it holds no JSON object")
+    return document
 
 
 def check_parquet(path: Path) -> None:
@@ -112,12 +215,83 @@ def check_parquet(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal digits."""
+    """The checksum of a file, in hexadecimal digits; takes little memory whatever its size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Waits until a file is on the disk."""
     with path.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
+
+
+def flush_directory(path: Path) -> None:
+    """Waits until the names in a directory are on the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _work(target: Path) -> Iterator[Path]:
+    """A free path beside the target; what stands there at the end is removed.
+
+    The caller holds the target's lock, so whatever else has such a name was left by the dead.
+    """
+    for leftover in leftovers(target):
+        _remove(leftover)
+    work = _beside(target, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        yield work
+    finally:
+        _remove(work)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What writers of a path left beside it, or are writing there now."""
+    pattern = re.compile(re.escape(_beside(target, "").name) + r"\d+-[0-9a-f]{8}\.partial")
+    return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    name = target.name
+    if len(os.fsencode(name)) > 128:  # names are at most 255 bytes long
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return target.parent / f".{name}.{suffix}"
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those above it, on the disk."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush_directory(folder.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"it has the key {name!r} twice")
+        content[name] = value
+    return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")

@@ -207,7 +207,7 @@ def test_a_foreign_manifest_is_refused(
 
 def test_a_manifest_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[1]")
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="not a prepared dataset"):
         load_dataset(tmp_path)
 
 

@@ -305,7 +305,7 @@ def test_a_failed_save_leaves_the_older_model(saved, random_log, monkeypatch, ow
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fails)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(DataError, match="cannot be written: disk full"):
             Popularity().fit(random_log).save(saved)
     assert type(load(saved)) is SASRec
     # and what it left behind is no obstacle

@@ -235,7 +235,7 @@ def test_nothing_half_written_is_left_where_a_checkpoint_was(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match=r"fit\.safetensors cannot be written: disk full"):
         fit(random_log, Runtime(seed=4, checkpoint=tmp_path), epochs=1)
     assert (tmp_path / "fit.safetensors").read_bytes() == before
     assert [path.name for path in checkpoint_files(tmp_path)] == ["fit.safetensors"]
