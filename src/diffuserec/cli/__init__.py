@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from diffuserec.cli import data, results, training
+from diffuserec.cli import audit, data, results, training
 from diffuserec.cli.show import print_error
 from diffuserec.errors import ConfigError, DataError
 
@@ -26,6 +26,7 @@ for command in (
     data.augment,
     results.recommend,
     results.models,
+    audit.audit,
     training.experiment,
     training.curve,
 ):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from diffuserec.evaluation import Evaluation
+    from diffuserec.evaluation.audit import Audit
     from diffuserec.reports.inspection import Inspection, ShownView
     from diffuserec.reports.report import Report
 
@@ -89,6 +90,22 @@ def evaluation(found: "Evaluation", as_json: bool) -> None:
     print_line(str(found.protocol))
     if found.repeat_note:
         print_line(f"Note: {found.repeat_note}.")
+
+
+def audits(found: "Mapping[str, Audit]") -> None:
+    """Prints the findings about tables, and how many rows each kind of finding concerns."""
+    for name, result in found.items():
+        shown = Table("check", "data set", "methods", "finding", title=Text(name))
+        for finding in result.findings:
+            methods = finding.methods
+            few = ", ".join(methods) if len(methods) < 4 else f"{len(methods)} methods"
+            cells = (finding.check, finding.dataset, few, finding.message)
+            shown.add_row(*(Text(cell) for cell in cells))
+        if result.findings:
+            _out.print(shown)
+        print_line(f"{name}: {result.summary()}")
+        for reason in result.unchecked:
+            print_line(f"{name}: not checked: {reason}")
 
 
 def inspection(found: "Inspection") -> None:
