@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from diffuserec import Store, cli
+from diffuserec import SequenceDataset, Store, cli, find_recommender
 from diffuserec.studies.run_directory import cost, read_curve
 
 QUICK = ["--set", "epochs=2", "--set", "dim=16", "--set", "max_len=10"]
@@ -137,7 +138,7 @@ def test_recommend_takes_and_gives_raw_ids(
     assert [item["rank"] for item in items] == [1, 2, 3, 4]
     assert {item["item_id"] for item in items} <= set(ids) - {ids[0], ids[1]}
     assert items[0]["n_unknown"] == 1
-    assert "1 item ids are not in the catalog and were skipped" in said
+    assert "1 history: 1 answered by the model, 0 by popularity; 1 of 3 item ids unknown" in said
     status, _, error = call(
         capsys, "recommend", runs["plain"], "--history", history, "--refuse-unknown"
     )
@@ -146,12 +147,38 @@ def test_recommend_takes_and_gives_raw_ids(
     out = folder / "lists.csv"
     call(capsys, "recommend", runs["longer"], "--histories", log, "-k", 2, "--out", out)
     lists = pl.read_csv(out)
-    assert lists.columns == ["user_id", "rank", "item_id", "score", "n_unknown"]
+    assert lists.columns == ["user_id", "rank", "item_id", "score", "source", "n_unknown"]
     users = pl.read_csv(log).sort("user_id", maintain_order=True)["user_id"].unique().sort()
     assert lists["user_id"].to_list() == [user for user in users for _ in range(2)]
     status, printed, said = call(capsys, "recommend", runs["plain"], "--histories", log)
     assert status == 0
     assert "the first 200 of 3,000 lines; --out FILE writes them all" in said
+
+
+def test_ids_are_shown_letter_by_letter_and_read_as_one_line_of_csv(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = ["[/b]", "[red]x", "[bold]y[/bold]", "[link=http://e]z", "[]", "Good, the Bad", " edge"]
+    odd += ['say "so"', "=1+1", "ü", "\x1b[31mRED", "two\nlines", "turned\u202e"]
+    train = SequenceDataset.from_lists([[*range(1, 14)], [*range(13, 0, -1)]])
+    catalog = replace(train.catalog, item_ids=pl.Series("item_id", odd))
+    find_recommender("itemknn")().fit(replace(train, catalog=catalog)).save(folder / "odd")
+    words = ("recommend", folder / "odd", "--history", "ü", "-k", 40, "--keep-seen")
+    status, printed, _ = call(capsys, *words)
+    assert status == 0
+    cells = {line.split("│")[2].removeprefix(" ").rstrip() for line in printed.splitlines()[3:-1]}
+    shown = {"\\x1b[31mRED", "two\\nlines", "turned\\u202e"}
+    assert cells == {*odd[:-3], *shown}
+    assert "\x1b" not in printed
+    listed = '"Good, the Bad" , [/b],, "say ""so""", " edge",=1+1'
+    for option, n in (("--deny", 8), ("--allow", 5)):
+        status, printed, _ = call(capsys, *words, option, listed, "--json")
+        found = {line["item_id"] for line in json.loads(printed)["recommendations"]}
+        named = {"Good, the Bad", "[/b]", 'say "so"', " edge", "=1+1"}
+        assert found == (named if option == "--allow" else set(odd) - named)
+        assert len(found) == n
+    status, _, error = call(capsys, *words, "--deny", "[/nothing]")
+    assert (status, "does not hold item '[/nothing]'" in error) == (2, True)
 
 
 def test_a_generative_run_shows_spreads_and_says_what_it_ignores(
@@ -353,6 +380,9 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "DATA"], "not a run"),
         (["evaluate", "RUN", "--candidates", "uniform:9999"], "9999"),
         (["recommend", "RUN"], "--history"),
+        (["recommend", "RUN", "--history", ""], "--history names no item"),
+        (["recommend", "RUN", "--history", "A;B"], "none of the 1 item ids"),
+        (["recommend", "RUN", "--history", 'A,"B,C'], 'the quotes of "B are not closed'),
         (["recommend", "RUN", "--history", "a", "--out", "x.doc"], ".csv"),
         (["train", "DATA", "--model", "sasrec", "--out", "RUN"], "--resume"),
         (["augment", "DATA", "--method", "random", "--out", "x.doc"], "parquet"),

@@ -84,7 +84,8 @@ def test_recommends_in_the_ids_of_the_log(name: str, ids: str, cycle, split: Spl
     raw = {"int": [1000, 997], "str": ["B1000", "B0997"]}[ids]
     frame = model.recommend([raw], k=5)
     spread = {"spread"} if model.is_generative else set()
-    assert set(frame.columns) == {"query", "rank", "item_id", "score", "n_unknown"} | spread
+    columns = {"query", "rank", "item_id", "score", "source", "n_unknown"}
+    assert set(frame.columns) == columns | spread
     items = items_of(frame)
     assert all(type(item) is type(raw[0]) for item in items)
     assert set(items) <= set(train.catalog.item_ids.to_list()) - set(raw)
@@ -134,7 +135,11 @@ def test_unknown_ids_are_skipped_and_counted_or_refused(recommender) -> None:
 def test_an_empty_history_is_answered_by_popularity(recommender, split: Split) -> None:
     counts = np.bincount(split.train.items, minlength=21)
     order = sorted(range(1, 21), key=lambda item: (-counts[item], item))
-    frame = recommender.recommend([[], [12345]], k=20)
+    frame = recommender.recommend([[], [12345], [1000]], k=20)
+    of_model = frame["query"] == 2
+    assert set(frame.filter(of_model)["source"]) == {"model"}
+    frame = frame.filter(~of_model)
+    assert set(frame["source"]) == {"popularity"}
     for query in (0, 1):
         assert recommender.catalog.encode(items_of(frame, query)).tolist() == order
     if recommender.is_generative:  # which answers in probabilities

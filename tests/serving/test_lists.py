@@ -1,11 +1,21 @@
 """Recommendation lists of a saved run, for one history and for a log of users."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from diffuserec import ConfigError, DataError, SequenceDataset, find_augmenter, find_recommender
+from diffuserec import (
+    ConfigError,
+    DataError,
+    SequenceDataset,
+    find_augmenter,
+    find_recommender,
+    load,
+    load_augmenter,
+)
 from diffuserec.serving.lists import recommend_from
 
 LOG = [[1, 2, 3, 4], [2, 3, 4, 5], [5, 1, 2, 3]]
@@ -43,7 +53,7 @@ def test_what_is_not_used_of_a_history_is_said(run: Path) -> None:
     assert said == [
         "1 of 1 histories are longer than the 3 items that itemknn looks back on: only their "
         "newest 3 count",
-        "1 item ids are not in the catalog and were skipped",
+        "1 history: 1 answered by the model, 0 by popularity; 1 of 5 item ids unknown and skipped",
     ]
 
 
@@ -63,3 +73,71 @@ def test_requests_that_cannot_be_answered_are_refused_before_a_model_is_asked(
     for history, histories in ((None, None), ([1], taken)):
         with pytest.raises(ConfigError, match="either --history or --histories"):
             recommend_from(run, history, histories)
+
+
+def test_answers_by_popularity_and_unknown_ids_are_counted_aloud(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    rows = [("x", "1.0"), ("x", "2.0"), ("y", "77"), ("y", "x"), ("z", "1"), ("z", "+2")]
+    rows += [("all", str(item)) for item in range(1, 6)]
+    pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").write_csv(file)
+    for out in (None, tmp_path / "lists.csv", tmp_path / "lists.jsonl"):
+        said: list[str] = []
+        found = recommend_from(
+            run, None, file, columns={"time": "none"}, k=9, out=out, say=said.append
+        )
+        assert said[-1] == (
+            "4 histories: 3 answered by the model, 1 by popularity; 3 of 11 item ids unknown and "
+            "skipped; 1 without a list: no item is left to show"
+        )
+    sources = {user: set(lists["source"]) for (user,), lists in found.group_by("user_id")}
+    assert sources == {"x": {"model"}, "y": {"popularity"}, "z": {"model"}}
+    same = recommend_from(run, [1, 2], None, k=9)
+    assert found.filter(user_id="x").drop("user_id").equals(same)
+
+
+def test_histories_of_which_nothing_is_known_are_refused_unless_asked_for(
+    run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("user_id,item_id\nx,A\ny,B\n", encoding="utf-8")
+    asked = {"columns": {"time": "none"}}
+    with pytest.raises(DataError, match=r"none of the 2 item ids of .*log.csv .* 'A'.*--fallback"):
+        recommend_from(run, None, file, **asked)
+    with pytest.raises(DataError, match=r"none of the 1 item ids of the history .*'1;2'.*commas"):
+        recommend_from(run, ["1;2"], None)
+    with pytest.raises(DataError, match="--history names no item"):
+        recommend_from(run, [], None)
+    said: list[str] = []
+    found = recommend_from(run, None, file, **asked, fallback=True, say=said.append)
+    assert set(found["source"]) == {"popularity"}
+    assert said == [
+        "2 histories: 0 answered by the model, 2 by popularity; 2 of 2 item ids unknown and skipped"
+    ]
+
+
+def test_a_model_folder_and_a_run_stand_for_each_other(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    assert type(load(tmp_path)) is type(load(tmp_path / "model"))
+    assert load_augmenter(tmp_path).name == "random"
+    # the augmenter of the run belongs to its model
+    lists = [recommend_from(path, [3], None) for path in (tmp_path, tmp_path / "model")]
+    assert lists[0].equals(lists[1])
+    shutil.copytree(run / "model", tmp_path / "alone")
+    assert recommend_from(tmp_path / "alone", [3], None)["source"].to_list() == ["model"] * 4
+
+
+def test_names_of_items_stand_in_lists(tmp_path: Path) -> None:
+    names = pl.DataFrame({"name": ["one", "two", None, "four", "five"]})
+    train = SequenceDataset.from_lists(LOG)
+    named = dataclasses.replace(train, catalog=dataclasses.replace(train.catalog, attributes=names))
+    find_recommender("itemknn")().fit(named).save(tmp_path / "model")
+    out = tmp_path / "lists.csv"
+    found = recommend_from(tmp_path / "model", [1], None, out=out)
+    assert found.columns == ["rank", "item_id", "name", "score", "source", "n_unknown"]
+    by_item = dict(zip(found["item_id"], found["name"], strict=True))
+    assert by_item == {2: "two", 3: None, 4: "four", 5: "five"}
+    assert pl.read_csv(out)["name"].to_list() == found["name"].to_list()
+    after = load(tmp_path / "model").next_items_of([1])
+    assert after.columns == ["target_item_id", "rank", "item_id", "name", "score"]
+    assert after["name"].to_list() == found["name"].to_list()

@@ -1,5 +1,6 @@
 """Options that several commands have, and the reading of their text."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +48,29 @@ def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def parse_ids(text: str | None) -> list[str] | None:
-    """Raw ids from text with commas between them."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+_FIELD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(,|\Z)')
+
+
+def parse_ids(text: str | None, option: str) -> list[str] | None:
+    """Raw ids from one line of CSV: commas between them, quotes around an id that has one itself.
+
+    Blanks around an id are left out, but not those inside of quotes; so are empty fields.
+
+    Raises:
+        ConfigError: quotes that do not end, or go on after their end.
+    """
+    if text is None:
+        return None
+    found, at, comma = [], 0, ","
+    while comma:
+        field = _FIELD.match(text, at)
+        assert field is not None  # text without a comma matches in any case
+        quoted, plain, comma = field.groups()
+        if quoted is None and plain.startswith('"'):
+            raise ConfigError(
+                f"{option}: the quotes of {plain} are not closed: write an id with a comma as "
+                '"Good, the Bad", and a quote inside of quotes twice'
+            )
+        found.append(plain if quoted is None else quoted.replace('""', '"'))
+        at = field.end()
+    return [raw for raw in found if raw]

@@ -100,7 +100,10 @@ def views(
 def recommend(
     run: options.RunPath,
     history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, with commas between.")
+        str | None,
+        typer.Option(
+            help="Item ids, oldest first, with commas between; quotes around an id with a comma."
+        ),
     ] = None,
     histories: Annotated[
         Path | None, typer.Option(help="A log of users to recommend to, of any known format.")
@@ -116,12 +119,17 @@ def recommend(
     refuse_unknown: Annotated[
         bool, typer.Option(help="Refuse ids that the catalog does not hold.")
     ] = False,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Answer by popularity even if no id at all is known."),
+    ] = False,
     n_draws: Annotated[
         int | None,
         typer.Option(help="Noise draws to average; shows the spread of each probability."),
     ] = None,
     diversity: Annotated[
-        float, typer.Option(help="0 ranks by the mean of the draws, 1 by one draw of the seed.")
+        float,
+        typer.Option(help="0 ranks by the mean of the draws, 1 by one draw; scores stay the mean."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     out: Annotated[
@@ -130,6 +138,15 @@ def recommend(
     as_json: options.AsJson = False,
 ) -> None:
     """Recommends next items for one history, or for every user of a file. Raw ids in and out.
+
+    RUN may also be a saved model. A history without a known item is answered by popularity; the
+    column "source" says who answered, and a line on standard error how many. Scores of popularity
+    are counts, and compare with no score of the model's.
+
+    Where people choose the same items again, add --keep-seen: items of the history itself are left
+    out otherwise.
+
+    Examples:
 
     diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
     diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
@@ -140,18 +157,19 @@ def recommend(
 
     lists = recommend_from(
         run,
-        options.parse_ids(history),
+        options.parse_ids(history, "--history"),
         histories,
         columns={"format": format, "user": user, "item": item, "time": time},
         k=k,
         filter_seen=not keep_seen,
-        allow=options.parse_ids(allow),
-        deny=options.parse_ids(deny),
+        allow=options.parse_ids(allow, "--allow"),
+        deny=options.parse_ids(deny, "--deny"),
         on_unknown="refuse" if refuse_unknown else "skip",
         n_draws=n_draws,
         diversity=diversity,
         seed=seed,
         out=out,
+        fallback=fallback,
         say=show.say,
     )
     if as_json:

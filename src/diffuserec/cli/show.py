@@ -1,6 +1,7 @@
 """Printing of results on a terminal: tables on standard output, messages on standard error."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,20 +23,31 @@ _err = Console(stderr=True)
 
 _MOST_LINES = 200
 
+# C0, DEL and C1, marks that change the direction of text, separators of lines, lone surrogates
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: object) -> Text:
+    """A value as text: no markup, control characters written out, so that none reaches a terminal.
+
+    A line break becomes ``\\n``, the escape character ``\\x1b``.
+    """
+    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)))
+
 
 def say(line: str) -> None:
     """Prints a message on standard error."""
-    _err.print(line, style="dim", markup=False, highlight=False)
+    _err.print(plain(line), style="dim", markup=False, highlight=False)
 
 
 def print_error(line: str) -> None:
     """Prints an error on standard error, in one line however long it is."""
-    _err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    _err.print(plain(line), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_line(line: str) -> None:
-    """Prints text on standard output as it is."""
-    _out.print(line, markup=False, highlight=False)
+    """Prints text on standard output as it is, but for control characters other than line ends."""
+    _out.print(Text("\n").join(map(plain, line.split("\n"))), markup=False, highlight=False)
 
 
 def print_text(text: str) -> None:
@@ -50,30 +62,35 @@ def print_json(content: Any) -> None:
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
     """Prints a table of facts by name; whole numbers with commas."""
-    shown = Table(title=title, show_header=False)
+    shown = Table(title=plain(title), show_header=False)
     for name, value in values.items():
-        shown.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        shown.add_row(plain(name), plain(f"{value:,}" if isinstance(value, int) else value))
     _out.print(shown)
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Prints a table of texts."""
-    shown = Table(*columns)
+    """Prints a table of texts; whatever they hold is shown as text, never as markup."""
+    shown = Table()
+    for column in columns:
+        shown.add_column(plain(column))
     for line in lines:
-        shown.add_row(*line)
+        shown.add_row(*map(plain, line))
     _out.print(shown)
 
 
 def lists(found: "pl.DataFrame") -> None:
     """Prints recommendations, the first of them if there are many."""
     shown = found.drop("n_unknown")
-    lines = [
-        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        for values in shown.head(_MOST_LINES).iter_rows()
-    ]
+    lines = [[_cell(value) for value in values] for values in shown.head(_MOST_LINES).iter_rows()]
     table(shown.columns, lines)
     if shown.height > _MOST_LINES:
         say(f"the first {_MOST_LINES} of {shown.height:,} lines; --out FILE writes them all")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def report(found: "Report") -> None:
@@ -113,28 +130,28 @@ def inspection(found: "Inspection") -> None:
     from diffuserec.reports.inspection import metric_table
 
     for sequence in found.sequences:
-        _out.print(Text(f"{found.method}, user {sequence.user}"))
+        _out.print(plain(f"{found.method}, user {sequence.user}"))
         aligned = [view for view in sequence.views if view.aligned]
         if aligned:
             columns = Table()
             columns.add_column("position", justify="right")
             for heading in ("original", *sequence.confidences, *(view.name for view in aligned)):
-                columns.add_column(Text(heading))
+                columns.add_column(plain(heading))
             for position, item in enumerate(sequence.items):
                 columns.add_row(
                     str(position + 1),
-                    Text(item),
+                    plain(item),
                     *(f"{values[position]:.3f}" for values in sequence.confidences.values()),
                     *(_marked(view, position) for view in aligned),
                 )
             _out.print(columns)
         else:
-            _out.print(Text(f"original: {', '.join(sequence.items)}"))
+            _out.print(plain(f"original: {', '.join(sequence.items)}"))
         for view in sequence.views:
             if not view.aligned:
                 items = Text(", ").join(_marked(view, at) for at in range(len(view.items)))
                 same = view.items == sequence.items
-                _out.print(Text(f"{view.name}: ") + (Text("the same items") if same else items))
+                _out.print(plain(f"{view.name}: ") + (Text("the same items") if same else items))
         _out.print()
     print_line(
         "* another item than the original's, or one that it does not hold; "
@@ -143,7 +160,7 @@ def inspection(found: "Inspection") -> None:
     print_line(f"\nover {found.n_sequences:,} training sequences")
     by_view = Table("")
     for metrics in found.metrics:
-        by_view.add_column(Text(metrics.view), justify="right")
+        by_view.add_column(plain(metrics.view), justify="right")
     for label, cells in metric_table(found.metrics):
         by_view.add_row(label, *cells)
     _out.print(by_view)
@@ -152,4 +169,6 @@ def inspection(found: "Inspection") -> None:
 def _marked(view: "ShownView", position: int) -> Text:
     signs = {"replaced": ("* ", "bold"), "kept": ("= ", "dim"), "": ("", "")}
     sign, style = signs[view.changes[position]]
-    return Text(sign + view.items[position], style=style)
+    shown = plain(sign + view.items[position])
+    shown.stylize(style)
+    return shown

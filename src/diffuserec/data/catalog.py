@@ -42,6 +42,13 @@ class Catalog:
         """V: items and the padding number 0."""
         return len(self.item_ids) + 1
 
+    @property
+    def names(self) -> pl.Series | None:
+        """The attribute ``name`` of each item as text, None where unknown; or None."""
+        if self.attributes is None or "name" not in self.attributes.columns:
+            return None
+        return self.attributes["name"].cast(pl.String)
+
     def with_new_users(self, n: int) -> "Catalog":
         """The catalog with n further users, numbered from `n_users`.
 

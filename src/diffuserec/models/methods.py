@@ -65,6 +65,9 @@ def register(method: MethodClass, name: str | None = None) -> MethodClass:
 def load(path: Path | str) -> Recommender:
     """Reads a saved recommender back, ready to use, on the CPU.
 
+    Args:
+        path: the directory that ``save`` wrote, or that of a run, whose recommender is read.
+
     Raises:
         DataError: the directory is missing, foreign, incomplete or changed.
         ConfigError: it holds an augmenter, or its method is not known here.
@@ -81,7 +84,9 @@ AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str) -> AnyMethod:
-    artifact = read_artifact(path)
+    own = Path(path) / ("model" if registry is RECOMMENDERS else "augmenter")
+    is_run = not (Path(path) / "manifest.json").exists() and (own / "manifest.json").exists()
+    artifact = read_artifact(own if is_run else path)
     if artifact.kind != registry.kind:
         raise ConfigError(
             f"{path} holds the {artifact.kind} {artifact.name!r}: read it with {other}"
@@ -99,6 +104,13 @@ def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str)
     except (AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: the weights do not fit the settings ({error})") from error
     return method.eval()
+
+
+def run_of(path: Path | str) -> Path:
+    """The directory of the run whose recommender is saved at `path`; else the path itself."""
+    source = Path(path)
+    inside = source.name == "model" and (source / "manifest.json").exists()
+    return source.parent if inside and (source.parent / "run.json").exists() else source
 
 
 def method_summaries() -> list[dict[str, str]]:

@@ -4,9 +4,11 @@ A recommender gives either states, vectors whose products with the item table ar
 of every item. Ranks and lists follow from either, a block of items at a time.
 """
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffuserec.data import Batch, Histories, RawId, SequenceDataset, histories_of
+from diffuserec.data import Batch, Histories, SequenceDataset, histories_of
 from diffuserec.data.histories import encode_histories, encode_items
+from diffuserec.data.ids import RawIds
 from diffuserec.errors import ConfigError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Method, method_registry
@@ -33,6 +36,10 @@ from diffuserec.models.retrieval import (
     top_k,
 )
 from diffuserec.registry import Registry
+
+if hasattr(os, "register_at_fork"):
+    # a forked process has none of the threads that OpenMP would wait for
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class Recommender(Method):
@@ -111,12 +118,12 @@ class Recommender(Method):
 
     def recommend(
         self,
-        histories: Sequence[Sequence[RawId]],
+        histories: Iterable[RawIds],
         k: int = 10,
         *,
         filter_seen: bool = True,
-        allow: Sequence[RawId] | None = None,
-        deny: Sequence[RawId] | None = None,
+        allow: RawIds | None = None,
+        deny: RawIds | None = None,
         on_unknown: Literal["skip", "refuse"] = "skip",
         augmenter: "Augmenter | None" = None,
         n_draws: int | None = None,
@@ -126,37 +133,51 @@ class Recommender(Method):
     ) -> pl.DataFrame:
         """The k best next items of each history, raw ids in and out.
 
-        A history without a known item is answered by popularity. A generative recommender's scores
-        are probabilities, the mean of its draws of noise, and come with their spread.
+        A history without a known item is answered by popularity, and the column ``source`` says so:
+        there, a score is how often training held the item, which compares with no score of the
+        model's. A generative recommender's scores are probabilities, the mean of its draws of
+        noise, and come with their spread; popularity then gives its share of the interactions.
+
+        A process that was forked after the model was loaded may ask, too: a request uses no
+        threads of Polars, and torch one thread after a fork. Polars' own operations on the frame
+        that comes back may wait for ever there; ``to_dicts`` and ``rows`` do not.
 
         Args:
-            histories: raw item ids, oldest first, one list a query.
+            histories: raw item ids, oldest first, one list a query. What counts as an id is told
+                in :mod:`diffuserec.data.ids`.
             k: list length; a catalog with fewer items gives shorter lists.
             filter_seen: leave out items of the history itself.
-            allow: only these items may be shown.
+            allow: a list or set: only these items may be shown.
             deny: these may not.
             on_unknown: whether ids that the catalog does not hold are skipped (and counted in the
                 column ``n_unknown``) or refused.
             augmenter: changes the histories first, as it changed those of training.
             n_draws: noise draws of a generative recommender; by default its own number.
             diversity: from 0, which ranks by the mean of the draws, to 1, which ranks by the first
-                draw alone, so that every seed gives another list; for generative recommenders.
+                draw alone, so that every seed gives another order; for generative recommenders.
+                Most items stay those of the mean, and ``score`` is the mean in any case: it does
+                not descend within such a list.
             seed: of the noise, for methods that have any.
             batch_size: histories scored at once.
 
         Returns:
-            Columns ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``score``, ``n_unknown``
-            (ids of that history that were skipped); best first within a query. A generative
-            recommender has a column ``spread`` too, the standard deviation of the item's
-            probability over the draws (0 where popularity answered).
+            Columns ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``name`` (where the catalog
+            has names), ``score``, ``source`` (``model`` or ``popularity``), ``n_unknown`` (ids of
+            that history that were skipped); best first within a query. A generative recommender has
+            a column ``spread`` too, the standard deviation of the item's probability over the draws
+            (0 where popularity answered). A history that leaves no item to show has no line.
 
         Raises:
-            ConfigError: not fitted, k or n_draws below 1, diversity outside [0, 1], or one of the
-                two given to a method without noise.
-            DataError: an unknown id in `allow` or `deny`, or in a history when refused.
+            ConfigError: not fitted, a number that is not whole or below 1, diversity outside
+                [0, 1], n_draws or diversity given to a method without noise, or another word for
+                `on_unknown`.
+            DataError: histories that are no list of lists, an unknown id in `allow` or `deny`, or
+                in a history when refused.
         """
         self.require_fitted()
-        self._check_options(k, n_draws, diversity)
+        self._check_options(k, n_draws, diversity, seed, batch_size)
+        if augmenter is not None and not isinstance(augmenter, Augmenter):
+            raise ConfigError(f"augmenter must be a fitted augmenter, got {augmenter!r}")
         dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown)
         allowed = allowed_mask(
             self.catalog.vocab_size,
@@ -167,77 +188,108 @@ class Recommender(Method):
         if augmenter is not None:
             shown_to_model = augmenter.augment_for_inference(dataset, seed)
         self.eval()
-        frames = [self._lists(np.zeros(0, dtype=np.int64), *_no_lists(self.device), n_unknown)]
+        parts = []
         for first in range(0, len(dataset), batch_size):
             index = np.arange(first, min(first + batch_size, len(dataset)))
             scorer = self.scorer_of(shown_to_model, index, seed, n_draws, diversity)
             hidden = seen_items(dataset, index) if filter_seen else None
             scores, items = top_k(scorer, k, hidden, allowed)
-            spread = None
+            numbers = {"score": scores}
             if self.is_generative:
                 chances = draw_probabilities(scorer, items.clamp(min=0))
-                scores = chances.mean(1)
-                spread = chances.std(1, correction=min(1, chances.shape[1] - 1))
-            frames.append(self._lists(index, items, scores, spread, n_unknown))
-        return pl.concat(frames)
+                numbers = {
+                    "score": chances.mean(1),
+                    "spread": chances.std(1, correction=min(1, chances.shape[1] - 1)),
+                }
+            parts.append(_lines(index, items, numbers))
+        by_popularity = shown_to_model.lengths == 0
+        return self._lists(parts, by_popularity, n_unknown)
 
-    def next_items_of(self, items: Sequence[RawId], k: int = 10) -> pl.DataFrame:
+    def next_items_of(self, items: RawIds, k: int = 10) -> pl.DataFrame:
         """The items that would be recommended after each of these alone.
 
         Returns:
-            Columns ``target_item_id``, ``rank``, ``item_id``, ``score``.
+            Columns ``target_item_id``, ``rank``, ``item_id``, ``name`` (where the catalog has
+            names), ``score``.
 
         Raises:
-            DataError: an id that the catalog does not hold.
+            ConfigError: not fitted, or k below 1.
+            DataError: not a list, or an id that the catalog does not hold.
         """
-        found = self.recommend([[item] for item in items], k, on_unknown="refuse")
-        targets = pl.DataFrame(
-            {
-                "query": np.arange(len(items)),
-                "target_item_id": self.catalog.item_ids.gather(self.catalog.encode(items) - 1),
-            }
-        )
-        return found.join(targets, on="query", maintain_order="left").select(
-            "target_item_id", "rank", "item_id", "score"
-        )
+        self.require_fitted()
+        numbers = encode_items(self.catalog, "items", items)
+        found = self.recommend([[item] for item in self.catalog.decode(numbers)], k)
+        asked = self.catalog.item_ids.gather(numbers[found["query"].to_numpy()] - 1)
+        kept = [
+            column for column in ("rank", "item_id", "name", "score") if column in found.columns
+        ]
+        return pl.DataFrame([asked.alias("target_item_id"), *(found[name] for name in kept)])
 
-    def _check_options(self, k: int, n_draws: int | None, diversity: float) -> None:
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, got {k}")
+    def _check_options(
+        self, k: int, n_draws: int | None, diversity: float, seed: int, batch_size: int
+    ) -> None:
+        own = 1 if n_draws is None else n_draws
+        for name, value in (("k", k), ("batch_size", batch_size), ("n_draws", own)):
+            _require_whole(name, value)
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        _require_whole("seed", seed)
+        if isinstance(diversity, bool) or not isinstance(diversity, Real):
+            raise ConfigError(f"diversity must be a number between 0 and 1, got {diversity!r}")
         if not self.is_generative and (n_draws is not None or diversity != 0):
             raise ConfigError(
                 f"{self.name} draws no noise, its lists are always the same: leave out n_draws and "
                 "diversity"
             )
-        if n_draws is not None and n_draws < 1:
-            raise ConfigError(f"n_draws must be at least 1, got {n_draws}")
         if not 0 <= diversity <= 1:
             raise ConfigError(f"diversity must be between 0 and 1, got {diversity}")
 
     def _lists(
         self,
-        index: Int[np.ndarray, " B"],
-        items: Int[Tensor, "B K"],
-        scores: Float[Tensor, "B K"],
-        spread: Float[Tensor, "B K"] | None,
+        parts: Sequence[dict[str, np.ndarray]],
+        by_popularity: Bool[np.ndarray, " Q"],
         n_unknown: Int[np.ndarray, " Q"],
     ) -> pl.DataFrame:
-        """Rows of :meth:`recommend` for some of the queries."""
-        shown = items > 0
-        n_shown = shown.sum(1).cpu().numpy()
-        ranks = torch.arange(1, items.shape[1] + 1, device=items.device).expand_as(items)
-        numbers = {"score": scores} | ({"spread": spread} if spread is not None else {})
-        if self.is_generative and spread is None:
-            numbers["spread"] = scores
-        return pl.DataFrame(
-            {
-                "query": np.repeat(index, n_shown),
-                "rank": ranks[shown].cpu().numpy(),
-                "item_id": self.catalog.item_ids.gather(items[shown].cpu().numpy() - 1),
-                **{name: v[shown].cpu().double().numpy() for name, v in numbers.items()},
-                "n_unknown": np.repeat(n_unknown[index], n_shown),
-            }
-        )
+        """The frame of :meth:`recommend`, of columns of item numbers; see there for fork."""
+        none = torch.zeros(0, 1)
+        numbers = {"score": none, "spread": none} if self.is_generative else {"score": none}
+        empty = _lines(np.zeros(0, dtype=np.int64), none.to(torch.int64), numbers)
+        whole = {name: np.concatenate([part[name] for part in (empty, *parts)]) for name in empty}
+        query, items = whole.pop("query"), whole.pop("item")
+        columns = [
+            pl.Series("query", query),
+            pl.Series("rank", whole.pop("rank")),
+            self.catalog.item_ids.gather(items - 1).alias("item_id"),
+        ]
+        names = self.catalog.names
+        if names is not None:
+            columns.append(names.gather(items - 1).alias("name"))
+        columns += [pl.Series(name, values) for name, values in whole.items()]
+        sources = ["popularity" if alone else "model" for alone in by_popularity[query].tolist()]
+        columns.append(pl.Series("source", sources, dtype=pl.String))
+        columns.append(pl.Series("n_unknown", n_unknown[query]))
+        return pl.DataFrame(columns)
+
+
+def _require_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+
+
+def _lines(
+    index: Int[np.ndarray, " B"],
+    items: Int[Tensor, "B K"],
+    numbers: Mapping[str, Float[Tensor, "B K"]],
+) -> dict[str, np.ndarray]:
+    """Query, rank, item number and further numbers of each item shown, as flat arrays."""
+    shown = items > 0
+    ranks = torch.arange(1, items.shape[1] + 1, device=items.device).expand_as(items)
+    return {
+        "query": np.repeat(index, shown.sum(1).cpu().numpy()),
+        "rank": ranks[shown].cpu().numpy(),
+        "item": items[shown].cpu().numpy(),
+        **{name: values[shown].cpu().double().numpy() for name, values in numbers.items()},
+    }
 
 
 def or_popularity(
@@ -252,15 +304,6 @@ def or_popularity(
     if not bool(known.any()):
         return Matrix(counts.repeat(len(known), 1))
     return OrPopularity(known, scorer(histories.to(method.device).select(known)), counts)
-
-
-def _no_lists(device: torch.device) -> tuple[Tensor, Tensor, None]:
-    """No items and no scores, for a frame that has columns and no rows."""
-    return (
-        torch.zeros(0, 1, dtype=torch.int64, device=device),
-        torch.zeros(0, 1, device=device),
-        None,
-    )
 
 
 class StateRecommender(Recommender):

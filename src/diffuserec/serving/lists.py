@@ -6,10 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from diffuserec.data import RawId, read_log
+from diffuserec.data import Catalog, RawId, encode_histories, read_log
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
-from diffuserec.models.methods import load, load_augmenter
+from diffuserec.models.methods import load, load_augmenter, run_of
+
+_WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
 
 
 def recommend_from(
@@ -19,6 +21,7 @@ def recommend_from(
     *,
     columns: Mapping[str, str | None] | None = None,
     out: Path | None = None,
+    fallback: bool = False,
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pl.DataFrame:
@@ -27,36 +30,40 @@ def recommend_from(
     Only the run's models are read, not its data.
 
     Args:
+        run: a run's directory, or that of a saved recommender.
         history: raw item ids, oldest first.
         histories: a log, if no single history is given; its users become ``user_id``.
         columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.
         out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
-        say: called with a line if histories are longer than the model looks back, or hold ids that
-            the catalog does not.
+        fallback: answer by popularity even if no id of any history is known.
+        say: called with a line that tells who answered for how many histories and how many ids are
+            unknown (of a single history, only if there is something to tell); and with one if
+            histories are longer than the model looks back.
         options: of :meth:`Recommender.recommend`.
 
     Raises:
         ConfigError: neither or both of the two histories, an ending of `out` that is not known, or
             an option that is not allowed.
-        DataError: `out` exists or has no folder, the log cannot be read, or ids are refused.
+        DataError: `out` exists or has no folder, the log cannot be read, ids are refused, or none
+            of the ids is known.
     """
     if (history is None) == (histories is None):
         raise ConfigError("give either --history or --histories")
-    model = load(run / "model")
+    if history is not None and not len(history):
+        raise DataError("--history names no item: give item ids, oldest first, commas between them")
+    _check_out(out)
+    run = run_of(run)
+    model = load(run)
     augmenter = load_augmenter(run / "augmenter") if (run / "augmenter").is_dir() else None
-    writers = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
-    if out is not None and out.exists():
-        raise DataError(f"{out} exists already: choose another --out or remove it")
-    if out is not None and out.suffix not in writers:
-        raise ConfigError(f"--out must end in {', '.join(writers)}, got {out.name!r}")
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
     users = None
     asked: list[Sequence[RawId]] = [history or []]
     if histories is not None:
         log = read_log(histories, allow_single=True, **(columns or {})).frame
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
         users, asked = grouped["user_id"], grouped["item_id"].to_list()
+    known, n_unknown = encode_histories(model.catalog, asked)
+    if not known.lengths.any() and not fallback:
+        raise DataError(_nothing_known(model.catalog, asked, histories))
     max_len = model.max_len
     n_longer = sum(max_len is not None and len(items) > max_len for items in asked)
     if n_longer:
@@ -65,14 +72,50 @@ def recommend_from(
             f"that {model.name} looks back on: only their newest {max_len} count"
         )
     frame = model.recommend(asked, augmenter=augmenter, **options)
-    n_unknown = int(frame.unique("query")["n_unknown"].sum())
-    if n_unknown:
-        say(f"{n_unknown:,} item ids are not in the catalog and were skipped")
+    n_alone = int((known.lengths == 0).sum())
+    n_without = len(asked) - frame["query"].n_unique()
+    if users is not None or n_unknown.any() or n_alone or n_without:
+        say(_summary(sum(map(len, asked)), len(asked), int(n_unknown.sum()), n_alone, n_without))
     if users is not None:
         names = frame.select(user_id=users.gather(frame["query"]))
         frame = names.hstack(frame)
     frame = frame.drop("query")
     if out is not None:
         with replacing(out) as work:
-            getattr(frame, writers[out.suffix])(work)
+            getattr(frame, _WRITERS[out.suffix])(work)
     return frame
+
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    if out.exists():
+        raise DataError(f"{out} exists already: choose another --out or remove it")
+    if out.suffix not in _WRITERS:
+        raise ConfigError(f"--out must end in {', '.join(_WRITERS)}, got {out.name!r}")
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
+
+
+def _nothing_known(catalog: Catalog, asked: Sequence[Sequence[RawId]], file: Path | None) -> str:
+    """Message for histories without a known id."""
+    first = next((str(item) for items in asked for item in items), "")
+    what = f"of {file} " if file is not None else "of the history "
+    example = f"{str(catalog.item_ids[0])!r}" if catalog.n_items else "none"
+    return (
+        f"none of the {sum(map(len, asked)):,} item ids {what}is in the catalog (the first is "
+        f"{first!r}, one of the catalog is {example}): check the ids and the commas between them, "
+        "or add --fallback to be answered by popularity"
+    )
+
+
+def _summary(n_ids: int, n_asked: int, n_unknown: int, n_alone: int, n_without: int) -> str:
+    """Who answered how many histories, what was not known, and who was given nothing."""
+    histories = "1 history" if n_asked == 1 else f"{n_asked:,} histories"
+    parts = [
+        f"{histories}: {n_asked - n_alone:,} answered by the model, {n_alone:,} by popularity",
+        f"{n_unknown:,} of {n_ids:,} item ids unknown and skipped",
+    ]
+    if n_without:
+        parts.append(f"{n_without:,} without a list: no item is left to show")
+    return "; ".join(parts)

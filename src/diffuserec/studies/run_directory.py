@@ -33,7 +33,7 @@ from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
 from diffuserec.files import read_document, write_json
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch
-from diffuserec.models.methods import load, load_augmenter
+from diffuserec.models.methods import load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender
 from diffuserec.training.checkpoint import checkpoint_files
 
@@ -203,7 +203,7 @@ def open_run(path: Path | str) -> RunDirectory:
     Raises:
         DataError: not a run, not finished, or its data is gone.
     """
-    source = Path(path)
+    source = run_of(path)
     document = _read_run(source)
     if not document["complete"]:
         hint = " (add --resume to its command)" if checkpoint_files(source / "checkpoint") else ""
