@@ -6,11 +6,11 @@ A log is a table of users, the items they chose, and the times. From whatever so
 :mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import narwhals as nw
 import numpy as np
 import polars as pl
 from jaxtyping import Int64
@@ -21,17 +21,34 @@ from diffuserec.data.columns import (
     Columns,
     Source,
     find_roles,
-    parse_flags,
-    parse_ids,
-    parse_other,
-    parse_times,
+    plain_name,
     usual_names,
 )
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.data.formats import read_columns, write_log
+from diffuserec.data.frames import to_polars
 from diffuserec.data.grouping import codes_of, group_order, k_core, time_order
 from diffuserec.data.ids import IdIndex
+from diffuserec.data.selection import select
+from diffuserec.data.values import (
+    ids_of_objects,
+    other_of_objects,
+    parse_flags,
+    parse_ids,
+    parse_other,
+    parse_times,
+    times_of_objects,
+)
 from diffuserec.errors import ConfigError, DataError
+
+_RATINGS = frozenset({"rating", "ratings", "stars", "score", "overall", "grade"})
+_EVENTS = frozenset({"event", "eventtype", "eventname", "action", "actiontype", "behavior"}) | {
+    "behaviortype",
+    "interactiontype",
+}
+
+_NAMES = frozenset({"title", "itemname", "productname", "itemtitle", "producttitle", "movietitle"})
+_CATEGORIES = frozenset({"categories", "genre", "genres"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,8 @@ class Summary:
     Attributes:
         source: file name, or kind of frame.
         format: name of a log format, ``frame`` or ``dataset``.
-        columns: pairs (name in the source, name here).
+        columns: pairs (name in the source, name here) of the columns that make the log.
+        others: such pairs of the other columns.
         n_interactions: interactions.
         n_users: users.
         n_items: items.
@@ -55,6 +73,7 @@ class Summary:
     source: str
     format: str
     columns: tuple[tuple[str, str], ...]
+    others: tuple[tuple[str, str], ...] = ()
     n_interactions: int = 0
     n_users: int = 0
     n_items: int = 0
@@ -65,9 +84,10 @@ class Summary:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        mapping = ", ".join(a if a == b else f"{a} -> {b}" for a, b in self.columns)
-        lines = [
-            f"{self.source}: {self.format}; {mapping}",
+        lines = [f"{self.source}: {self.format}; {_mapping(self.columns)}"]
+        if self.others:
+            lines.append(f"columns that a dataset does not keep: {_mapping(self.others)}")
+        lines += [
             f"interactions: {self.n_interactions:,}, users: {self.n_users:,}, "
             f"items: {self.n_items:,}",
         ]
@@ -81,6 +101,10 @@ class Summary:
         return "\n".join([*lines, *self.notes])
 
 
+def _mapping(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(a if a == b else f"{a} -> {b}" for a, b in pairs)
+
+
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """A log: users, the items they chose, and the times.
@@ -92,10 +116,12 @@ class Interactions:
             if the log has only an order), ``synthetic`` (bool; absent if no item is marked), and
             the log's other columns. Sorted by user; a user's rows are together, oldest first.
         summary: source and size, and the changes made.
+        attributes: of items, as a frame with a column ``item_id``, or None.
     """
 
     frame: pl.DataFrame
     summary: Summary
+    attributes: pl.DataFrame | None = None
 
     def __len__(self) -> int:
         return self.frame.height
@@ -154,15 +180,17 @@ class Interactions:
             n_filtered=summary.n_filtered + n_filtered,
             notes=tuple(notes),
         )
-        return _counted(frame, summary, demand="after filtering: use smaller limits")
+        core = _counted(frame, summary, demand="after filtering: use smaller limits")
+        return replace(core, attributes=self.attributes)
 
     def to_dataset(self, attributes: Any = None) -> SequenceDataset:
         """The log as a ragged dataset; items and users are numbered by their sorted raw ids.
 
         Args:
             attributes: optional frame (pandas, Polars, pyarrow) with a column of item ids and
-                others such as ``name`` and ``category``. Items that the log does not hold are
-                left out; items that the frame does not hold get nulls.
+                others such as ``name`` and ``category``, by default those read with the log.
+                Items that the log does not hold are left out; items that the frame does not hold
+                get nulls.
 
         Raises:
             DataError: the attributes have no item column, an item twice, or no item of the log.
@@ -171,6 +199,8 @@ class Interactions:
         starts = _starts(frame)
         codes, item_ids = codes_of(frame["item_id"])
         codes += 1
+        if attributes is None:
+            attributes = self.attributes
         catalog = Catalog(
             item_ids=item_ids,
             n_users=len(starts),
@@ -191,7 +221,8 @@ class Interactions:
 
         A log without times gets each interaction's position in its user's history, from 0, as
         ``timestamp``. ``sequences`` holds no times, no synthetic marks and no other columns. A
-        text format does not tell the string ``"7"`` from the integer 7; Parquet does.
+        text format does not tell the string ``"7"`` or ``"7.0"`` from the integer 7, nor, unless
+        it is read with ``literal_ids``, an id from one with blanks around it; Parquet does.
 
         Args:
             path: must not exist.
@@ -213,6 +244,11 @@ def read_log(
     item: str | None = None,
     time: str | None = None,
     *,
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+    where: str | None = None,
+    items: Path | str | None = None,
+    literal_ids: bool = False,
     allow_single: bool = False,
 ) -> Interactions:
     """Reads an interaction log.
@@ -226,21 +262,37 @@ def read_log(
         time: name of the column of times; by default the one with a usual name. ``none`` (if no
             column has that name) takes the rows to be in time order, which a table without times
             needs.
+        columns: names of the columns by their position, for a table without a header:
+            ``["user", "item", "rating", "time"]``.
+        encoding: of a text file, such as ``latin-1``; by default UTF-8.
+        where: keeps only the rows for which this SQL expression is true, such as
+            ``rating >= 4`` or ``event_type = 'purchase'``. It names columns as the file does.
+        items: file with a row for each item (CSV, TSV, Parquet or JSON lines): its id, and
+            columns such as ``name`` (or ``title``) and ``category``, for lists and reports.
+        literal_ids: take ids of a text file as they are: blanks around them belong to them,
+            ``null`` and ``nan`` are ids, ``7.0`` is not 7.
         allow_single: accept a log of one user or one item: nothing can be learned from it, but it
             can hold histories to recommend to.
 
     Raises:
         DataError: the file is missing, empty, damaged, or not of the format; the message names
             the line or column and says how to mend it.
-        ConfigError: no such format.
+        ConfigError: no such format or encoding.
     """
     named = {"user_id": user, "item_id": item, "timestamp": time}
-    with read_columns(path, format, named) as columns:
-        return _assemble(columns, allow_single)
+    with read_columns(path, format, named, columns, encoding) as found:
+        log = _assemble(found, where, literal_ids, allow_single)
+    return log if items is None else _with_items(log, Path(items), encoding, literal_ids)
 
 
 def from_frame(
-    frame: Any, user: str | None = None, item: str | None = None, time: str | None = None
+    frame: Any,
+    user: Hashable | None = None,
+    item: Hashable | None = None,
+    time: Hashable | None = None,
+    *,
+    where: str | None = None,
+    literal_ids: bool = False,
 ) -> Interactions:
     """The interactions of a frame: pandas, Polars (eager or lazy), pyarrow, or another of narwhals.
 
@@ -250,15 +302,20 @@ def from_frame(
         item: name of the column of items; by default the one with a usual name.
         time: name of the column of times; by default the one with a usual name. ``none`` takes
             the rows to be in time order.
+        where: keeps only the rows for which this SQL expression is true, such as
+            ``rating >= 4``. It names columns as the frame does.
+        literal_ids: take strings such as ``null`` and ``nan`` for ids.
 
     Raises:
         DataError: a column is missing or has a wrong value; names the column and row (from 0).
     """
-    table, kind = _as_polars(frame, "the frame")
+    table, objects, kind = to_polars(frame, "the frame")
     source = Source(f"the {kind} frame")
-    named = {"user_id": user, "item_id": item, "timestamp": time}
-    roles = find_roles(table.columns, named, source)
-    return _assemble(Columns(table.clone(), roles, source, "frame"))
+    given = {"user_id": user, "item_id": item, "timestamp": time}
+    named = {role: None if name is None else str(name) for role, name in given.items()}
+    roles = find_roles([*table.columns, *objects], named, source)
+    columns = Columns(table.clone(), roles, source, "frame", objects=objects)
+    return _assemble(columns, where, literal_ids)
 
 
 def from_dataset(dataset: SequenceDataset) -> Interactions:
@@ -286,54 +343,138 @@ def from_dataset(dataset: SequenceDataset) -> Interactions:
     return _counted(frame, Summary("the dataset", "dataset", names))
 
 
-def _as_polars(frame: Any, what: str) -> tuple[pl.DataFrame, str]:
-    try:
-        wrapped = nw.from_native(frame)
-        eager = wrapped.collect() if isinstance(wrapped, nw.LazyFrame) else wrapped
-        return eager.to_polars(), str(wrapped.implementation.value)
-    except TypeError as error:
-        raise DataError(
-            f"{what} must be a pandas, Polars or pyarrow frame, got {type(frame).__name__}"
-        ) from error
-    except (nw.exceptions.DuplicateError, pl.exceptions.DuplicateError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{what} has two columns of one name ({reason}): rename one") from error
-
-
-def _assemble(columns: Columns, allow_single: bool = False) -> Interactions:
+def _assemble(
+    columns: Columns, where: str | None, literal: bool, allow_single: bool = False
+) -> Interactions:
     """Checks and converts the columns, and sorts the rows by user and time; empties the table."""
+    columns, notes = select(columns, where)
     table, roles, source = columns.table, columns.roles, columns.source
-    if not table.height:
+    if not table.height and not any(map(len, columns.objects.values())):
         raise source.fail("there is no interaction")
+    objects = dict(columns.objects)
     series: list[pl.Series] = []
-    notes: list[str] = []
-    mapping = [(name, role) for role, name in roles.items()]
     for role, name in roles.items():
         # taken out of the table, so that each column's raw values go before the next is converted
-        if role == "timestamp":
+        if name in objects:
+            values, note = _of_objects(role, name, objects.pop(name), source, literal)
+        elif role == "timestamp":
             values, note = parse_times(table.drop_in_place(name), source)
         else:
-            values, note = parse_ids(table.drop_in_place(name), source, columns.text)
+            values, note = parse_ids(table.drop_in_place(name), source, columns.text, literal)
         series.append(values.alias(role))
         if note:
             notes.append(f"{role}: {note}")
     if "timestamp" not in roles:
         notes.append("no times: the order of the source is the order in time")
+    mapping = [(name, role) for role, name in roles.items()]
+    for name, values in objects.items():
+        other = other_of_objects(name, values)
+        if other is None:
+            notes.append(f"column {name!r} left out: its values are not of one type")
+        else:
+            table = table.with_columns(other) if table.width else other.to_frame()
     if "synthetic" in table.columns:
         series.append(parse_flags(table.drop_in_place("synthetic"), source))
         mapping.append(("synthetic", "synthetic"))
+    if where is None:
+        notes += _on_positives(table)
+    others = []
     for name in table.columns:
         kept = name
         while kept in ALIASES or (kept != name and kept in table.columns):
             kept = f"file_{kept}"
         series.append((parse_other(table[name]) if columns.text else table[name]).alias(kept))
-        mapping.append((name, kept))
+        others.append((name, kept))
     frame, n_reordered = _sorted(pl.DataFrame(series))
     summary = Summary(
-        source.name, columns.format, tuple(mapping), n_reordered=n_reordered, notes=tuple(notes)
+        source.name,
+        columns.format,
+        tuple(mapping),
+        tuple(others),
+        n_reordered=n_reordered,
+        notes=tuple(notes),
     )
     demand = None if allow_single else "so there is nothing to recommend"
     return _counted(frame, summary, demand)
+
+
+def _of_objects(
+    role: str, name: str, values: Sequence[Any], source: Source, literal: bool
+) -> tuple[pl.Series, str]:
+    """Ids or times out of Python objects, and a note on a conversion, if any."""
+    if role == "timestamp":
+        return parse_times(times_of_objects(name, values, source), source)
+    ids, note = ids_of_objects(name, values, source)
+    return parse_ids(ids, source, text=False, literal=literal)[0], note
+
+
+def _on_positives(table: pl.DataFrame) -> list[str]:
+    """A note on a column that says how much an interaction was liked, or of what kind it is."""
+    for name in table.columns:
+        quoted = name if name.isidentifier() else f'"{name}"'
+        example = ""
+        if plain_name(name) in _RATINGS:
+            example = f"{quoted} >= 4"
+        elif plain_name(name) in _EVENTS and table[name].dtype == pl.String:
+            known = table[name].drop_nulls()
+            example = f"{quoted} = '{known[0] if len(known) else 'purchase'}'"
+        if example:
+            return [
+                f"every row counts as liked, whatever its {name!r}: keep some with where= "
+                f'(--where "{example}")'
+            ]
+    return []
+
+
+def _with_items(log: Interactions, path: Path, encoding: str | None, literal: bool) -> Interactions:
+    """The log with the attributes in a file of items, and a note on how many were found.
+
+    Raises:
+        DataError: the file cannot be read, has no column of ids, or has an item twice.
+    """
+    with read_columns(path, None, {"item_id": None}, encoding=encoding) as columns:
+        frame, notes = _items_of(columns, literal)
+    summary = log.summary
+    item_ids = log.frame["item_id"].unique().sort()
+    at = _places(frame, item_ids, Source(path.name))
+    n_found = int((at >= 0).sum())
+    notes.append(
+        f"{path.name}: {', '.join(frame.columns[1:])} of {n_found:,} of {len(item_ids):,} items; "
+        f"rows of items that the log does not hold: {len(at) - n_found:,}"
+    )
+    return replace(log, attributes=frame, summary=replace(summary, notes=(*summary.notes, *notes)))
+
+
+def _items_of(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]:
+    """The frame of a file of items, the ids in front, and notes."""
+    table, source, objects = columns.table, columns.source, dict(columns.objects)
+    if set(columns.roles) != {"item_id"}:
+        raise source.fail("a file of items is a table with a header, such as item_id,name,category")
+    name = columns.roles["item_id"]
+    notes = list(columns.notes)
+    if name in objects:
+        ids, note = _of_objects("item_id", name, objects.pop(name), source, literal)
+    else:
+        ids, note = parse_ids(table.drop_in_place(name), source, columns.text, literal)
+    if note:
+        notes.append(f"{source.name}, {name}: {note}")
+    series = [ids.alias("item_id")]
+    series += [parse_other(values) if columns.text else values for values in table]
+    for other, values in objects.items():
+        converted = other_of_objects(other, values)
+        if converted is None:
+            notes.append(
+                f"{source.name}: column {other!r} left out: its values are not of one type"
+            )
+        else:
+            series.append(converted)
+    frame = pl.DataFrame([values for values in series if values.name != "item_id"])
+    for role, usual in (("name", _NAMES), ("category", _CATEGORIES)):
+        found = [column for column in frame.columns if plain_name(column) in usual]
+        if role not in frame.columns and len(found) == 1:
+            frame = frame.rename({found[0]: role})
+            notes.append(f"{source.name}: {found[0]} -> {role}")
+    return frame.insert_column(0, series[0]), notes
 
 
 def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -391,23 +532,40 @@ def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -
 
 def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:
     """The attributes in the order of the items, without their column of ids."""
-    table, _ = _as_polars(attributes, "attributes")
+    table, objects, _ = to_polars(attributes, "attributes")
     source = Source("the attributes")
-    found = usual_names(table.columns, "item_id")
-    name = "item_id" if "item_id" in found else found[0] if len(found) == 1 else None
-    if name is None:
-        raise source.fail(
-            f"no column 'item_id' among: {', '.join(table.columns)}: rename one to it"
-        )
-    at = IdIndex(item_ids).find(table[name])
+    names = [*table.columns, *objects]
+    found = usual_names(names, "item_id")
+    if len(found) != 1:
+        raise source.fail(f"no column 'item_id' among: {', '.join(names)}: rename one to it")
+    series = (
+        [pl.Series(found[0], objects.pop(found[0]), strict=False)] if found[0] in objects else []
+    )
+    others = (other_of_objects(name, values) for name, values in objects.items())
+    series += [values for values in others if values is not None]
+    table = table.with_columns(series) if table.width else pl.DataFrame(series)
+    table = table.select(found[0], pl.exclude(found[0]))
+    at = _places(table, item_ids, source)
+    known = np.flatnonzero(at >= 0)
+    row_of_item = np.full(len(item_ids), -1)
+    row_of_item[at[known]] = known
+    rows = pl.Series(row_of_item)
+    return table.drop(found[0])[rows.set(rows < 0, None)]
+
+
+def _places(table: pl.DataFrame, item_ids: pl.Series, source: Source) -> Int64[np.ndarray, " N"]:
+    """Position among the items of the id in each row's first column; -1 for another item.
+
+    Raises:
+        DataError: an item has two rows, or no item has one.
+    """
+    ids = table.to_series()
+    at = IdIndex(item_ids).find(ids)
     known = np.flatnonzero(at >= 0)
     if not len(known):
         raise source.fail("none of the items is in the log: check the ids")
-    row_of_item = np.full(len(item_ids), -1)
-    row_of_item[at[known]] = known
-    again = known[row_of_item[at[known]] != known]
-    if len(again):
-        row = int(again[0])
-        raise source.fail(f"item {table[name][row]!r} has more than one row: keep one", row)
-    rows = pl.Series(row_of_item)
-    return table.drop(name)[rows.set(rows < 0, None)]
+    _, first = np.unique(at[known], return_index=True)
+    if len(first) < len(known):
+        row = int(np.setdiff1d(known, known[first])[0])
+        raise source.fail(f"item {ids[row]!r} has more than one row: keep one", row)
+    return at

@@ -15,7 +15,7 @@ A new format is one file with a subclass of :class:`LogFormat`, registered in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -33,14 +33,22 @@ class LogFile:
         path: the file, decompressed if it was gzipped; named as the original.
         named: for each role (``user_id``, ``item_id``, ``timestamp``) the name of its column, or
             None for a usual one.
-        first_line: first line that is not blank; empty for a binary format.
+        first_line: first line that holds something; empty for a binary format.
         explicit: True if the caller named the format, False if it was recognized.
+        columns: names of the columns by their position, for a file without a header.
+        skip: lines before the first one: blank lines, comments and Excel's ``sep=;``.
+        separator: of fields, if the file says it.
+        notes: one line for each remark on what was left out.
     """
 
     path: Path
     named: Mapping[str, str | None]
     first_line: str
     explicit: bool
+    columns: Sequence[str] | None = None
+    skip: int = 0
+    separator: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -61,6 +69,15 @@ class LogFile:
                     f"read as {format}, which has no column names: leave out {option}= "
                     f"(--{option}) or name another format (--format)"
                 )
+        self.refuse_positions(format)
+
+    def refuse_positions(self, format: str) -> None:
+        """Raises DataError if columns were named by position, for a format of other rules."""
+        if self.columns:
+            raise self.source.fail(
+                f"read as {format}, whose columns have no positions to name: leave out columns= "
+                "(--columns) or name another format (--format)"
+            )
 
 
 class LogFormat(ABC):

@@ -6,13 +6,14 @@ not report, are found in the bytes, a block at a time.
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from diffuserec.data.columns import Columns, Source, find_roles, n_usual_roles
 from diffuserec.data.log_format import LogFile
@@ -24,25 +25,56 @@ SEPARATORS = ",\t;| "
 BLOCK = 1 << 24
 """Bytes read at a time."""
 
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some programs write at the beginning of a UTF-8 file."""
 
-def first_line(file: Path) -> str:
-    """First line that is not blank, without a byte order mark.
+
+@dataclass(frozen=True)
+class Opening:
+    """What a text file begins with.
+
+    Attributes:
+        line: first line that holds something, without a byte order mark.
+        skip: lines before it: blank lines, comments and Excel's ``sep=;``.
+        separator: of fields, if such a line says it.
+        notes: one line for each remark on what was left out.
+    """
+
+    line: str
+    skip: int = 0
+    separator: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def opening(file: Path) -> Opening:
+    """Finds a text file's first line.
 
     Raises:
         DataError: the file is empty, not UTF-8, or ends its lines with carriage returns.
     """
+    separator, comments = None, 0
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            _check_text(line, file.name, number)
-            line = line.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n")
-            if b"\r" in line:
+        for number, raw in enumerate(stream, 1):
+            _check_text(raw, file.name, number)
+            line = raw.removeprefix(BOM if number == 1 else b"").strip(b"\r\n").decode()
+            if "\r" in line:
                 raise DataError(
                     f"{file.name}, line {number}: carriage returns within the line: end lines "
                     "with line feeds"
                 )
-            if line.strip():
-                return line.decode()
+            said = re.fullmatch(r"sep=(.)", line.strip(), re.IGNORECASE)
+            if said and separator is None:
+                separator = said[1]
+            elif re.match(r"#(\s|$)", line) and not _is_header(line.lstrip("# \t")):
+                comments += 1
+            elif line.strip():
+                notes = (f"comment lines at the beginning left out: {comments}",) * bool(comments)
+                return Opening(line, number - 1, separator, notes)
     raise DataError(f"{file.name} is empty: there is nothing to read")
+
+
+def _is_header(line: str) -> bool:
+    return n_usual_roles(header(line)[0]) > 1
 
 
 def header(line: str, separators: str = SEPARATORS) -> tuple[list[str], str]:
@@ -80,8 +112,13 @@ def read_table(
     Raises:
         DataError: the header or a line is wrong.
     """
-    source = log.source
-    fields, separator = header(log.first_line, separators)
+    source, separators = log.source, log.separator or separators
+    if log.columns:
+        fields, separator = list(log.columns), _separator_of(log, separators)
+    else:
+        marked = log.first_line.lstrip("# \t")
+        line = marked if _is_header(marked) else log.first_line
+        fields, separator = header(line, separators)
     names = [plain(name or f"column_{number}") for number, name in enumerate(fields, 1)]
     for at, name in enumerate(names):
         if name in names[:at]:
@@ -92,15 +129,37 @@ def read_table(
     roles = find_roles(
         names, {role: name and plain(name) for role, name in log.named.items()}, source
     )
-    table, source = read_records(log.path, separator, len(names), quoted, skip=1)
+    skip = 0 if log.columns else 1
+    table, source = read_records(log, separator, len(names), quoted, skip)
     if not table.height:
         raise source.fail("there is a header but no interaction")
     table.columns = names
-    return Columns(table, roles, source, format, text=True)
+    return Columns(table, roles, source, format, text=True, notes=log.notes)
+
+
+def _separator_of(log: LogFile, separators: str) -> str:
+    """The separator that divides the first line into as many fields as columns were named.
+
+    Raises:
+        DataError: none does, or the first line is a header.
+    """
+    names = list(log.columns or ())
+    if _is_header(log.first_line):
+        raise log.source.fail(
+            f"line {log.skip + 1} is a header: leave out columns= (--columns), or remove the line"
+        )
+    for separator in separators:
+        if len(header(log.first_line, separator)[0]) == len(names):
+            return separator
+    found, separator = header(log.first_line, separators)
+    raise log.source.fail(
+        f"line {log.skip + 1} has {len(found)} fields (separator {separator!r}), but columns= "
+        f"(--columns) names {len(names)}: {', '.join(names)}"
+    )
 
 
 def read_records(
-    file: Path, separator: str | None, n_fields: int, quoted: bool, skip: int = 0
+    log: LogFile, separator: str | None, n_fields: int, quoted: bool, skip: int = 0
 ) -> tuple[pl.DataFrame, Source]:
     """All records of a text file but the first `skip`, as strings, and their source.
 
@@ -113,30 +172,30 @@ def read_records(
     Raises:
         DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    n_records, blank = scan(file, separator, n_fields, quoted)
-    leading = sum(record == number for number, record in enumerate(blank))
+    file = log.path
+    n_records, blank = scan(log, separator, n_fields, quoted)
     try:
         table = pl.read_csv(
             file,
             glob=False,
             has_header=False,
-            skip_lines=leading,
+            skip_lines=log.skip,
             schema={f"column_{number}": pl.String for number in range(1, n_fields + 1)},
             separator=separator or "\x00",
             quote_char='"' if quoted else None,
         )
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file.name} cannot be read as a table: {reason(error)}") from error
-    if table.height != n_records - leading:
+    if table.height != n_records:
         raise DataError(
             f"{file.name}: {n_records:,} lines give {table.height:,} rows, so a quote is out of "
             'place: double the quotes inside fields ("")'
         )
-    if len(blank) > leading:
+    if blank:
         keep = np.ones(n_records, dtype=bool)
         keep[blank] = False
-        table = table.filter(pl.Series(keep[leading:]))
-    return table.slice(skip), Source(file.name, line_finder(file, blank, quoted, skip))
+        table = table.filter(pl.Series(keep))
+    return table.slice(skip), Source(file.name, line_finder(log, blank, quoted, skip))
 
 
 @dataclass(frozen=True)
@@ -166,12 +225,21 @@ class Block:
         return self.line + self.text.count(b"\n", 0, int(self.starts[record]))
 
 
-def blocks(file: Path, quoted: bool, size: int = BLOCK) -> Iterator[Block]:
-    """The records of a file, about `size` bytes at a time; a quoted line feed ends no record."""
-    line, record, rest = 1, 0, b""
+def blocks(file: Path, quoted: bool, size: int = BLOCK, skip: int = 0) -> Iterator[Block]:
+    """The records of a file, about `size` bytes at a time; a quoted line feed ends no record.
+
+    Args:
+        skip: lines left out at the beginning.
+    """
+    line, record, rest = skip + 1, 0, b""
     with file.open("rb") as stream:
+        for _ in range(skip):
+            stream.readline()
+        if not skip and stream.read(len(BOM)) != BOM:
+            stream.seek(0)
         while True:
-            more = stream.read(size)
+            # as much again where no record ended, so that a long one is not scanned over and over
+            more = stream.read(max(size, len(rest)))
             text = rest + more
             if not text:
                 return
@@ -195,45 +263,95 @@ def blocks(file: Path, quoted: bool, size: int = BLOCK) -> Iterator[Block]:
             rest = text[stop:]
 
 
-def scan(file: Path, separator: str | None, n_fields: int, quoted: bool) -> tuple[int, list[int]]:
+def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tuple[int, list[int]]:
     """The number of records, and which of them are blank.
 
     Raises:
-        DataError: not UTF-8, an open quote, or another number of fields; names the line.
+        DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    n_records, blank = 0, []
-    for block in blocks(file, quoted):
-        _check_text(block.text, file.name, block.line)
+    n_records, blank, name = 0, [], log.path.name
+    for block in blocks(log.path, quoted, skip=log.skip):
+        _check_text(block.text, name, block.line)
         if len(block.quotes) % 2:
             raise DataError(
-                f"{file.name}, line {block.line_of(-1)}: a quote is opened and never closed: "
+                f"{name}, line {block.line_of(-1)}: a quote is opened and never closed: "
                 'close it, or double the quotes inside fields ("")'
             )
-        lengths = block.ends - block.starts
-        empty = lengths == 0
-        single = np.flatnonzero(lengths == 1)
-        empty[single] = block.data[block.starts[single]] == ord("\r")
+        empty = _blank_records(block, separator)
         if separator is not None:
             at = np.flatnonzero(block.data == ord(separator))
+            _check_quotes(block, at, name)
             if len(block.quotes):
                 at = at[np.searchsorted(block.quotes, at) % 2 == 0]
             counts = np.diff(np.searchsorted(at, block.ends), prepend=0) + 1
             wrong = (counts != n_fields) & ~empty
             if wrong.any():
                 first = int(wrong.argmax())
-                quote = b'"' in block.text[int(block.starts[first]) : int(block.ends[first])]
                 raise DataError(
-                    f"{file.name}, line {block.line_of(first)}: {n_fields} fields expected, "
-                    f"{counts[first]} found (separator {separator!r}): "
-                    f"{'close its quote' if quote else 'mend the line'}, or name another format "
-                    "with format= (--format)"
+                    f"{name}, line {block.line_of(first)}: {n_fields} fields expected, "
+                    f"{counts[first]} found (separator {separator!r}): mend the line, or name "
+                    "another format with format= (--format)"
                 )
         blank.extend((np.flatnonzero(empty) + block.record).tolist())
         n_records = block.record + len(block.ends)
     return n_records, blank
 
 
-def line_finder(file: Path, blank: list[int], quoted: bool, skip: int) -> Callable[[int], str]:
+def _blank_records(block: Block, separator: str | None) -> Bool[np.ndarray, " R"]:
+    """Which records hold nothing: no character, DOS' end of file, or, as whole lines, blanks."""
+    lengths = block.ends - block.starts
+    empty = lengths == 0
+    first = np.zeros(len(lengths), dtype=np.uint8)
+    first[~empty] = block.data[block.starts[~empty]]
+    empty |= (lengths == 1) & ((first == ord("\r")) | (first == 0x1A))
+    if separator is None:
+        for number in np.flatnonzero((first == ord(" ")) | (first == ord("\t"))):
+            text = block.text[int(block.starts[number]) : int(block.ends[number])]
+            empty[number] = not text.strip()
+    return empty
+
+
+def _check_quotes(block: Block, separators: Int64[np.ndarray, " S"], name: str) -> None:
+    """Raises DataError if a quote is not where it means something to every reader.
+
+    A field in quotes begins and ends with one and doubles those inside. Where a field does not
+    begin with a quote, quotes are characters like others.
+
+    Args:
+        separators: positions of separators, quoted or not.
+    """
+    if not len(block.quotes):
+        return
+    opened, closed = block.quotes[::2], block.quotes[1::2]
+    breaks = np.sort(np.concatenate([separators, np.flatnonzero(block.data == ord("\n"))]))
+    edges = np.zeros(len(block.data) + 2, dtype=bool)  # of fields: entry i is of byte i - 1
+    edges[0] = edges[-1] = True
+    edges[breaks + 1] = True
+    doubled = np.zeros(len(opened), dtype=bool)
+    doubled[1:] = opened[1:] == closed[:-1] + 1
+    begins = edges[opened] & ~doubled
+    # a doubled quote belongs to what the quote before it belongs to
+    owner = np.maximum.accumulate(np.where(doubled, 0, np.arange(len(opened))))
+    in_quotes = begins[owner]
+    follower = np.append(block.data, [ord("\n"), ord("\n")])
+    after = closed + 1
+    after = after + ((follower[after] == ord("\r")) & edges[np.minimum(after + 2, len(edges) - 1)])
+    ended = edges[after + 1] | np.append(doubled[1:], False)
+    # else both quotes must be within one field, which must not seem quoted
+    spans = np.searchsorted(breaks, opened) != np.searchsorted(breaks, closed)
+    before = np.maximum(opened - 1, 0)
+    padded = (block.data[before] == ord(" ")) & edges[before]
+    wrong = np.where(in_quotes, ~ended, spans | (padded & ~doubled))
+    if wrong.any():
+        at = int(opened[int(wrong.argmax())])
+        line = block.line + block.text.count(b"\n", 0, at)
+        raise DataError(
+            f"{name}, line {line}: a quote is out of place: a field in quotes begins and ends "
+            'with one, and quotes inside it are doubled ("")'
+        )
+
+
+def line_finder(log: LogFile, blank: list[int], quoted: bool, skip: int) -> Callable[[int], str]:
     """A function that names the line of a row; it reads the file again.
 
     Args:
@@ -246,7 +364,8 @@ def line_finder(file: Path, blank: list[int], quoted: bool, skip: int) -> Callab
         record = row + skip
         for skipped in blank:
             record += skipped <= record
-        block = next(b for b in blocks(file, quoted) if record < b.record + len(b.ends))
+        all_blocks = blocks(log.path, quoted, skip=log.skip)
+        block = next(b for b in all_blocks if record < b.record + len(b.ends))
         return f"line {block.line_of(record - block.record)}"
 
     return locate
@@ -266,6 +385,7 @@ def _check_text(text: bytes, name: str, line: int) -> None:
             return
         except UnicodeDecodeError as error:
             at = error.start
-            what = f"byte 0x{text[at]:02x} is not UTF-8: save the file as UTF-8"
+            what = f"byte 0x{text[at]:02x} is not UTF-8: name the file's encoding with "
+            what += "encoding= (--encoding), such as latin-1, or save it as UTF-8"
     line += text.count(b"\n", 0, at)
     raise DataError(f"{name}, line {line}: {what}")

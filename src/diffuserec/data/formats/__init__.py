@@ -4,7 +4,7 @@
 ``csv, tsv``    a header line, then one interaction a line; quoted fields may span lines
 ``parquet``     one interaction a row
 ``jsonl``       one JSON object a line
-``inter``       RecBole's atomic file: tabs, a header such as ``user_id:token``
+``inter``       RecBole's atomic file: a header such as ``user_id:token``
 ``movielens``   ``user::item::rating::time``
 ``sequences``   one line a user: the user, then the items, oldest first
 ``pairs``       one line an interaction: ``user item``, in time order
@@ -12,22 +12,24 @@
 
 Each file of this folder is a format, and :data:`FORMATS` takes more from other packages: see
 :mod:`diffuserec.data.log_format`. All but Parquet may be gzipped. A file of two fields on every
-line is read as ``pairs`` if a user comes back, and as ``sequences`` if none does.
+line is read as ``pairs`` if a user comes back, and as ``sequences`` if none does; one of as many
+tabs on every line, and more than one, is a table that must be told.
 """
 
+import codecs
 import gzip
-import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from diffuserec.data.columns import Columns, Source
 from diffuserec.data.log_format import LogFile, LogFormat
-from diffuserec.data.text import BLOCK, first_line
+from diffuserec.data.text import BLOCK, opening
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.files import replacing
 from diffuserec.registry import Registry
@@ -37,11 +39,17 @@ _NOT_TEXT = {
     b"BZh": "bzip2 data: unpack it first",
     b"\xfd7zXZ": "xz data: unpack it first",
     b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it first",
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\xff\xfe": "UTF-16 text: say encoding='utf-16' (--encoding utf-16)",
+    b"\xfe\xff": "UTF-16 text: say encoding='utf-16' (--encoding utf-16)",
     b"\x80": "perhaps a pickle, and pickles are never opened: export a CSV or Parquet file",
 }
 
+
+UNPACKED_LIMIT = 1 << 28
+"""Bytes to which any gzip file may unpack."""
+
+UNPACKED_RATIO = 200
+"""Times its own size to which a gzip file may unpack beyond that limit."""
 
 FORMATS: Registry[type[LogFormat]] = Registry("format", LogFormat, __name__)
 """Log formats by name. Formats of other packages are asked, and their code is run, only for files
@@ -50,27 +58,35 @@ whose name and first bytes belong to none of this package, or if the caller name
 
 @contextmanager
 def read_columns(
-    path: Path | str, format: str | None, named: Mapping[str, str | None]
+    path: Path | str,
+    format: str | None,
+    named: Mapping[str, str | None],
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Columns]:
     """The columns of a file, which is kept until the end: messages look up the line of a row.
 
     Args:
         format: name of a format, or None to recognize it by the file's name and content.
         named: for each role the name of its column, or None for a usual one.
+        columns: names of the columns by their position, for a file without a header.
+        encoding: of a text file, by default UTF-8.
 
     Raises:
         DataError: the file is missing, empty, damaged, or not of the format.
-        ConfigError: no such format.
+        ConfigError: no such format or encoding.
     """
     file = Path(path)
     given = None if format is None else _find(format)
+    if encoding is not None:
+        _check_encoding(encoding)
     if file.is_dir():
         raise DataError(f"{file} is a directory: give the log file itself")
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     try:
-        with _uncompressed(file) as plain:
-            yield _read(plain, given, named)
+        with _uncompressed(file) as plain, _in_utf8(plain, encoding) as text:
+            yield _read(text, given, named, columns)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
@@ -125,7 +141,12 @@ def _known(others: bool = True) -> Iterator[LogFormat]:
             yield _find(name)
 
 
-def _read(file: Path, given: LogFormat | None, named: Mapping[str, str | None]) -> Columns:
+def _read(
+    file: Path,
+    given: LogFormat | None,
+    named: Mapping[str, str | None],
+    columns: Sequence[str] | None,
+) -> Columns:
     source = Source(file.name)
     with file.open("rb") as stream:
         head = stream.read(64)
@@ -147,13 +168,19 @@ def _read(file: Path, given: LogFormat | None, named: Mapping[str, str | None]) 
             raise source.fail(
                 f"not a {chosen.title or chosen.name} file: name its format with format= (--format)"
             )
-        return chosen.read(LogFile(file, named, "", given is not None))
+        return chosen.read(LogFile(file, named, "", given is not None, columns))
     for magic, meaning in _NOT_TEXT.items():
         if head.startswith(magic):
             raise source.fail(f"not text but {meaning}")
-    first = first_line(file)
-    chosen = chosen or max(_known(), key=lambda some: some.certainty(first))
-    return chosen.read(LogFile(file, named, first, given is not None))
+    start = opening(file)
+    if columns and not chosen:
+        chosen = _find("movielens" if "::" in start.line else "csv")
+    if start.separator and not chosen:
+        chosen = _find("csv")
+    chosen = chosen or max(_known(), key=lambda some: some.certainty(start.line))
+    log = LogFile(file, named, start.line, given is not None, columns)
+    log = replace(log, skip=start.skip, separator=start.separator, notes=start.notes)
+    return chosen.read(log)
 
 
 @contextmanager
@@ -170,9 +197,61 @@ def _uncompressed(file: Path) -> Iterator[Path]:
         plain = Path(folder) / file.name
         try:
             with gzip.open(file, "rb") as stream, plain.open("wb") as copy:
-                shutil.copyfileobj(stream, copy, BLOCK)
+                limit = max(UNPACKED_LIMIT, UNPACKED_RATIO * file.stat().st_size)
+                while block := stream.read(BLOCK):
+                    copy.write(block)
+                    if copy.tell() > limit:
+                        raise DataError(
+                            f"{file.name} unpacks to more than {UNPACKED_RATIO} times its size, "
+                            "as logs do not: if it is one, unpack it with gunzip first"
+                        )
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"{file.name} is truncated or damaged gzip data ({error}): fetch it again"
             ) from error
         yield plain
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError) as error:
+        raise ConfigError(
+            f"no text encoding {name!r}: encoding= (--encoding) is utf-8, latin-1, cp1252, utf-16 "
+            "or another that Python knows"
+        ) from error
+
+
+@contextmanager
+def _in_utf8(file: Path, encoding: str | None) -> Iterator[Path]:
+    """The file, or a temporary one of its name with its text in UTF-8.
+
+    Raises:
+        DataError: the file is not text of the encoding; names the line.
+    """
+    if encoding is None:
+        yield file
+        return
+    with file.open("rb") as stream:
+        head = stream.read(64)
+    if any(some.magic and head.startswith(some.magic) for some in _known(others=False)):
+        raise DataError(f"{file.name} is not a text file: leave out encoding= (--encoding)")
+    with tempfile.TemporaryDirectory(prefix="diffuserec-") as folder:
+        text, line = Path(folder) / file.name, 1
+        decoder = codecs.getincrementaldecoder(encoding)()
+        with file.open("rb") as stream, text.open("wb") as copy:
+            while True:
+                block = stream.read(BLOCK)
+                try:
+                    decoded = decoder.decode(block, final=not block)
+                    copy.write(decoded.encode())
+                except UnicodeError as error:
+                    raise DataError(
+                        f"{file.name} is not text in {encoding}, from about line {line} on "
+                        f"({error.reason if isinstance(error, UnicodeDecodeError) else error}): "
+                        "name another encoding= (--encoding)"
+                    ) from error
+                line += decoded.count("\n")
+                if not block:
+                    break
+        yield text

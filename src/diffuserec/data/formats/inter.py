@@ -1,4 +1,7 @@
-"""``inter``: RecBole's atomic file, tabs and a header of typed names such as ``user_id:token``."""
+"""``inter``: RecBole's atomic file, with a header of typed names such as ``user_id:token``.
+
+Fields are separated by tabs, or by what explains the header better, for RecBole can be told so.
+"""
 
 from typing import BinaryIO
 
@@ -6,26 +9,28 @@ import polars as pl
 
 from diffuserec.data.columns import Columns, Source
 from diffuserec.data.log_format import LogFile, LogFormat, require_flat, with_times
-from diffuserec.data.text import header, read_table
+from diffuserec.data.text import SEPARATORS, header, read_table
+
+_SEPARATORS = "\t" + SEPARATORS.replace("\t", "")  # of equally good ones the first is taken
 
 
 class Inter(LogFormat):
     """RecBole's interactions, one a line."""
 
     name = "inter"
-    suffixes = (".inter",)
+    suffixes = (".inter", ".item")
 
     def certainty(self, first_line: str) -> int:
         return 80 if ":token" in first_line else 0
 
     def read(self, log: LogFile) -> Columns:
-        names, _ = header(log.first_line, "\t")
+        names, _ = header(log.first_line, _SEPARATORS)
         if any(name.startswith("item_id") and name.endswith("_seq") for name in names):
             raise log.source.fail(
                 "this holds whole histories: give the .inter file with one interaction a line, or "
                 "one line a user (format sequences)"
             )
-        return read_table(log, self.name, "\t", quoted=False, plain=_without_type)
+        return read_table(log, self.name, _SEPARATORS, quoted=False, plain=_without_type)
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
         frame = with_times(frame)

@@ -19,6 +19,7 @@ class Parquet(LogFormat):
     magic = b"PAR1"
 
     def read(self, log: LogFile) -> Columns:
+        log.refuse_positions(self.name)
         check_parquet(log.path)
         table = pl.read_parquet(log.path, glob=False)
         source = log.source

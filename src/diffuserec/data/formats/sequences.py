@@ -14,6 +14,11 @@ from diffuserec.data.columns import Columns, Source, first_true
 from diffuserec.data.log_format import LogFile, LogFormat, require_flat
 from diffuserec.data.text import read_records
 
+_BLANKS = " \t\r\f\v"
+"""What separates fields. A no-break space does not: it is a character of an id."""
+
+_NUMBERS = r"^[-+]?[\d.]+([ \t\f\v\r]+[-+]?[\d.]+)*$"
+
 
 class Sequences(LogFormat):
     """Lines of blank-separated fields, a user's whole history on each."""
@@ -46,10 +51,18 @@ def read_lines(log: LogFile, format: str | None) -> Columns:
         DataError: a line has too few fields, or too many, or a user a second line.
     """
     log.refuse_named_columns(format or "lines")
-    table, source = read_records(log.path, None, 1, quoted=False)
-    lines = table.to_series().str.strip_chars()
-    if lines.str.contains(r"\t|\s\s").any():
-        lines = lines.str.replace_all(r"\s+", " ")
+    table, source = read_records(log, None, 1, quoted=False)
+    lines = table.to_series()
+    if format is None:
+        _refuse_table(lines, log)
+    lines = lines.str.strip_chars(_BLANKS)
+    notes, n_headers = log.notes, int(_is_header(lines))
+    if n_headers:
+        where, line = source.locate(0), source.locate
+        notes = (*notes, f"{where} left out: it holds no digit, and the others hold only numbers")
+        lines, source = lines.slice(1), replace(source, locate=lambda row: line(row + 1))
+    if lines.str.contains(r"[\t\f\v\r]|  ").any():
+        lines = lines.str.replace_all(r"[ \t\f\v\r]+", " ")
     fields = lines.str.split(" ")
     lengths = fields.list.len()
     row = first_true(lengths < 2)
@@ -81,4 +94,28 @@ def read_lines(log: LogFile, format: str | None) -> Columns:
     source = replace(source, locate=lambda at: line(int(np.searchsorted(ends, at, side="right"))))
     table = pl.DataFrame({"first field": users, "other fields": fields.list.slice(1)})
     roles = {"user_id": "first field", "item_id": "other fields"}
-    return Columns(table.explode("other fields"), roles, source, format, text=True)
+    return Columns(table.explode("other fields"), roles, source, format, text=True, notes=notes)
+
+
+def _refuse_table(lines: pl.Series, log: LogFile) -> None:
+    """Raises DataError if all lines have the same number of tabs, and more than one."""
+    n_tabs = lines.str.count_matches("\t", literal=True)
+    if n_tabs[0] >= 2 and (n_tabs == n_tabs[0]).all():
+        example = ["user", "item", "rating", "time", "other"]
+        example += [f"column_{number}" for number in range(6, n_tabs[0] + 2)]
+        raise log.source.fail(
+            f"every line has {n_tabs[0] + 1} fields between tabs, so this is a table without a "
+            f"usual header: name its columns with columns= (--columns "
+            f"{','.join(example[: n_tabs[0] + 1])}) or, if each line is a user and then items, "
+            "say format='sequences' (--format sequences)"
+        )
+
+
+def _is_header(lines: pl.Series) -> bool:
+    """True if the first line holds no digit and all the others are of numbers."""
+    others = lines.slice(1)
+    return (
+        len(others) > 0
+        and not lines.head(1).str.contains(r"\d").any()
+        and all(part.str.contains(_NUMBERS).all() for part in (others.head(100), others))
+    )
