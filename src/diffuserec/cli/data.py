@@ -21,21 +21,49 @@ def prepare(
     user: options.User = None,
     item: options.Item = None,
     time: options.Time = None,
+    columns: options.Columns = None,
+    encoding: options.Encoding = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Keep only rows for which this SQL expression is true."),
+    ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(help="File of items: id, name, category and the like, for lists and pages."),
+    ] = None,
+    literal_ids: options.LiteralIds = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Reads a log of any known format into a dataset that the other commands map from disk.
 
-    diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
-    diffuserec prepare ratings.dat --format movielens --out data/ml-1m
+    Examples:
+
+        diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
+        diffuserec prepare ratings.dat --format movielens --out data/ml-1m
+        diffuserec prepare u.data --columns user,item,rating,time --out data/ml-100k
+        diffuserec prepare events.csv --where "event_type = 'purchase'" --out data/shop
+        diffuserec prepare sales.parquet --items products.csv --out data/sales
     """
     from diffuserec.data import read_log
 
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out or remove it")
-    interactions = read_log(log, format=format, user=user, item=item, time=time)
+    interactions = read_log(
+        log,
+        format,
+        user,
+        item,
+        time,
+        columns=options.parse_names(columns),
+        encoding=encoding,
+        where=where,
+        items=items,
+        literal_ids=literal_ids,
+    )
     if min_user is not None or min_item is not None or merge_repeats:
         interactions = interactions.filter(min_user, min_item, merge_repeats)
-    filters = [f"user>={min_user}"] * (min_user is not None)
+    filters = [] if where is None else [f"where {where}"]
+    filters += [f"user>={min_user}"] * (min_user is not None)
     filters += [f"item>={min_item}"] * (min_item is not None)
     filters += ["repeats merged"] * merge_repeats
     note = {"source": log.name, "filters": ", ".join(filters) or "none"}

@@ -25,6 +25,19 @@ Format = Annotated[
 User = Annotated[str | None, typer.Option(help="Name of the column of user ids.")]
 Item = Annotated[str | None, typer.Option(help="Name of the column of item ids.")]
 Time = Annotated[str | None, typer.Option(help="Name of the column of times.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the columns by position, for a file without a header: user,item,rating,time."
+    ),
+]
+Encoding = Annotated[str | None, typer.Option(help="Of a text file, such as latin-1; else UTF-8.")]
+LiteralIds = Annotated[
+    bool,
+    typer.Option(
+        "--literal-ids", help="Take ids as they are: with blanks around them, null, 7.0 not as 7."
+    ),
+]
 KeepSeen = Annotated[bool, typer.Option("--keep-seen", help="Do not filter seen items.")]
 Set = Annotated[
     list[str] | None,
@@ -46,6 +59,11 @@ def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[name] = text
     return settings
+
+
+def parse_names(text: str | None) -> list[str] | None:
+    """Names of columns from text with commas between them; an empty one has no name."""
+    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 _FIELD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(,|\Z)')

@@ -367,8 +367,8 @@ def _assemble(
     if "timestamp" not in roles:
         notes.append("no times: the order of the source is the order in time")
     mapping = [(name, role) for role, name in roles.items()]
-    for name, values in objects.items():
-        other = other_of_objects(name, values)
+    for name, raw in objects.items():
+        other = other_of_objects(name, raw)
         if other is None:
             notes.append(f"column {name!r} left out: its values are not of one type")
         else:

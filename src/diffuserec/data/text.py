@@ -29,6 +29,12 @@ BOM = b"\xef\xbb\xbf"
 """The byte order mark that some programs write at the beginning of a UTF-8 file."""
 
 
+_QUOTING = (
+    'a field in quotes begins and ends with one, and quotes inside it are doubled (""); where '
+    "quotes are plain characters, name format='inter' (--format inter)"
+)
+
+
 @dataclass(frozen=True)
 class Opening:
     """What a text file begins with.
@@ -189,7 +195,7 @@ def read_records(
     if table.height != n_records:
         raise DataError(
             f"{file.name}: {n_records:,} lines give {table.height:,} rows, so a quote is out of "
-            'place: double the quotes inside fields ("")'
+            f"place: {_QUOTING}"
         )
     if blank:
         keep = np.ones(n_records, dtype=bool)
@@ -274,13 +280,12 @@ def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tu
         _check_text(block.text, name, block.line)
         if len(block.quotes) % 2:
             raise DataError(
-                f"{name}, line {block.line_of(-1)}: a quote is opened and never closed: "
-                'close it, or double the quotes inside fields ("")'
+                f"{name}, line {block.line_of(-1)}: a quote is opened and never closed: {_QUOTING}"
             )
         empty = _blank_records(block, separator)
         if separator is not None:
             at = np.flatnonzero(block.data == ord(separator))
-            _check_quotes(block, at, name)
+            _check_quotes(block, separator, name)
             if len(block.quotes):
                 at = at[np.searchsorted(block.quotes, at) % 2 == 0]
             counts = np.diff(np.searchsorted(at, block.ends), prepend=0) + 1
@@ -300,55 +305,52 @@ def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tu
 def _blank_records(block: Block, separator: str | None) -> Bool[np.ndarray, " R"]:
     """Which records hold nothing: no character, DOS' end of file, or, as whole lines, blanks."""
     lengths = block.ends - block.starts
-    empty = lengths == 0
+    empty: Bool[np.ndarray, " R"] = lengths == 0
     first = np.zeros(len(lengths), dtype=np.uint8)
     first[~empty] = block.data[block.starts[~empty]]
     empty |= (lengths == 1) & ((first == ord("\r")) | (first == 0x1A))
-    if separator is None:
+    if separator is None:  # whole lines
         for number in np.flatnonzero((first == ord(" ")) | (first == ord("\t"))):
             text = block.text[int(block.starts[number]) : int(block.ends[number])]
             empty[number] = not text.strip()
     return empty
 
 
-def _check_quotes(block: Block, separators: Int64[np.ndarray, " S"], name: str) -> None:
+def _check_quotes(block: Block, separator: str, name: str) -> None:
     """Raises DataError if a quote is not where it means something to every reader.
 
     A field in quotes begins and ends with one and doubles those inside. Where a field does not
     begin with a quote, quotes are characters like others.
-
-    Args:
-        separators: positions of separators, quoted or not.
     """
     if not len(block.quotes):
         return
-    opened, closed = block.quotes[::2], block.quotes[1::2]
-    breaks = np.sort(np.concatenate([separators, np.flatnonzero(block.data == ord("\n"))]))
-    edges = np.zeros(len(block.data) + 2, dtype=bool)  # of fields: entry i is of byte i - 1
-    edges[0] = edges[-1] = True
-    edges[breaks + 1] = True
+    data, opened, closed = block.data, block.quotes[::2], block.quotes[1::2]
+
+    def is_edge(at: Int64[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
+        """Whether the bytes at these positions are outside of fields."""
+        byte = data[np.clip(at, 0, len(data) - 1)]
+        edge: Bool[np.ndarray, " Q"] = (byte == ord(separator)) | (byte == ord("\n"))
+        return edge | (at < 0) | (at >= len(data))
+
     doubled = np.zeros(len(opened), dtype=bool)
     doubled[1:] = opened[1:] == closed[:-1] + 1
-    begins = edges[opened] & ~doubled
     # a doubled quote belongs to what the quote before it belongs to
     owner = np.maximum.accumulate(np.where(doubled, 0, np.arange(len(opened))))
-    in_quotes = begins[owner]
-    follower = np.append(block.data, [ord("\n"), ord("\n")])
+    in_quotes = is_edge(opened - 1)[owner]
     after = closed + 1
-    after = after + ((follower[after] == ord("\r")) & edges[np.minimum(after + 2, len(edges) - 1)])
-    ended = edges[after + 1] | np.append(doubled[1:], False)
-    # else both quotes must be within one field, which must not seem quoted
-    spans = np.searchsorted(breaks, opened) != np.searchsorted(breaks, closed)
-    before = np.maximum(opened - 1, 0)
-    padded = (block.data[before] == ord(" ")) & edges[before]
-    wrong = np.where(in_quotes, ~ended, spans | (padded & ~doubled))
+    returns = (data[np.minimum(after, len(data) - 1)] == ord("\r")) & (
+        (after + 1 >= len(data)) | (data[np.minimum(after + 1, len(data) - 1)] == ord("\n"))
+    )
+    wrong = in_quotes & ~(is_edge(after) | returns)
+    wrong[:-1] &= ~doubled[1:]
+    for pair in np.flatnonzero(~in_quotes):
+        inside = block.text[opened[pair] : closed[pair]]
+        field_begins = data[opened[pair] - 1] == ord(" ") and is_edge(opened[pair : pair + 1] - 2)
+        wrong[pair] = separator.encode() in inside or b"\n" in inside or bool(field_begins)
     if wrong.any():
         at = int(opened[int(wrong.argmax())])
         line = block.line + block.text.count(b"\n", 0, at)
-        raise DataError(
-            f"{name}, line {line}: a quote is out of place: a field in quotes begins and ends "
-            'with one, and quotes inside it are doubled ("")'
-        )
+        raise DataError(f"{name}, line {line}: a quote is out of place: {_QUOTING}")
 
 
 def line_finder(log: LogFile, blank: list[int], quoted: bool, skip: int) -> Callable[[int], str]:

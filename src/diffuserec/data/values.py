@@ -231,11 +231,9 @@ def _integers(values: pl.Series) -> pl.Series | None:
 
 def _without_blanks(values: pl.Series) -> tuple[pl.Series, str]:
     """The strings without blanks around them, and a note if there were any."""
-    blank = values.str.contains(r"^\s|\s$")
-    n_blank = int(blank.sum())
-    if not n_blank:
-        return values, ""
-    return values.str.strip_chars(), f"blanks around the ids left out: {n_blank:,}"
+    bare = values.str.strip_chars()
+    n_blank = int((bare.str.len_bytes() != values.str.len_bytes()).sum())
+    return bare, f"blanks around the ids left out: {n_blank:,}" if n_blank else ""
 
 
 def _from_decimals(values: pl.Series, source: Source) -> tuple[pl.Series | None, str]:

@@ -19,7 +19,7 @@ def recommend_from(
     history: Sequence[RawId] | None,
     histories: Path | None,
     *,
-    columns: Mapping[str, str | None] | None = None,
+    columns: Mapping[str, Any] | None = None,
     out: Path | None = None,
     fallback: bool = False,
     say: Callable[[str], None] = lambda line: None,

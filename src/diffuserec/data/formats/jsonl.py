@@ -20,7 +20,7 @@ from diffuserec.data.text import BLOCK, BOM, line_finder, scan
 from diffuserec.errors import DataError
 
 _HALF_PAIR = re.compile(rb"\\\\u[dD][89a-fA-F]")
-"""Half of a character beyond 16 bits, which Polars takes for a zero byte if the other is missing."""
+"""Half of a character of more than 16 bits; without the other, Polars makes a zero byte of it."""
 
 
 class Jsonl(LogFormat):
