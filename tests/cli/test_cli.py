@@ -1,6 +1,8 @@
 """Command line end to end on a small log: its output, its files, its refusals."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -384,7 +386,7 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["recommend", "RUN", "--history", "A;B"], "none of the 1 item ids"),
         (["recommend", "RUN", "--history", 'A,"B,C'], 'the quotes of "B are not closed'),
         (["recommend", "RUN", "--history", "a", "--out", "x.doc"], ".csv"),
-        (["train", "DATA", "--model", "sasrec", "--out", "RUN"], "--resume"),
+        (["train", "DATA", "--model", "sasrec", "--out", "RUN"], "--overwrite"),
         (["augment", "DATA", "--method", "random", "--out", "x.doc"], "parquet"),
         (["augment", "DATA", "--method", "random", "--out", "no/x.csv"], "no folder"),
         (["demo", "--out", "DATA"], "not a demo's"),
@@ -599,3 +601,47 @@ def test_reports_of_contrastive_runs_alone_show_views(
     out = tmp_path / "compared.html"
     assert run_main("compare", contrastive, "--out", out) == 0
     assert out.read_text().count("<h3>simdiffrec, user ") == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_says_how_to_go_on(
+    number: signal.Signals, status: int, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", data, "--model", "sasrec", "--set", "epochs=2000", "--set", "patience=2000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffuserec.cli", *words, "--set", "dim=8", "--out", out],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("fit: "))
+    assert re.fullmatch(r"fit: epoch 1 of 2000, loss .*, valid .*, at most .* left\n", line)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == status
+    assert "interrupted; to continue from the last epoch, add --resume to the same command" in said
+    assert {part.name for part in out.iterdir()} == {"run.json", "checkpoint"}
+    command = json.loads((out / "run.json").read_text())["starts"][0]["command"]
+    assert command.startswith("diffuserec train ")
+    assert command.endswith(f"--set dim=8 --out {out}")
+    assert [part.name for part in tmp_path.iterdir()] == ["run"]
+
+
+def test_data_that_moved_is_named(
+    data: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    run, page = runs["plain"], tmp_path / "page.html"
+    for words in (["evaluate", run], ["compare", run, "--out", page]):
+        assert run_main(*words, "--data", moved) == 0
+    capsys.readouterr()
+    status, _, error = call(capsys, "compare", run, "--out", page)
+    assert (status, "exists already: choose another --out, or add --overwrite" in error) == (
+        2,
+        True,
+    )
+    assert run_main("compare", run, "--out", page, "--overwrite") == 0

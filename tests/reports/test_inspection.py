@@ -282,7 +282,7 @@ def trained(name: str, log: SequenceDataset, augmenter: Any = None) -> RunDirect
     model = find_recommender(name)(**QUICK, **own)
     split = leave_one_out(log)
     model.fit(split.train, None, Runtime(device="cpu", progress=False))
-    return RunDirectory(Path("run"), Plan("log", name, {}), model, augmenter, split)
+    return RunDirectory(Path("run"), Plan("log", name, {}), "", model, augmenter, split)
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE)

@@ -1,5 +1,6 @@
 """The loop: early stopping, several updates, what is recorded, and what it leaves alone."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -170,13 +171,40 @@ def test_progress_is_quiet_where_nobody_watches(random_log, capfd, monkeypatch) 
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_progress_shows_epoch_loss_and_metric_when_asked(random_log, capfd) -> None:
-    run_loop(random_log, [0.5, 0.6], epochs=2, runtime=Runtime(progress=True))
+def test_progress_is_a_line_an_epoch_without_a_terminal(random_log, capfd, monkeypatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    run_loop(random_log, [0.5, 0.6, 0.2], epochs=3, runtime=Runtime(progress=True))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    first, second, third = captured.err.splitlines()
+    start = r"fit: epoch {} of 3, loss 3\.\d{{4}}, valid {}, \d\.\d s, at most {} left"
+    assert re.fullmatch(start.format(1, r"0.5000 \(best\)", r"\d s"), first)
+    assert re.fullmatch(start.format(2, r"0.6000 \(best\)", r"\d s"), second)
+    assert re.fullmatch(start.format(3, r"0.2000", r"0 s"), third)
+
+
+def test_progress_is_a_bar_on_a_terminal(random_log, capfd, monkeypatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    run_loop(random_log, [0.5, 0.6], epochs=2)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "fit 2/2" in captured.err
-    assert "0.5000" in captured.err
+    assert "valid 0.5000 (best 0.5000)" in captured.err
     assert "loss 3." in captured.err
+    assert re.search(r"at most \d s left", captured.err)
+
+
+def test_a_function_is_told_every_epoch_and_may_end_the_fit(random_log) -> None:
+    seen: list[Epoch] = []
+
+    def told(record: Epoch) -> bool:
+        seen.append(record)
+        return len(seen) == 2
+
+    _, records = run_loop(random_log, [0.5, 0.6, 0.7], epochs=3, runtime=Runtime(on_epoch=told))
+    assert records == seen
+    assert [record.valid for record in seen] == [0.5, 0.6]
 
 
 # --- random numbers -----------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """Command line: thin, no logic. Bad input gets one line on standard error and status 2."""
 
+import signal
 import sys
+from signal import SIGINT, SIGTERM
+from types import FrameType
 
 import typer
 
@@ -34,9 +37,28 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: bad input, or a path that cannot be used, is one line and status 2."""
+    """Entry point: bad input, or a path that cannot be used, is one line and status 2.
+
+    A termination (SIGTERM) is an interruption as Ctrl-C is: what is half-written is removed, and
+    what was trained stays. The status is 128 and the signal's number.
+    """
+    received = 0
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (SIGINT, SIGTERM)}
     try:
         app()
     except (DataError, ConfigError, OSError) as error:
         print_error(f"diffuserec: {error}")
         sys.exit(2)
+    except SystemExit:
+        if received:
+            sys.exit(128 + received)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

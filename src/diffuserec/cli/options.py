@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, DataError
 
 Data = Annotated[Path, typer.Argument(help="A prepared dataset.")]
 RunPath = Annotated[Path, typer.Argument(help="A finished run.")]
@@ -18,6 +18,10 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to c
 Precision = Annotated[
     Literal["fp32", "bf16"], typer.Option(help="bf16 runs matrix products in bfloat16.")
 ]
+Moved = Annotated[
+    Path | None, typer.Option("--data", help="Where the run's data is now, if it was moved.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Format = Annotated[
     str | None, typer.Option(help="csv, tsv, parquet, jsonl, inter, movielens, sequences or pairs.")
@@ -45,6 +49,12 @@ Set = Annotated[
         "--set", help="A hyper-parameter as name=value (none for no value); may be repeated."
     ),
 ]
+
+
+def require_free(out: Path | None, overwrite: bool) -> None:
+    """Refuses an --out that exists, unless it may be overwritten."""
+    if out is not None and out.exists() and not overwrite:
+        raise DataError(f"{out} exists already: choose another --out, or add --overwrite")
 
 
 def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def evaluate(
     metric: Annotated[
         list[str] | None, typer.Option(help="A further metric, such as HR@50; may be repeated.")
     ] = None,
+    data: options.Moved = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measures a finished run and prints the protocol.
@@ -23,16 +24,19 @@ def evaluate(
     diffuserec evaluate runs/sasrec
     diffuserec evaluate runs/sasrec --metric HR@50 --metric NDCG@50
     diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
+    diffuserec evaluate runs/sasrec --data /elsewhere/clicks
     """
     from diffuserec.studies.run_directory import open_run
 
-    result = open_run(run).evaluate(split, candidates, not keep_seen, metric or ())
+    result = open_run(run, data).evaluate(split, candidates, not keep_seen, metric or ())
     show.evaluation(result, as_json)
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs of the same data.")],
     out: options.Page = None,
+    overwrite: options.Overwrite = False,
+    data: options.Moved = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compares several runs and trivial baselines in one table, with significance.
@@ -46,7 +50,8 @@ def compare(
     """
     from diffuserec.studies.compare import compare_runs
 
-    report = compare_runs(runs, out)
+    options.require_free(out, overwrite)
+    report = compare_runs(runs, out, data=data)
     if as_json:
         show.print_text(report.json())
     else:
@@ -61,6 +66,8 @@ def views(
     n: Annotated[int, typer.Option("--n", help="Users to draw if none is named.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the views and of who is drawn.")] = 0,
     out: options.Page = None,
+    overwrite: options.Overwrite = False,
+    data: options.Moved = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Shows the views of users' histories that a contrastive recommender learns to tell apart.
@@ -79,15 +86,16 @@ def views(
     from diffuserec.studies.examples import inspection
     from diffuserec.studies.run_directory import open_run
 
-    opened = open_run(run)
+    options.require_free(out, overwrite)
+    opened = open_run(run, data)
     found = inspection(opened, user, n, seed)
     if out is not None:
-        data = Path(opened.plan.data).name
+        name = Path(opened.plan.data).name
         write_inspection(
             out,
             found,
-            title=f"Views of {found.method} on {data}",
-            facts=f"{data}, training part of {opened.split.protocol} · no dropout · seed {seed}",
+            title=f"Views of {found.method} on {name}",
+            facts=f"{name}, training part of {opened.split.protocol} · no dropout · seed {seed}",
         )
     if as_json:
         show.print_json(asdict(found))

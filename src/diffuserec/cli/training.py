@@ -27,7 +27,7 @@ def demo(
     from diffuserec.models.base import Runtime
     from diffuserec.studies.demo import run_demo
 
-    show.report(run_demo(out, Runtime(seed=seed), show.say))
+    show.report(run_demo(out, Runtime(seed=seed, progress=True), show.say))
     show.print_line(f"report: {out / 'report.html'}")
 
 
@@ -40,6 +40,7 @@ def train(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    overwrite: options.Overwrite = False,
     split: Annotated[
         str, typer.Option(help="How to divide the log: leave-one-out or temporal.")
     ] = "leave-one-out",
@@ -71,9 +72,11 @@ def train(
         split=split,
         seed=seed,
     )
-    runtime = Runtime(device=device, precision=precision, seed=seed, resume=resume)
-    with _resumable():
-        run = train_run(plan, out, runtime, say=silent if as_json else show.say)
+    runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)
+    with _resumable(out, "add --resume to the same command"):
+        run = train_run(
+            plan, out, runtime, overwrite=overwrite, say=silent if as_json else show.say
+        )
     show.evaluation(run.evaluate(), as_json)
     if not as_json:
         show.print_line(f"report: {out / 'report.html'}")
@@ -93,8 +96,10 @@ def experiment(
     from diffuserec.models.base import Runtime
     from diffuserec.studies.experiment import run_experiment
 
-    with _resumable("run the same command again"):
-        show.report(run_experiment(file, data, out, Runtime(device, precision), show.say))
+    runtime = Runtime(device, precision, progress=True)
+    with _resumable(out):
+        report = run_experiment(file, data, out, runtime, show.say)
+    show.report(report)
 
 
 def curve(
@@ -112,15 +117,21 @@ def curve(
     from diffuserec.reports.sensitivity import sensitivity_table
     from diffuserec.studies.sensitivity import run_sensitivity
 
-    with _resumable("run the same command again"):
-        document = run_sensitivity(file, data, out, Runtime(device, precision), show.say)
+    runtime = Runtime(device, precision, progress=True)
+    with _resumable(out):
+        document = run_sensitivity(file, data, out, runtime, show.say)
     show.print_text(sensitivity_table(document))
 
 
 @contextlib.contextmanager
-def _resumable(how: str = "add --resume to the same command") -> Iterator[None]:
+def _resumable(out: Path, how: str = "run the same command again") -> Iterator[None]:
+    """Says how to continue after Ctrl-C or a termination, if anything was trained."""
     try:
         yield
     except KeyboardInterrupt:
-        show.say(f"interrupted; to continue from the last epoch, {how}")
-        raise typer.Exit(130) from None
+        show.say(
+            f"interrupted; to continue from the last epoch, {how}"
+            if out.exists()
+            else "interrupted before anything was trained; nothing was written"
+        )
+        raise

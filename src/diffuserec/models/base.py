@@ -18,6 +18,7 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -30,31 +31,6 @@ from diffuserec.errors import ConfigError
 from diffuserec.models.artifact import Artifact, write_artifact
 from diffuserec.models.config import Settings, parse_settings, signature_of
 from diffuserec.registry import Registry
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Surroundings of a fit: never saved with a model, never changing what is learned.
-
-    Attributes:
-        device: ``auto`` takes a GPU when there is one.
-        precision: ``bf16`` runs matrix products in bfloat16 where the processor has them.
-        seed: of initialization, order, dropout and negatives.
-        progress: show a progress bar; None means when standard error is a terminal.
-        checkpoint: directory for the state after each epoch; None keeps none.
-        resume: continue from that directory.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-    progress: bool | None = None
-    checkpoint: Path | None = None
-    resume: bool = False
-
-    def within(self, name: str) -> "Runtime":
-        """The same surroundings for one part of a fit, with its own checkpoint."""
-        return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
 
 
 @dataclass(frozen=True)
@@ -76,6 +52,35 @@ class Epoch:
     valid: float | None
     seconds: float
     watched: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Surroundings of a fit: never saved with a model, never changing what is learned.
+
+    Attributes:
+        device: ``auto`` takes a GPU when there is one.
+        precision: ``bf16`` runs matrix products in bfloat16 where the processor has them.
+        seed: of initialization, order, dropout and negatives.
+        progress: show progress on standard error: a bar on a terminal, else a line an epoch; None
+            means when it is a terminal.
+        checkpoint: directory for the state after each epoch; None keeps none.
+        resume: continue from that directory.
+        on_epoch: called with the record of each epoch once it is in the checkpoint; True ends this
+            phase of the fit, as patience would.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    progress: bool | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+    on_epoch: Callable[[Epoch], bool | None] | None = None
+
+    def within(self, name: str) -> "Runtime":
+        """The same surroundings for one part of a fit, with its own checkpoint."""
+        return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
 
 
 class Method(nn.Module, ABC):

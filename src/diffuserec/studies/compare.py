@@ -28,6 +28,7 @@ def compare_runs(
     out: Path | None = None,
     title: str | None = None,
     names: Sequence[str] | None = None,
+    data: Path | None = None,
 ) -> Report:
     """One report of several runs and the trivial baselines, with significance.
 
@@ -39,21 +40,29 @@ def compare_runs(
         out: file of the HTML report; None writes none.
         names: of the methods, one for each run; runs of one name are one method. By default the
             names of recommender and augmenter.
+        data: where their data is now, if it was moved.
 
     Raises:
-        ConfigError: no runs, or runs of different data.
+        ConfigError: no runs, runs of different data, or one run twice.
     """
     if not paths:
         raise ConfigError("give at least one run to compare")
-    runs = [open_run(path) for path in paths]
-    data = {run.plan.data for run in runs}
-    if len(data) > 1:
+    runs = [open_run(path, data) for path in paths]
+    if len({run.fingerprint for run in runs}) > 1:
+        places = sorted({run.plan.data for run in runs})
         raise ConfigError(
-            f"these runs are of different data and can't be compared: {', '.join(sorted(data))}"
+            f"these runs are of different data and can't be compared: {', '.join(places)}"
         )
     methods: dict[str, list[RunDirectory]] = {}
     for name, run in zip(names or _names(runs), runs, strict=True):
-        methods.setdefault(name, []).append(run)
+        seeds = methods.setdefault(name, [])
+        for other in seeds:
+            if other.plan.seed == run.plan.seed:
+                raise ConfigError(
+                    f"{other.path} and {run.path} are the same run (methods, settings and seed): "
+                    "give it once"
+                )
+        seeds.append(run)
     results = {name: [run.evaluate() for run in seeds] for name, seeds in methods.items()}
     report = Report.of(with_baselines(results, runs[0]), _unaugmented(methods))
     if out is not None:

@@ -25,7 +25,7 @@ from pydantic import Field
 from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
-from diffuserec.files import write_json, write_text
+from diffuserec.files import locked, write_json, write_text
 from diffuserec.models.base import Runtime
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import compare_runs
@@ -68,29 +68,43 @@ def run_experiment(
 
     Raises:
         ConfigError: the file is not a valid experiment; then nothing is trained.
+        DataError: another process runs it, or runs that are there are of other data.
     """
     title, variants = read_experiment(file, data)
-    catalog = load_dataset(data).catalog
+    with locked(out):
+        return _run_experiment(title, variants, data, out, runtime, say)
+
+
+def _run_experiment(
+    title: str,
+    variants: dict[str, list[Plan]],
+    data: Path,
+    out: Path,
+    runtime: Runtime,
+    say: Say,
+) -> Report:
+    dataset = load_dataset(data)
+    fingerprint = dataset.fingerprint
     runs = [
         (name, plan, out / f"{slug(name)}-seed{plan.seed}")
         for name, plans in variants.items()
         for plan in plans
     ]
-    waiting = {name: plan for name, plan, path in runs if not is_finished(path, plan)}
+    waiting = {name: plan for name, plan, path in runs if not is_finished(path, plan, fingerprint)}
     for plan in waiting.values():
-        require_buildable(plan, catalog)
+        require_buildable(plan, dataset.catalog)
     fitted: dict[str, Path] = {}
     for name, plan, path in runs:
         augmenter = json.dumps([plan.augment, plan.augment_settings or {}], sort_keys=True)
         first = fitted.setdefault(augmenter, path)
-        shared = None if path == first else first / "augmenter"
-        complete_run(name, plan, path, runtime, augmenter_from=shared, say=say)
+        shared = None if path == first else first
+        complete_run(name, plan, path, fingerprint, runtime, augmenter_from=shared, say=say)
     names, paths = [name for name, _, _ in runs], [path for _, _, path in runs]
-    report = compare_runs(paths, out / "report.html", title, names)
+    report = compare_runs(paths, out / "report.html", title, names, data)
     write_text(out / "report.txt", report.text())
     unfiltered: dict[str, list[Evaluation]] = {}
     for name, path in zip(names, paths, strict=True):
-        unfiltered.setdefault(name, []).append(evaluate_unfiltered(path))
+        unfiltered.setdefault(name, []).append(evaluate_unfiltered(path, data))
     document = json.loads(report.json()) | {
         "training": [{"method": name, **cost(path)} for name, _, path in runs],
         "seen_not_filtered": {

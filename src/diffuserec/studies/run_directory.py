@@ -1,6 +1,6 @@
 """Directory of a run: the plan of what is trained, and everything that came of it.
 
-    run.json      the plan: data, methods, settings, seed; whether it is finished, and seconds
+    run.json      the plan, the data's fingerprint, and how it was trained; see ``run_file``
     model/        the recommender; ``diffuserec.load`` reads it
     augmenter/    the augmenter, if there is one
     curve.json    loss and validation metric of each epoch
@@ -10,13 +10,14 @@
     checkpoint/   only while training: ``--resume`` continues from it
 
 :func:`diffuserec.studies.train_run.train_run` claims a directory, fills it and marks it finished.
-Here a run is opened, measured and asked what it cost.
+Here a run is opened, measured and asked what it cost. Whatever is read from a run is read with the
+data that it was trained on, or refused.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +31,13 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
-from diffuserec.files import read_document, write_json
 from diffuserec.models.augmenter import Augmenter
-from diffuserec.models.base import Epoch
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender
+from diffuserec.studies.run_file import Plan as Plan
+from diffuserec.studies.run_file import RunFile, Start, holds_a_run, read_run_file
 from diffuserec.training.checkpoint import checkpoint_files
-
-_FORMAT = "diffuserec-run"
-_VERSION = 2
 
 SPLITS: dict[str, Callable[[SequenceDataset], Split]] = {
     "leave-one-out": leave_one_out,
@@ -47,41 +46,14 @@ SPLITS: dict[str, Callable[[SequenceDataset], Split]] = {
 """Splits of a log by name."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Plan of a run: enough to train it again.
-
-    Attributes:
-        data: the prepared dataset.
-        model: name of the recommender.
-        settings: its hyper-parameters that are not the defaults.
-        augment: name of the augmenter, or None.
-        augment_settings: hyper-parameters of the augmenter that are not the defaults.
-        split: name of the split, see ``SPLITS``.
-        seed: of the run.
-    """
-
-    data: str
-    model: str
-    settings: Mapping[str, Any]
-    augment: str | None = None
-    augment_settings: Mapping[str, Any] | None = None
-    split: str = "leave-one-out"
-    seed: int = 0
-
-    @property
-    def label(self) -> str:
-        """Name of the run in tables."""
-        return self.model if self.augment is None else f"{self.model} + {self.augment}"
-
-
 @dataclass(frozen=True, eq=False)
 class RunDirectory:
     """A run read back.
 
     Attributes:
         path: its directory.
-        plan: what was trained.
+        plan: what was trained, with the place where its data is now.
+        fingerprint: of that data.
         model: the trained recommender.
         augmenter: the fitted augmenter, or None.
         split: the log that it was trained on, divided.
@@ -89,6 +61,7 @@ class RunDirectory:
 
     path: Path
     plan: Plan
+    fingerprint: str
     model: Recommender
     augmenter: Augmenter | None
     split: Split
@@ -154,71 +127,132 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
     return SPLITS[name](dataset)
 
 
-def claim(path: Path, plan: Plan, resume: bool) -> None:
+def claim(
+    path: Path, plan: Plan, fingerprint: str, runtime: Runtime, overwrite: bool = False
+) -> None:
     """Makes a directory that of a run of this plan, or resumes an interrupted one.
+
+    A run in which nothing was trained yet is in nobody's way. The caller holds the lock of `path`.
+
+    Args:
+        fingerprint: of the plan's data.
+        runtime: what the run is trained on; whether an interrupted run is meant.
+        overwrite: remove a run that is there.
 
     Raises:
         ConfigError: it holds a run that was not asked to be resumed, is finished, or is of another
             plan; or none that could be resumed.
-        DataError: it holds something else.
+        DataError: it holds something else, or a run of other data.
     """
-    if path.exists() and any(path.iterdir()):
-        document = _read_run(path)
-        if not resume:
-            raise ConfigError(
-                f"{path} holds a run already: choose another --out, or add --resume to continue it"
-            )
-        if document["complete"]:
-            raise ConfigError(f"{path} is finished: there is nothing to resume")
-        _require_same_plan(path, plan)
-    elif resume:
-        raise ConfigError(f"{path} holds no run to resume: leave out --resume")
+    start = Start.now(runtime)
+    if overwrite and runtime.resume:
+        raise ConfigError("a run is either resumed or overwritten: leave out one of the two")
+    if overwrite and holds_a_run(path):
+        _clear(path)
+    if is_free(path):
+        if runtime.resume:
+            raise ConfigError(f"{path} holds no run to resume: leave out --resume")
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        _write_run(path, plan, complete=False, seconds={})
+        found = read_run_file(path)
+        if found.complete:
+            raise ConfigError(
+                f"{path} is finished: there is nothing to resume"
+                if runtime.resume
+                else f"{path} holds a finished run: choose another --out, or add --overwrite"
+            )
+        if _trained(path):
+            if not runtime.resume:
+                raise ConfigError(
+                    f"{path} holds a run already, which was interrupted: add --resume to continue "
+                    "it, --overwrite to begin anew, or choose another --out"
+                )
+            _require_same(path, found, plan, fingerprint)
+            replace(found, plan=plan, starts=(*found.starts, start)).write(path)
+            return
+        _clear(path)
+    path.mkdir(parents=True, exist_ok=True)
+    RunFile(plan, fingerprint, (start,), complete=False, seconds={}).write(path)
 
 
-def is_finished(path: Path, plan: Plan) -> bool:
-    """Whether the directory holds a finished run of this plan.
+def is_free(path: Path) -> bool:
+    """Whether nothing stands there but, at most, what a killed writer left."""
+    return not path.exists() or all(part.name.startswith(".") for part in path.iterdir())
+
+
+def release(path: Path) -> None:
+    """Removes an interrupted run in which nothing was trained yet."""
+    if not _trained(path):
+        _clear(path)
+        path.rmdir()
+
+
+def is_finished(path: Path, plan: Plan, fingerprint: str) -> bool:
+    """Whether the directory holds a finished run of this plan, on data with this fingerprint.
 
     Raises:
         ConfigError: it holds a run of another plan.
-        DataError: it holds something else.
+        DataError: it holds something else, or a run of other data.
     """
-    if not path.exists() or not any(path.iterdir()):
+    if is_free(path):
         return False
-    _require_same_plan(path, plan)
-    return bool(_read_run(path)["complete"])
+    found = read_run_file(path)
+    if found.complete or _trained(path):
+        _require_same(path, found, plan, fingerprint)
+    return found.complete
 
 
-def finish(path: Path, plan: Plan, seconds: Mapping[str, float]) -> None:
+def finish(path: Path, seconds: Mapping[str, float]) -> None:
     """Marks a run as finished and removes its checkpoint, which is not needed any more."""
-    _write_run(path, plan, complete=True, seconds=seconds)
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    replace(read_run_file(path), complete=True, seconds=dict(seconds)).write(path)
 
 
-def open_run(path: Path | str) -> RunDirectory:
-    """Reads a finished run back.
+def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
+    """Reads a finished run back, with the data that it was trained on.
+
+    Args:
+        data: where its data is now, if it was moved.
 
     Raises:
-        DataError: not a run, not finished, or its data is gone.
+        DataError: not a run, not finished, or its data is gone or another.
     """
     source = run_of(path)
-    document = _read_run(source)
-    if not document["complete"]:
-        hint = " (add --resume to its command)" if checkpoint_files(source / "checkpoint") else ""
+    found = read_run_file(source)
+    if not found.complete:
+        hint = " (add --resume to its command)" if _trained(source) else ""
         raise DataError(f"{source} is a run that has not finished{hint}")
-    plan = Plan(**document["plan"])
-    split = split_dataset(load_dataset(plan.data), plan.split)
+    plan = found.plan if data is None else replace(found.plan, data=str(data))
+    if data is None and not Path(plan.data).exists():
+        raise DataError(
+            f"the data of {source} is not at {plan.data} any more: say where it is with --data"
+        )
+    dataset = load_dataset(plan.data)
+    _require_data(source, found, plan.data, dataset.fingerprint)
+    split = split_dataset(dataset, plan.split)
     augmenter = load_augmenter(source / "augmenter") if plan.augment is not None else None
-    return RunDirectory(source, plan, load(source / "model"), augmenter, split)
+    return RunDirectory(source, plan, found.fingerprint, load(source / "model"), augmenter, split)
 
 
-def evaluate_unfiltered(path: Path) -> Evaluation:
+def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter:
+    """The augmenter of another run, for a run of this plan.
+
+    Raises:
+        ConfigError: it was fitted with other settings.
+        DataError: it was fitted to other data, or is not there.
+    """
+    found = read_run_file(path)
+    theirs = replace(plan, augment=found.plan.augment, augment_settings=found.plan.augment_settings)
+    if _as_json(theirs) != _as_json(plan) or found.plan.split != plan.split:
+        raise ConfigError(f"{path} has an augmenter of other settings: use the same, or fit one")
+    _require_data(path, found, plan.data, fingerprint)
+    return load_augmenter(path / "augmenter")
+
+
+def evaluate_unfiltered(path: Path, data: Path) -> Evaluation:
     """Test evaluation of a finished run with seen items not filtered, made once and stored."""
     stored = path / "test_seen_not_filtered"
-    if not stored.is_dir():
-        open_run(path).evaluate(filter_seen=False).save(stored)
+    if not (stored / "metrics.json").is_file():
+        open_run(path, data).evaluate(filter_seen=False).save(stored)
     return load_evaluation(stored)
 
 
@@ -229,14 +263,14 @@ def cost(path: Path) -> dict[str, Any]:
     part alone, those of all its epochs. The fit of an augmenter counts in the run in which it was
     fitted, not in those that share it.
     """
-    document = _read_run(path)
+    found = read_run_file(path)
     epochs = read_curve(path / "curve.json")
     augmenter_curve = path / "augmenter-curve.json"
     n_before = len(read_curve(augmenter_curve)) if augmenter_curve.exists() else 0
     valid = [epoch.valid for epoch in epochs[n_before:] if epoch.valid is not None]
     return {
-        "seed": document["plan"]["seed"],
-        "seconds": max(sum(document["seconds"].values()), sum(epoch.seconds for epoch in epochs)),
+        "seed": found.plan.seed,
+        "seconds": max(sum(found.seconds.values()), sum(epoch.seconds for epoch in epochs)),
         "epochs": len(valid),
         "best_valid": max(valid, default=None),
     }
@@ -247,35 +281,42 @@ def read_curve(file: Path) -> list[Epoch]:
     return [Epoch(**record) for record in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def _require_same_plan(path: Path, plan: Plan) -> None:
-    started = _read_run(path)["plan"]
-    for what, value in json.loads(json.dumps(asdict(plan))).items():
-        if started[what] != value:
+def _require_same(path: Path, found: RunFile, plan: Plan, fingerprint: str) -> None:
+    """Refuses a run of another plan or of other data; where the data lies does not matter."""
+    started = _as_json(found.plan)
+    for what, value in _as_json(plan).items():
+        if what != "data" and started[what] != value:
             raise ConfigError(
                 f"{path} was started with {what} = {started[what]}, not {value}: "
                 "use the same, or another --out"
             )
+    _require_data(path, found, plan.data, fingerprint)
 
 
-def _write_run(path: Path, plan: Plan, complete: bool, seconds: Mapping[str, float]) -> None:
-    document = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "complete": complete,
-        "plan": asdict(plan),
-        "seconds": dict(seconds),
-    }
-    write_json(path / "run.json", document)
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        document = read_document(path / "run.json")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
-    if document.get("format") != _FORMAT or document.get("version") != _VERSION:
+def _require_data(path: Path, found: RunFile, data: str, fingerprint: str) -> None:
+    if fingerprint != found.fingerprint:
         raise DataError(
-            f"{path / 'run.json'} is of another format or version: choose another directory, or "
-            "remove this one and train again"
+            f"the data at {data} is not what {path} was trained on: say where that is (--data), or "
+            "train again"
         )
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as it is read back from a file."""
+    document: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
     return document
+
+
+def _trained(path: Path) -> bool:
+    """Whether a run's directory holds anything that it would take time to make again."""
+    parts = (path / "augmenter", path / "model")
+    return any(part.exists() for part in parts) or bool(checkpoint_files(path / "checkpoint"))
+
+
+def _clear(path: Path) -> None:
+    """Empties a run's directory; what says that it is a run's goes last."""
+    for part in sorted(path.iterdir(), key=lambda part: part.name == "run.json"):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part)
+        else:
+            part.unlink()

@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, load_evaluation
-from diffuserec.files import write_json, write_text
+from diffuserec.files import locked, write_json, write_text
 from diffuserec.models.base import Method, Runtime
 from diffuserec.models.config import parse_settings
 from diffuserec.models.methods import find_recommender
@@ -156,18 +156,21 @@ def run_sensitivity(
 
     Raises:
         ConfigError: the file is not a valid study; then nothing is trained.
+        DataError: another process runs it, or runs that are there are of other data.
     """
     plan = read_study(file, Sensitivity)
     base = Plan(str(data.resolve()), plan.model, plan.settings)
     measure = _trained if plan.at == "training" else _remeasured
-    by_seed = [measure(plan, replace(base, seed=seed), out, runtime, say) for seed in plan.seeds]
     title = plan.title or file.stem
-    document = _document(plan, title, data.resolve().name, by_seed)
-    write_json(out / "sensitivity.json", document)
-    write_text(out / "sensitivity.md", sensitivity_table(document))
-    draw_svg(
-        out / "sensitivity.svg", title, len(METRICS), lambda axes: plot_sensitivity(axes, document)
-    )
+    with locked(out):
+        by_seed = [
+            measure(plan, replace(base, seed=seed), out, runtime, say) for seed in plan.seeds
+        ]
+        document = _document(plan, title, data.resolve().name, by_seed)
+        write_json(out / "sensitivity.json", document)
+        write_text(out / "sensitivity.md", sensitivity_table(document))
+        svg = out / "sensitivity.svg"
+        draw_svg(svg, title, len(METRICS), lambda axes: plot_sensitivity(axes, document))
     return document
 
 
@@ -176,13 +179,13 @@ def _trained(
 ) -> dict[str, _Measured]:
     """Results by point, each of a run of its own."""
     plans = [replace(base, settings={**base.settings, **p.settings}) for p in plan.all_points]
-    catalog = load_dataset(base.data).catalog
+    dataset = load_dataset(base.data)
     for planned in plans:
-        require_buildable(planned, catalog)
+        require_buildable(planned, dataset.catalog)
     found = {}
     for point, planned in zip(plan.all_points, plans, strict=True):
         path = out / f"{plan.folder(point)}-seed{base.seed}"
-        complete_run(point.name, planned, path, runtime, say=say)
+        complete_run(point.name, planned, path, dataset.fingerprint, runtime, say=say)
         found[point.name] = _Measured(path, load_evaluation(path / "test"))
     return found
 
@@ -192,13 +195,13 @@ def _remeasured(
 ) -> dict[str, _Measured]:
     """Results by point, all of one run's model under the point's settings."""
     path = out / f"{slug(plan.model)}-seed{base.seed}"
-    complete_run(plan.model, base, path, runtime, say=say)
+    complete_run(plan.model, base, path, load_dataset(base.data).fingerprint, runtime, say=say)
     run: RunDirectory | None = None
     found = {}
     for point in plan.all_points:
         stored = path / "points" / point.key
         if not (stored / "metrics.json").is_file():
-            run = run or open_run(path)
+            run = run or open_run(path, base.data)
             say(f"measuring {point.name}, seed {base.seed}")
             model = with_settings(run.model, point.settings).to(device_of(runtime))
             run.measure(model, seed=base.seed).save(stored)

@@ -1,18 +1,19 @@
 """Training of one run: from a plan to a directory with models, evaluations and a report."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from diffuserec.data import Catalog, Queries, load_dataset
+from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_dataset
 from diffuserec.errors import ConfigError
-from diffuserec.files import write_json
+from diffuserec.files import locked, write_json
 from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
-from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.methods import find_augmenter, find_recommender, load_augmenter
+from diffuserec.models.base import Runtime
+from diffuserec.models.methods import find_augmenter, find_recommender, load, load_augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
@@ -24,7 +25,10 @@ from diffuserec.studies.run_directory import (
     claim,
     finish,
     is_finished,
+    is_free,
+    load_fitted_augmenter,
     read_curve,
+    release,
     split_dataset,
 )
 from diffuserec.training.device import device_of
@@ -42,75 +46,116 @@ def train_run(
     out: Path | str,
     runtime: Runtime,
     *,
+    overwrite: bool = False,
     augmenter_from: Path | None = None,
     say: Say = silent,
 ) -> RunDirectory:
     """Trains a plan into a directory, measures it and writes its report.
 
+    The directory is claimed after all that can be checked without training was; if nothing was
+    trained, it is not there afterwards.
+
     Args:
         runtime: device and the like; its seed is replaced by the plan's.
-        augmenter_from: directory of a fitted augmenter to use instead of fitting one.
+        overwrite: replace a run that is there.
+        augmenter_from: directory of a run whose augmenter to use instead of fitting one.
 
     Raises:
         ConfigError: `out` holds another run, or one that was not asked to be resumed; the
-            augmenter has nothing for this recommender; settings do not fit the catalog.
-        DataError: the data cannot be used.
+            augmenter has nothing for this recommender; settings do not fit the catalog or device.
+        DataError: the data cannot be used, or another process trains this run.
     """
     path = Path(out)
-    model, augmenter = methods_of(plan)
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     require_buildable(plan, dataset.catalog)
-    claim(path, plan, runtime.resume)
     runtime = replace(runtime, seed=plan.seed, checkpoint=path / "checkpoint")
-    seconds: dict[str, float] = {}
-    curve: list[Epoch] = []
-    train, start = split.train, time.perf_counter()
-    if augmenter is not None:
-        fitted, records = path / "augmenter", path / "augmenter-curve.json"
-        if fitted.is_dir():
-            augmenter = load_augmenter(fitted).to(device_of(runtime))
-            curve += read_curve(records)
-        else:
-            if augmenter_from is not None:
-                augmenter = load_augmenter(augmenter_from).to(device_of(runtime))
-            else:
-                say(f"fitting {plan.augment}")
-                augmenter.fit(split.train, split.valid, runtime.within("augmenter"))
-                curve += [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
-            write_json(records, [asdict(epoch) for epoch in curve])
-            augmenter.save(fitted)
-        seconds["fit_augmenter"] = time.perf_counter() - start
-        start = time.perf_counter()
-        say(f"augmenting {len(split.train):,} histories")
-        train = augmenter.augment(split.train, plan.seed)
-        seconds["augment"] = time.perf_counter() - start
-    say(f"training {plan.model}")
-    start = time.perf_counter()
-    model.fit(train, augmented(split.valid, augmenter, plan.seed), runtime.within("model"))
-    seconds["fit_model"] = time.perf_counter() - start
-    curve += model.curve
-    model.save(path / "model")
-    write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
-    run = RunDirectory(path, plan, model, augmenter, split)
-    say("measuring")
-    run.evaluate("valid")
-    write_html(
-        path / "report.html",
-        Report.of(with_baselines({plan.label: [run.evaluate()]}, run)),
-        title=f"{plan.label} on {Path(plan.data).name}",
-        curves={plan.label: curve},
-        inspection=short_inspection(run, train),
-        **run_examples(run),
-    )
-    finish(path, plan, seconds)
+    with locked(path):
+        claim(path, plan, dataset.fingerprint, runtime, overwrite)
+        runtime = replace(runtime, resume=True)  # what an interrupted run left is its own by now
+        try:
+            seconds: dict[str, float] = {}
+            augmenter, train = None, split.train
+            if plan.augment is not None:
+                shared = None
+                if augmenter_from is not None:
+                    shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
+                with _timed(seconds, "fit_augmenter"):
+                    augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
+                with _timed(seconds, "augment"):
+                    say(f"augmenting {len(split.train):,} histories")
+                    train = augmenter.augment(split.train, plan.seed)
+            with _timed(seconds, "fit_model"):
+                valid = augmented(split.valid, augmenter, plan.seed)
+                model = fit_recommender(plan, train, valid, path, runtime, say)
+            run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
+            say("measuring")
+            run.evaluate("valid")
+            write_html(
+                path / "report.html",
+                Report.of(with_baselines({plan.label: [run.evaluate()]}, run)),
+                title=f"{plan.label} on {Path(plan.data).name}",
+                curves={plan.label: read_curve(path / "curve.json")},
+                inspection=short_inspection(run, train),
+                **run_examples(run),
+            )
+            finish(path, seconds)
+        except BaseException:
+            release(path)
+            raise
     return run
+
+
+def fit_augmenter(
+    plan: Plan, split: Split, path: Path, runtime: Runtime, shared: Augmenter | None, say: Say
+) -> Augmenter:
+    """The plan's augmenter, fitted into a run's directory; kept if it stands there already.
+
+    Args:
+        shared: one that is fitted already, to use instead of fitting one.
+    """
+    fitted = path / "augmenter"
+    if not fitted.is_dir():
+        augmenter, curve = shared, []
+        if augmenter is None:
+            say(f"fitting {plan.augment}")
+            augmenter = methods_of(plan)[1]
+            assert augmenter is not None
+            augmenter.fit(split.train, split.valid, runtime.within("augmenter"))
+            curve = [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
+        write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
+        augmenter.save(fitted)
+    return load_augmenter(fitted).to(device_of(runtime))
+
+
+def fit_recommender(
+    plan: Plan, train: SequenceDataset, valid: Queries, path: Path, runtime: Runtime, say: Say
+) -> Recommender:
+    """The plan's recommender, fitted into a run's directory; kept if it stands there already."""
+    fitted = path / "model"
+    if not fitted.is_dir():
+        say(f"training {plan.model}")
+        model, _ = methods_of(plan)
+        model.fit(train, valid, runtime.within("model"))
+        before = path / "augmenter-curve.json"
+        curve = [*(read_curve(before) if before.exists() else []), *model.curve]
+        write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
+        model.save(fitted)
+    return load(fitted).to(device_of(runtime))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
 
 
 def complete_run(
     name: str,
     plan: Plan,
     path: Path,
+    fingerprint: str,
     runtime: Runtime,
     *,
     augmenter_from: Path | None = None,
@@ -120,14 +165,18 @@ def complete_run(
 
     The other arguments are those of :func:`train_run`.
 
+    Args:
+        fingerprint: of the plan's data.
+
     Raises:
         ConfigError: the directory holds a run of another plan.
+        DataError: it holds a run of other data.
     """
-    if is_finished(path, plan):
+    if is_finished(path, plan, fingerprint):
         return
     say(f"{name}, seed {plan.seed}")
-    begun = path.exists() and any(path.iterdir())
-    train_run(plan, path, replace(runtime, resume=begun), augmenter_from=augmenter_from, say=say)
+    runtime = replace(runtime, resume=not is_free(path))
+    train_run(plan, path, runtime, augmenter_from=augmenter_from, say=say)
 
 
 def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:

@@ -6,21 +6,12 @@ the same parameters bit for bit from one file: parameters, best parameters, opti
 of epochs.
 """
 
-import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -29,6 +20,7 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.training.checkpoint import Checkpoint
 from diffuserec.training.device import device_of
+from diffuserec.training.progress import Progress, best_epoch
 
 
 class Update(NamedTuple):
@@ -102,9 +94,11 @@ def train(
     scheduler = None if rate is None else LambdaLR(optimizer, rate, last_epoch=len(records) - 1)
     updates = [Update(loss)] if callable(loss) else loss
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
-    with _progress(runtime) as progress, torch.random.fork_rng():
-        bar = progress.add_task(phase, total=n_batches, status="")
-        while len(records) < epochs and not _exhausted(records, patience, least_epochs):
+    stopped = False
+    with Progress(runtime, phase, epochs, n_batches) as progress, torch.random.fork_rng():
+        while not (
+            stopped or len(records) >= epochs or _exhausted(records, patience, least_epochs)
+        ):
             epoch = len(records)
             torch.manual_seed(_epoch_seed(runtime.seed, phase, epoch))
             start = time.perf_counter()
@@ -113,7 +107,7 @@ def train(
                 with torch.no_grad():
                     prepare()
             method.train()
-            progress.reset(bar, total=n_batches, description=f"{phase} {epoch + 1}/{epochs}")
+            progress.begin(records)
             total, n = torch.zeros((), device=device), 0
             for batch in batches(epoch):
                 batch = batch.to(device)
@@ -128,10 +122,7 @@ def train(
                 n += 1
                 if n % 50 == 0 or n == 1:
                     _require_finite(total, phase, epoch)
-                if not progress.disable:
-                    progress.update(bar, advance=1)
-                    if n % 20 == 1:  # reading the loss waits for the device
-                        progress.update(bar, status=_status(total, n, start, records))
+                progress.step(total, n)
             _require_finite(total, phase, epoch)
             seconds = time.perf_counter() - start
             method.eval()
@@ -139,9 +130,11 @@ def train(
             watched = watch() if watch is not None else {}
             mean = float(total) / max(n, 1)
             records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
-            if metric is not None and _best_epoch(records) == epoch:
+            if metric is not None and best_epoch(records) == epoch:
                 best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
+            progress.end(records)
+            stopped = runtime.on_epoch is not None and runtime.on_epoch(records[-1]) is True
             if scheduler is not None and len(records) < epochs:
                 scheduler.step()
     if best is not None:
@@ -155,13 +148,8 @@ def _epoch_seed(seed: int, phase: str, epoch: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _best_epoch(records: list[Epoch]) -> int:
-    metrics = [record.valid for record in records if record.valid is not None]
-    return metrics.index(max(metrics)) if metrics else -1
-
-
 def _exhausted(records: list[Epoch], patience: int | None, least: int) -> bool:
-    best = _best_epoch(records)
+    best = best_epoch(records)
     waited = len(records) - 1 - max(best, least)
     return patience is not None and best >= 0 and waited >= patience
 
@@ -172,25 +160,3 @@ def _require_finite(total: Tensor, phase: str, epoch: int) -> None:
             f"the loss of phase {phase!r} became {float(total)} in epoch {epoch + 1}: "
             "try a smaller learning_rate (a tenth), precision fp32, or fewer layers"
         )
-
-
-def _status(total: Tensor, n: int, start: float, records: list[Epoch]) -> str:
-    best = _best_epoch(records)
-    metric = f" valid {records[-1].valid:.4f} (best {records[best].valid:.4f})" if best >= 0 else ""
-    return f"loss {float(total) / n:.3f}{metric} {n / (time.perf_counter() - start):.0f} it/s"
-
-
-@contextlib.contextmanager
-def _progress(runtime: Runtime) -> Iterator[Progress]:
-    console = Console(stderr=True, force_terminal=runtime.progress)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
-        yield progress
