@@ -65,6 +65,18 @@ def test_a_history_of_one_item_and_one_longer_than_any_seen(recommender) -> None
     assert torch.isfinite(recommender.score(all_histories(queries))[:, 1:]).all()
 
 
+@torch.no_grad()
+def test_a_history_cut_to_max_len_is_scored_as_the_whole(recommender) -> None:
+    assert recommender.max_len is None or recommender.max_len < 150
+    generator = np.random.default_rng(4)
+    lists = [generator.integers(1, 21, n).tolist() for n in (150, 7, 149)]
+    queries = SequenceDataset.from_lists(lists, recommender.catalog)
+    rows = np.arange(3)
+    whole = recommender.score(histories_of(queries, rows))
+    cut = recommender.score(histories_of(queries, rows, recommender.max_len))
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(set(RECOMMENDERS) - WITHOUT_ORDER))
 def test_finds_the_next_item_of_the_cycle(name: str, split: Split) -> None:
     model = fitted("recommender", name, split)

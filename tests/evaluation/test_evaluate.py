@@ -93,7 +93,7 @@ def by_hand(model, queries, filter_seen):
         if filter_seen:
             scores[history] = -np.inf
         if scores[target] == -np.inf:
-            ranks.append(len(scores))
+            ranks.append(np.inf)
             continue
         ranks.append(stats.rankdata(-scores, method="average")[target] - 1)
     return np.array(ranks, dtype=float)
@@ -143,13 +143,15 @@ def test_an_impossible_item_stays_apart_from_a_hidden_one(split):
     ranks = found.per_user["target_rank"].to_numpy()
     for number, target in enumerate(split.test.targets):
         seen = set(split.test.histories[number].tolist())
-        expected = 51 if target in seen else (50 - len(seen) - 1) / 2
+        expected = np.inf if target in seen else (50 - len(seen) - 1) / 2
         assert ranks[number] == expected
 
 
 def test_seen_targets_miss_when_hidden_and_the_result_says_so(model, split):
     found = evaluate(model, split.test)
-    repeats = found.per_user.filter(target_rank=51)
+    repeats = found.per_user.filter(pl.col("target_rank").is_infinite())
+    for metric in ("HR@20", "NDCG@20", "MRR"):
+        assert repeats[metric].sum() == 0
     assert len(repeats) == round(split.test.repeat_share * len(split.test)) > 0
     assert "of the targets are already in their own history" in found.repeat_note
     assert evaluate(model, split.test, filter_seen=False).repeat_note is None
@@ -224,12 +226,13 @@ def test_per_user_frame(model, split):
 def test_further_metrics_are_measured_by_name(model, split):
     @rank_metric("TestDecile", has_cutoff=False)
     def decile(ranks, k):
-        return np.floor(ranks / 5)
+        return np.floor(np.minimum(ranks, 50) / 5)
 
     found = evaluate(model, split.test, metrics=["testdecile", "hr@3", "Gini@4"], list_length=6)
     ranks = found.per_user["target_rank"].to_numpy()
-    np.testing.assert_array_equal(found.per_user["TestDecile"], np.floor(ranks / 5))
-    assert found.metrics["TestDecile"] == pytest.approx(np.floor(ranks / 5).mean())
+    deciles = np.floor(np.minimum(ranks, 50) / 5)
+    np.testing.assert_array_equal(found.per_user["TestDecile"], deciles)
+    assert found.metrics["TestDecile"] == pytest.approx(deciles.mean())
     assert found.metrics["HR@3"] == np.mean(ranks < 3)
     top_items = rank(model, split.test, list_length=6).top_items[:, :4]
     popularity = model.popularity.numpy()

@@ -77,11 +77,11 @@ def hide(scores, mask=None):
 
 
 def mid_ranks(scores, targets):
-    """0-based rank of each target by a full sort, ties at their mean; V where it is hidden."""
+    """0-based rank of each target by a full sort, ties at their mean; infinite if hidden."""
     ranks = stats.rankdata(-scores.double().numpy(), method="average", axis=1) - 1
     own = scores.gather(1, targets[:, None])[:, 0].numpy()
     expected = ranks[np.arange(len(targets)), targets.numpy()]
-    return np.where(own == -np.inf, scores.shape[1], expected)
+    return np.where(own == -np.inf, np.inf, expected)
 
 
 def best(scores, k):
@@ -177,9 +177,9 @@ def test_target_among_equal_scores_is_in_the_middle():
     assert rank_of(Matrix(torch.ones(2, 8)), torch.tensor([5, 5]), hidden).tolist() == [3.0, 2.0]
 
 
-def test_hidden_target_ranks_behind_everything():
+def test_hidden_target_has_no_rank():
     scorer, hidden = Matrix(torch.arange(8.0)[None]), ItemSets(torch.tensor([0]), torch.tensor([7]))
-    assert rank_of(scorer, torch.tensor([7]), hidden).tolist() == [8.0]
+    assert rank_of(scorer, torch.tensor([7]), hidden).tolist() == [float("inf")]
     assert rank_of(scorer, torch.tensor([6]), hidden).tolist() == [0.0]
 
 

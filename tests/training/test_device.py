@@ -1,5 +1,6 @@
 """Where a fit computes, and at what precision."""
 
+import jaxtyping
 import pytest
 import torch
 
@@ -35,6 +36,52 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"^device 'cuda' was asked for .*: use --device cpu$"):
         device_of(Runtime(device="cuda"))
     assert device_of(Runtime()) == device_of(Runtime(device="cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"device": "gpu"},
+            "device must be one of auto, cpu, cuda, mps, got 'gpu' (did you mean 'cuda'?)",
+        ),
+        ({"device": "cud"}, "got 'cud' (did you mean 'cuda'?)"),
+        ({"device": "cuda:0"}, "got 'cuda:0' (did you mean 'cuda'?)"),
+        ({"device": None}, "device must be one of auto, cpu, cuda, mps, got None"),
+        ({"precision": "bf32"}, "precision must be one of fp32, bf16, got 'bf32'"),
+        ({"precision": "float32"}, "(did you mean 'fp32'?)"),
+        ({"precision": 16}, "precision must be one of fp32, bf16, got 16"),
+        ({"seed": -1}, "seed must be from 0 to 2^63 - 1, got -1"),
+        ({"seed": 2**64}, "seed must be from 0 to 2^63 - 1, got 18446744073709551616"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"resume": "yes"}, "resume True or False, got None and 'yes'"),
+        ({"progress": "no"}, "progress must be True, False or None"),
+    ],
+)
+def test_wrong_surroundings_are_refused_in_one_line(given, message) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # a user's types are not enforced
+    try:
+        with pytest.raises(ConfigError) as caught:
+            Runtime(**given)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_greatest_seed_trains(cycle) -> None:
+    assert fit(cycle, Runtime(seed=2**63 - 1), epochs=1).curve[0].loss > 0
+
+
+def test_mps_is_taken_only_where_it_is_asked_for(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of(Runtime()).type == "cpu"
+    assert device_of(Runtime(device="mps")).type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'mps' was asked for"):
+        device_of(Runtime(device="mps"))
 
 
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch) -> None:

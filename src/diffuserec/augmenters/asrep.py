@@ -27,7 +27,14 @@ from jaxtyping import Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
+from diffuserec.data import (
+    Catalog,
+    Histories,
+    Queries,
+    SequenceDataset,
+    bounded_batches,
+    histories_of,
+)
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import parse_settings
@@ -88,8 +95,8 @@ class ASReP(Augmenter):
         backwards = _reversed(dataset.real())
         generated = np.zeros((len(chosen), self.config.n_items), dtype=np.int32)
         order = np.argsort(backwards.lengths[chosen], kind="stable")
-        for first in range(0, len(order), _AT_ONCE):
-            part = order[first : first + _AT_ONCE]
+        for batch in bounded_batches(backwards.lengths[chosen][order], _AT_ONCE):
+            part = order[batch]
             histories = histories_of(backwards, chosen[part]).to(self.device)
             earlier = self._continued(histories, seed)
             generated[part] = earlier.flip(1).cpu().numpy()  # generated last, oldest

@@ -62,6 +62,7 @@ from diffuserec.data import (
     SequenceDataset,
     histories_of,
 )
+from diffuserec.data.dataset import offsets_of
 from diffuserec.errors import DataError
 from diffuserec.models.augmenter import ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -225,12 +226,13 @@ class Diff4Rec(ParallelAugmenter):
         users = np.flatnonzero(train.lengths > 0)
         if not len(users):
             raise DataError("Diff4Rec learns from users' items, and no user has one")
+        bags = _distinct(train)
 
         def batches(epoch: int) -> Iterator[Histories]:
             generator = np.random.Generator(np.random.Philox(key=[runtime.seed, epoch]))
             shuffled = generator.permutation(users)
             for start in range(0, len(shuffled), c.batch_size):
-                yield histories_of(train, shuffled[start : start + c.batch_size])
+                yield histories_of(bags, shuffled[start : start + c.batch_size])
 
         return training.train(
             self,
@@ -460,6 +462,16 @@ class _Sets(NamedTuple):
     items: Int64[Tensor, " N"]
     offsets: Int64[Tensor, " B"]
     owners: Int64[Tensor, " N"]
+
+
+def _distinct(dataset: SequenceDataset) -> SequenceDataset:
+    """The same sequences with each item once, by number: as long as the catalog at most."""
+    vocab_size = dataset.vocab_size
+    owners = np.repeat(np.arange(len(dataset)), dataset.lengths)
+    keys = np.unique(owners * vocab_size + dataset.items)
+    sizes = np.bincount(keys // vocab_size, minlength=len(dataset))
+    items = (keys % vocab_size).astype(np.int32)
+    return SequenceDataset.from_offsets(items, offsets_of(sizes), dataset.catalog, dataset.users)
 
 
 def _sets(items: Int64[Tensor, "B L"]) -> _Sets:

@@ -35,7 +35,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from diffuserec import training
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, histories_of
+from diffuserec.data import (
+    Catalog,
+    Histories,
+    Queries,
+    SequenceDataset,
+    bounded_batches,
+    histories_of,
+)
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -336,12 +343,12 @@ class DiffuASR(Augmenter):
         chosen = c.chosen(real)
         generated = np.empty((len(chosen), c.n_items), dtype=np.int32)
         by_length = np.argsort(real.lengths[chosen], kind="stable")
-        starts = range(0, len(chosen), _CHUNK)
+        batches = list(bounded_batches(real.lengths[chosen][by_length], _CHUNK))
         console = Console(stderr=True)
-        for first in track(
-            starts, "augment", console=console, disable=not console.is_terminal, transient=True
+        for batch in track(
+            batches, "augment", console=console, disable=not console.is_terminal, transient=True
         ):
-            part = by_length[first : first + _CHUNK]
+            part = by_length[batch]
             generated[part] = self._generate(histories_of(real, chosen[part]), seed)
         return dataset.prepend(generated, chosen)
 

@@ -14,7 +14,10 @@ RunPath = Annotated[Path, typer.Argument(help="A finished run.")]
 Out = Annotated[Path, typer.Option("--out", help="File or directory to write.")]
 Page = Annotated[Path | None, typer.Option("--out", help="HTML file to write.")]
 Seed = Annotated[int, typer.Option(help="Of initialization, order, dropout and noise.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    typer.Option(help="Where to compute; auto is cuda if there is one, else cpu."),
+]
 Precision = Annotated[
     Literal["fp32", "bf16"], typer.Option(help="bf16 runs matrix products in bfloat16.")
 ]

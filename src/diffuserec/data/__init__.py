@@ -5,6 +5,7 @@ from diffuserec.data.batches import Examples as Examples
 from diffuserec.data.batches import Histories as Histories
 from diffuserec.data.batches import Pairs as Pairs
 from diffuserec.data.batches import batch_of as batch_of
+from diffuserec.data.batches import bounded_batches as bounded_batches
 from diffuserec.data.batches import histories_of as histories_of
 from diffuserec.data.batches import history_batches as history_batches
 from diffuserec.data.batches import pair_batches as pair_batches

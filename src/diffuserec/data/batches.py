@@ -25,6 +25,10 @@ _BUCKETS = 32
 composition of a batch stays random."""
 
 
+_CELLS = 2**20
+"""Cells of a padded batch of histories: 8 MiB, so that a long history cannot fill the memory."""
+
+
 @dataclass(frozen=True, eq=False)
 class Histories:
     """Items of a batch of users, as a recommender is given them.
@@ -347,15 +351,39 @@ def history_batches(
     """All sequences once, shortest first, in batches with their indices.
 
     Args:
+        batch_size: sequences a batch; fewer where they are very long.
         max_len: newest items kept of each; None keeps all.
 
     Yields:
         Indices of the sequences, shape (B,), and their histories.
     """
     order = np.argsort(dataset.lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        index = order[first : first + batch_size]
+    for part in bounded_batches(dataset.lengths[order], batch_size, max_len):
+        index = order[part]
         yield index, histories_of(dataset, index, max_len)
+
+
+def bounded_batches(
+    lengths: Int64[np.ndarray, " N"], batch_size: int, max_len: int | None = None
+) -> Iterator[slice]:
+    """Consecutive sequences in batches whose padded cells are bounded, whatever the lengths.
+
+    Args:
+        lengths: of the sequences, in their order.
+        batch_size: sequences a batch at most.
+        max_len: newest items kept of each; None keeps all.
+
+    Yields:
+        Batches of up to `batch_size` sequences and 2²⁰ cells; a longer sequence is one alone.
+    """
+    if max_len is not None:
+        lengths = np.minimum(lengths, max_len)
+    first = 0
+    while first < len(lengths):
+        width = np.maximum.accumulate(lengths[first : first + batch_size])
+        n = max(1, int((width * np.arange(1, len(width) + 1) <= _CELLS).sum()))
+        yield slice(first, first + n)
+        first += n
 
 
 def histories_of(

@@ -34,7 +34,8 @@ from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import search, seen_items
 
 _FORMAT = "diffuserec-evaluation"
-_VERSION = 1
+_VERSION = 2
+"""1 gave a target that may not be shown the rank V, which is a hit where k is greater."""
 _FACTS = ("split", "filters", "n_too_short")
 _NOTABLE_REPEATS = 0.01
 
@@ -45,8 +46,8 @@ class Ranking:
 
     Attributes:
         users: user number of each query, shape (Q,).
-        target_rank: 0-based rank of the target among the candidates; a half where it ties; a
-            target that is itself hidden ranks behind all candidates. Shape (Q,).
+        target_rank: 0-based rank of the target among the candidates; a half where it ties;
+            infinite for a target that is itself hidden. Shape (Q,).
         top_items: the K best items, best first; -1 where fewer may be shown. Shape (Q, K).
         vocab_size: V.
     """
@@ -71,9 +72,10 @@ class Evaluation:
         groups: columns ``grouping, group, n_users, metric, value``.
         per_user: one entry a query, in the order of the queries: ``user`` (number), ``user_id``
             (where the catalog knows it), ``history_length``, ``history_group``, ``target`` (raw
-            id), ``target_count`` (in training), ``popularity_group``, ``target_rank`` (0-based),
-            a column for each metric of the rank and, where asked for, ``confidence``, ``entropy``
-            and ``disagreement`` (:func:`uncertainty`).
+            id), ``target_count`` (in training), ``popularity_group``, ``target_rank`` (0-based,
+            infinite where the target may not be shown), a column for each metric of the rank and,
+            where asked for, ``confidence``, ``entropy`` and ``disagreement``
+            (:func:`uncertainty`).
     """
 
     method: str
@@ -151,7 +153,7 @@ def evaluate(
             popularity.
         augmenter: changes the histories first, as it changed those of training.
         filter_seen: hide what is in a user's own real history; a target that is itself in there
-            then counts as ranked last.
+            is then a miss at every list length, of rank infinity.
         candidates: ``full`` ranks the whole catalog; ``uniform:100`` ranks the target among 100
             items drawn for each user without replacement, none of them in the user's real
             history.
@@ -310,7 +312,7 @@ def load_evaluation(directory: Path | str) -> Evaluation:
     if document.get("version") != _VERSION:
         raise DataError(
             f"{source} has evaluation version {document.get('version')}, this release reads "
-            f"{_VERSION}: evaluate again"
+            f"{_VERSION}: remove it and evaluate again"
         )
     file = source / "per_user.parquet"
     if not file.is_file() or sha256(file) != document.get("per_user_sha256"):

@@ -1,7 +1,8 @@
 """From ranks and top lists to numbers: a formula each.
 
 A query has one target, and the target has a 0-based rank r among the candidates: r items are
-ranked above it, and ties get the mean of the ranks they span, so r can end in a half.
+ranked above it, and ties get the mean of the ranks they span, so r can end in a half. A target that
+may not be shown, such as a hidden one, has r = infinity, which makes every metric below 0.
 
 A metric is found by name in :data:`METRICS`; another package adds one with :func:`rank_metric` or
 :func:`list_metric`, or as an entry point ``diffuserec.metrics``.
@@ -38,8 +39,9 @@ class Formula:
     """A metric's formula: of a target's rank, or of whole lists.
 
     Attributes:
-        of_ranks: from 0-based ranks (Q,) and a cutoff (None without one) to a value for each
-            query; None for a metric of lists.
+        of_ranks: from 0-based ranks (Q,), infinite for targets that may not be shown, and a
+            cutoff (None without one) to a finite value for each query; None for a metric of
+            lists.
         of_lists: from the items shown (Q, K), -1 where there is none, and training counts (V,) to
             one number; None for a metric of ranks.
         has_cutoff: whether it is written with a list length, as in ``HR@10``.
@@ -99,12 +101,21 @@ class Metric:
         """The metric of each query from its target's 0-based rank.
 
         Raises:
-            ConfigError: the metric is one of whole lists, not of a target's rank.
+            ConfigError: the metric is one of whole lists, not of a target's rank, or its formula
+                gives no finite number.
         """
         formula = METRICS.find(self.name).of_ranks
         if formula is None:
             raise ConfigError(f"{self} is not a metric of the target's rank: see list_metrics()")
-        return np.asarray(formula(target_rank, self.k), dtype=np.float64)
+        values = np.asarray(formula(target_rank, self.k), dtype=np.float64)
+        wrong = ~np.isfinite(values) & ~np.isnan(target_rank)
+        if wrong.any():
+            raise ConfigError(
+                f"{self} gives a target of rank {target_rank[wrong][0]:g} the value "
+                f"{values[wrong][0]:g}: its formula must give every rank a finite number, and the "
+                "rank of a target that is not shown, infinity, usually 0"
+            )
+        return values
 
     def of_lists(
         self, top_items: Int64[np.ndarray, "Q K"], popularity: Int64[np.ndarray, " V"]

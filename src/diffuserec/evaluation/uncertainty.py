@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from diffuserec.data import Queries
+from diffuserec.data import Queries, bounded_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
@@ -45,8 +45,8 @@ def scored_batches(
         augmenter.eval()
         shown = augmenter.augment_for_inference(shown, seed)
     order = np.argsort(shown.lengths, kind="stable")  # equal lengths together: little padding
-    for first in range(0, len(order), batch_size):
-        index = order[first : first + batch_size]
+    for part in bounded_batches(shown.lengths[order], batch_size, model.max_len):
+        index = order[part]
         yield index, model.scorer_of(shown, index, seed)
 
 

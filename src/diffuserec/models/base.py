@@ -20,17 +20,21 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import Artifact, write_artifact
 from diffuserec.models.config import Settings, parse_settings, signature_of
 from diffuserec.registry import Registry
+
+_MEANT = {"gpu": "cuda", "float32": "fp32", "bfloat16": "bf16"}
+"""What other libraries' words for a runtime mean here."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,50 @@ class Runtime:
     """Surroundings of a fit: never saved with a model, never changing what is learned.
 
     Attributes:
-        device: ``auto`` takes a GPU when there is one.
+        device: ``auto`` takes a CUDA device if there is one, else the CPU; ``mps``, Apple's, is
+            taken only where it is asked for.
         precision: ``bf16`` runs matrix products in bfloat16 where the processor has them.
-        seed: of initialization, order, dropout and negatives.
+        seed: of initialization, order, dropout and negatives; from 0 to 2⁶³ - 1.
         progress: show progress on standard error: a bar on a terminal, else a line an epoch; None
             means when it is a terminal.
         checkpoint: directory for the state after each epoch; None keeps none.
         resume: continue from that directory.
         on_epoch: called with the record of each epoch once it is in the checkpoint; True ends this
             phase of the fit, as patience would.
+
+    Raises:
+        ConfigError: a value that is not one of these.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     progress: bool | None = None
     checkpoint: Path | None = None
     resume: bool = False
     on_epoch: Callable[[Epoch], bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                known = get_args(hint)
+                meant = _MEANT.get(value) if isinstance(value, str) else None
+                raise ConfigError(
+                    f"Runtime: {name} must be one of {', '.join(known)}, got {value!r}"
+                    f"{did_you_mean(meant or str(value), known)}"
+                )
+        if type(self.resume) is not bool or self.progress not in (None, True, False):
+            raise ConfigError(
+                "Runtime: progress must be True, False or None, and resume True or False, got "
+                f"{self.progress!r} and {self.resume!r}"
+            )
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
+            raise ConfigError(f"Runtime: seed must be a whole number, got {self.seed!r}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"Runtime: seed must be from 0 to 2^63 - 1, got {self.seed}")
+        if isinstance(self.checkpoint, str):
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
 
     def within(self, name: str) -> "Runtime":
         """The same surroundings for one part of a fit, with its own checkpoint."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffuserec.data import Batch, Histories, SequenceDataset, histories_of
+from diffuserec.data import Batch, Histories, SequenceDataset, bounded_batches, histories_of
 from diffuserec.data.histories import encode_histories, encode_items
 from diffuserec.data.ids import RawIds
 from diffuserec.errors import ConfigError
@@ -114,7 +114,7 @@ class Recommender(Method):
         def known(histories: Histories) -> Scorer:
             return self.scorer(histories, seed, n_draws, diversity)
 
-        return or_popularity(self, known, histories_of(dataset, index))
+        return or_popularity(self, known, histories_of(dataset, index, self.max_len))
 
     def recommend(
         self,
@@ -189,8 +189,8 @@ class Recommender(Method):
             shown_to_model = augmenter.augment_for_inference(dataset, seed)
         self.eval()
         parts = []
-        for first in range(0, len(dataset), batch_size):
-            index = np.arange(first, min(first + batch_size, len(dataset)))
+        for batch in bounded_batches(shown_to_model.lengths, batch_size, self.max_len):
+            index = np.arange(batch.start, batch.stop)
             scorer = self.scorer_of(shown_to_model, index, seed, n_draws, diversity)
             hidden = seen_items(dataset, index) if filter_seen else None
             scores, items = top_k(scorer, k, hidden, allowed)

@@ -268,7 +268,10 @@ def _cut(items: Int[Tensor, "B L"], starts: Int[Tensor, " B"], ends: Int[Tensor,
 def _share(lengths: Int[Tensor, " B"], ratio: Ratio) -> Int64[Tensor, " B"]:
     if isinstance(ratio, float | int) and not 0 < ratio <= 1:
         raise ConfigError(f"the ratio of a view must be above 0 and at most 1, got {ratio}")
-    return (lengths.double() * ratio + 1e-9).long()
+    if isinstance(ratio, Tensor):
+        ratio = ratio.cpu()
+    # in double precision, which not every device has
+    return (lengths.cpu().double() * ratio + 1e-9).long().to(lengths.device)
 
 
 def _run(
@@ -277,8 +280,14 @@ def _run(
     """Length and start of a random run of floor(ratio · length) positions."""
     n = _share(lengths, ratio)
     room = torch.minimum(lengths - n, lengths - 1) + 1
-    drawn = torch.rand(len(lengths), dtype=torch.float64, device=lengths.device)
-    return n, (drawn * room).long()
+    return n, random_below(room)
+
+
+def random_below(n: Int[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """A random whole number from 0 to n - 1 for each n."""
+    # in double precision, so that rounding never reaches n; not every device has it
+    drawn = torch.rand(len(n), dtype=torch.float64)
+    return (drawn * n.cpu()).long().to(n.device)
 
 
 def _one_of(similar: Int[Tensor, "V K"], items: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:

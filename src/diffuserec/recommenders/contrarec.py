@@ -119,6 +119,6 @@ class ContraRec(EncoderRecommender, Contrastive):
 
 
 def beta_shares(lengths: Int[Tensor, " B"]) -> Float64[Tensor, " B"]:
-    """A draw from Beta(3, 3), the median of five uniform ones, for each sequence."""
-    drawn = torch.rand(5, len(lengths), dtype=torch.float64, device=lengths.device)
+    """A draw from Beta(3, 3), the median of five uniform ones, for each sequence; on the CPU."""
+    drawn = torch.rand(5, len(lengths), dtype=torch.float64)
     return drawn.median(0).values.clamp(min=1e-9)

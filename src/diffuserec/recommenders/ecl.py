@@ -111,8 +111,8 @@ class ECL(EncoderRecommender, Contrastive):
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"], Float[Tensor, "P D"]]:
         """Sequences with masked positions filled, those positions, and the generator's states."""
         items, lengths = batch.items, batch.lengths
-        n = (lengths.double() * self.config.mask_ratio + 1e-9).long() + 1
-        masked = random_positions(lengths, items.shape[1], n) & batch.real
+        n = (lengths.cpu().double() * self.config.mask_ratio + 1e-9).long() + 1
+        masked = random_positions(lengths, items.shape[1], n.to(lengths.device)) & batch.real
         shown = self.table.embed(items.masked_fill(masked, self.table.mask_token))
         restored = self.generator(shown, lengths)[masked]
         _, best = top_k(Products(restored.detach(), self.table.weight()), 1)

@@ -38,7 +38,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import ENCODERS, initialize, last_states
 from diffuserec.models.losses import seen_keys, uniform_negatives
 from diffuserec.models.settings import NextItemSettings
-from diffuserec.models.views import random_share
+from diffuserec.models.views import random_below, random_share
 from diffuserec.training import EncoderRecommender, device_of, encoder_loss, train_next_item
 
 
@@ -147,15 +147,10 @@ def _segments(
         all_items: items that other runs are taken from, at least as many as the longest run.
     """
     n = real.sum(1)
-    size = 1 + _below((n // 2).clamp(min=1))
-    first = lengths - n + _below(n - size + 1)
+    size = 1 + random_below((n // 2).clamp(min=1))
+    first = lengths - n + random_below(n - size + 1)
     from_there = torch.arange(real.shape[1], device=real.device) - first[:, None]
     segment = real & (from_there >= 0) & (from_there < size[:, None])
-    begin = _below(len(all_items) - size + 1)
+    begin = random_below(len(all_items) - size + 1)
     where = (begin[:, None] + from_there).masked_fill(~segment, 0)
     return segment, all_items[where].long()
-
-
-def _below(n: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """A random whole number from 0 to n - 1 for each n."""
-    return (torch.rand(len(n), dtype=torch.float64, device=n.device) * n).long()

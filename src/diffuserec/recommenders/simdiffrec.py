@@ -220,7 +220,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         real = items > 0
         confidence = torch.zeros(items.shape, device=items.device)
         confidence[real] = max_prob(restored[real], weight)
-        n = torch.ceil(lengths.double() * c.augment_ratio - 1e-9).long()
+        n = torch.ceil(lengths.cpu().double() * c.augment_ratio - 1e-9).long().to(lengths.device)
         if c.augment_count == "max_len":
             n = torch.full_like(lengths, max(1, math.floor(c.max_len * c.augment_ratio + 1e-9)))
         if c.positions == "confident":

@@ -9,7 +9,7 @@ from diffuserec.models.base import Runtime
 
 
 def device_of(runtime: Runtime) -> torch.device:
-    """Device of a runtime; ``auto`` is a CUDA device if there is one.
+    """Device of a runtime; ``auto`` is a CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: a GPU was asked for and there is none, or several processes were started.
@@ -19,8 +19,11 @@ def device_of(runtime: Runtime) -> torch.device:
             "several processes were started (WORLD_SIZE is above 1), and each would train a model "
             "of its own: start one, without torchrun"
         )
-    if runtime.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for and torch sees none: use --device cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(runtime.device, True):
+        raise ConfigError(
+            f"device {runtime.device!r} was asked for and torch sees none: use --device cpu"
+        )
     if runtime.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(runtime.device)

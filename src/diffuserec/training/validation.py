@@ -22,7 +22,8 @@ def validation(
 ) -> Callable[[], float]:
     """NDCG@10 on validation queries, full ranking, seen items hidden, ties at their mean rank.
 
-    An empty history is answered by popularity.
+    An empty history is answered by popularity. A target that is hidden, because its user had it
+    before, counts nothing.
 
     Returns:
         A function that measures the method as it is now.
@@ -39,7 +40,7 @@ def validation(
     @torch.inference_mode()
     def metric() -> float:
         gain = 0.0
-        for index, histories in history_batches(valid.histories, batch_size):
+        for index, histories in history_batches(valid.histories, batch_size, method.max_len):
             found = search(
                 or_popularity(method, scorer, histories),
                 targets=torch.from_numpy(valid.targets[index]),

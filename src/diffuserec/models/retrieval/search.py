@@ -65,10 +65,10 @@ class Found:
     """Result of a search.
 
     Attributes:
-        ranks: 0-based rank of each target among all items, a half where it ties, shape (B,); V
-            for a target that is itself hidden, NaN where none was given.
-        candidate_ranks: rank of each target among itself and its own candidates, NaN where there
-            are none, shape (B,).
+        ranks: 0-based rank of each target among all items, a half where it ties; infinite for a
+            target that may not be shown, NaN where none was given. On the CPU, shape (B,).
+        candidate_ranks: rank of each target among itself and its own candidates, infinite and NaN
+            likewise, NaN where there are no candidates. On the CPU, shape (B,).
         items: the k best items that may be shown, best first, lower number on ties, shape (B, k);
             -1 where fewer may be.
         scores: of those items, minus infinity where there is none, shape (B, k).
@@ -141,7 +141,7 @@ def top_k(
 def rank_of(
     scorer: Scorer, targets: Int[Tensor, " B"], hidden: ItemSets | None = None
 ) -> Float64[Tensor, " B"]:
-    """0-based rank of each history's target; see :func:`search`."""
+    """0-based rank of each history's target, on the CPU; see :func:`search`."""
     return search(scorer, targets=targets, hidden=hidden).ranks
 
 
@@ -153,7 +153,7 @@ def _search_rows(
     hidden: ItemSets | None,
     allowed: Bool[Tensor, " V"] | None,
 ) -> Found:
-    n_rows, vocab_size = scorer.shape
+    n_rows = scorer.shape[0]
     blocks = scorer.columns()
     single = _hidden_block(scorer, blocks[0], hidden, allowed) if len(blocks) == 1 else None
 
@@ -166,7 +166,7 @@ def _search_rows(
         own = _picked(block, blocks, targets[:, None])
     if candidates is not None:
         candidate_scores = _picked(block, blocks, candidates)
-    above = torch.zeros(n_rows, dtype=torch.float64, device=scorer.device)
+    above = torch.zeros(n_rows, dtype=torch.int64, device=scorer.device)
     not_below = torch.zeros_like(above)
     bad = torch.zeros(n_rows, dtype=torch.bool, device=scorer.device)
     scores = torch.zeros(n_rows, 0, device=scorer.device)
@@ -184,16 +184,24 @@ def _search_rows(
     if len(blocks) > 1 and k:
         order = _greatest(scores, items, k)
         scores, items = scores.gather(1, order), items.gather(1, order)
-    ranks = torch.full((n_rows,), torch.nan, dtype=torch.float64, device=scorer.device)
-    candidate_ranks = ranks
+    ranks = candidate_ranks = torch.full((n_rows,), torch.nan, dtype=torch.float64)
     if own is not None:
-        worst = own[:, 0] == -torch.inf
-        ranks = torch.where(worst, float(vocab_size), (above + not_below - 1) / 2)
+        impossible = own[:, 0] == -torch.inf
+        ranks = _mid_ranks(above, not_below - 1, impossible)
         if candidate_scores is not None:
-            higher = (candidate_scores > own).sum(1).double()
-            candidate_ranks = higher + (candidate_scores == own).sum(1).double() / 2
+            higher, not_lower = (c(candidate_scores, own).sum(1) for c in (torch.gt, torch.ge))
+            candidate_ranks = _mid_ranks(higher, not_lower, impossible)
     items = items.masked_fill(scores == -torch.inf, -1)
     return Found(ranks, candidate_ranks, items, scores, bad)
+
+
+def _mid_ranks(
+    above: Int64[Tensor, " B"], not_below: Int64[Tensor, " B"], impossible: Bool[Tensor, " B"]
+) -> Float64[Tensor, " B"]:
+    """Ranks from how many others are above and not below; infinite for what may not be shown."""
+    # on the CPU, because some devices have no float64
+    ranks = (above + not_below).cpu().double() / 2
+    return ranks.masked_fill(impossible.cpu(), torch.inf)
 
 
 def _hidden_block(
@@ -349,7 +357,7 @@ def _greatest(
 
 def _count_rows(
     compare: Callable[..., Tensor], scores: Float[Tensor, "B C"], own: Float[Tensor, "B 1"]
-) -> Float64[Tensor, " B"]:
+) -> Int64[Tensor, " B"]:
     """In each row, how many scores compare so with the row's own."""
     # zeros and ones as floats, added up by a matrix product: several times faster than a sum of
     # booleans, and exact because a block has at most 2^24 columns
@@ -357,7 +365,7 @@ def _count_rows(
     ones = torch.ones(scores.shape[1], device=scores.device)
     table = torch.empty_like(scores[:rows])
     counts = [
-        compare(part, mine, out=table[: len(part)]).mv(ones).double()
+        compare(part, mine, out=table[: len(part)]).mv(ones).long()
         for part, mine in zip(torch.split(scores, rows), torch.split(own, rows), strict=True)
     ]
     return torch.cat(counts)
