@@ -1,6 +1,7 @@
 # Each target makes .venv when it is missing: `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
+# as published: the last digits of results follow from the number of threads
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test check stub bench slow clean
