@@ -11,14 +11,14 @@ when it is first used.
 """
 
 import contextlib
-import os
+from os import environ as _environ
 from typing import Any
 
 # Before torch is imported: a thread of GNU OpenMP that waits for the others spins for milliseconds,
 # and where another process has a core, those that it waits for cannot run meanwhile. A thousand
 # turns, some 20 microseconds, bridge the gaps between two products (benchmarks/threads.py).
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(_environ):
+    _environ["GOMP_SPINCOUNT"] = "1000"
 
 from diffuserec.data import (
     Catalog,
