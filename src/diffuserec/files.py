@@ -15,6 +15,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ except BaseException as error:
     sys.exit(1)
 """
 
-_PATIENCE = 10.0
+PATIENCE = 10.0
 """Seconds for which the writer of a file waits for another one of the same file."""
 
 _LARGEST_DOCUMENT = 2**26
@@ -87,10 +88,9 @@ def replacing(path: Path) -> Iterator[Path]:
         DataError: nothing can be written there, or another process does not cease to.
     """
     target = real(path)
-    with locked(path, _PATIENCE), telling(path), _work(target) as work:
+    with locked(path, PATIENCE), telling(path), partial(target) as work:
         yield work
-        flush(work)
-        work.replace(target)
+        put(work, target)
         flush_directory(target.parent)
 
 
@@ -98,25 +98,42 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end of the block it stands at `path`, which is free.
 
-    By then its files are on the disk. After an error nothing stands there. The caller holds the
-    lock of `path`.
-
-    Raises:
-        DataError: nothing can be written there.
+    After an error nothing stands there. The caller holds the lock of `path`, and sees to it that
+    the files are on the disk (:func:`put`).
     """
     target = real(path)
-    with locked(path, _PATIENCE), telling(path), _work(target) as work:
+    with partial(target) as work:
         work.mkdir()
         yield work
-        for file in work.iterdir():
-            flush(file)
-        flush_directory(work)
-        old = _beside(target, "old")
-        if target.exists():
-            target.rename(old)
         work.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
         flush_directory(target.parent)
+
+
+@contextmanager
+def partial(target: Path) -> Iterator[Path]:
+    """A free path beside the target; what stands there at the end is removed.
+
+    The caller holds the target's lock, or that of its directory, so whatever else has such a name
+    was left by the dead.
+    """
+    for leftover in leftovers(target):
+        _remove(leftover)
+    work = _beside(target, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        yield work
+    finally:
+        _remove(work)
+
+
+def put(work: Path, target: Path) -> None:
+    """Renames a file to what it is meant to be, once it is on the disk."""
+    flush(work)
+    for _ in range(100 if os.name == "nt" else 0):  # there, not while somebody reads the old one
+        with suppress(PermissionError):
+            work.replace(target)
+            return
+        time.sleep(0.02)
+    work.replace(target)
 
 
 @contextmanager
@@ -214,6 +231,27 @@ def check_parquet(path: Path) -> None:
         raise DataError(f"{path.name}: damaged Parquet file ({why}): write it again")
 
 
+def read_parquet(path: Path, height: int | None = None) -> pl.DataFrame:
+    """The frame in a Parquet file of ours; the path is a path, never a pattern of names.
+
+    Args:
+        height: rows that it must have, which is found out before they are read.
+
+    Raises:
+        OSError: the file is not there or cannot be opened.
+        ValueError: it cannot be read as Parquet, or has another number of rows.
+    """
+    path.stat()
+    try:
+        if height is not None:
+            found = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+            if found != height:
+                raise ValueError(f"it has {found:,} rows, not {height:,}")
+        return pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise ValueError(f"it cannot be read: {cause_of(error)}") from error
+
+
 def sha256(path: Path) -> str:
     """The checksum of a file, in hexadecimal digits; takes little memory whatever its size."""
     with path.open("rb") as file:
@@ -238,21 +276,6 @@ def flush_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _work(target: Path) -> Iterator[Path]:
-    """A free path beside the target; what stands there at the end is removed.
-
-    The caller holds the target's lock, so whatever else has such a name was left by the dead.
-    """
-    for leftover in leftovers(target):
-        _remove(leftover)
-    work = _beside(target, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        yield work
-    finally:
-        _remove(work)
 
 
 def leftovers(target: Path) -> list[Path]:

@@ -16,6 +16,8 @@ import pytest
 from diffuserec import SequenceDataset, Store, cli, find_recommender
 from diffuserec.studies.run_directory import cost, read_curve
 
+from ..bundles import part
+
 QUICK = ["--set", "epochs=2", "--set", "dim=16", "--set", "max_len=10"]
 
 
@@ -418,7 +420,7 @@ def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> N
     command = [sys.executable, "-m", "diffuserec.cli", "train", str(data), "--model", "sasrec"]
 
     def model(path: Path) -> bytes:
-        return (path / "model" / "weights.safetensors").read_bytes()
+        return part(path / "model", "weights.safetensors").read_bytes()
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, "--out", whole, *settings], check=True, capture_output=True)

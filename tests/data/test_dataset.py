@@ -25,6 +25,8 @@ from diffuserec.data import (
 )
 from diffuserec.errors import DataError
 
+from ..bundles import part as part_of
+
 SEQUENCES = [[1, 2, 3], [], [4], [2, 2, 5, 1]]
 some_sequences = st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8)
 
@@ -251,7 +253,7 @@ def test_a_view_survives_disk_and_compacting(tmp_path_factory, parts) -> None:
     plain = view.without_copies()
     path = tmp_path_factory.mktemp("view") / "data"
     plain.save(path)
-    assert np.load(path / "items.npy").tolist() == [item for own in inside for item in own]
+    assert np.load(part_of(path, "items.npy")).tolist() == [item for own in inside for item in own]
     assert_same(load_dataset(path), plain)
     assert_same(view.compact(), plain)
     compact = view.compact()

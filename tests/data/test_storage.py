@@ -1,6 +1,5 @@
 """Prepared datasets: round trips through disk, and damage of every kind."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -21,6 +20,8 @@ from diffuserec.data import (
 )
 from diffuserec.data.statistics import description
 from diffuserec.errors import DataError
+
+from ..bundles import edit, part, sign
 
 SEQUENCES = [[1, 2, 3], [], [4], [2, 2, 5, 1]]
 
@@ -71,7 +72,7 @@ def test_round_trip_keeps_every_field_and_maps_the_arrays(tmp_path: Path) -> Non
 def test_round_trip_of_a_plain_log_writes_no_flags(tmp_path: Path) -> None:
     dataset = SequenceDataset.from_lists(SEQUENCES)
     dataset.save(tmp_path / "data")
-    assert not (tmp_path / "data" / "synthetic.npy").exists()
+    assert not list((tmp_path / "data").glob("synthetic*"))
     loaded = load_dataset(tmp_path / "data")
     assert_same(loaded, dataset)
     assert not loaded.has_synthetic
@@ -90,7 +91,7 @@ def test_a_view_is_saved_without_the_items_it_leaves_out(tmp_path: Path) -> None
     dataset = SequenceDataset.from_lists([[1, 2, 3, 9], [4], [5, 6, 7, 8]], users=[4, 5, 6])
     view = dataset.view(np.array([1, 8]), np.array([3, 9]), np.array([0, 2]))
     view.save(tmp_path / "data")
-    np.testing.assert_array_equal(np.load(tmp_path / "data" / "items.npy"), [2, 3, 8])
+    np.testing.assert_array_equal(np.load(part(tmp_path / "data", "items.npy")), [2, 3, 8])
     loaded = load_dataset(tmp_path / "data")
     assert [sequence.tolist() for sequence in loaded] == [[2, 3], [8]]
     assert loaded.users.tolist() == [4, 6]
@@ -131,6 +132,10 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "mine").read_text() == "x"
 
 
+def at(directory: Path, name: str) -> Path:
+    return directory / name if name == "manifest.json" else part(directory, name)
+
+
 class Opened:
     """Leaves a file behind when it is unpickled."""
 
@@ -146,7 +151,9 @@ def test_an_array_of_objects_is_refused_unopened(tmp_path: Path, name: str) -> N
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
     trace = tmp_path / "opened"
     objects = np.array([Opened(trace)] * 8, dtype=object)
-    np.save(tmp_path / "data" / f"{name}.npy", objects, allow_pickle=True)
+    with part(tmp_path / "data", f"{name}.npy").open("wb") as file:
+        np.save(file, objects, allow_pickle=True)
+    sign(tmp_path / "data")
     with pytest.raises(DataError, match="damaged"):
         load_dataset(tmp_path / "data")
     assert not trace.exists()
@@ -155,7 +162,8 @@ def test_an_array_of_objects_is_refused_unopened(tmp_path: Path, name: str) -> N
 def test_a_bare_pickle_is_refused_unopened(tmp_path: Path) -> None:
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
     trace = tmp_path / "opened"
-    (tmp_path / "data" / "items.npy").write_bytes(pickle.dumps(Opened(trace)))
+    part(tmp_path / "data", "items.npy").write_bytes(pickle.dumps(Opened(trace)))
+    sign(tmp_path / "data")
     with pytest.raises(DataError, match="damaged"):
         load_dataset(tmp_path / "data")
     assert not trace.exists()
@@ -166,7 +174,7 @@ def test_a_bare_pickle_is_refused_unopened(tmp_path: Path) -> None:
 )
 def test_a_missing_file_is_named_as_damage(tmp_path: Path, name: str) -> None:
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
-    (tmp_path / "data" / name).unlink()
+    at(tmp_path / "data", name).unlink()
     with pytest.raises(DataError, match="prepare"):
         load_dataset(tmp_path / "data")
 
@@ -174,7 +182,7 @@ def test_a_missing_file_is_named_as_damage(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["items.npy", "offsets.npy", "item_ids.parquet", "manifest.json"])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
-    path = tmp_path / "data" / name
+    path = at(tmp_path / "data", name)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(DataError, match="prepare"):
         load_dataset(tmp_path / "data")
@@ -182,7 +190,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
-    np.save(tmp_path / "data" / "items.npy", np.ones(5, dtype=np.int32))
+    np.save(part(tmp_path / "data", "items.npy"), np.ones(5, dtype=np.int32))
+    sign(tmp_path / "data")
     with pytest.raises(DataError, match="damaged"):
         load_dataset(tmp_path / "data")
 
@@ -199,8 +208,7 @@ def test_a_foreign_manifest_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
-    path = tmp_path / "data" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(tmp_path / "data", **change)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path / "data")
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
 from diffuserec.data import SequenceDataset
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.losses import (
     LOSSES,
     ItemLoss,
@@ -32,6 +32,8 @@ from diffuserec.models.losses import (
 from diffuserec.models.methods import load
 from diffuserec.models.retrieval import memory_budget
 from diffuserec.recommenders.sasrec import SASRec
+
+from ..bundles import edit
 
 V, P, D = 37, 23, 8
 
@@ -687,10 +689,9 @@ def test_a_loss_of_ones_own_may_read_what_it_is_given(random_log):
 def test_a_model_of_a_loss_that_nobody_knows_is_not_loaded(random_log, tmp_path):
     SASRec(**SETTINGS).fit(random_log).save(tmp_path / "model")
     path = tmp_path / "model" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"]["loss"] = "elsewhere"
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match=r"^SASRec: loss: no loss 'elsewhere'; there are: .*bce"):
+    config = json.loads(path.read_text())["config"]
+    edit(tmp_path / "model", config=config | {"loss": "elsewhere"})
+    with pytest.raises(DataError, match=r"SASRec: loss: no loss 'elsewhere'; there are: .*bce"):
         load(tmp_path / "model")
 
 

@@ -10,6 +10,8 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.studies.experiment import read_experiment, run_experiment
 from diffuserec.studies.train_run import methods_of
 
+from ..bundles import part
+
 EXPERIMENT = """
 title = "Three variants"
 seeds = [0, 1]
@@ -93,7 +95,7 @@ def test_variants_are_trained_once_and_reported(data: Path, tmp_path: Path) -> N
     ]
     assert shared[0] == shared[1] == shared[2]
 
-    weights = out / "plain-seed1" / "model" / "weights.safetensors"
+    weights = part(out / "plain-seed1" / "model", "weights.safetensors")
     before = weights.stat().st_mtime_ns
     said.clear()
     assert run_experiment(file, data, out, RUNTIME, said.append).text() == text

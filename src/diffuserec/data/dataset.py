@@ -10,7 +10,7 @@ Raw ids stay in the :class:`Catalog`.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int, Int32, Int64
 
+from diffuserec.data.arrays import TYPES, array_sha256
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.copies import AugmentedCopies
 from diffuserec.errors import DataError
@@ -126,7 +127,8 @@ class SequenceDataset:
         items = np.fromiter((i for s in sequences for i in s), dtype=np.int32, count=sum(lengths))
         if catalog is None:
             largest = int(items.max()) if items.size else 0
-            catalog = Catalog(pl.Series("item_id", np.arange(1, largest + 1)), len(sequences))
+            n_users = max(len(sequences), 1 + max([] if users is None else users, default=-1))
+            catalog = Catalog(pl.Series("item_id", np.arange(1, largest + 1)), n_users)
         numbers = None if users is None else np.asarray(users, dtype=np.int64)
         return SequenceDataset.from_offsets(items, offsets_of(lengths), catalog, numbers)
 
@@ -411,6 +413,18 @@ class SequenceDataset:
         times = None if self.timestamps is None else self.timestamps[kept]
         return self.with_items(self.items[kept], self.real_lengths, None, times)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The sequences as flat arrays by name, as they are saved: items, offsets, users, ...
+
+        A view with gaps copies its items once.
+        """
+        arrays = {"items": self.items, "offsets": self.offsets, "users": self.users}
+        if self.has_synthetic:
+            arrays["synthetic"] = self.synthetic
+        if self.timestamps is not None:
+            arrays["timestamps"] = self.timestamps
+        return arrays
+
     @cached_property
     def fingerprint(self) -> str:
         """What the sequences hold, as 32 hexadecimal digits: equal for equal data, wherever it is.
@@ -418,44 +432,30 @@ class SequenceDataset:
         Counted in are the items, users, times and synthetic marks of these sequences, the raw ids
         and attributes of the catalog, and augmented copies. O(N), computed once.
         """
-        digest = hashlib.sha256(f"{self.vocab_size} {self.catalog.n_users}".encode())
-        arrays = {
-            "lengths": self.lengths.astype("<i8"),
-            "users": self.users.astype("<i8"),
-            "items": self.items,
-            "synthetic": np.flatnonzero(self.synthetic).astype("<i8"),
-            "timestamps": self.timestamps,
-            "copies": None if self.copies is None else self.copies.items,
-        }
-        for name, array in arrays.items():
-            if array is not None:
-                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).data)
+        sums = {name: array_sha256(array, TYPES[name]) for name, array in self.arrays().items()}
         if self.copies is not None:
-            digest.update(repr(self.copies.schedule).encode())
-        catalog = self.catalog
-        for ids in (catalog.item_ids, catalog.user_ids):
-            if ids is not None:
-                digest.update(str(ids.dtype).encode())
-                digest.update(json.dumps(ids.to_list(), ensure_ascii=False).encode())
-        if catalog.attributes is not None:
-            digest.update(catalog.attributes.write_ndjson().encode())
-        return digest.hexdigest()[:32]
+            sums["copies"] = array_sha256(self.copies.items.reshape(-1), TYPES["items"])
+            sums["schedule"] = f"{len(self.copies)} {self.copies.schedule}"
+        return fingerprint_of(self.catalog, sums)
 
-    def save(self, path: Path | str, note: dict[str, Any] | None = None) -> None:
+    def save(
+        self, path: Path | str, note: dict[str, Any] | None = None, *, overwrite: bool = False
+    ) -> None:
         """Writes the dataset as a directory that :func:`load_dataset` maps back.
 
         Args:
-            path: the directory to make; it must not exist.
-            note: any JSON value to keep with the dataset (source, filters, …).
+            path: the directory to make.
+            note: a JSON object to keep with the dataset (source, filters, …).
+            overwrite: replace the prepared dataset at that path, if there is one, in one step;
+                whoever has it open keeps the old one.
 
         Raises:
-            DataError: the directory exists already, or the sequences have augmented copies, which
-                cannot be saved.
+            DataError: the directory exists already, or holds something else; the sequences have
+                augmented copies, which cannot be saved; or nothing can be written there.
         """
         from diffuserec.data.storage import save_dataset  # storage builds datasets
 
-        save_dataset(self, path, note)
+        save_dataset(self, path, note, overwrite)
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n_plus_1"]:
@@ -463,3 +463,17 @@ def offsets_of(lengths: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n_plu
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def fingerprint_of(catalog: Catalog, sums: Mapping[str, str]) -> str:
+    """Fingerprint of sequences, from their catalog and the checksums of their arrays."""
+    digest = hashlib.sha256(f"{catalog.n_users} {sorted(sums.items())}".encode())
+    for ids in (catalog.item_ids, catalog.user_ids):
+        digest.update(f"|{None if ids is None else ids.dtype}".encode())
+        for part in () if ids is None else ids.to_frame().iter_slices(2**16):
+            digest.update(json.dumps(part.to_series().to_list()).encode())
+    if catalog.attributes is not None:
+        digest.update(str(catalog.attributes.schema).encode())
+        for part in catalog.attributes.iter_slices(2**16):
+            digest.update(part.write_ndjson().encode())
+    return digest.hexdigest()[:32]

@@ -1,114 +1,173 @@
 """Prepared datasets on disk: a directory of arrays that are mapped, and frames of raw ids."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from diffuserec.bundle import BundleFormat
+from diffuserec.data.arrays import TYPES, blocks, map_array, write_array
 from diffuserec.data.catalog import Catalog
-from diffuserec.data.dataset import SequenceDataset
+from diffuserec.data.dataset import SequenceDataset, fingerprint_of
 from diffuserec.errors import DataError
-from diffuserec.files import new_directory, read_document, write_json
+from diffuserec.files import read_parquet
 
-_FORMAT = "diffuserec-dataset"
-_VERSION = 1
+_FORMAT = BundleFormat(
+    name="diffuserec-dataset",
+    version=2,
+    title="prepared dataset",
+    again="prepare the log again",
+    make="make one with 'diffuserec prepare LOG --out DATA'",
+    required=("items.npy", "offsets.npy", "users.npy", "item_ids.parquet"),
+    optional=("synthetic.npy", "timestamps.npy", "user_ids.parquet", "attributes.parquet"),
+    keys=("n_users", "n_items", "note"),
+)
 
 
 def save_dataset(
-    dataset: SequenceDataset, path: Path | str, note: dict[str, Any] | None = None
+    dataset: SequenceDataset,
+    path: Path | str,
+    note: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a dataset as a directory, complete or not at all; see ``SequenceDataset.save``."""
     if dataset.copies is not None:
         raise DataError("augmented copies are not saved: save without_copies(), and the augmenter")
-    target = Path(path)
-    if target.exists():
-        raise DataError(f"{target} exists already: choose another --out or remove it")
     catalog = dataset.catalog
-    arrays = {"items": dataset.items, "offsets": dataset.offsets, "users": dataset.users}
-    if dataset.has_synthetic:
-        arrays["synthetic"] = dataset.synthetic
-    if dataset.timestamps is not None:
-        arrays["timestamps"] = dataset.timestamps
+    arrays = dataset.arrays()
     frames = {
         "item_ids": catalog.item_ids.to_frame("item_id"),
         "user_ids": None if catalog.user_ids is None else catalog.user_ids.to_frame("user_id"),
         "attributes": catalog.attributes,
     }
-    manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "n_users": catalog.n_users,
-        "note": note or {},
+    wrong = _wrong_ids(frames) or _wrong_arrays(arrays, catalog.vocab_size, catalog.n_users)
+    if wrong:
+        raise DataError(f"these sequences cannot be saved: {': '.join(wrong)}")
+    files: dict[str, Callable[[Path], None]] = {
+        f"{name}.npy": partial(write_array, array=array, kind=TYPES[name])
+        for name, array in arrays.items()
     }
-    with new_directory(target) as work:
-        for name, array in arrays.items():
-            np.save(work / f"{name}.npy", array, allow_pickle=False)
-        for name, frame in frames.items():
-            if frame is not None:
-                frame.write_parquet(work / f"{name}.parquet")
-        write_json(work / "manifest.json", manifest)
+    files |= {f"{name}.parquet": f.write_parquet for name, f in frames.items() if f is not None}
+    content = {"n_users": catalog.n_users, "n_items": catalog.n_items, "note": note or {}}
+    _FORMAT.write(Path(path), files, content, overwrite=overwrite)
 
 
 def load_dataset(path: Path | str) -> SequenceDataset:
-    """Maps a prepared dataset from disk; arrays are read as they are used.
+    """Maps a prepared dataset from disk, once its checksums and its numbers were verified.
+
+    Arrays are read as they are used. Verifying reads all files once, a few megabytes at a time.
 
     Raises:
-        DataError: the directory is missing, incomplete, damaged, or no prepared dataset.
+        DataError: the directory is missing, incomplete, changed, or no prepared dataset; names the
+            file.
     """
     source = Path(path)
-    manifest = dataset_manifest(source)
-    try:
-        arrays = {
-            name: np.load(source / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("items", "offsets", "users", "synthetic", "timestamps")
-            if name in ("items", "offsets", "users") or (source / f"{name}.npy").exists()
-        }
-        frames = {
-            name: pl.read_parquet(source / f"{name}.parquet")
-            for name in ("item_ids", "user_ids", "attributes")
-            if name == "item_ids" or (source / f"{name}.parquet").exists()
-        }
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{source} is damaged ({error}): prepare the log again") from error
-    n = len(arrays["items"])
-    if (
-        len(arrays["offsets"]) != len(arrays["users"]) + 1
-        or arrays["offsets"][-1] != n
-        or any(len(arrays[name]) != n for name in ("synthetic", "timestamps") if name in arrays)
-    ):
-        raise DataError(f"{source} is damaged (its arrays do not fit): prepare the log again")
-    catalog = Catalog(
-        item_ids=frames["item_ids"]["item_id"],
-        n_users=int(manifest["n_users"]),
-        user_ids=frames["user_ids"]["user_id"] if "user_ids" in frames else None,
-        attributes=frames.get("attributes"),
-    )
-    return SequenceDataset.from_offsets(catalog=catalog, **arrays)
+
+    def use(manifest: dict[str, Any], files: dict[str, Path]) -> SequenceDataset:
+        n_users, n_items = _counts(source, manifest)
+        arrays, frames = {}, {}
+        for name, file in files.items():
+            stem = Path(name).stem
+            try:
+                if name.endswith(".npy"):
+                    arrays[stem] = map_array(file, TYPES[stem])
+                else:
+                    frames[stem] = read_parquet(file, n_users if stem == "user_ids" else n_items)
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError) as error:
+                raise _FORMAT.damaged(file, str(error)) from error
+        wrong = _wrong_ids(frames) or _wrong_arrays(arrays, n_items + 1, n_users)
+        if wrong:
+            name, why = wrong
+            raise _FORMAT.damaged(files[name], why)
+        catalog = Catalog(
+            item_ids=frames["item_ids"]["item_id"],
+            n_users=n_users,
+            user_ids=frames["user_ids"]["user_id"] if "user_ids" in frames else None,
+            attributes=frames.get("attributes"),
+        )
+        dataset = SequenceDataset.from_offsets(catalog=catalog, **arrays)
+        sums = {name: manifest["files"][f"{name}.npy"] for name in arrays}
+        vars(dataset)["fingerprint"] = fingerprint_of(catalog, sums)  # no need to read it all again
+        return dataset
+
+    return _FORMAT.read(source, use)
 
 
 def dataset_manifest(path: Path | str) -> dict[str, Any]:
     """The manifest of a prepared dataset: format, version, and the note it was saved with.
 
     Raises:
-        DataError: the directory holds no prepared dataset of a version that this release reads.
+        DataError: the directory holds no prepared dataset of a version that this release reads, or
+            its manifest was changed.
     """
-    source = Path(path)
-    try:
-        manifest = read_document(source / "manifest.json")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{source} is not a prepared dataset: make one with 'diffuserec prepare LOG --out DATA'"
-        ) from error
-    found = manifest.get("format")
-    if found != _FORMAT:
-        raise DataError(
-            f"{source} holds {found or 'something else'}, not a prepared dataset: "
-            "make one with 'diffuserec prepare LOG --out DATA'"
-        )
-    if manifest.get("version") != _VERSION:
-        raise DataError(
-            f"{source} has dataset version {manifest.get('version')}, this release reads "
-            f"{_VERSION}: prepare the log again"
-        )
+    manifest = _FORMAT.manifest(Path(path))
+    _counts(Path(path), manifest)
     return manifest
+
+
+def _counts(source: Path, manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of users and items of a manifest, whose keys have the types that they must have."""
+    file = source / "manifest.json"
+    for name in ("n_users", "n_items"):
+        value = manifest[name]
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise _FORMAT.damaged(file, f"{name} is no count")
+    if not isinstance(manifest["note"], dict):
+        raise _FORMAT.damaged(file, "note is no object")
+    return manifest["n_users"], manifest["n_items"]
+
+
+def _wrong_ids(frames: Mapping[str, pl.DataFrame | None]) -> tuple[str, str] | None:
+    """The first frame that is not as it should be, and why; None if all are."""
+    for name, column in (("item_ids", "item_id"), ("user_ids", "user_id")):
+        frame = frames.get(name)
+        why = None if frame is None else wrong_ids(frame, column)
+        if why:
+            return f"{name}.parquet", why
+    return None
+
+
+def wrong_ids(frame: pl.DataFrame, column: str) -> str | None:
+    """Why a column does not hold raw ids: integers or strings, each once; None if it does."""
+    if column not in frame.columns:
+        return f"it has no column {column}"
+    ids = frame[column]
+    if not (ids.dtype.is_integer() or ids.dtype == pl.String):
+        return f"{column} holds {ids.dtype}, not integers or strings"
+    if ids.null_count():
+        return f"{column} has gaps"
+    if ids.n_unique() < len(ids):
+        return f"{column} has an id twice"
+    return None
+
+
+def _wrong_arrays(
+    arrays: Mapping[str, np.ndarray], vocab_size: int, n_users: int
+) -> tuple[str, str] | None:
+    """The first array whose numbers cannot be, and why; None if all can."""
+    items, offsets, users = (arrays[name] for name in ("items", "offsets", "users"))
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items):
+        return "offsets.npy", f"it does not go from 0 to the {len(items):,} items"
+    if bool((offsets[1:] < offsets[:-1]).any()):
+        return "offsets.npy", "it does not ascend"
+    if len(users) != len(offsets) - 1:
+        return "users.npy", f"it has {len(users):,} users, not {len(offsets) - 1:,}"
+    if len(users) and not (users.min() >= 0 and users.max() < n_users):
+        return "users.npy", f"its numbers do not lie in 0..{n_users - 1}"
+    if len(np.unique(users)) < len(users):
+        return "users.npy", "it has a user twice"
+    for block in blocks(items):
+        if not (block.min() >= 1 and block.max() < vocab_size):
+            return "items.npy", f"its numbers do not lie in 1..{vocab_size - 1}"
+    for name in ("synthetic", "timestamps"):
+        if name in arrays and len(arrays[name]) != len(items):
+            return f"{name}.npy", f"it has {len(arrays[name]):,} entries, not {len(items):,}"
+    for block in blocks(arrays.get("synthetic", np.zeros(0, dtype=bool))):
+        if block.view(np.uint8).max() > 1:
+            return "synthetic.npy", "it holds others than true and false"
+    return None

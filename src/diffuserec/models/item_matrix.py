@@ -25,6 +25,7 @@ class ItemMatrix(nn.Module):
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0, dtype=torch.float32))
         self._built: tuple[Tensor, csr_array] | None = None
+        self.register_load_state_dict_post_hook(_require_rows)  # type: ignore[no-untyped-call]
 
     def set(self, matrix: csr_array) -> None:
         """Takes the weights of a SciPy matrix."""
@@ -58,3 +59,17 @@ class ItemMatrix(nn.Module):
             matrix = csr_array(tuple(part.cpu().numpy() for part in parts), shape=(size, size))
             self._built = self.values, matrix
         return self._built[1]
+
+
+def _require_rows(matrix: nn.Module, _: object) -> None:
+    """Raises RuntimeError, as loading a state dict does, if buffers are no rows of a matrix."""
+    assert isinstance(matrix, ItemMatrix)
+    offsets, columns = matrix.offsets, matrix.columns
+    ends = int(offsets[0]), int(offsets[-1])
+    if (
+        ends != (0, len(columns))
+        or len(matrix.values) != len(columns)
+        or bool((offsets[1:] < offsets[:-1]).any())
+        or bool(((columns < 0) | (columns >= len(offsets) - 1)).any())
+    ):
+        raise RuntimeError("the weights from item to item are no rows of a matrix")

@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.artifact import read_artifact
+from diffuserec.errors import ConfigError
+from diffuserec.models.artifact import FORMAT, Artifact, read_artifact
 from diffuserec.models.augmenter import AUGMENTERS, Augmenter
 from diffuserec.models.base import Method
 from diffuserec.models.recommender import RECOMMENDERS, Recommender
@@ -86,23 +86,30 @@ AnyMethod = TypeVar("AnyMethod", bound=Method)
 def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str) -> AnyMethod:
     own = Path(path) / ("model" if registry is RECOMMENDERS else "augmenter")
     is_run = not (Path(path) / "manifest.json").exists() and (own / "manifest.json").exists()
-    artifact = read_artifact(own if is_run else path)
+    source = own if is_run else Path(path)
+    artifact = read_artifact(source)
     if artifact.kind != registry.kind:
         raise ConfigError(
             f"{path} holds the {artifact.kind} {artifact.name!r}: read it with {other}"
         )
-    method = registry.find(artifact.name)(**artifact.config)
-    with torch.random.fork_rng():
-        method.take(artifact.catalog)
+    method_class = registry.find(artifact.name)
     try:
-        for module_path, tensor in artifact.tensors.items():
-            owner, _, leaf = module_path.rpartition(".")
+        _require_fitting(method_class(**artifact.config), artifact)
+        method = method_class(**artifact.config)
+        with torch.random.fork_rng():
+            method.take(artifact.catalog)
+        for name, tensor in artifact.tensors.items():
+            owner, _, leaf = name.rpartition(".")
             module = method.get_submodule(owner)
             if leaf in module._buffers:  # counts have the shape of what was counted
                 setattr(module, leaf, tensor)
         method.load_state_dict(dict(artifact.tensors))
-    except (AttributeError, RuntimeError) as error:
-        raise DataError(f"{path}: the weights do not fit the settings ({error})") from error
+    except (ArithmeticError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as e:
+        reason = " ".join(str(e).split())
+        raise FORMAT.damaged(
+            source / "manifest.json",
+            f"its config and the weights do not fit each other: {reason[:300]}",
+        ) from e
     return method.eval()
 
 
@@ -111,6 +118,40 @@ def run_of(path: Path | str) -> Path:
     source = Path(path)
     inside = source.name == "model" and (source / "manifest.json").exists()
     return source.parent if inside and (source.parent / "run.json").exists() else source
+
+
+def _require_fitting(method: Method, artifact: Artifact) -> None:
+    """Compares the tensors with those that the settings ask for, before anything large is built.
+
+    Raises:
+        ValueError: a tensor too few or too many, or one of another shape or type.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng():
+            method.take(artifact.catalog)
+    except NotImplementedError:
+        return  # a method whose parameters depend on numbers, which are not there
+    expected = method.state_dict()
+    odd = sorted(expected.keys() ^ artifact.tensors.keys())
+    if odd:
+        what = "is missing" if odd[0] in expected else "is not one of its tensors"
+        raise ValueError(f"{odd[0]} {what}")
+    buffers = dict(method.named_buffers())
+    for name, tensor in artifact.tensors.items():
+        wanted = expected[name]
+        # a buffer that is empty until something is counted takes any size
+        free = [name in buffers and size == 0 for size in wanted.shape]
+        same = tensor.ndim == wanted.ndim and all(
+            any_size or a == b
+            for a, b, any_size in zip(tensor.shape, wanted.shape, free, strict=True)
+        )
+        both_integers = not (tensor.dtype.is_floating_point or wanted.dtype.is_floating_point)
+        both_integers &= name in buffers and torch.bool not in (tensor.dtype, wanted.dtype)
+        if not same or not (tensor.dtype == wanted.dtype or both_integers):
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {wanted.dtype} of "
+                f"{tuple(wanted.shape)}"
+            )
 
 
 def method_summaries() -> list[dict[str, str]]:

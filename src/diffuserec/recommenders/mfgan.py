@@ -110,13 +110,14 @@ class MFGAN(EncoderRecommender):
                 "of this catalog: choose a smaller one"
             )
         self.table, self.encoder = c.build_encoder(catalog.vocab_size)
-        popularity = torch.zeros(catalog.vocab_size, dtype=torch.int64)  # filled in by learn
-        factors = [
-            torch.arange(catalog.vocab_size),
-            popularity,
-            *attribute_values(catalog, c.attributes),
-        ]
-        self.register_buffer("factors", torch.stack(factors))
+        with torch.device("cpu"):  # their values decide sizes, wherever the rest is being built
+            popularity = torch.zeros(catalog.vocab_size, dtype=torch.int64)  # filled in by learn
+            factors = [
+                torch.arange(catalog.vocab_size),
+                popularity,
+                *attribute_values(catalog, c.attributes),
+            ]
+            self.register_buffer("factors", torch.stack(factors))
         sizes = [int(values.max()) for values in factors]
         sizes[1] = _GROUPS
         self.discriminators = nn.ModuleList(Discriminator(size + 1, c) for size in sizes)

@@ -36,6 +36,7 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 MAX_BETA = 0.999
+MAX_STEPS = 1_000_000
 
 _Ends = tuple[float, float]
 
@@ -99,16 +100,19 @@ class NoiseSchedule:
         - `sqrt`: alpha_bar(u) = 1 - sqrt(u + 1e-4), betas from ratios; capped at 0.999.
 
         Raises:
-            ValueError: If the name is unknown, T is below 2, or a beta leaves (0, 1).
+            ValueError: If the name is unknown, T is outside 2..1,000,000, or a beta leaves (0, 1).
         """
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}")
-        if name in _RATIO:
-            return cls(_betas_from_alpha_bar(_RATIO[name], num_train_timesteps))
-        if name not in _BETWEEN:
-            raise _unknown("noise schedule", name, SCHEDULES)
-        ends, betas = _BETWEEN[name]
-        return cls(betas(*ends(num_train_timesteps), num_train_timesteps))
+        if not 2 <= num_train_timesteps <= MAX_STEPS:
+            raise ValueError(
+                f"num_train_timesteps must lie in 2..{MAX_STEPS}, got {num_train_timesteps}"
+            )
+        with torch.device("cpu"):  # a table of numbers, wherever the model is being built
+            if name in _RATIO:
+                return cls(_betas_from_alpha_bar(_RATIO[name], num_train_timesteps))
+            if name not in _BETWEEN:
+                raise _unknown("noise schedule", name, SCHEDULES)
+            ends, betas = _BETWEEN[name]
+            return cls(betas(*ends(num_train_timesteps), num_train_timesteps))
 
     @property
     def num_train_timesteps(self) -> int:
