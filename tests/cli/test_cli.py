@@ -476,7 +476,33 @@ def test_a_temporal_split_trains(
     words = ("train", data, "--model", "markov", "--split", "temporal", "--out", out, "--json")
     status, printed, _ = call(capsys, *words)
     assert status == 0
-    assert "temporal" in json.loads(printed)["protocol"]["split"]
+    split = json.loads(printed)["protocol"]["split"]
+    assert split == "temporal quantile=0.9 valid_quantile=0.9 target=last, test"
+    words = (*words[:5], "temporal:quantile=0.8,target=first", "--out", folder / "first", "--json")
+    status, printed, _ = call(capsys, *words)
+    assert status == 0
+    split = json.loads(printed)["protocol"]["split"]
+    assert split == "temporal quantile=0.8 valid_quantile=0.9 target=first, test"
+
+
+def test_a_split_file_trains(
+    folder: Path, data: Path, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = pl.read_csv(log)["user_id"].unique(maintain_order=True)
+    parts = pl.Series(["train", "train", "valid", "test"] * len(users)).head(len(users))
+    pl.DataFrame({"user": users, "part": parts}).write_csv(folder / "parts.csv")
+    out, words = folder / "by_file", ("train", data, "--model", "markov")
+    by_file = ("--split-file", folder / "parts.csv", "--out", out)
+    status, printed, _ = call(capsys, *words, *by_file, "--json")
+    assert status == 0
+    assert json.loads(printed)["protocol"]["split"].startswith("file parts.csv (")
+    status, _, error = call(capsys, *words, *by_file, "--split", "temporal")
+    assert status == 2
+    assert "leave one out" in error
+    (folder / "parts.csv").write_text("user,part\n", encoding="utf-8")
+    status, _, error = call(capsys, "evaluate", out, "--split", "valid", "--keep-seen")
+    assert status == 2
+    assert "has changed since this split was named" in error
 
 
 def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """Splits worked by hand, and the property that makes a temporal split honest."""
 
+import math
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuserec.data import (
@@ -14,10 +16,14 @@ from diffuserec.data import (
     CurriculumSchedule,
     Queries,
     SequenceDataset,
+    Split,
+    canonical_split,
     leave_one_out,
+    require_split,
+    split_dataset,
     temporal,
 )
-from diffuserec.errors import DataError
+from diffuserec.errors import ConfigError, DataError
 
 
 def lists(dataset: SequenceDataset) -> list[list[int]]:
@@ -105,53 +111,62 @@ def test_leave_one_out_of_a_million_interactions_costs_its_users() -> None:
     assert peak < 130 * n_users
 
 
-# ten interactions; with a tenth each, times before 80 are trained on, 80 is valid, 90 is test
+# eleven interactions: of the times 0..100, 0.8 ends with 80, and of the nine until then 0.9 with 70
 LOG = [
-    [(1, 0), (2, 10), (3, 80), (4, 90)],  # a query in both windows
+    [(1, 0), (2, 10), (3, 80), (4, 90), (11, 100)],  # a query in both windows
     [(5, 20), (6, 30), (7, 40)],  # nothing in a window
     [(8, 50), (9, 60), (10, 70)],
 ]
+SHARES = {"quantile": 0.8, "valid_quantile": 0.9}
 
 
 def test_temporal_by_hand() -> None:
-    split = temporal(timed(LOG), valid=0.1, test=0.1)
+    split = temporal(timed(LOG), **SHARES)
     assert lists(split.train) == [[1, 2], [5, 6, 7], [8, 9, 10]]
     assert lists(split.valid.histories) == [[1, 2]]
     assert split.valid.targets.tolist() == [3]
+    assert lists(split.test.histories) == [[1, 2, 3, 4]]
+    assert split.test.targets.tolist() == [11]
+    assert split.n_too_short == 2
+    assert split.protocol == "temporal quantile=0.8 valid_quantile=0.9 target=last"
+    split = temporal(timed(LOG), **SHARES, target="first")
+    assert lists(split.train) == [[1, 2], [5, 6, 7], [8, 9, 10]]
     assert lists(split.test.histories) == [[1, 2, 3]]
     assert split.test.targets.tolist() == [4]
-    assert split.n_too_short == 2
-    assert split.protocol == "temporal valid=0.1 test=0.1"
 
 
-def test_temporal_asks_for_the_first_item_in_a_window_only() -> None:
+def test_temporal_asks_for_one_item_in_a_window() -> None:
     log = [
         [(1, 0), (2, 4), (3, 62), (4, 63), (5, 81)],
-        [(6, 1), (7, 82)],  # only a test query
+        [(6, 1), (7, 82), (13, 83)],  # only a test query
         [(8, 61)],  # new in the validation window: no query, nothing to train on
         [(9, 2), (10, 3), (11, 5)],
+        [(12, 90), (14, 91)],  # new in the test window
     ]
-    # of eleven interactions the first six are trained on and the last two are test
-    split = temporal(timed(log), valid=0.3, test=0.15)
-    assert lists(split.train) == [[1, 2], [6], [], [9, 10, 11]]
-    assert split.train.users.tolist() == [0, 1, 2, 3]
+    # of fourteen times, 0..5 are trained on, and 81 and later are test
+    shares = {"quantile": 0.65, "valid_quantile": 0.65}
+    split = temporal(timed(log), **shares, target="first")
+    assert lists(split.train) == [[1, 2], [6], [], [9, 10, 11], []]
+    assert split.train.users.tolist() == [0, 1, 2, 3, 4]
     assert lists(split.valid.histories) == [[1, 2]]
     assert split.valid.targets.tolist() == [3]
     assert lists(split.test.histories) == [[1, 2, 3, 4], [6]]
     assert split.test.targets.tolist() == [5, 7]
     assert split.test.histories.users.tolist() == [0, 1]
+    assert split.n_too_short == 3
+    split = temporal(timed(log), **shares)
+    assert lists(split.valid.histories) == [[1, 2, 3]]
+    assert split.valid.targets.tolist() == [4]
+    assert lists(split.test.histories) == [[1, 2, 3, 4], [6, 7], [12]]
+    assert split.test.targets.tolist() == [5, 13, 14]
     assert split.n_too_short == 2
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 60), max_size=8), min_size=1, max_size=12),
-    st.floats(0.05, 0.4),
-    st.floats(0.05, 0.4),
-)
-def test_temporal_lets_nothing_of_a_window_out(
-    times: list[list[int]], valid: float, test: float
-) -> None:
-    # every interaction has an item of its own, whose time is looked up by it
+TIMES = st.lists(st.lists(st.integers(0, 60), max_size=8), min_size=1, max_size=12)
+
+
+def events_of(times: list[list[int]]) -> tuple[list[list[tuple[int, int]]], dict[int, int]]:
+    """A log in which every interaction has an item of its own, and the time of each item."""
     when: dict[int, int] = {}
     log: list[list[tuple[int, int]]] = []
     for user in times:
@@ -159,34 +174,49 @@ def test_temporal_lets_nothing_of_a_window_out(
         for time in sorted(user):
             when[len(when) + 1] = time
             log[-1].append((len(when), time))
+    return log, when
+
+
+@settings(deadline=None)
+@given(TIMES, st.floats(0.3, 0.95), st.floats(0.3, 0.95), st.sampled_from(["first", "last"]))
+def test_temporal_lets_nothing_of_a_window_out(
+    times: list[list[int]], quantile: float, valid_quantile: float, target: str
+) -> None:
+    log, when = events_of(times)
     if not when:
         return
+    # the same moments as pandas has them, and a window's items are after one and until the next
+    second = float(np.quantile(sorted(when.values()), quantile))
+    early = sorted(time for time in when.values() if time <= second)
+    first = float(np.quantile(early, valid_quantile))
     try:
-        split = temporal(timed(log), valid=valid, test=test)
+        split = temporal(timed(log), quantile, valid_quantile, target)  # type: ignore[arg-type]
     except DataError:
         return
-    for queries, earlier in ((split.valid, split.train), (split.test, None)):
-        window_begins = min(when[int(target)] for target in queries.targets)
-        histories = lists(queries.histories)
-        assert all(len(history) for history in histories)
-        # a history ends before the window and holds all that its user did until then
-        for history, target, user in zip(
-            histories, queries.targets, queries.histories.users, strict=True
-        ):
-            mine = [item for item, _ in log[user]]
-            assert history == mine[: mine.index(target)]
-            assert max(when[item] for item in history) < window_begins
-        if earlier is not None:
-            assert all(when[int(item)] < window_begins for item in earlier.items)
-    assert max(when[int(t)] for t in split.valid.targets) < min(
-        when[int(t)] for t in split.test.targets
-    )
+    assert sorted(split.train.items.tolist()) == [i for i, time in when.items() if time <= first]
+    for queries, after, until in (
+        (split.valid, first, second),
+        (split.test, second, math.inf),
+    ):
+        expected = {}
+        for user, mine in enumerate(log):
+            inside = [at for at, (_, time) in enumerate(mine) if after < time <= until]
+            if inside and (at := inside[0 if target == "first" else -1]) > 0:
+                expected[user] = ([item for item, _ in mine[:at]], mine[at][0])
+        assert queries.histories.users.tolist() == list(expected)
+        assert lists(queries.histories) == [history for history, _ in expected.values()]
+        assert queries.targets.tolist() == [item for _, item in expected.values()]
+    # so nothing that is asked for is trained on, for any user
+    asked = {*split.valid.targets.tolist(), *split.test.targets.tolist()}
+    assert asked.isdisjoint(split.train.items.tolist())
+    latest = max(when[item] for item in split.train.items.tolist())
+    assert all(when[item] > latest for item in asked)
 
 
 def test_temporal_of_a_view_is_that_of_its_interactions() -> None:
-    whole = timed([[(50, -5), *user, (60, 95)] for user in LOG[::-1]])
+    whole = timed([[(50, -5), *user, (60, 195)] for user in LOG[::-1]])
     view = whole.view(whole.starts + 1, whole.ends - 1).select(np.array([2, 1, 0]))
-    split, expected = temporal(view), temporal(timed(LOG))
+    split, expected = temporal(view, **SHARES), temporal(timed(LOG), **SHARES)
     for part, wanted in zip(parts_of(split), parts_of(expected), strict=True):
         assert lists(part) == lists(wanted)
     assert split.valid.targets.tolist() == expected.valid.targets.tolist()
@@ -211,19 +241,74 @@ def test_temporal_refuses_coarse_timestamps() -> None:
 
 def test_temporal_refuses_windows_without_a_query() -> None:
     log = [[(n + 1, n)] for n in range(20)]  # everyone once: nobody has a past
-    with pytest.raises(DataError, match="no user with an earlier history"):
+    with pytest.raises(DataError, match="validation window holds no last target with a history"):
         temporal(timed(log))
 
 
-def test_temporal_refuses_a_window_too_small_for_any_interaction() -> None:
-    with pytest.raises(DataError, match="too coarse"):
-        temporal(timed(LOG), valid=1e-18, test=1e-18)
+@pytest.mark.parametrize("shares", [(0.0, 0.5), (0.5, 1.0), (-0.5, 0.5), (0.5, math.nan)])
+def test_temporal_refuses_impossible_shares(shares: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="quantile must be between 0 and 1"):
+        temporal(timed(LOG), *shares)
 
 
-@pytest.mark.parametrize("valid, test", [(0.0, 0.1), (0.1, 1.0), (0.5, 0.5), (-0.1, 0.2)])
-def test_temporal_refuses_impossible_shares(valid: float, test: float) -> None:
-    with pytest.raises(DataError, match="window shares"):
-        temporal(timed(LOG), valid=valid, test=test)
+def test_times_beyond_floats_are_divided_exactly() -> None:
+    base = 2**62
+    log = [[(1, base), (2, base + 1), (3, base + 2), (4, base + 3)], [(5, base)]]
+    split = temporal(timed(log), 0.8, 0.8)
+    assert lists(split.train) == [[1, 2], [5]]
+    assert split.valid.targets.tolist() == [3]
+    assert split.test.targets.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("leave-one-out", lambda data: leave_one_out(data)),
+        ("temporal:quantile=0.8", lambda data: temporal(data, 0.8)),
+        (
+            "temporal:valid_quantile=0.7, target=first,quantile=0.8",
+            lambda data: temporal(data, 0.8, 0.7, "first"),
+        ),
+    ],
+)
+def test_a_split_by_its_name(name: str, same: Callable[[SequenceDataset], Split]) -> None:
+    dataset = timed(LOG)
+    for written in (name, canonical_split(name)):
+        require_split(written)
+        split = split_dataset(dataset, written)
+        assert split.protocol == same(dataset).protocol
+        assert lists(split.test.histories) == lists(same(dataset).test.histories)
+
+
+def test_a_name_with_all_settings_said() -> None:
+    said = canonical_split("temporal:target=first")
+    assert said == "temporal:quantile=0.9,valid_quantile=0.9,target=first"
+    assert canonical_split(said) == said
+    assert canonical_split("temporal") == "temporal:quantile=0.9,valid_quantile=0.9,target=last"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "no split ''; there are: leave-one-out, temporal, file"),
+        ("temporl", r"no split 'temporl' \(did you mean 'temporal'\?\)"),
+        ("leave-one-out:quantile=0.9", "leave-one-out has no setting 'quantile'; it has: none"),
+        ("temporal:", "temporal has no setting ''"),
+        ("temporal:quantil=0.9", r"no setting 'quantil' \(did you mean 'quantile'\?\)"),
+        ("temporal:quantile", "written once, as name=value, got 'quantile'"),
+        ("temporal:quantile=0.9,quantile=0.8", "written once"),
+        ("temporal:quantile=9", "quantile must be between 0 and 1, got '9'"),
+        ("temporal:quantile=x", "quantile must be between 0 and 1, got 'x'"),
+        ("temporal:target=next", "no target 'next'"),
+        ("file", "names the file"),
+        ("file:", "names the file"),
+        ("file:target=next,path=x.csv", "no target 'next'"),
+    ],
+)
+def test_names_of_no_split(name: str, message: str) -> None:
+    for read in (require_split, canonical_split, lambda name: split_dataset(timed(LOG), name)):
+        with pytest.raises(ConfigError, match=message):
+            read(name)
 
 
 @pytest.mark.parametrize("split", [leave_one_out, temporal])

@@ -42,8 +42,16 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
     split: Annotated[
-        str, typer.Option(help="How to divide the log: leave-one-out or temporal.")
+        str,
+        typer.Option(
+            help="How to divide the log: leave-one-out, temporal, or with settings as in "
+            "temporal:quantile=0.9,valid_quantile=0.9,target=last."
+        ),
     ] = "leave-one-out",
+    split_file: Annotated[
+        Path | None,
+        typer.Option(help="A file of users, or of users, items and times, and the part of each."),
+    ] = None,
     settings: options.Set = None,
     augment_settings: Annotated[
         list[str] | None,
@@ -56,20 +64,27 @@ def train(
     diffuserec train data/clicks --model sasrec --out runs/sasrec
     diffuserec train data/clicks --model sasrec --augment diffuasr --out runs/diffuasr
     diffuserec train data/clicks --model sasrec --set dim=128 --set loss=gbce --out runs/gbce
+    diffuserec train data/clicks --model sasrec --split temporal:quantile=0.8 --out runs/later
+    diffuserec train data/clicks --model sasrec --split-file parts.csv --out runs/as-theirs
     """
+    from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.train_run import silent, train_run
 
     if augment_settings and not augment:
         raise ConfigError("--augment-set needs --augment NAME")
+    if split_file is not None:
+        if split != "leave-one-out":
+            raise ConfigError("--split and --split-file are two splits: leave one out")
+        split = f"file:path={split_file}"
     plan = Plan(
         data=str(data.resolve()),
         model=model,
         settings=options.parse_pairs(settings),
         augment=augment,
         augment_settings=options.parse_pairs(augment_settings) if augment else None,
-        split=split,
+        split=canonical_split(split),
         seed=seed,
     )
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)

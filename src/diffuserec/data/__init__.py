@@ -30,7 +30,11 @@ from diffuserec.data.log_format import LogFile as LogFile
 from diffuserec.data.log_format import LogFormat as LogFormat
 from diffuserec.data.splits import Queries as Queries
 from diffuserec.data.splits import Split as Split
+from diffuserec.data.splits import canonical_split as canonical_split
 from diffuserec.data.splits import leave_one_out as leave_one_out
+from diffuserec.data.splits import require_split as require_split
+from diffuserec.data.splits import split_by_file as split_by_file
+from diffuserec.data.splits import split_dataset as split_dataset
 from diffuserec.data.splits import temporal as temporal
 from diffuserec.data.storage import dataset_manifest as dataset_manifest
 from diffuserec.data.storage import load_dataset as load_dataset

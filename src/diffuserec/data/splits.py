@@ -2,15 +2,29 @@
 
 All parts are views of the log. `fit` is given `train`, and `valid` to stop by; only evaluation is
 given `test`.
+
+A split has a name that a command line and a run can hold, read by :func:`split_dataset`:
+
+* ``leave-one-out``;
+* ``temporal``, or with settings such as ``temporal:quantile=0.8,target=first``;
+* ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``.
 """
 
+import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
 from diffuserec.data.dataset import SequenceDataset, offsets_of
-from diffuserec.errors import DataError
+from diffuserec.data.split_file import read_parts
+from diffuserec.errors import ConfigError, DataError, did_you_mean
+from diffuserec.files import sha256
+
+Target = Literal["first", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +61,8 @@ class Split:
         valid: queries to choose and to stop by.
         test: queries to measure on.
         protocol: name and settings of the division, for the protocol line.
-        n_too_short: users without a query because their history is too short; all their items are
-            in `train` (leave-one-out) or outside both windows (temporal).
+        n_too_short: users without a query: too short a history (leave-one-out), or no target with
+            a history before it in either window.
     """
 
     train: SequenceDataset
@@ -88,61 +102,229 @@ def leave_one_out(dataset: SequenceDataset) -> Split:
     return Split(train, valid, test, "leave-one-out", int((~enough).sum()))
 
 
-def temporal(dataset: SequenceDataset, valid: float = 0.1, test: float = 0.1) -> Split:
-    """Two moments divide the whole log: everything before the first is trained on.
+def temporal(
+    dataset: SequenceDataset,
+    quantile: float = 0.9,
+    valid_quantile: float = 0.9,
+    target: Target = "last",
+) -> Split:
+    """Two moments divide the whole log, for all users alike (a global temporal split).
 
-    A user's query in a window is the first interaction inside it, with all interactions before the
-    window as history. Users with nothing before a window have no query in it.
+    What happened up to the first moment is trained on. A user's validation target is the last (or
+    the first) interaction after the first moment and up to the second, and the test target the last
+    (or the first) after the second. All interactions before a target are its history, so that a
+    last target may have some of its window. A user without a target, or with nothing before it,
+    has no query there; new users do have one if they return.
+
+    Gusak et al. ("Time to Split", RecSys 2025) compare such splits, and recommend the last target
+    and validation by time.
 
     Args:
         dataset: needs timestamps.
-        valid: share of the interactions in the validation window.
-        test: share in the test window, the newest.
+        quantile: share of the interactions up to the test window; those at the very moment, too.
+        valid_quantile: share of these that is trained on; the rest is the validation window.
+        target: which interaction of a window a user is asked for.
 
     Raises:
         DataError: no timestamps, or a window without a query.
+        ConfigError: a quantile is not between 0 and 1, or no such target.
     """
     _refuse_synthetic(dataset)
     if dataset.timestamps is None:
         raise DataError("a temporal split needs timestamps: prepare the log with --time COLUMN")
-    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
-        raise DataError(
-            f"window shares must be positive and below 1 in sum, got {valid} and {test}"
-        )
+    for name, share in (("quantile", quantile), ("valid_quantile", valid_quantile)):
+        if not 0 < share < 1:
+            raise ConfigError(f"{name} must be between 0 and 1, got {share}")
     times = np.asarray(dataset.timestamps)
-    n = len(times)
-    if not n:
+    if not len(times):
         raise DataError("a temporal split needs interactions, and the dataset has none")
-    cuts = [min(n - 1, int(n * share)) for share in (1 - valid - test, 1 - test)]
-    first, second = np.partition(times, cuts)[cuts]
-    if not times.min() < first < second:
+    second = _quantile(times, quantile)
+    first = _quantile(times[times <= second], valid_quantile)
+    if not first < second < times.max():
         raise DataError(
             "the timestamps are too coarse for these windows (one moment would fall into two): "
-            "use larger shares or leave-one-out"
+            "use smaller quantiles or leave-one-out"
         )
-    before_first = _count_before(dataset, times < first)
-    before_second = _count_before(dataset, times < second)
-    starts, ends = dataset.starts, dataset.ends
-    train = dataset.view(starts, starts + before_first)
-    windows = []
-    for before, until in ((before_first, before_second), (before_second, ends - starts)):
-        index = np.flatnonzero((before > 0) & (before < until))
-        if not len(index):
-            raise DataError("a window holds no user with an earlier history: use larger shares")
-        windows.append(
-            Queries(
-                dataset.view(starts[index], starts[index] + before[index], index),
-                np.asarray(dataset.log.items[starts[index] + before[index]], dtype=np.int64),
-            )
+    until_first, until_second = (
+        np.diff(offsets_of(times <= moment)[dataset.offsets]) for moment in (first, second)
+    )
+    protocol = f"temporal quantile={quantile:g} valid_quantile={valid_quantile:g} target={target}"
+    return _windows(dataset, until_first, until_second, target, protocol)
+
+
+def split_by_file(dataset: SequenceDataset, path: Path | str, target: Target = "last") -> Split:
+    """The division that a file writes down, for the splits of other projects.
+
+    A CSV, TSV, Parquet or JSONL file has a column ``part`` of ``train``, ``valid`` and ``test``
+    beside one of users (a part for every user) or those of users and items, and of times where a
+    user has an item more than once (a part for every interaction). It must hold just the users or
+    the interactions of the dataset.
+
+    * Parts of interactions: a user's interactions are trained on, then for validation, then for
+      test, in this order. Each window gives a user one query, as in :func:`temporal`.
+    * Parts of users: all of a user's interactions are trained on, or the last one is the target of
+      a query and the others are its history.
+
+    Raises:
+        DataError: the file cannot be read, does not fit the dataset, or leaves a part without a
+            query.
+        ConfigError: no such target.
+    """
+    _refuse_synthetic(dataset)
+    parts = read_parts(dataset, path)
+    protocol = f"file {Path(path).name} ({sha256(Path(path))[:8]}) target={target}"
+    return _windows(dataset, parts.n_train, parts.n_before_test, target, protocol)
+
+
+def split_dataset(dataset: SequenceDataset, name: str) -> Split:
+    """The log divided as a split's name says.
+
+    Raises:
+        ConfigError: no such split or setting; or a file that is not the one that was meant.
+        DataError: the log cannot be divided so.
+    """
+    kind, settings = _parse(name)
+    if kind == "leave-one-out":
+        return leave_one_out(dataset)
+    if kind == "temporal":
+        return temporal(dataset, **settings)
+    path, wanted = settings.pop("path"), settings.pop("sha256", None)
+    if wanted is not None and _checksum(path) != wanted:
+        raise ConfigError(
+            f"{path} has changed since this split was named: put the file back as it was, or "
+            "start anew"
         )
-    queried = np.union1d(windows[0].histories.users, windows[1].histories.users)
+    return split_by_file(dataset, path, **settings)
+
+
+def canonical_split(name: str) -> str:
+    """A split's name with every setting said; a file by its whole path and checksum.
+
+    Raises:
+        ConfigError: no such split or setting.
+        DataError: there is no such file.
+    """
+    kind, settings = _parse(name)
+    if kind == "leave-one-out":
+        return kind
+    if kind == "temporal":
+        shown = {"quantile": 0.9, "valid_quantile": 0.9, "target": "last"} | settings
+        return f"temporal:{','.join(f'{key}={value}' for key, value in shown.items())}"
+    path = Path(settings["path"]).resolve()
+    target = settings.get("target", "last")
+    checksum = settings.get("sha256") or _checksum(path)
+    return f"file:target={target},sha256={checksum},path={path}"
+
+
+def require_split(name: str) -> None:
+    """Raises ConfigError if there is no split of that name, or a setting is wrong."""
+    _parse(name)
+
+
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "leave-one-out": (),
+    "temporal": ("quantile", "valid_quantile", "target"),
+    "file": ("target", "sha256", "path"),
+}
+"""Settings of each kind of split."""
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Kind and settings of a split's name."""
+    kind, colon, text = name.partition(":")
+    if kind not in _SETTINGS:
+        hint = did_you_mean(kind, _SETTINGS)
+        raise ConfigError(f"no split {kind!r}{hint}; there are: {', '.join(_SETTINGS)}")
+    settings: dict[str, Any] = {}
+    if kind == "file":
+        # the path is the last setting and may hold commas and equals signs
+        match = re.fullmatch(r"((?:(?:target|sha256)=[^,]*,)*)path=(.+)", text, re.DOTALL)
+        text, path = (match[1].rstrip(","), match[2]) if match else ("", text)
+        if not path:
+            raise ConfigError("a split by file names the file: file:parts.csv")
+        settings["path"] = path
+    for pair in text.split(",") if text or (colon and kind != "file") else ():
+        setting, equals, value = pair.strip().partition("=")
+        if setting not in _SETTINGS[kind]:
+            hint = did_you_mean(setting, _SETTINGS[kind])
+            known = ", ".join(_SETTINGS[kind]) or "none"
+            raise ConfigError(f"{name}: {kind} has no setting {setting!r}{hint}; it has: {known}")
+        if not equals or setting in settings:
+            raise ConfigError(f"{name}: a setting is written once, as name=value, got {pair!r}")
+        settings[setting] = _value(setting, value, name)
+    return kind, settings
+
+
+def _value(setting: str, text: str, name: str) -> float | str:
+    if not setting.endswith("quantile"):
+        if setting == "target":
+            _require_target(text)
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise ConfigError(f"{name}: {setting} must be between 0 and 1, got {text!r}")
+    return share
+
+
+def _require_target(target: str) -> None:
+    if target not in ("first", "last"):
+        hint = did_you_mean(target, ("first", "last"))
+        raise ConfigError(f"no target {target!r}{hint}; there are: first, last")
+
+
+def _checksum(path: Path | str) -> str:
+    try:
+        return sha256(Path(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _quantile(times: Int64[np.ndarray, " N"], share: float) -> np.int64:
+    """The time below which, or at which, this share of them lies."""
+    at = int(share * (len(times) - 1))
+    return np.int64(np.partition(times, at)[at])
+
+
+def _windows(
+    dataset: SequenceDataset,
+    n_train: Int64[np.ndarray, " U"],
+    n_before_test: Int64[np.ndarray, " U"],
+    target: Target,
+    protocol: str,
+) -> Split:
+    """A split in which each user's interactions are for training, then validation, then test.
+
+    Args:
+        n_train: interactions of each user that are trained on.
+        n_before_test: of each user, those and the ones of the validation window.
+    """
+    _require_target(target)
+    starts, lengths = dataset.starts, dataset.lengths
     # users without anything to learn from keep their (empty) sequence
-    protocol = f"temporal valid={valid:g} test={test:g}"
-    return Split(train, windows[0], windows[1], protocol, len(dataset) - len(queried))
-
-
-def _count_before(dataset: SequenceDataset, early: np.ndarray) -> Int64[np.ndarray, " U"]:
-    return np.diff(offsets_of(early)[dataset.offsets])
+    train = dataset.view(starts, starts + n_train)
+    windows = {}
+    for name, begin, end in (
+        ("validation", n_train, n_before_test),
+        ("test", n_before_test, lengths),
+    ):
+        at = begin if target == "first" else end - 1
+        index = np.flatnonzero((begin < end) & (at > 0))
+        if not len(index):
+            raise DataError(
+                f"{protocol}: the {name} window holds no {target} target with a history before "
+                "it: choose other windows, or the last target"
+            )
+        place = starts[index] + at[index]
+        windows[name] = Queries(
+            dataset.view(starts[index], place, index),
+            np.asarray(dataset.log.items[place], dtype=np.int64),
+        )
+    valid, test = windows["validation"], windows["test"]
+    queried = np.union1d(valid.histories.users, test.histories.users)
+    return Split(train, valid, test, protocol, len(dataset) - len(queried))
 
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:

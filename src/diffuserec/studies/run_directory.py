@@ -16,7 +16,7 @@ data that it was trained on, or refused.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +25,10 @@ from diffuserec.data import (
     SequenceDataset,
     Split,
     dataset_manifest,
-    leave_one_out,
     load_dataset,
-    temporal,
+    split_dataset,
 )
-from diffuserec.errors import ConfigError, DataError, did_you_mean
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -38,12 +37,6 @@ from diffuserec.models.recommender import Recommender
 from diffuserec.studies.run_file import Plan as Plan
 from diffuserec.studies.run_file import RunFile, Start, holds_a_run, read_run_file
 from diffuserec.training.checkpoint import checkpoint_files
-
-SPLITS: dict[str, Callable[[SequenceDataset], Split]] = {
-    "leave-one-out": leave_one_out,
-    "temporal": temporal,
-}
-"""Splits of a log by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,19 +105,6 @@ class RunDirectory:
         if default:
             result.save(self.path / part)
         return result
-
-
-def split_dataset(dataset: SequenceDataset, name: str) -> Split:
-    """The log divided by the split of that name.
-
-    Raises:
-        ConfigError: there is no such split.
-    """
-    if name not in SPLITS:
-        raise ConfigError(
-            f"no split {name!r}{did_you_mean(name, SPLITS)}; there are: {', '.join(SPLITS)}"
-        )
-    return SPLITS[name](dataset)
 
 
 def claim(

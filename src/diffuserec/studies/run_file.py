@@ -45,7 +45,7 @@ class Plan:
         settings: its hyper-parameters that are not the defaults.
         augment: name of the augmenter, or None.
         augment_settings: hyper-parameters of the augmenter that are not the defaults.
-        split: name of the split, see ``SPLITS``.
+        split: name of the split, see :mod:`diffuserec.data.splits`.
         seed: of the run.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_dataset
+from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_dataset, split_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.files import locked, write_json
 from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
@@ -29,7 +29,6 @@ from diffuserec.studies.run_directory import (
     load_fitted_augmenter,
     read_curve,
     release,
-    split_dataset,
 )
 from diffuserec.training.device import device_of
 
