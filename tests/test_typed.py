@@ -22,6 +22,16 @@ def test_every_method_is_listed() -> None:
     assert {method.__name__ for method in METHODS} | set(dr.__all__) <= set(names)
 
 
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("Sasrec", "SASRec"), ("sasrec", "SASRec"), ("DifuASR", "DiffuASR"), ("evalute", "evaluate")],
+)
+def test_a_name_that_is_nearly_right_is_told(name: str, nearest: str) -> None:
+    with pytest.raises(AttributeError, match=f"did you mean '{nearest}'"):
+        getattr(dr, name)
+    assert not hasattr(dr, "nothing_of_the_kind")
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_the_signature_shows_settings_types_and_defaults(method) -> None:
     shown = inspect.signature(method).parameters

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import diffuserec
 from diffuserec import SequenceDataset, Store, cli, find_recommender
 from diffuserec.studies.run_directory import cost, read_curve
 
@@ -505,12 +506,64 @@ def test_a_split_file_trains(
     assert "has changed since this split was named" in error
 
 
-def test_help_shows_examples_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("prepare", "train", "evaluate", "recommend", "experiment", "curve", "views"):
-        status, printed, _ = call(capsys, command, "--help")
-        assert status == 0
-        lines = [line.strip() for line in printed.splitlines()]
-        assert any(line.startswith(f"diffuserec {command} ") for line in lines)
+COMMANDS = {
+    info.callback.__name__: info.callback for info in cli.app.registered_commands if info.callback
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_help_can_be_copied(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    examples = [
+        line.strip()
+        for line in (COMMANDS[command].__doc__ or "").splitlines()
+        if line.strip().startswith("diffuserec ")
+    ]
+    assert examples
+    status, printed, _ = call(capsys, command, "--help")
+    assert status == 0
+    assert set(examples) <= {line.strip() for line in printed.splitlines()}
+
+
+def test_help_and_version_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["--version"], ["train", "--help"]):
+        script = (
+            "import sys\nfrom diffuserec.cli import main\n"
+            f"sys.argv = ['diffuserec', *{words!r}]\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            "print('torch' in sys.modules, 'polars' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.stdout.endswith("False False\n"), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "diffuserec", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"diffuserec {diffuserec.__version__}\n"
+
+
+def test_settings_of_a_method_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed, _ = call(capsys, "models", "sasrec", "--json")
+    assert status == 0
+    found = {setting["name"]: setting for setting in json.loads(printed)["settings"]}
+    assert list(found) == list(find_recommender("sasrec").Config.model_fields)
+    assert found["dropout"] | {"meaning": ""} == {
+        "name": "dropout",
+        "type": "float",
+        "bounds": ">= 0, < 1",
+        "default": "0.5",
+        "meaning": "",
+        "only_if": "",
+    }
+    assert found["gbce_t"]["only_if"] == "Only with loss = gbce."
+    assert found["gbce_t"]["meaning"] == "Calibration of gbce: 0 is plain bce."
+    assert found["n_negatives"]["type"] == "int | none"
+    status, printed, _ = call(capsys, "models", "diffuasr")
+    assert status == 0
+    assert "--augment-set" in printed
+    status, _, error = call(capsys, "models", "sasrek")
+    assert (status, "did you mean 'sasrec'" in error) == (2, True)
 
 
 @pytest.fixture(scope="module")

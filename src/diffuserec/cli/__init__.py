@@ -4,20 +4,40 @@ import signal
 import sys
 from signal import SIGINT, SIGTERM
 from types import FrameType
+from typing import Annotated
 
 import typer
 
-from diffuserec.cli import audit, data, results, training
-from diffuserec.cli.show import print_error
+from diffuserec import __version__
+from diffuserec.cli import audit, data, results, show, training
 from diffuserec.errors import ConfigError, DataError
 
 app = typer.Typer(
     help="Diffusion models for sequential recommendation: augment, recommend, measure, deploy.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool | None) -> None:
+    if asked:
+        show.print_line(f"diffuserec {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = None,
+) -> None:
+    pass
+
+
 for command in (
     training.demo,
     data.prepare,
@@ -53,7 +73,7 @@ def main() -> None:
     try:
         app()
     except (DataError, ConfigError, OSError) as error:
-        print_error(f"diffuserec: {error}")
+        show.print_error(f"diffuserec: {error}")
         sys.exit(2)
     except SystemExit:
         if received:

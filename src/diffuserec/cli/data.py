@@ -36,12 +36,15 @@ def prepare(
 ) -> None:
     """Reads a log of any known format into a dataset that the other commands map from disk.
 
+    A log has a column of users, one of items and usually one of times. Columns under usual names
+    are found; others are named with --user, --item and --time, or all of them with --columns.
+
     Examples:
 
-        diffuserec prepare clicks.csv --out data/clicks --min-user 5 --min-item 5
+        diffuserec prepare clicks.csv --out data/clicks --min-user 5
         diffuserec prepare ratings.dat --format movielens --out data/ml-1m
-        diffuserec prepare u.data --columns user,item,rating,time --out data/ml-100k
-        diffuserec prepare events.csv --where "event_type = 'purchase'" --out data/shop
+        diffuserec prepare u.data --columns user,item,rating,time --out data/u
+        diffuserec prepare e.csv --where "event_type = 'purchase'" --out data/e
         diffuserec prepare sales.parquet --items products.csv --out data/sales
     """
     from diffuserec.data import read_log
@@ -78,7 +81,9 @@ def prepare(
 def describe(data: options.Data, as_json: options.AsJson = False) -> None:
     """Statistics of a prepared dataset: sizes, history lengths, repeats, users without queries.
 
-    diffuserec describe data/clicks
+    Examples:
+
+        diffuserec describe data/clicks
     """
     from diffuserec.data.statistics import description
 
@@ -115,9 +120,9 @@ def augment(
 
     Examples:
 
-        diffuserec augment data/clicks --method diffuasr --out clicks-augmented.csv
-        diffuserec augment data/clicks --method random --max-history 5 --out augmented.parquet
-        diffuserec augment data/clicks --method diff4rec --set n_copies=3 --out copies.csv
+        diffuserec augment data/clicks --method diffuasr --out augmented.csv
+        diffuserec augment data/clicks --method random --out augmented.parquet
+        diffuserec augment data/clicks --method diff4rec --out copies.csv
     """
     from diffuserec.data import from_dataset
     from diffuserec.data.formats import writable_format

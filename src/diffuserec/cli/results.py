@@ -21,10 +21,14 @@ def evaluate(
 ) -> None:
     """Measures a finished run and prints the protocol.
 
-    diffuserec evaluate runs/sasrec
-    diffuserec evaluate runs/sasrec --metric HR@50 --metric NDCG@50
-    diffuserec evaluate runs/sasrec --candidates uniform:100 --keep-seen --json
-    diffuserec evaluate runs/sasrec --data /elsewhere/clicks
+    Without options, what training measured is shown; with some, the run is measured anew.
+
+    Examples:
+
+        diffuserec evaluate runs/sasrec
+        diffuserec evaluate runs/sasrec --metric HR@50 --metric NDCG@50
+        diffuserec evaluate runs/sasrec --candidates uniform:100 --json
+        diffuserec evaluate runs/sasrec --data /elsewhere/clicks
     """
     from diffuserec.studies.run_directory import open_run
 
@@ -159,10 +163,10 @@ def recommend(
 
     Examples:
 
-    diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
-    diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
-    diffuserec recommend runs/diffrec --history "B0012,B0440" --n-draws 10
-    diffuserec recommend runs/diffrec --history "B0012,B0440" --diversity 1 --seed 7
+        diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5
+        diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
+        diffuserec recommend runs/diffrec --history B0012 --n-draws 10
+        diffuserec recommend runs/diffrec --history B0012 --diversity 1 --seed 7
     """
     from diffuserec.serving.lists import recommend_from
 
@@ -199,15 +203,36 @@ def recommend(
         show.lists(lists)
 
 
-def models(as_json: options.AsJson = False) -> None:
-    """Lists all recommenders and augmenters, a line each.
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="A method, to show its settings; else all are listed.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Lists all recommenders and augmenters, or the settings of one: types, defaults, meaning.
 
-    diffuserec models
+    In the list, a line tells what each method does; its page is in docs/methods.
+
+    Examples:
+
+        diffuserec models
+        diffuserec models sasrec
     """
-    from diffuserec.models.methods import method_summaries
+    from diffuserec.models.methods import method_settings, method_summaries
 
-    found = method_summaries()
+    if name is not None:
+        kind, summary, settings = method_settings(name)
+        if as_json:
+            found = {"kind": kind, "name": name, "summary": summary, "settings": settings}
+            show.print_json(found)
+            return
+        show.print_line(f"{name}, {'an' if kind == 'augmenter' else 'a'} {kind}: {summary}")
+        show.settings(settings)
+        option = "--augment-set" if kind == "augmenter" else "--set"
+        show.print_line(f"diffuserec train takes them as {option} NAME=VALUE")
+        return
+    methods = method_summaries()
     if as_json:
-        show.print_json({"methods": found})
+        show.print_json({"methods": methods})
     else:
-        show.table(("kind", "name", "summary"), [list(method.values()) for method in found])
+        show.table(("kind", "name", "summary"), [list(method.values()) for method in methods])

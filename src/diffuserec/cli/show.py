@@ -78,6 +78,16 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     _out.print(shown)
 
 
+def settings(found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints hyper-parameters: name, type, default, what it means and when it is read."""
+    shown = Table("setting", "type", "default", "meaning", show_lines=False)
+    for setting in found:
+        meaning = " ".join(filter(None, (setting["meaning"], setting["only_if"])))
+        kind = " ".join(filter(None, (setting["type"], setting["bounds"])))
+        shown.add_row(*map(plain, (setting["name"], kind, setting["default"], meaning)))
+    _out.print(shown)
+
+
 def lists(found: "pl.DataFrame") -> None:
     """Prints recommendations, the first of them if there are many."""
     shown = found.drop("n_unknown")

@@ -61,11 +61,16 @@ def train(
 ) -> None:
     """Trains a recommender, compares it with trivial baselines and writes a report.
 
-    diffuserec train data/clicks --model sasrec --out runs/sasrec
-    diffuserec train data/clicks --model sasrec --augment diffuasr --out runs/diffuasr
-    diffuserec train data/clicks --model sasrec --set dim=128 --set loss=gbce --out runs/gbce
-    diffuserec train data/clicks --model sasrec --split temporal:quantile=0.8 --out runs/later
-    diffuserec train data/clicks --model sasrec --split-file parts.csv --out runs/as-theirs
+    The run's directory holds the model, its measured results and report.html. "diffuserec models
+    NAME" lists the settings of a method, which --set changes.
+
+    Examples:
+
+        diffuserec train data/clicks --model sasrec --out runs/sasrec
+        diffuserec train data/clicks --model sasrec --set dim=128 --out runs/wide
+        diffuserec train data/clicks --model sasrec --augment random --out runs/r
+        diffuserec train data/clicks --model bpr --split-file parts.csv --out r2
+        diffuserec train data/clicks --model bpr --split temporal --out runs/t
     """
     from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
@@ -106,7 +111,9 @@ def experiment(
 ) -> None:
     """Trains every variant and seed of a file and reports; run again to continue.
 
-    diffuserec experiment experiments/augmentation.toml data/beauty --out runs/table
+    Examples:
+
+        diffuserec experiment experiments/augmentation.toml data/b --out runs/b
     """
     from diffuserec.models.base import Runtime
     from diffuserec.studies.experiment import run_experiment
@@ -126,7 +133,9 @@ def curve(
 ) -> None:
     """Measures a model at several values of a setting, as table and figure; run again to continue.
 
-    diffuserec curve experiments/diffrec_steps.toml data/beauty --out runs/steps
+    Examples:
+
+        diffuserec curve experiments/diffrec_steps.toml data/b --out runs/steps
     """
     from diffuserec.models.base import Runtime
     from diffuserec.reports.sensitivity import sensitivity_table

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -32,6 +32,12 @@ class OnlyIf:
         """Whether it depends on the setting of that name."""
         return name in self.conditions
 
+    def __str__(self) -> str:
+        return "Only with " + " and ".join(
+            _words(wanted) if callable(wanted) else f"{name} = {_either(wanted)}"
+            for name, wanted in self.conditions.items()
+        )
+
     def unmet(self, settings: "Settings") -> str | None:
         """The first condition that does not hold, in words; None if all hold."""
         for name, wanted in self.conditions.items():
@@ -50,7 +56,9 @@ class OnlyIf:
 class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -122,6 +130,51 @@ def signature_of(schema: type[Settings]) -> inspect.Signature:
         for name, field in schema.model_fields.items()
     ]
     return inspect.Signature(parameters)
+
+
+def described_settings(schema: type[Settings]) -> list[dict[str, str]]:
+    """Name, type, bounds, default, meaning and condition of every setting, in words.
+
+    The meaning is the text under the field, in the class that declares it last or in a base.
+    """
+    found = []
+    for name, field in schema.model_fields.items():
+        rules = [rule for rule in field.metadata if isinstance(rule, OnlyIf)]
+        bounds = [
+            f"{sign} {getattr(rule, bound)}"
+            for rule in field.metadata
+            for bound, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+            if hasattr(rule, bound)
+        ]
+        default = field.get_default(call_default_factory=True)
+        texts = (
+            base.model_fields[name].description
+            for base in schema.__mro__
+            if issubclass(base, Settings) and name in base.model_fields
+        )
+        found.append(
+            {
+                "name": name,
+                "type": _type_in_words(field.annotation),
+                "bounds": ", ".join(bounds),
+                "default": "none" if default is None else str(default),
+                "meaning": " ".join(next(filter(None, texts), "").split()),
+                "only_if": " ".join(f"{rule}." for rule in rules),
+            }
+        )
+    return found
+
+
+def _type_in_words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is Mapping:
+        return "mapping"
+    return inspect.formatannotation(annotation).replace("NoneType", "None").replace("None", "none")
+
+
+def _either(wanted: Any) -> str:
+    return " or ".join(map(str, wanted if isinstance(wanted, tuple) else (wanted,)))
 
 
 def _words(predicate: Callable[[Any], bool]) -> str:

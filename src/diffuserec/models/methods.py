@@ -6,10 +6,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import FORMAT, Artifact, read_artifact
 from diffuserec.models.augmenter import AUGMENTERS, Augmenter
 from diffuserec.models.base import Method
+from diffuserec.models.config import described_settings
 from diffuserec.models.recommender import RECOMMENDERS, Recommender
 from diffuserec.registry import Registry
 
@@ -160,10 +161,31 @@ def method_summaries() -> list[dict[str, str]]:
     for kind, registry in (("recommender", RECOMMENDERS), ("augmenter", AUGMENTERS)):
         for name in registry.names():
             try:
-                method = registry.find(name)
-                text = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+                summary = _summary(registry.find(name))
             except ConfigError as error:
-                text = str(error)
-            summary = (text.strip().splitlines() or [""])[0]
+                summary = str(error)
             found.append({"kind": kind, "name": name, "summary": summary})
     return found
+
+
+def method_settings(name: str) -> tuple[Kind, str, list[dict[str, str]]]:
+    """Kind, summary and settings of a method, see :func:`described_settings`.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest and all others.
+    """
+    if name in AUGMENTERS.names():
+        augmenter = find_augmenter(name)
+        return "augmenter", _summary(augmenter), described_settings(augmenter.Config)
+    known = [*RECOMMENDERS.names(), *AUGMENTERS.names()]
+    if name not in known:
+        raise ConfigError(
+            f"no method {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+        )
+    recommender = find_recommender(name)
+    return "recommender", _summary(recommender), described_settings(recommender.Config)
+
+
+def _summary(method: type[Method]) -> str:
+    text = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+    return (text.strip().splitlines() or [""])[0]

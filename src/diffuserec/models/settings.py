@@ -50,9 +50,11 @@ class TrainingSettings(Settings):
     """Hyper-parameters of training by gradient steps."""
 
     learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam."""
     batch_size: int = Field(64, ge=1)
     """Training examples a batch, on average."""
     epochs: int = Field(100, ge=1)
+    """Passes over the training examples, at most."""
     patience: int = Field(10, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
 
@@ -68,6 +70,7 @@ class SequenceSettings(TrainingSettings):
     max_len: int = Field(50, ge=1)
     """Newest items that the model sees."""
     dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of values that training sets to zero."""
 
 
 class EncoderSettings(SequenceSettings):

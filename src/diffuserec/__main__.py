@@ -1,0 +1,5 @@
+"""Command line as ``python -m diffuserec``."""
+
+from diffuserec.cli import main
+
+main()
