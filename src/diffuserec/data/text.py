@@ -8,6 +8,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def opening(file: Path) -> Opening:
                     f"{file.name}, line {number}: carriage returns within the line: end lines "
                     "with line feeds"
                 )
-            said = re.fullmatch(r"sep=(.)", line.strip(), re.IGNORECASE)
+            said = re.fullmatch(r"\s*sep=(.)\s*", line, re.IGNORECASE)
             if said and separator is None:
                 separator = said[1]
             elif re.match(r"#(\s|$)", line) and not _is_header(line.lstrip("# \t")):
@@ -155,8 +156,12 @@ def _separator_of(log: LogFile, separators: str) -> str:
             f"line {log.skip + 1} is a header: leave out columns= (--columns), or remove the line"
         )
     for separator in separators:
-        if len(header(log.first_line, separator)[0]) == len(names):
-            return separator
+        with log.path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            for _ in range(log.skip):
+                stream.readline()
+            with suppress(csv.Error):  # a field beyond the module's limit
+                if len(next(csv.reader(stream, delimiter=separator))) == len(names):
+                    return separator
     found, separator = header(log.first_line, separators)
     raise log.source.fail(
         f"line {log.skip + 1} has {len(found)} fields (separator {separator!r}), but columns= "
@@ -308,11 +313,13 @@ def _blank_records(block: Block, separator: str | None) -> Bool[np.ndarray, " R"
     empty: Bool[np.ndarray, " R"] = lengths == 0
     first = np.zeros(len(lengths), dtype=np.uint8)
     first[~empty] = block.data[block.starts[~empty]]
-    empty |= (lengths == 1) & ((first == ord("\r")) | (first == 0x1A))
-    if separator is None:  # whole lines
-        for number in np.flatnonzero((first == ord(" ")) | (first == ord("\t"))):
-            text = block.text[int(block.starts[number]) : int(block.ends[number])]
-            empty[number] = not text.strip()
+    empty |= (lengths == 1) & (first == ord("\r"))
+    blank, perhaps = b"\x1a\r", first == 0x1A
+    if separator is None:
+        blank, perhaps = b"\x1a\r \t", perhaps | (first == ord(" ")) | (first == ord("\t"))
+    for number in np.flatnonzero(perhaps):
+        text = block.text[int(block.starts[number]) : int(block.ends[number])]
+        empty[number] = not text.strip(blank)
     return empty
 
 

@@ -45,7 +45,7 @@ _NOT_TEXT = {
 }
 
 
-UNPACKED_LIMIT = 1 << 28
+UNPACKED_LIMIT = 1 << 26
 """Bytes to which any gzip file may unpack."""
 
 UNPACKED_RATIO = 200

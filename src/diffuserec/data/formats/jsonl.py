@@ -19,7 +19,7 @@ from diffuserec.data.log_format import LogFile, LogFormat
 from diffuserec.data.text import BLOCK, BOM, line_finder, scan
 from diffuserec.errors import DataError
 
-_HALF_PAIR = re.compile(rb"\\\\u[dD][89a-fA-F]")
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 """Half of a character of more than 16 bits; without the other, Polars makes a zero byte of it."""
 
 
