@@ -633,11 +633,14 @@ def test_lines_are_found_beyond_the_first_block(tmp_path):
 # --- out, and back -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["log.csv", "log.parquet", "log.inter"])
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(frame=logs(times=st.integers(-5, 5)), marks=st.booleans())
+@given(
+    name=st.sampled_from([*["log.csv", "log.inter"] * 9, "log.parquet"]),
+    frame=logs(times=st.integers(-5, 5)),
+    marks=st.booleans(),
+)
 def test_round_trip(tmp_path, name, frame, marks):
     if marks:
         frame = frame.with_columns(synthetic=pl.col("timestamp") % 2 == 0)

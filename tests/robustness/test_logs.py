@@ -402,7 +402,7 @@ def campaign(folder: Path, seeds: range) -> None:
 
 
 def test_odd_logs_are_read_as_they_are_or_refused(tmp_path: Path) -> None:
-    campaign(tmp_path, range(150))
+    campaign(tmp_path, range(90))
 
 
 @pytest.mark.slow

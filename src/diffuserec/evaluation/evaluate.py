@@ -320,7 +320,7 @@ def load_evaluation(directory: Path | str) -> Evaluation:
             f"{file} is missing or does not belong to metrics.json beside it: evaluate again"
         )
     protocol = {name: value for name, value in document["protocol"].items() if name != "line"}
-    per_user = pl.read_parquet(file)
+    per_user = pl.read_parquet(file, glob=False)
     measured = [name for name in document["metrics"] if name in per_user.columns]
     return Evaluation(
         method=document["method"],
