@@ -392,11 +392,42 @@ def test_validation_decides_when_pretraining_stops(few: Split) -> None:
 def test_too_few_long_users_are_refused_with_what_would_do() -> None:
     log = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6]] * 12 + [[1] * 20] * 4)
     with pytest.raises(DataError, match=r"n_items \+ 3 = 13 training items, and 4 have them"):
-        DiffuASR().fit(log)
-    with pytest.raises(DataError, match="use n_items=3 or less"):
-        DiffuASR().fit(log)
-    with pytest.raises(DataError, match="use a log with longer histories"):
-        DiffuASR().fit(SequenceDataset.from_lists([[1, 2, 3]] * 50))
+        DiffuASR(n_items=10).fit(log)
+    with pytest.raises(DataError, match=r"n_items to 3 or less \(--augment-set n_items=3\)"):
+        DiffuASR(n_items=10).fit(log)
+    for settings in ({}, {"n_items": 1}):
+        with pytest.raises(DataError, match="use a log with longer histories"):
+            DiffuASR(**settings).fit(SequenceDataset.from_lists([[1, 2, 3]] * 50))
+
+
+@pytest.mark.parametrize(
+    "lengths, n_items",
+    [
+        ([20] * 12, 10),
+        ([6] * 12, 3),
+        ([4] * 30, 1),
+        ([9] * 10 + [6] * 90, 6),  # ten are enough in a log of 100
+        ([9] * 100 + [6] * 1100, 6),  # and a hundred in a large one
+        ([9] * 99 + [6] * 1101, 3),
+    ],
+)
+def test_the_number_of_items_fits_the_histories(
+    lengths, n_items, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = SequenceDataset.from_lists([[step % 7 + 1 for step in range(n)] for n in lengths])
+    quick = {"dim": 64, "epochs": 1, "batch_size": 4096}
+    quick |= {"item_embedding": "scratch", "num_inference_steps": 1}
+    model = DiffuASR(**quick).fit(log, runtime=Runtime(seed=2))
+    assert model.config.n_items == n_items
+    said = f"n_items {n_items} instead of 10" in capsys.readouterr().err
+    assert said == (n_items < 10)
+    few = log.select(np.arange(10))
+    made = model.augment(few)
+    assert (made.lengths - few.lengths).tolist() == [n_items] * 10
+    model.save(tmp_path / "model")
+    assert np.array_equal(load_augmenter(tmp_path / "model").augment(few).items, made.items)
+    named = DiffuASR(**quick, n_items=n_items).fit(log, runtime=Runtime(seed=2))
+    assert named.config == model.config
 
 
 @pytest.mark.parametrize(

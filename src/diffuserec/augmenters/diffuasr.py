@@ -22,6 +22,7 @@ Departures of the defaults:
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -75,6 +76,12 @@ _VISITS = 10
 _FEWEST = 10
 """Long users that are needed, so that one can be held out."""
 
+_ENOUGH = 100
+"""Long users that a chosen M leaves, or a tenth of the users where that is less."""
+
+_USUAL = 10
+"""M, unless histories are too short for it."""
+
 _CHECKS = 1024
 """(user, step, noise) triples that the validation metric is the mean of."""
 
@@ -91,6 +98,9 @@ class DiffuASR(Augmenter):
     class Config(PrependingSettings, DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DiffuASR."""
 
+        n_items: int | None = Field(None, ge=1)  # type: ignore[assignment]
+        """M, the items put in front of a history; by default 10, or as many as leave 100 users (or
+        a tenth of them) whose histories are long enough to learn from: `fit` chooses and says."""
         dim: int = Field(64, ge=1)
         """Width D of items: the square of a multiple of 8."""
 
@@ -145,7 +155,7 @@ class DiffuASR(Augmenter):
         @model_validator(mode="after")
         def _consistent(self) -> Self:
             image_side(self.dim)
-            if self.n_items > self.max_len:
+            if self.n_items is not None and self.n_items > self.max_len:
                 raise ValueError(f"n_items {self.n_items} is more than max_len {self.max_len}")
             untrained = self.cond_dropout == 0 and not self.guidance_in_training
             if self.guidance == "classifier_free" and self.guidance_scale > 0 and untrained:
@@ -182,7 +192,7 @@ class DiffuASR(Augmenter):
         self.schedule = c.noise_schedule()
         self.pretrained = _Pretrained(**dict(c.of_pretraining()))
         self.pretrained.take(catalog)
-        self.network = SUNet(c.n_items, c.dim)
+        self.network = SUNet(self.n_generated, c.dim)
         self.null = nn.Parameter(torch.zeros(c.dim))
         frozen = c.item_embedding == "frozen"
         self.items = None if frozen else ItemTable(catalog.vocab_size, c.dim)
@@ -190,6 +200,12 @@ class DiffuASR(Augmenter):
         self.register_buffer("scale", torch.ones(()))
         as_is = c.condition_on == "train"
         self.completion = None if as_is else HistoryCompletion(catalog.n_users)
+
+    @property
+    def n_generated(self) -> int:
+        """M, the items put in front of a history; ``config.n_items`` once it is fitted."""
+        chosen = self.config.n_items
+        return min(_USUAL, self.config.max_len) if chosen is None else chosen
 
     @property
     def vectors(self) -> Float[Tensor, "V D"]:
@@ -205,11 +221,14 @@ class DiffuASR(Augmenter):
         of the long users, held out; they too are of the training part.
 
         Raises:
-            DataError: too few users have long histories; says which `n_items` would do.
+            DataError: too few users have long histories for `n_items`, or for any; says which would
+                do.
             ConfigError: ``condition_on="train+valid"`` without `valid`.
         """
         c = self.config
         train = train.real().without_copies()
+        if c.n_items is None:
+            c = self._choose_n_items(train, runtime)
         long = self._long_users(train)
         if self.completion is not None:
             if valid is None:
@@ -233,8 +252,8 @@ class DiffuASR(Augmenter):
         parameters: list[nn.Parameter] = [*self.network.parameters(), self.null]
         if self.items is not None:
             parameters += self.items.parameters()
-        first = long.view(long.starts, long.starts + c.n_items)
-        after = long.view(long.starts + c.n_items, long.ends)
+        first = long.view(long.starts, long.starts + self.n_generated)
+        after = long.view(long.starts + self.n_generated, long.ends)
         order = np.random.Generator(np.random.Philox(key=[runtime.seed, 2**40]))
         held_out, chosen = np.split(order.permutation(len(long)), [max(1, len(long) // 10)])
 
@@ -252,14 +271,14 @@ class DiffuASR(Augmenter):
             t = antithetic(n, c.num_train_timesteps, torch.default_generator).to(device)
             dropped = torch.rand(n, 1, device=device) < c.cond_dropout
             condition = torch.where(dropped, self.null, self.condition(examples.after))
-            noise = torch.randn(n, c.n_items, c.dim, device=device)
+            noise = torch.randn(n, self.n_generated, c.dim, device=device)
             return self._error(examples, noise, t, condition)
 
         # the same users, steps and noise every time
         generator = torch.Generator().manual_seed(runtime.seed)
         shown = np.resize(held_out, max(_CHECKS, len(held_out)))
         fixed_t = torch.randint(c.num_train_timesteps, (len(shown),), generator=generator)
-        fixed_noise = torch.randn(len(shown), c.n_items, c.dim, generator=generator)
+        fixed_noise = torch.randn(len(shown), self.n_generated, c.dim, generator=generator)
 
         @torch.no_grad()
         def metric() -> float:
@@ -341,7 +360,7 @@ class DiffuASR(Augmenter):
         self.eval()
         real = dataset.real()
         chosen = c.chosen(real)
-        generated = np.empty((len(chosen), c.n_items), dtype=np.int32)
+        generated = np.empty((len(chosen), self.n_generated), dtype=np.int32)
         by_length = np.argsort(real.lengths[chosen], kind="stable")
         batches = list(bounded_batches(real.lengths[chosen][by_length], _CHUNK))
         console = Console(stderr=True)
@@ -360,10 +379,10 @@ class DiffuASR(Augmenter):
         noise = KeyedNoise(seed, histories.users)
         n_steps = c.num_inference_steps
         sampler = Sampler(n_steps, c.eta) if c.sampler == "ddim" else DPMSolver(n_steps)
-        x_T = noise.normal(c.n_items, c.dim)
+        x_T = noise.normal(self.n_generated, c.dim)
         x_0 = sampler(self.denoiser(histories), x_T, self.schedule, noise.normal)
         items = nearest_rows(x_0.flatten(0, 1), self.vectors)
-        return items.view(-1, c.n_items).cpu().numpy()
+        return items.view(-1, self.n_generated).cpu().numpy()
 
     def denoiser(self, histories: Histories) -> Denoise:
         """The guided estimate of x_0 for these users, as a function of x_t and one common step."""
@@ -410,18 +429,43 @@ class DiffuASR(Augmenter):
             return histories.items[:, 0]
         return histories.items.gather(1, (histories.lengths - 1)[:, None])[:, 0]
 
+    def _choose_n_items(self, train: SequenceDataset, runtime: Runtime) -> Config:
+        """Settings with an M that these histories allow, with which the network is made anew."""
+        usual = self.n_generated
+        n_users = max(_FEWEST, min(_ENOUGH, len(train) // 10))
+        fitting = max(1, min(usual, self._longest(train, n_users)))
+        self.config = self.config.model_copy(update={"n_items": fitting})
+        if fitting < usual:
+            with torch.random.fork_rng():
+                torch.manual_seed(runtime.seed)
+                self.network = SUNet(fitting, self.config.dim).to(self.device)
+            if runtime.progress is not False:
+                print(
+                    f"diffuasr: n_items {fitting} instead of {usual}, for few histories are longer",
+                    file=sys.stderr,
+                )
+        return self.config
+
+    def _longest(self, train: SequenceDataset, n_users: int) -> int:
+        """The greatest M for which so many users have enough items; 0 or less if none is."""
+        if len(train) < n_users:
+            return 0
+        return int(np.sort(train.lengths)[-n_users]) - self.config.min_condition
+
     def _long_users(self, train: SequenceDataset) -> SequenceDataset:
         """Users with enough items for an example of the diffusion model."""
-        c = self.config
-        long = np.flatnonzero(train.lengths >= c.n_items + c.min_condition)
+        needed = self.n_generated + self.config.min_condition
+        long = np.flatnonzero(train.lengths >= needed)
         if len(long) < _FEWEST:
-            longest = np.sort(train.lengths)[::-1]
-            fits = int(longest[_FEWEST - 1]) - c.min_condition if len(longest) >= _FEWEST else 0
+            fits = self._longest(train, _FEWEST)
             raise DataError(
-                f"DiffuASR learns from users with at least n_items + {c.min_condition} = "
-                f"{c.n_items + c.min_condition} training items, and {len(long)} have them; it "
-                f"needs {_FEWEST}: "
-                + (f"use n_items={fits} or less" if fits > 0 else "use a log with longer histories")
+                f"DiffuASR learns from users with at least n_items + {self.config.min_condition} = "
+                f"{needed} training items, and {len(long)} have them; it needs {_FEWEST}: "
+                + (
+                    f"set n_items to {fits} or less (--augment-set n_items={fits}), or leave it out"
+                    if fits > 0
+                    else "use a log with longer histories"
+                )
             )
         return train.select(long)
 
