@@ -284,6 +284,12 @@ def leftovers(target: Path) -> list[Path]:
     return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left anywhere in a folder, in which nobody else may write now."""
+    for leftover in [*folder.rglob(".*.lock"), *folder.rglob(".*.partial")]:
+        _remove(leftover)
+
+
 def _beside(target: Path, suffix: str) -> Path:
     name = target.name
     if len(os.fsencode(name)) > 128:  # names are at most 255 bytes long

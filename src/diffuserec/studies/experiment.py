@@ -25,7 +25,7 @@ from pydantic import Field
 from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
-from diffuserec.files import locked, write_json, write_text
+from diffuserec.files import locked, sweep, write_json, write_text
 from diffuserec.models.base import Runtime
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import compare_runs
@@ -113,6 +113,7 @@ def _run_experiment(
         },
     }
     write_json(out / "report.json", document)
+    sweep(out)
     return report
 
 

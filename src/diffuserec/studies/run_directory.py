@@ -30,6 +30,7 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
+from diffuserec.files import sweep
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import load, load_augmenter, run_of
@@ -184,6 +185,7 @@ def is_finished(path: Path, plan: Plan, fingerprint: str) -> bool:
 def finish(path: Path, seconds: Mapping[str, float]) -> None:
     """Marks a run as finished and removes its checkpoint, which is not needed any more."""
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    sweep(path)
     replace(read_run_file(path), complete=True, seconds=dict(seconds)).write(path)
 
 

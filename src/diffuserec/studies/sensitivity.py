@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, load_evaluation
-from diffuserec.files import locked, write_json, write_text
+from diffuserec.files import locked, sweep, write_json, write_text
 from diffuserec.models.base import Method, Runtime
 from diffuserec.models.config import parse_settings
 from diffuserec.models.methods import find_recommender
@@ -171,6 +171,7 @@ def run_sensitivity(
         write_text(out / "sensitivity.md", sensitivity_table(document))
         svg = out / "sensitivity.svg"
         draw_svg(svg, title, len(METRICS), lambda axes: plot_sensitivity(axes, document))
+        sweep(out)
     return document
 
 
