@@ -1,13 +1,13 @@
 """A process that runs commands in forks of itself and kills them: torch is imported once.
 
-Each line of standard input is a job, ``{"words": [...], "kill": seconds or null}``; each line of
-standard output is its status and the seconds that it took. No thread is started before a fork.
+Each line of standard input is a job, ``{"words": [...], "kill": seconds or null, "number": of the
+signal}``; each line of standard output is its status and the seconds that it took. No thread is
+started before a fork.
 """
 
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -43,7 +43,7 @@ def work(words: list[str]) -> None:
     cli.main()
 
 
-def run(words: list[str], kill: float | None) -> tuple[int, float]:
+def run(words: list[str], kill: float | None, number: int) -> tuple[int, float]:
     """Exit status (-9: killed) and seconds of a job."""
     start = time.monotonic()
     child = os.fork()
@@ -67,7 +67,7 @@ def run(words: list[str], kill: float | None) -> tuple[int, float]:
         if ended:
             return os.waitstatus_to_exitcode(code), seconds
         if kill is not None and seconds >= kill:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, number)
             kill = None
         time.sleep(0.0005)
 

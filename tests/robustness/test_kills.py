@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,13 +31,13 @@ METHODS = {
     "sasrec": ["--model", "sasrec", "--set", "epochs=6", "--set", "patience=6"],
     "diffrec": ["--model", "diffrec", "--set", "epochs=4", "--set", "num_train_timesteps=8"],
     "simdiffrec": [
-        *("--model", "simdiffrec", "--set", "epochs=4", "--set", "num_train_timesteps=8"),
+        *("--model", "simdiffrec", "--set", "epochs=4", "--set", "num_train_timesteps=25"),
         *("--set", "k_noise=3", "--set", "k_sample=4"),
     ],
     "sasrec + diff4rec": [
         *("--model", "sasrec", "--set", "epochs=4", "--augment", "diff4rec"),
         *("--augment-set", "n_copies=2", "--augment-set", "epochs=4"),
-        *("--augment-set", "num_train_timesteps=8", "--augment-set", "hidden_dim=8"),
+        *("--augment-set", "num_train_timesteps=25", "--augment-set", "hidden_dim=8"),
     ],
 }
 EXPERIMENT = """
@@ -80,9 +81,15 @@ class KillServer:
         self.jobs, self.answers = self.process.stdin, self.process.stdout
         assert self.answers.readline() == "ready\n"
 
-    def run(self, *words: object, kill: float | None = None) -> tuple[int, float]:
-        """Exit status, -9 if it was killed after so many seconds, and seconds."""
-        print(json.dumps({"words": [str(w) for w in words], "kill": kill}), file=self.jobs)
+    def run(self, *words: object, kill: float | None = None, number: int = 9) -> tuple[int, float]:
+        """Exit status (-9: killed) and seconds of a command.
+
+        Args:
+            kill: send it a signal after so many seconds.
+            number: of the signal.
+        """
+        job = {"words": [str(word) for word in words], "kill": kill, "number": number}
+        print(json.dumps(job), file=self.jobs)
         self.jobs.flush()
         status, seconds = json.loads(self.answers.readline())
         return status, seconds
@@ -297,6 +304,22 @@ def test_killed_commands_continue_to_the_same_end(
 ) -> None:
     some = {name: cases[name] for name in ("prepare", "train sasrec", "save")}
     assert sum(campaign(server, some, tmp_path, 4).values()) >= 4
+
+
+@pytest.mark.parametrize("name", ["prepare", "augment"])
+def test_what_is_terminated_leaves_nothing(
+    name: str, server: KillServer, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    seconds = server.complete(*cases[name].words(tmp_path / "whole"))
+    draw = random.Random(SEED)
+    for n in range(3):
+        out = tmp_path / str(n) / "out"
+        moment = draw.uniform(0.2, 1) * seconds
+        status, _ = server.run(*cases[name].words(out), kill=moment, number=signal.SIGTERM)
+        assert status in (0, 143, -15)  # the last: before the command line began
+        if not cases[name].done(out):
+            assert status != 0
+            assert not out.parent.exists() or list(out.parent.iterdir()) == []
 
 
 @pytest.mark.slow

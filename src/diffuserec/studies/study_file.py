@@ -36,6 +36,8 @@ def read_study(file: Path, schema: type[Table]) -> Table:
     """
     try:
         return schema(**tomllib.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {file}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file} cannot be read as TOML: {error}") from error
     except ValidationError as error:
