@@ -75,7 +75,7 @@ def main() -> None:
     except (DataError, ConfigError, OSError) as error:
         show.print_error(f"diffuserec: {error}")
         sys.exit(2)
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         if received:
             sys.exit(128 + received)
         raise
