@@ -17,8 +17,11 @@ from diffuserec.data.catalog import PAD
 from diffuserec.data.copies import AugmentedCopies
 from diffuserec.data.dataset import SequenceDataset, offsets_of
 
-Examples = Literal["per_user", "windows", "prefixes", "last"]
+Examples = Literal["per_user", "windows", "prefixes", "newest_prefixes", "last"]
 """Ways to cut sequences into training examples: see :func:`training_examples`."""
+
+ONE_TARGET = ("prefixes", "newest_prefixes", "last")
+"""Those whose examples have one target each, the item after the last input item."""
 
 _BUCKETS = 32
 """Batches that are sorted by length together: enough to leave little padding, few enough that the
@@ -109,6 +112,11 @@ class Batch:
         """The tensors of the batch by name, those of its copies left out."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    @property
+    def newest_targets(self) -> Int[Tensor, " B"]:
+        """The target of each sequence's newest item; of an empty one's first position."""
+        return self._last_target()[:, 0]
+
     def with_last_target(self) -> Histories:
         """The sequences with their last target, which ``items`` leaves out, at the end."""
         last = self._last_target()
@@ -160,6 +168,8 @@ def training_batches(
     seed: int,
     epoch: int,
     examples: Examples = "per_user",
+    first_items: bool = False,
+    by_length: bool = True,
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
@@ -171,13 +181,19 @@ def training_batches(
         dataset: sequences; any with fewer than two items are left out.
         batch_size: examples a batch, on average: fewer long ones, more short ones.
         max_len: positions of an example.
+        examples, first_items: what an example is: see :func:`training_examples`.
+        by_length: whether a batch has examples of like length, so that little is padded, or any.
     """
-    index, all_ends = training_examples(dataset, max_len, examples)
+    index, all_ends = training_examples(dataset, max_len, examples, first_items)
     starts = np.maximum(dataset.starts[index], all_ends - max_len - 1)
-    one_target = examples in ("prefixes", "last")
+    if examples == "newest_prefixes":
+        starts = np.maximum(starts, dataset.ends[index] - max_len)
+    one_target = examples in ONE_TARGET
     weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights):
+    for chosen in length_buckets(
+        all_ends - starts - 1, batch_size, generator, weights, by_length
+    ):
         windows = dataset.users[index[chosen]], starts[chosen], all_ends[chosen]
         batch = _batch(dataset, *windows)
         if dataset.copies is not None:
@@ -186,7 +202,7 @@ def training_batches(
         for part in (batch, batch.copies):
             if one_target and part is not None:
                 positions = torch.arange(part.items.shape[1])
-                part.targets[positions != part.lengths[:, None] - 1] = PAD
+                part.targets[positions != (part.lengths[:, None] - 1).clamp(min=0)] = PAD
         yield batch
 
 
@@ -206,7 +222,7 @@ def _batch(
     items, targets, lengths = _shifted(dataset.log.items, starts, ends)
     real = items > 0
     if dataset.log.synthetic is not None:
-        synthetic = padded(dataset.log.synthetic, starts, ends) != 0
+        synthetic = padded(dataset.log.synthetic, starts, ends, 2) != 0
         targets[synthetic[:, 1:]] = PAD
         real &= ~synthetic[:, :-1]
     return Batch(
@@ -224,10 +240,14 @@ def _shifted(
     starts: Int64[np.ndarray, " B"],
     ends: Int64[np.ndarray, " B"],
 ) -> tuple[Int64[np.ndarray, "B L"], Int64[np.ndarray, "B L"], Int64[np.ndarray, " B"]]:
-    """Padded inputs, the item that follows each of them, and the inputs' lengths."""
-    window = padded(flat, starts, ends)
+    """Padded inputs, the item that follows each of them, and the inputs' lengths.
+
+    A window of one item has no input; the item is the target of the first position.
+    """
+    window = padded(flat, starts, ends, 2)
     items, targets = window[:, :-1].copy(), window[:, 1:].copy()
     lengths = ends - starts - 1
+    targets[lengths == 0, 0] = window[lengths == 0, 0]
     items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD
     return items, targets, lengths
 
@@ -266,7 +286,10 @@ def _drawn_copies(
 
 
 def training_examples(
-    dataset: SequenceDataset, max_len: int, examples: Examples = "per_user"
+    dataset: SequenceDataset,
+    max_len: int,
+    examples: Examples = "per_user",
+    first_items: bool = False,
 ) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
     """Index of each training example's sequence, and the position after its last target.
 
@@ -277,8 +300,10 @@ def training_examples(
         examples: ``per_user``: one example a sequence, with a target at each of the newest
             `max_len` positions. ``windows``: as many such examples as it takes for every item to
             be a target once, counted from the newest; the first targets of a window have little
-            context. ``prefixes``: an example for every item, its only target. ``last``: one
-            example a sequence, the newest item its only target.
+            context. ``prefixes``: an example for every item, its only target.
+            ``newest_prefixes``: the same for a sequence's newest `max_len` items alone, as if it
+            had no others. ``last``: one example a sequence, the newest item its only target.
+        first_items: whether the first item is a target too, of an empty history; for prefixes.
     """
     everyone = np.arange(len(dataset))
     if examples == "windows":
@@ -286,16 +311,19 @@ def training_examples(
         index = np.repeat(everyone, n_windows)
         number = np.arange(len(index)) - np.repeat(offsets_of(n_windows)[:-1], n_windows)
         ends = dataset.ends[index] - number * max_len
-    elif examples == "prefixes":
-        n_prefixes = np.maximum(dataset.lengths - 1, 0)
+    elif examples in ("prefixes", "newest_prefixes"):
+        kept = dataset.lengths
+        if examples == "newest_prefixes":
+            kept = np.minimum(kept, max_len)
+        n_prefixes = kept if first_items else np.maximum(kept - 1, 0)
         index = np.repeat(everyone, n_prefixes)
         number = np.arange(len(index)) - np.repeat(offsets_of(n_prefixes)[:-1], n_prefixes)
-        ends = dataset.starts[index] + 2 + number
+        ends = dataset.ends[index] - n_prefixes[index] + 1 + number
     else:
         index = np.flatnonzero(dataset.lengths >= 2)
         ends = dataset.ends[index]
     starts = np.maximum(dataset.starts[index], ends - max_len - 1)
-    if examples in ("prefixes", "last"):
+    if examples in ONE_TARGET:
         starts = ends - 2
     useful = _n_targets(dataset, starts, ends) > 0
     return index[useful], ends[useful]
@@ -405,6 +433,7 @@ def length_buckets(
     batch_size: int,
     generator: np.random.Generator,
     weights: Int64[np.ndarray, " N"] | None = None,
+    by_length: bool = True,
 ) -> Iterator[Int64[np.ndarray, " B"]]:
     """Shuffled batches of indices whose members have nearly the same length.
 
@@ -414,13 +443,15 @@ def length_buckets(
     Args:
         batch_size: indices a batch, on average.
         weights: the batches of a group get about equal sums of weights; by default all weigh 1.
+        by_length: False leaves out the sorting.
     """
     order = generator.permutation(len(lengths))
     batches: list[np.ndarray] = []
     group = batch_size * _BUCKETS
     for first in range(0, len(order), group):
         part = order[first : first + group]
-        part = part[np.argsort(lengths[part], kind="stable")]
+        if by_length:
+            part = part[np.argsort(lengths[part], kind="stable")]
         if weights is None:
             cuts = np.arange(batch_size, len(part), batch_size)
         else:
@@ -444,11 +475,14 @@ def _share(weights: Int64[np.ndarray, " N"], n: int) -> float:
 
 
 def padded(
-    flat: np.ndarray, starts: Int64[np.ndarray, " B"], ends: Int64[np.ndarray, " B"]
+    flat: np.ndarray,
+    starts: Int64[np.ndarray, " B"],
+    ends: Int64[np.ndarray, " B"],
+    least: int = 1,
 ) -> Int64[np.ndarray, "B L"]:
-    """Values from each start to its end as one array, zeros after the ends."""
+    """Values from each start to its end as one array of `least` columns or more, zeros after."""
     lengths = ends - starts
-    width = max(1, int(lengths.max(initial=0)))
+    width = max(least, int(lengths.max(initial=0)))
     columns = np.arange(width)
     inside = columns < lengths[:, None]
     where = np.where(inside, starts[:, None] + columns, 0)

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import SequenceDataset
+from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import OnlyIf, Settings, parse_settings
 from diffuserec.models.diffusion import NoiseSchedule
-from diffuserec.models.encoders import ENCODERS, SequenceEncoder
-from diffuserec.models.encoders.transformer import check_heads
+from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
 
@@ -44,6 +44,11 @@ def has_layers(encoder: str) -> bool:
 def has_heads(encoder: str) -> bool:
     """an encoder with attention heads"""
     return "n_heads" in ENCODERS.find(encoder).Config.model_fields
+
+
+def has_attention_dropout(encoder: str) -> bool:
+    """an encoder that can drop attention weights"""
+    return "attention_dropout" in ENCODERS.find(encoder).Config.model_fields
 
 
 class TrainingSettings(Settings):
@@ -111,7 +116,7 @@ class EncoderSettings(SequenceSettings):
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
         ENCODERS.find(self.encoder).check(self.encoder_config(), self.dim)
-        of_sequences = isinstance(self, ExampleSettings) and self.examples != "prefixes"
+        of_sequences = isinstance(self, ExampleSettings) and self.examples not in ONE_TARGET
         if of_sequences and not self.masks_targets:
             self.require_no_lookahead("set examples to 'prefixes'")
         return self
@@ -166,14 +171,23 @@ class AttentiveSettings(EncoderSettings):
     """Layers of the encoder."""
     n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(2, ge=1)
     """Attention heads; a divisor of dim."""
+    attention_dropout: Annotated[float, OnlyIf(encoder=has_attention_dropout)] = Field(
+        0.0, ge=0, lt=1
+    )
+    """Chance that a weight of the encoder's attention is dropped in training."""
 
 
 class ExampleSettings(Settings):
     """Settings of how sequences become training examples."""
 
-    examples: Literal["per_user", "windows", "prefixes"] = "per_user"
+    examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "per_user"
     """A training example: a user's newest max_len items, every one a target; as many such windows
-    as it takes for every item to be a target; or one for every item, its only target."""
+    as it takes for every item to be a target; one for every item, its only target; or one for
+    every item of the newest max_len."""
+    first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = False
+    """Whether a user's first item is a target too, of an empty history."""
+    by_length: bool = True
+    """Whether a batch has examples of like length, which leaves little padding, or any."""
 
 
 class LossSettings(ExampleSettings):
@@ -199,7 +213,7 @@ class TargetsSettings(LossSettings):
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:
-        if self.n_targets > 1 and self.examples == "prefixes":
+        if self.n_targets > 1 and self.examples in ONE_TARGET:
             raise ValueError(
                 f"n_targets {self.n_targets} needs examples='per_user' or 'windows': a prefix has "
                 "one"

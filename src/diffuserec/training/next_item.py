@@ -19,6 +19,7 @@ from diffuserec.data import (
     training_batches,
     training_examples,
 )
+from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import DataError
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
@@ -53,6 +54,12 @@ class EncoderRecommender(StateRecommender):
         states: Tensor = self.encoder(self.table.embed(items), lengths)
         return states
 
+    def newest(
+        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """States at the newest of right-padded item numbers."""
+        return self.encoder.newest(self.table.embed(items), lengths)
+
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Float[Tensor, "B 1 E"]:
@@ -84,9 +91,17 @@ def encoder_loss(
 ) -> Callable[[Batch], Float[Tensor, ""]]:
     """Next-item loss of a batch, from the states of a method's encoder."""
     loss, table = next_item_loss(settings, data), method.table
-    return lambda batch: loss(
-        batch, table.states(method.encode(batch.items, batch.lengths)), table.weight()
-    )
+    of_items = LOSSES.find(settings.loss).make(settings, data)
+
+    def of_all(batch: Batch) -> Tensor:
+        states = table.states(method.encode(batch.items, batch.lengths))
+        return loss(batch, states, table.weight())
+
+    def of_newest(batch: Batch) -> Tensor:
+        states = table.states(method.newest(batch.items, batch.lengths))
+        return of_items(states, table.weight(), batch.newest_targets, batch.users)
+
+    return of_newest if settings.examples in ONE_TARGET else of_all
 
 
 def next_item_loss(
@@ -155,9 +170,10 @@ def train_next_item(
     """
     c = method.config
     assert isinstance(c, SequenceSettings)
-    if examples is None:
-        examples = c.examples if isinstance(c, ExampleSettings) else "per_user"
-    n_examples = len(training_examples(data, c.max_len, examples)[0])
+    of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
+    first_items = examples is None and of_settings.first_items
+    examples = examples or of_settings.examples
+    n_examples = len(training_examples(data, c.max_len, examples, first_items)[0])
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
             f"{method.name} contrasts sequences and needs {c.min_examples} with a next item, got "
@@ -166,7 +182,16 @@ def train_next_item(
     epochs = epochs or c.epochs
 
     def batches(epoch: int) -> Iterator[Batch]:
-        return training_batches(data, c.batch_size, c.max_len, runtime.seed, epoch, examples)
+        return training_batches(
+            data,
+            c.batch_size,
+            c.max_len,
+            runtime.seed,
+            epoch,
+            examples,
+            first_items,
+            of_settings.by_length,
+        )
 
     updates = [Update(loss)] if callable(loss) else loss
     return train(

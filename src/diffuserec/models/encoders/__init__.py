@@ -42,6 +42,17 @@ class SequenceEncoder(nn.Module, ABC):
     ) -> Float[Tensor, "B L D"]:
         """States of right-padded embeddings; what stands in the padding changes no real state."""
 
+    def newest(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """State at the newest item of each sequence; an encoder may know a shorter way to it.
+
+        Training with one target an example needs no other. A sequence without items has the state
+        of the first position.
+        """
+        states: Tensor = self(embeddings, lengths)
+        return last_states(states, lengths)
+
     def reset_parameters(self) -> None:
         """Draws initial weights: N(0, 0.02²), biases zero."""
         self.apply(initialize)
@@ -66,6 +77,12 @@ _GIVEN = {"dim", "max_len", "dropout", "causal"}
 ENCODERS: Registry[type[SequenceEncoder]] = Registry(
     "encoder", SequenceEncoder, __name__, _check_encoder
 )
+
+
+def check_heads(dim: int, n_heads: int) -> None:
+    """Raises ValueError if attention heads do not divide the width."""
+    if dim % n_heads:
+        raise ValueError(f"dim {dim} is not divisible by n_heads {n_heads}")
 
 
 def real_keys(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 L"]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
-from diffuserec.models.encoders import SequenceEncoder, real_keys
+from diffuserec.models.encoders import SequenceEncoder, check_heads, real_keys
 
 
 class TransformerEncoder(SequenceEncoder):
@@ -72,12 +72,6 @@ class TransformerEncoder(SequenceEncoder):
         for block in self.layers:
             states = block(states, seen)
         return states
-
-
-def check_heads(dim: int, n_heads: int) -> None:
-    """Raises ValueError if attention heads do not divide the width."""
-    if dim % n_heads:
-        raise ValueError(f"dim {dim} is not divisible by n_heads {n_heads}")
 
 
 class TransformerBlock(nn.Module):
