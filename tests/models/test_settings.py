@@ -105,7 +105,7 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
         (
             Flat,
             {"encoder": "grru"},
-            "It: encoder: no encoder 'grru' (did you mean 'gru'?); there are: caser, ",
+            "It: encoder: no encoder 'grru' (did you mean 'gru'?); there are: bsarec, ",
         ),
         (
             Flat,

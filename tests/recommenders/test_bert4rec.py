@@ -185,7 +185,7 @@ def test_the_mask_drops_no_item_of_a_full_history() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings, rates", [({}, [1.0, 0.75, 0.5, 0.25]), ({"decay": "none"}, [1.0] * 4)]
+    "settings, rates", [({}, [1.0, 0.75, 0.5, 0.25]), ({"rate_decay": "none"}, [1.0] * 4)]
 )
 def test_the_rate_falls_in_a_straight_line(random_log, monkeypatch, settings, rates) -> None:
     found = []

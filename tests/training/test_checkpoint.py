@@ -32,7 +32,6 @@ from diffuserec.recommenders.simdiffrec import SimDiffRec
 from diffuserec.training import (
     Update,
     checkpoint_files,
-    linear_decay,
     next_item_loss,
     train,
     train_next_item,
@@ -384,7 +383,7 @@ def test_a_rate_that_falls_to_nothing_goes_on_where_it_was(tmp_path) -> None:
             epochs=4,
             runtime=Runtime(**surroundings),
             data=TWO_USERS,
-            rate=linear_decay(4),
+            rate=lambda epoch, batch: 1 - epoch / 4,
         )
         return model.a.item()
 

@@ -398,6 +398,6 @@ def test_a_rate_multiplies_the_learning_rate_of_an_epoch() -> None:
         epochs=3,
         n_batches=2,
         learning_rate=0.5,
-        rate=lambda epoch: [1.0, 0.5, 0.0][epoch],
+        rate=lambda epoch, batch: [1.0, 0.5, 0.0][epoch],
     )
     assert model.a.item() == 1 - 2 * 0.5 - 2 * 0.25

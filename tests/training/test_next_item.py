@@ -31,7 +31,6 @@ from diffuserec.training import (
     EncoderRecommender,
     Update,
     encoder_loss,
-    linear_decay,
     next_item_loss,
     real_positions,
     train_next_item,
@@ -140,11 +139,11 @@ def test_an_epoch_is_one_step_for_each_batch_of_these_examples(random_log, examp
     assert n_steps() == len(list(training_batches(random_log, 16, 5, 0, 0, examples)))
 
 
-def test_epochs_optimizer_and_rate_may_be_others_than_in_the_settings(random_log) -> None:
+def test_epochs_and_optimizer_may_be_others_than_in_the_settings(random_log) -> None:
     model = SASRec(**SETTINGS | {"loss": "softmax", "dropout": 0.0})
     model.take(random_log.catalog)
     frozen = state(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     records = train_next_item(
         model,
         [Update(encoder_loss(model, model.config, random_log))],
@@ -154,7 +153,6 @@ def test_epochs_optimizer_and_rate_may_be_others_than_in_the_settings(random_log
         scorer=model.scorer,
         epochs=2,
         optimizer=optimizer,
-        rate=lambda epoch: 0.0,
         phase="still",
     )
     assert [record.phase for record in records] == ["still", "still"]
@@ -163,8 +161,39 @@ def test_epochs_optimizer_and_rate_may_be_others_than_in_the_settings(random_log
         assert torch.equal(value, frozen[name]), name
 
 
-def test_a_rate_falls_in_a_straight_line_to_nothing() -> None:
-    assert [linear_decay(4)(epoch) for epoch in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rate_decay": "linear"}, [1, 1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]),
+        ({"rate_decay": "cosine"}, [1, 1, 0.853553, 0.853553, 0.5, 0.5, 0.146447, 0.146447]),
+        ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (
+            {"warmup_steps": 4, "rate_decay": "linear"},
+            [0.25, 0.5, 0.5625, 0.75, 0.5, 0.5, 0.25, 0.25],
+        ),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(settings: dict[str, Any], expected: list[float]) -> None:
+    rate = SASRec(epochs=4, **settings).config.rate(4, 2)
+    assert rate is not None
+    found = [rate(epoch, batch) for epoch in range(4) for batch in range(2)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_constant_rate_is_none() -> None:
+    assert SASRec().config.rate(4, 2) is None
+
+
+def test_weights_decay_apart_from_the_gradient(random_log) -> None:
+    # AdamW by hand (Loshchilov & Hutter, ICLR 2019): one step moves a weight by the rate, up to a
+    # hair, and takes away rate * decay of it
+    before = state(fit(random_log, Runtime(seed=3), epochs=1, batch_size=10**6, learning_rate=1e-9))
+    settings = {"epochs": 1, "batch_size": 10**6, "learning_rate": 0.01, "dropout": 0.0}
+    plain = state(fit(random_log, Runtime(seed=3), **settings))
+    decayed = state(fit(random_log, Runtime(seed=3), weight_decay=0.5, **settings))
+    for name in ("table.vectors.weight", "encoder.positions.weight"):
+        expected = plain[name] - 0.01 * 0.5 * before[name]
+        torch.testing.assert_close(decayed[name], expected, rtol=1e-4, atol=1e-6)
 
 
 # --- contrasts ----------------------------------------------------------------------------------

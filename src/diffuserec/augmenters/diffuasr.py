@@ -291,18 +291,22 @@ class DiffuASR(Augmenter):
                 total -= float(error) * len(t)
             return total / len(shown)
 
+        n_batches = math.ceil(_VISITS * len(chosen) / c.batch_size)
         return training.train(
             self,
             loss,
             batches,
-            n_batches=math.ceil(_VISITS * len(chosen) / c.batch_size),
-            optimizer=torch.optim.Adam(parameters, lr=c.learning_rate, fused=True),
+            n_batches=n_batches,
+            optimizer=training.adam(c, parameters),
             epochs=c.epochs,
             runtime=runtime,
             data=long,
             validate=metric,
             patience=c.patience,
             phase="diffusion",
+            rate=c.rate(c.epochs, n_batches),
+            max_norm=c.max_norm,
+            average_decay=c.average_decay,
         )
 
     def _error(

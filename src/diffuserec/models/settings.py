@@ -4,6 +4,7 @@ One class says what belongs to one thing (training, an encoder, the next-item lo
 the settings of a method put them together.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from diffuserec.errors import ConfigError
 from diffuserec.models.config import OnlyIf, Settings, parse_settings
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
+from diffuserec.models.encoders.transformer import PositionEncoding
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
 
@@ -51,6 +53,11 @@ def has_attention_dropout(encoder: str) -> bool:
     return "attention_dropout" in ENCODERS.find(encoder).Config.model_fields
 
 
+def has_position_encoding(encoder: str) -> bool:
+    """an encoder with a choice of position encodings"""
+    return "position_encoding" in ENCODERS.find(encoder).Config.model_fields
+
+
 class TrainingSettings(Settings):
     """Hyper-parameters of training by gradient steps."""
 
@@ -76,6 +83,33 @@ class SequenceSettings(TrainingSettings):
     """Newest items that the model sees."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of values that training sets to zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Share of every parameter, times the learning rate, that each step takes away (AdamW)."""
+    warmup_steps: int = Field(0, ge=0)
+    """First steps, over which the learning rate rises in a straight line."""
+    rate_decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls, to 0 after ``epochs``: in a straight line or as half a wave."""
+    max_norm: float | None = Field(None, gt=0)
+    """Length to which longer gradients are cut; None cuts none."""
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    """What is validated and kept are running averages of the parameters over the steps, .999 over
+    about a thousand; 0 keeps the parameters themselves."""
+
+    def rate(self, epochs: int, n_batches: int) -> Callable[[int, int], float] | None:
+        """Factor of the learning rate by number of the epoch and of the batch; None if it is 1."""
+        if not self.warmup_steps and self.rate_decay == "none":
+            return None
+
+        def factor(epoch: int, batch: int) -> float:
+            step = 1 + batch + epoch * n_batches
+            risen = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+            if self.rate_decay == "linear":
+                return risen * (1 - epoch / epochs)
+            if self.rate_decay == "cosine":
+                return risen * (1 + math.cos(math.pi * epoch / epochs)) / 2
+            return risen
+
+        return factor
 
 
 class EncoderSettings(SequenceSettings):
@@ -175,6 +209,18 @@ class AttentiveSettings(EncoderSettings):
         0.0, ge=0, lt=1
     )
     """Chance that a weight of the encoder's attention is dropped in training."""
+    position_encoding: Annotated[PositionEncoding, OnlyIf(encoder=has_position_encoding)] = (
+        "from_oldest"
+    )
+    """How the encoder knows positions; see diffuserec.models.encoders.transformer."""
+
+    def require_plain_attention(self, reason: str) -> None:
+        """Raises ValueError for settings that only an encoder's own way through its blocks has."""
+        for name in ("attention_dropout", "position_encoding"):
+            default = AttentiveSettings.model_fields[name].get_default()
+            value = {**self.model_dump(), **self.encoder_settings}[name]
+            if value != default:
+                raise ValueError(f"{name} = {value!r} has no effect: {reason}")
 
 
 class ExampleSettings(Settings):
@@ -184,10 +230,15 @@ class ExampleSettings(Settings):
     """A training example: a user's newest max_len items, every one a target; as many such windows
     as it takes for every item to be a target; one for every item, its only target; or one for
     every item of the newest max_len."""
-    first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = False
-    """Whether a user's first item is a target too, of an empty history."""
     by_length: bool = True
     """Whether a batch has examples of like length, which leaves little padding, or any."""
+
+
+class FirstItemSettings(ExampleSettings):
+    """Example settings of a model that can learn what comes after nothing."""
+
+    first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = False
+    """Whether a user's first item is a target too, of an empty history."""
 
 
 class LossSettings(ExampleSettings):

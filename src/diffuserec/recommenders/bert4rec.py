@@ -18,7 +18,7 @@ Departures and options:
   histories; ``examples="windows"`` has windows that overlap by an item, ``"prefixes"`` one for each
   item.
 - Adam's rate falls in a straight line, as in the paper, from 0.001 (paper 0.0001), without warm-up
-  or weight decay. A constant one (``decay="none"``) held it back (docs/methods/bert4rec.md).
+  or weight decay. A constant one (``rate_decay="none"``) held it back (docs/methods/bert4rec.md).
 - A dropout of 0.2: with 0.5, as other methods have it, it learned more slowly on Amazon Beauty.
 - ``loss``: those of SASRec; the one that DiffuASR trains is ``"bce"``.
 """
@@ -37,7 +37,7 @@ from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import LOSSES
 from diffuserec.models.settings import NextItemSettings
 from diffuserec.models.views import random_share
-from diffuserec.training import EncoderRecommender, linear_decay, train_next_item
+from diffuserec.training import EncoderRecommender, train_next_item
 
 
 class BERT4Rec(EncoderRecommender):
@@ -52,8 +52,9 @@ class BERT4Rec(EncoderRecommender):
         """Chance of an item to be masked; at least one of a sequence is."""
         last_item_ratio: float = Field(0.1, ge=0, le=1)
         """Share of the training examples in which the newest item alone is masked."""
-        decay: Literal["linear", "none"] = "linear"
-        """Whether the learning rate falls in a straight line, to 0 after ``epochs`` (paper)."""
+        rate_decay: Literal["none", "linear", "cosine"] = "linear"
+        """How the learning rate falls, to 0 after ``epochs``: in a straight line (paper) or as half
+        a wave."""
         dropout: float = Field(0.2, ge=0, lt=1)
         epochs: int = Field(200, ge=1)
         patience: int = Field(20, ge=1)
@@ -79,14 +80,7 @@ class BERT4Rec(EncoderRecommender):
             users = whole.users[:, None].expand_as(masked)[masked]
             return of_items(states, self.table.weight(), whole.items[masked], users)
 
-        return train_next_item(
-            self,
-            loss,
-            train,
-            valid,
-            runtime,
-            rate=linear_decay(c.epochs) if c.decay == "linear" else None,
-        )
+        return train_next_item(self, loss, train, valid, runtime)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

@@ -15,23 +15,31 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, NextItemSettings, has_heads
+from diffuserec.models.settings import (
+    EncoderName,
+    FirstItemSettings,
+    NextItemSettings,
+    has_attention_dropout,
+    has_heads,
+)
 from diffuserec.training import NextItemRecommender
 
 
 class BSARec(NextItemRecommender):
     """Frequency filters and attention with tied item embeddings."""
 
-    class Config(NextItemSettings):
+    class Config(NextItemSettings, FirstItemSettings):
         """Hyper-parameters of BSARec; its encoder explains alpha and n_low."""
 
         encoder: EncoderName = "bsarec"
         n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(1, ge=1)
-        attention_dropout: float = Field(0.5, ge=0, lt=1)
+        attention_dropout: Annotated[float, OnlyIf(encoder=has_attention_dropout)] = Field(
+            0.5, ge=0, lt=1
+        )
         alpha: Annotated[float, OnlyIf(encoder="bsarec")] = Field(0.7, ge=0, le=1)
         n_low: Annotated[int, OnlyIf(encoder="bsarec")] = Field(3, ge=1)
         examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "newest_prefixes"
-        first_items: bool = True
+        first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = True
         by_length: bool = False
         learning_rate: float = Field(5e-4, gt=0)
         batch_size: int = Field(256, ge=1)

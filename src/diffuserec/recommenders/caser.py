@@ -21,14 +21,14 @@ from typing import Annotated
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, EncoderSettings, TargetsSettings
+from diffuserec.models.settings import EncoderName, EncoderSettings, FirstItemSettings, TargetsSettings
 from diffuserec.training import NextItemRecommender
 
 
 class Caser(NextItemRecommender):
     """Horizontal and vertical convolutions with tied item embeddings."""
 
-    class Config(TargetsSettings, EncoderSettings):
+    class Config(TargetsSettings, FirstItemSettings, EncoderSettings):
         """Hyper-parameters of Caser; its encoder explains those of the filters."""
 
         encoder: EncoderName = "caser"

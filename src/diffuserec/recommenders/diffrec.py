@@ -142,6 +142,8 @@ class DiffRec(StateRecommender):
                     f"form 'two_stream' needs the attention of encoder='transformer': set "
                     f"form='prefixes' for encoder {self.encoder!r}"
                 )
+            if self.encoder == "transformer":
+                self.require_plain_attention("slots pass through the transformer in their own way")
             if self.noise_last > 1 and self.num_inference_steps > 1:
                 raise ValueError("noise_last above 1 works with num_inference_steps = 1 only")
             if self.noise_last > 1 and self.add_last_item:

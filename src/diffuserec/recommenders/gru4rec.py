@@ -22,14 +22,14 @@ from typing import Annotated
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, EncoderSettings, LossSettings
+from diffuserec.models.settings import EncoderName, EncoderSettings, FirstItemSettings, LossSettings
 from diffuserec.training import NextItemRecommender
 
 
 class GRU4Rec(NextItemRecommender):
     """Gated recurrent units with tied item embeddings."""
 
-    class Config(LossSettings, EncoderSettings):
+    class Config(LossSettings, FirstItemSettings, EncoderSettings):
         """Hyper-parameters of GRU4Rec."""
 
         encoder: EncoderName = "gru"

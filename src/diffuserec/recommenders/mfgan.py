@@ -53,6 +53,7 @@ from diffuserec.models.retrieval import ItemSets, Products, top_k
 from diffuserec.models.settings import HeadsSettings
 from diffuserec.models.views import random_prefix
 from diffuserec.training import (
+    adam,
     EncoderRecommender,
     encoder_loss,
     next_item_loss,
@@ -140,7 +141,7 @@ class MFGAN(EncoderRecommender):
 
         generator = nn.ModuleList([self.table, self.encoder])
         of_generator, of_discriminators = (
-            torch.optim.Adam(module.parameters(), c.learning_rate, fused=True)
+            adam(c, module.parameters())
             for module in (generator, self.discriminators)
         )
         train_phase = partial(train_next_item, self)

@@ -11,14 +11,14 @@ Departures, each because it is better on sparse logs and documented as such:
 - Positions count from the oldest item kept. All positions of a user train in one pass.
 """
 
-from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.settings import FirstItemSettings, NextItemSettings
 from diffuserec.training import NextItemRecommender
 
 
 class SASRec(NextItemRecommender):
     """Causal transformer with tied item embeddings."""
 
-    class Config(NextItemSettings):
+    class Config(NextItemSettings, FirstItemSettings):
         """Hyper-parameters of SASRec."""
 
     config: Config

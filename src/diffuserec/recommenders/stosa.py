@@ -24,12 +24,12 @@ Departures and options:
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
@@ -65,6 +65,11 @@ class STOSA(StateRecommender):
         """By default 1 for bpr, 1000 for sampled_softmax."""
         margin_weight: float = Field(0.005, ge=0)
         """Weight of the margin; the authors have .005 for Beauty."""
+
+        @model_validator(mode="after")
+        def _attends_by_itself(self) -> Self:
+            self.require_plain_attention("the attention of distributions is STOSA's own")
+            return self
 
         @property
         def scores_are_logits(self) -> bool:

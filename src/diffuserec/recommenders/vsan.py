@@ -34,7 +34,7 @@ from diffuserec.models.encoders import initialize, last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
 from diffuserec.models.settings import HeadsSettings, TargetsSettings, has_layers
-from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
+from diffuserec.training import EncoderRecommender, adam, next_item_loss, train_next_item
 
 _LOG_VARIANCE = -4.0
 """Log variance with which training begins."""
@@ -76,7 +76,7 @@ class VSAN(EncoderRecommender):
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
         next_item = next_item_loss(c, train)
-        optimizer = torch.optim.Adam(self.parameters(), c.learning_rate, fused=True)
+        optimizer = adam(c, self.parameters())
         optimizer.register_step_post_hook(self._count)
 
         def loss(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training.average import Average
 
 
 class Checkpoint:
@@ -25,10 +26,12 @@ class Checkpoint:
         runtime: Runtime,
         data: SequenceDataset,
         phase: str,
+        average: Average | None = None,
     ) -> None:
         self.path = runtime.checkpoint / f"{phase}.safetensors" if runtime.checkpoint else None
         self.method = method
         self.optimizer = optimizer
+        self.average = average
         self.owner = {
             "method": method.name,
             "config": method.config.model_dump(mode="json"),
@@ -46,6 +49,8 @@ class Checkpoint:
         tensors |= {f"best/{k}": v for k, v in (best or {}).items()}
         for index, slots in state["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in slots.items()}
+        if self.average is not None:
+            tensors |= {f"average/{k}": v for k, v in self.average.tensors().items()}
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
         metadata = {
             "owner": json.dumps(self.owner),
@@ -80,6 +85,8 @@ class Checkpoint:
         model = _part(tensors, "model/")
         best = _part(tensors, "best/")
         self.method.load_state_dict(model)
+        if self.average is not None:
+            self.average.load(_part(tensors, "average/"))
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer/").items():
             index, _, slot = name.partition("/")

@@ -2,8 +2,8 @@
 
 Everything random in an epoch is drawn from (seed, phase, epoch): the order of the batches and,
 through torch's default generator, dropout and negatives. An interrupted run therefore continues to
-the same parameters bit for bit from one file: parameters, best parameters, optimizer and the record
-of epochs.
+the same parameters bit for bit from one file: parameters, their averages, best parameters, optimizer
+and the record of epochs.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training.average import Average
 from diffuserec.training.checkpoint import Checkpoint
 from diffuserec.training.device import device_of
 from diffuserec.training.progress import Progress, best_epoch
@@ -51,7 +51,9 @@ def train(
     phase: str = "fit",
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
-    rate: Callable[[int], float] | None = None,
+    rate: Callable[[int, int], float] | None = None,
+    max_norm: float | None = None,
+    average_decay: float = 0.0,
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation metric, stops early and keeps the best parameters.
 
@@ -68,8 +70,11 @@ def train(
         prepare: called before each epoch, with gradients off, in evaluation mode; what it makes
             must follow from the parameters alone, so that a resumed run makes the same.
         watch: numbers to record after each epoch, by name; they decide nothing.
-        rate: factor of the optimizer's learning rate in an epoch, by its number; None keeps it as
-            it is.
+        rate: factor of the optimizer's learning rate, by the number of the epoch and of the batch
+            in it; None keeps it as it is.
+        max_norm: gradients that are longer are cut to this length; None cuts none.
+        average_decay: what is validated and kept are running averages of the parameters, in which
+            an older step's weigh so much less than the next one's; 0 keeps the parameters.
 
     Returns:
         One record an epoch, those of an earlier part of a resumed run included.
@@ -89,9 +94,10 @@ def train(
         raise ConfigError("resume needs the checkpoint directory of the interrupted run")
     device = device_of(runtime)
     method.to(device)
-    checkpoint = Checkpoint(method, optimizer, runtime, data, phase)
+    average = Average(method, average_decay) if average_decay else None
+    checkpoint = Checkpoint(method, optimizer, runtime, data, phase, average)
+    full_rates = [group["lr"] for group in optimizer.param_groups]
     records, best = checkpoint.load() if runtime.resume else ([], None)
-    scheduler = None if rate is None else LambdaLR(optimizer, rate, last_epoch=len(records) - 1)
     updates = [Update(loss)] if callable(loss) else loss
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
     stopped = False
@@ -111,14 +117,22 @@ def train(
             total, n = torch.zeros((), device=device), 0
             for batch in batches(epoch):
                 batch = batch.to(device)
+                if rate is not None:
+                    factor = rate(epoch, n)
+                    for group, full in zip(optimizer.param_groups, full_rates, strict=True):
+                        group["lr"] = full * factor
                 for number, update in enumerate(updates):
                     with autocast:
                         value = update.loss(batch)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward(inputs=update.moved)
+                    if max_norm is not None:
+                        nn.utils.clip_grad_norm_(method.parameters(), max_norm)
                     optimizer.step()  # passes over parameters without a gradient
                     if number == 0:
                         total += value.detach()
+                if average is not None:
+                    average.update()
                 n += 1
                 if n % 50 == 0 or n == 1:
                     _require_finite(total, phase, epoch)
@@ -126,19 +140,20 @@ def train(
             _require_finite(total, phase, epoch)
             seconds = time.perf_counter() - start
             method.eval()
-            metric = validate() if validate is not None else None
-            watched = watch() if watch is not None else {}
-            mean = float(total) / max(n, 1)
-            records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
-            if metric is not None and best_epoch(records) == epoch:
-                best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+            with contextlib.nullcontext() if average is None else average.in_place():
+                metric = validate() if validate is not None else None
+                watched = watch() if watch is not None else {}
+                mean = float(total) / max(n, 1)
+                records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
+                if metric is not None and best_epoch(records) == epoch:
+                    best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
             progress.end(records)
             stopped = runtime.on_epoch is not None and runtime.on_epoch(records[-1]) is True
-            if scheduler is not None and len(records) < epochs:
-                scheduler.step()
     if best is not None:
         method.load_state_dict(best)
+    elif average is not None:
+        average.swap()
     method.eval()
     return records
 

@@ -1,7 +1,7 @@
 """Next-item training, and the base of recommenders that learn nothing else."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
     EncoderSettings,
     ExampleSettings,
+    FirstItemSettings,
     LossSettings,
     SequenceSettings,
     TargetsSettings,
@@ -145,11 +146,10 @@ def train_next_item(
     phase: str = "fit",
     epochs: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    rate: Callable[[int], float] | None = None,
 ) -> list[Epoch]:
     """:func:`train` on next-item batches, by Adam, as most recommenders do.
 
-    Takes ``batch_size, max_len, learning_rate, epochs, patience`` from the method's settings. If
+    Takes the settings of training, examples and steps from the method's own. If
     the data has augmented copies, the loss of a batch's copies is added to its own by the weight
     of their schedule, and training does not stop early before all of them were in use.
 
@@ -160,9 +160,9 @@ def train_next_item(
         scorer: what validation ranks by, if not the method's own.
         examples: what a training example is, if not as in the settings (else one per user); see
             :func:`training_examples`.
-        prepare, watch, phase, rate: as for :func:`train`.
+        prepare, watch, phase: as for :func:`train`.
         epochs: at most so many, if not as in the settings.
-        optimizer: over the method's parameters, if not Adam.
+        optimizer: over the method's parameters, if not :func:`adam`.
 
     Raises:
         ConfigError: the epochs end before all copies are in use.
@@ -171,7 +171,7 @@ def train_next_item(
     c = method.config
     assert isinstance(c, SequenceSettings)
     of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
-    first_items = examples is None and of_settings.first_items
+    first_items = examples is None and isinstance(c, FirstItemSettings) and c.first_items
     examples = examples or of_settings.examples
     n_examples = len(training_examples(data, c.max_len, examples, first_items)[0])
     if n_examples < c.min_examples and c.min_examples > 1:
@@ -194,12 +194,13 @@ def train_next_item(
         )
 
     updates = [Update(loss)] if callable(loss) else loss
+    n_batches = math.ceil(n_examples / c.batch_size)
     return train(
         method,
         [Update(with_copies(update.loss), update.moved) for update in updates],
         batches,
-        n_batches=math.ceil(n_examples / c.batch_size),
-        optimizer=optimizer or torch.optim.Adam(method.parameters(), c.learning_rate, fused=True),
+        n_batches=n_batches,
+        optimizer=optimizer or adam(c, method.parameters()),
         epochs=epochs,
         runtime=runtime,
         data=data,
@@ -209,8 +210,21 @@ def train_next_item(
         phase=phase,
         prepare=prepare,
         watch=watch,
-        rate=rate,
+        rate=c.rate(epochs, n_batches),
+        max_norm=c.max_norm,
+        average_decay=c.average_decay,
     )
+
+
+def adam(
+    settings: SequenceSettings, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Adam with the learning rate of the settings; AdamW if they decay weights."""
+    if settings.weight_decay:
+        return torch.optim.AdamW(
+            parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.Adam(parameters, settings.learning_rate, fused=True)
 
 
 def with_copies(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
@@ -235,8 +249,3 @@ def epochs_of_copies(data: SequenceDataset, epochs: int) -> int:
         return 0
     data.copies.schedule.require_epochs(epochs, len(data.copies))
     return data.copies.schedule.n_epochs(len(data.copies))
-
-
-def linear_decay(epochs: int) -> Callable[[int], float]:
-    """A rate for :func:`train` that falls in a straight line, to 0 after so many epochs."""
-    return lambda epoch: 1 - epoch / epochs

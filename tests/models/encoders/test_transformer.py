@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerBlock, TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
@@ -255,3 +256,123 @@ def test_weights_start_small():
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
+
+
+# --- positions, attention dropout, activations ---------------------------------------------------
+
+
+def with_own(causal: bool = True, **own: object) -> TransformerEncoder:
+    torch.manual_seed(0)
+    settings = TransformerEncoder.Config(**{"n_heads": 3} | own)
+    model = TransformerEncoder(D, 9, 0.0, settings, causal)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+def heads_by_hand(block, states, kind, model):
+    """Attention of one sequence (n, D), query by query, with the positions of a kind."""
+    n, width = len(states), D // 3
+    query, key, value = (x[0] for x in block.heads(states[None]))
+    attended = torch.zeros(n, 3, width)
+    for h in range(3):
+        for i in range(n):
+            logits = []
+            for j in range(i + 1):
+                q, k = query[h, i], key[h, j]
+                if kind == "rotary":
+                    q, k = turned(q, i), turned(k, j)
+                logit = q @ k / width**0.5
+                if kind == "relative":
+                    logit = logit + model.distances.weight[i - j + 9 - 1, h]
+                if kind == "alibi":
+                    logit = logit - 2 ** (-8 * (h + 1) / 3) * (i - j)
+                logits.append(logit)
+            attended[i, h] = torch.softmax(torch.stack(logits), 0) @ value[h, : i + 1]
+    return attended.transpose(0, 1)[None]
+
+
+def turned(x, position):
+    """Pairs (x_f, x_{f + half}) as complex numbers times e^{i position rate_f}."""
+    half = len(x) // 2
+    rates = torch.tensor([10000 ** (-2 * f / len(x)) for f in range(half)])
+    z = torch.complex(x[:half], x[half:]) * torch.polar(torch.ones(half), position * rates)
+    return torch.cat([z.real, z.imag])
+
+
+@pytest.mark.parametrize("kind", ["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"])
+@torch.no_grad()
+def test_every_kind_of_position_by_hand(kind):
+    model = with_own(position_encoding=kind)
+    embeddings, lengths = embedded(3, 7), torch.tensor([7, 4, 1])
+    states, newest = model(embeddings, lengths), model.newest(embeddings, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        x = embeddings[row, :n]
+        if kind == "from_oldest":
+            x = x + model.positions.weight[:n]
+        if kind == "from_newest":
+            x = x + model.positions.weight[9 - n :]
+        x = model.norm(x)
+        for block in model.layers:
+            x = block.after(x[None], heads_by_hand(block, x, kind, model))[0]
+        torch.testing.assert_close(states[row, :n], x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(newest[row], x[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["from_oldest", "from_newest", "relative", "alibi", "rotary"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_newest_state_is_that_of_all_and_so_are_its_gradients(kind, causal):
+    model = with_own(causal, position_encoding=kind)
+    lengths, pull = torch.tensor([7, 4, 1]), torch.randn(3, D)
+    found = []
+    for states in (model.newest, lambda e, n: last_states(model(e, n), n)):
+        model.zero_grad()
+        given = embedded(3, 7).requires_grad_()
+        (states(given, lengths) * pull).sum().backward()
+        found.append([given.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["relative", "alibi", "rotary"])
+@torch.no_grad()
+def test_distances_alone_count(kind):
+    model = with_own(position_encoding=kind)
+    model.blocks = model.blocks[:1]  # later blocks see what the first item did to all
+    embeddings = embedded(1, 6)
+    whole = model(embeddings, torch.tensor([6]))
+    query, key, _ = model.layers[0].heads(model.enter(embeddings))
+    assert query.shape == key.shape
+    again = model(torch.cat([embeddings, embedded(1, 2)], dim=1), torch.tensor([6]))
+    torch.testing.assert_close(whole, again[:, :6], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_dropout_keeps_the_mean_and_is_off_in_evaluation():
+    model = with_own(attention_dropout=0.4, n_layers=1)
+    embeddings, lengths = embedded(1, 5), torch.tensor([5])
+    with torch.no_grad():
+        exact = model(embeddings, lengths)
+        plain = with_own(n_layers=1)
+        assert torch.equal(exact, plain(embeddings, lengths))
+        drawn = model.train()(embeddings, lengths)
+        assert not torch.equal(drawn, exact)
+        assert not torch.equal(drawn, model(embeddings, lengths))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("relu", F.relu), ("silu", F.silu), ("gelu", F.gelu)]
+)
+@torch.no_grad()
+def test_activations(name, function):
+    model = with_own(activation=name, n_layers=1)
+    block, states = model.layers[0], embedded(1, 4)
+    attended = torch.randn(1, 3, 4, D // 3)
+    mixed = block.norm_attention(states + block.out(attended.transpose(1, 2).flatten(2)))
+    expected = block.norm_forward(mixed + block.narrow(function(block.widen(mixed))))
+    torch.testing.assert_close(block.after(states, attended), expected)
+
+
+def test_rotary_needs_heads_of_an_even_width():
+    own = TransformerEncoder.Config(n_heads=4, position_encoding="rotary")
+    with pytest.raises(ValueError, match="rotary' needs heads of an even width"):
+        TransformerEncoder.check(own, 12)

@@ -30,8 +30,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
-from diffuserec.models.dropout import Dropout, dropout
+from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder, align_left, align_right, check_heads
 from diffuserec.models.items import INIT_STD
 
@@ -141,8 +142,7 @@ class BSARecLayer(nn.Module):
     ) -> Float[Tensor, "B W D"]:
         low = low_pass(states, waves, waves)
         query, key, value = self._heads(self.query_key_value(states), 3)
-        attended = self._attend(query, key, visible) @ value
-        return self._mix(states, low, attended.transpose(1, 2).flatten(2))
+        return self._mix(states, low, self._attend(query, key, value, visible))
 
     def newest(
         self,
@@ -156,8 +156,7 @@ class BSARecLayer(nn.Module):
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         (query,) = self._heads(F.linear(newest, weight[:dim], bias[:dim]), 1)
         key, value = self._heads(F.linear(states, weight[dim:], bias[dim:]), 2)
-        attended = self._attend(query, key, visible) @ value
-        return self._mix(newest, low, attended.transpose(1, 2).flatten(2))[:, 0]
+        return self._mix(newest, low, self._attend(query, key, value, visible))[:, 0]
 
     def _heads(self, x: Float[Tensor, "B W N"], n: int) -> tuple[Float[Tensor, "B H W E"], ...]:
         return x.view(*x.shape[:2], n, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind()
@@ -166,13 +165,11 @@ class BSARecLayer(nn.Module):
         self,
         query: Float[Tensor, "B H Q E"],
         key: Float[Tensor, "B H W E"],
+        value: Float[Tensor, "B H W E"],
         visible: Bool[Tensor, "B 1 Q W"],
-    ) -> Float[Tensor, "B H Q W"]:
-        """Attention weights, some of them dropped in training."""
-        logits = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        hidden = torch.finfo(logits.dtype).min
-        weights = logits.masked_fill(~visible, hidden).softmax(3).to(query.dtype)
-        return dropout(weights, self.attention_dropout) if self.training else weights
+    ) -> Float[Tensor, "B Q D"]:
+        chance = self.attention_dropout if self.training else 0.0
+        return attend(query, key, value, visible, chance=chance).transpose(1, 2).flatten(2)
 
     def _mix(
         self,

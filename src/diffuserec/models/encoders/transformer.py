@@ -5,21 +5,32 @@ N(0, 0.02²). On sparse logs that recipe learned several times faster than pre-n
 (docs/methods/sasrec.md).
 """
 
+import math
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
 from diffuserec.models.encoders import SequenceEncoder, check_heads, real_keys
+
+PositionEncoding = Literal["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"]
+"""How a transformer knows positions: by a learned vector of each, counted from the oldest item or
+from the newest; or by the distance of two, as a learned bias of their attention (Raffel et al.,
+JMLR 2020), as one that falls with it (ALiBi: Press, Smith & Lewis, ICLR 2022), or as a rotation of
+queries and keys (Su et al., 2021); or not at all."""
 
 
 class TransformerEncoder(SequenceEncoder):
     """Positions and self-attention blocks.
 
-    Dropout is on the embedding sum and both residual branches. Not on the attention weights: that
-    changed no validation metric and keeps the fused attention kernel from running. With
-    right-padded batches a causal encoder needs no mask.
+    Dropout is on the embedding sum and both residual branches, and by `attention_dropout` on the
+    attention weights; without that, the fused attention kernel runs. With right-padded batches a
+    causal encoder needs no mask.
     """
 
     class Config(Settings):
@@ -29,6 +40,12 @@ class TransformerEncoder(SequenceEncoder):
         """Blocks."""
         n_heads: int = Field(2, ge=1)
         """Attention heads; a divisor of dim."""
+        attention_dropout: float = Field(0.0, ge=0, lt=1)
+        """Chance that an attention weight is dropped."""
+        position_encoding: PositionEncoding = "from_oldest"
+        """How positions are known."""
+        activation: Literal["gelu", "relu", "silu"] = "gelu"
+        """Of the feed-forward networks."""
 
     sees = "either"
 
@@ -36,11 +53,19 @@ class TransformerEncoder(SequenceEncoder):
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
         super().__init__()
-        self.positions = nn.Embedding(max_len, dim)
+        self.kind = own.position_encoding
+        self.max_len, self.n_heads = max_len, own.n_heads
+        if self.is_absolute:
+            self.positions = nn.Embedding(max_len, dim)
+        elif self.kind == "relative":
+            self.distances = nn.Embedding(2 * max_len - 1, own.n_heads)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, own.n_heads, dropout, causal) for _ in range(own.n_layers)
+            TransformerBlock(
+                dim, own.n_heads, dropout, causal, own.attention_dropout, own.activation
+            )
+            for _ in range(own.n_layers)
         )
         self.causal = causal
 
@@ -48,6 +73,16 @@ class TransformerEncoder(SequenceEncoder):
     def check(cls, own: Settings, dim: int) -> None:
         assert isinstance(own, TransformerEncoder.Config)
         check_heads(dim, own.n_heads)
+        if own.position_encoding == "rotary" and (dim // own.n_heads) % 2:
+            raise ValueError(
+                f"position_encoding 'rotary' needs heads of an even width, and dim {dim} divided "
+                f"by n_heads {own.n_heads} is {dim // own.n_heads}"
+            )
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether positions are vectors that are added to the embeddings."""
+        return self.kind in ("from_oldest", "from_newest")
 
     @property
     def layers(self) -> "list[TransformerBlock]":
@@ -66,21 +101,77 @@ class TransformerEncoder(SequenceEncoder):
         both_ways: bool = False,
     ) -> Float[Tensor, "B L D"]:
         """States of embeddings; with `both_ways`, also of a causal encoder, looking ahead too."""
-        length = embeddings.shape[1]
-        states = self.enter(embeddings + self.positions.weight[:length])
-        seen = None if self.causal and not both_ways else real_keys(lengths, length)
+        states, seen, rotation = self._begin(embeddings, lengths, both_ways)
         for block in self.layers:
-            states = block(states, seen)
+            states = block(states, seen, rotation)
         return states
+
+    def newest(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """State at the newest item, for which the last block computes one position alone."""
+        states, seen, rotation = self._begin(embeddings, lengths, both_ways=False)
+        *others, last = self.layers
+        for block in others:
+            states = block(states, seen, rotation)
+        at = (lengths - 1).clamp(min=0)
+        real = real_keys(at + 1, states.shape[1])
+        return last.newest(states, at, self._seen(at[:, None], real), rotation)
+
+    def _begin(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], both_ways: bool
+    ) -> "tuple[Tensor, Tensor | None, Rotation | None]":
+        """Input of the first block, what every position sees there, and the turns of positions."""
+        length, device = embeddings.shape[1], embeddings.device
+        if self.kind == "from_oldest":
+            embeddings = embeddings + self.positions.weight[:length]
+        elif self.kind == "from_newest":
+            place = self.max_len - lengths[:, None] + torch.arange(length, device=device)
+            embeddings = embeddings + self.positions(place.clamp(max=self.max_len - 1))
+        rotation = None
+        if self.kind == "rotary":
+            rotation = rotations(length, embeddings.shape[2] // self.n_heads, device)
+        forward = self.causal and not both_ways
+        seen = None if forward else real_keys(lengths, length)
+        if self.kind in ("relative", "alibi"):
+            if seen is None:
+                seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+            seen = self._seen(torch.arange(length, device=device)[None], seen)
+        return self.enter(embeddings), seen, rotation
+
+    def _seen(
+        self, queries: Int[Tensor, "#B Q"], real: Bool[Tensor, "*m"]
+    ) -> Bool[Tensor, "*m"] | Float[Tensor, "#B #H Q L"]:
+        """The keys that queries at some positions see, with the biases of their distances."""
+        if self.kind not in ("relative", "alibi"):
+            return real
+        distance = queries[:, :, None] - torch.arange(real.shape[-1], device=real.device)
+        if self.kind == "relative":
+            bias = self.distances(distance + self.max_len - 1).permute(0, 3, 1, 2)
+        else:
+            head = torch.arange(1, self.n_heads + 1, device=real.device)
+            slopes = torch.exp2(-8 * head / self.n_heads)
+            bias = -slopes[:, None, None] * distance.abs()[:, None]
+        return bias.masked_fill(~real, -torch.inf)
 
 
 class TransformerBlock(nn.Module):
     """Self-attention and a feed-forward network of four times the width, each post-normed."""
 
-    def __init__(self, dim: int, n_heads: int, dropout: float, causal: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        dropout: float,
+        causal: bool,
+        attention_dropout: float = 0.0,
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.causal = causal
+        self.attention_dropout = attention_dropout
+        self.activation = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[activation]
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.widen = nn.Linear(dim, 4 * dim)
@@ -90,22 +181,50 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, states: Float[Tensor, "B L D"], seen: Bool[Tensor, "B 1 1 L"] | None = None
+        self,
+        states: Float[Tensor, "B L D"],
+        seen: Bool[Tensor, "#B #H #L L"] | Float[Tensor, "#B #H #L L"] | None = None,
+        rotation: "Rotation | None" = None,
     ) -> Float[Tensor, "B L D"]:
-        """The next states; `seen` are the keys that every position sees, in a causal block too."""
+        """The next states.
+
+        Args:
+            seen: the keys that every position sees, in a causal block too; or biases.
+            rotation: turns of queries and keys by their position.
+        """
         query, key, value = self.heads(states)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, is_causal=self.causal and seen is None
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        attended = attend(
+            query, key, value, seen, self.causal and seen is None, self._chance_of_dropping()
         )
         return self.after(states, attended)
+
+    def newest(
+        self,
+        states: Float[Tensor, "B L D"],
+        at: Int[Tensor, " B"],
+        seen: Bool[Tensor, "B 1 1 L"] | Float[Tensor, "B #H 1 L"],
+        rotation: "Rotation | None" = None,
+    ) -> Float[Tensor, "B D"]:
+        """The next state at one position of each sequence."""
+        dim = states.shape[2]
+        chosen = states.gather(1, at[:, None, None].expand(-1, 1, dim))
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        (query,) = self._split(F.linear(chosen, weight[:dim], bias[:dim]))
+        key, value = self._split(F.linear(states, weight[dim:], bias[dim:]))
+        if rotation is not None:
+            cosines, sines = rotation
+            query = rotate(query, (cosines[at][:, None, None], sines[at][:, None, None]))
+            key = rotate(key, rotation)
+        attended = attend(query, key, value, seen, chance=self._chance_of_dropping())
+        return self.after(chosen, attended)[:, 0]
 
     def heads(
         self, states: Float[Tensor, "B L D"]
     ) -> tuple[Float[Tensor, "B H L E"], Float[Tensor, "B H L E"], Float[Tensor, "B H L E"]]:
         """Queries, keys and values of H heads of width E = D / H."""
-        batch, length, _ = states.shape
-        heads = self.query_key_value(states).view(batch, length, 3, self.n_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        query, key, value = self._split(self.query_key_value(states))
         return query, key, value
 
     def after(
@@ -114,6 +233,33 @@ class TransformerBlock(nn.Module):
         """The rest of the block after attention: projection, feed-forward, residuals and norms."""
         attended = self.out(attended.transpose(1, 2).flatten(2))
         states = self.norm_attention(states + self.dropout(attended))
-        widened = F.gelu(self.widen(states))
+        widened = self.activation(self.widen(states))
         states = self.norm_forward(states + self.dropout(self.narrow(widened)))
         return states
+
+    def _split(self, x: Float[Tensor, "B L N"]) -> Float[Tensor, "n B H L E"]:
+        width = self.out.in_features // self.n_heads
+        return x.view(*x.shape[:2], -1, self.n_heads, width).permute(2, 0, 3, 1, 4)
+
+    def _chance_of_dropping(self) -> float:
+        return self.attention_dropout if self.training else 0.0
+
+
+Rotation = tuple[Float[Tensor, "*b L F"], Float[Tensor, "*b L F"]]
+"""Cosines and sines of the angles of positions, F = E / 2 of each."""
+
+
+def rotations(length: int, width: int, device: torch.device) -> Rotation:
+    """The turns of positions 0 … length - 1: position p turns pair f by p / 10000^(2f / width)."""
+    rates = torch.exp(
+        torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width)
+    )
+    angles = torch.arange(length, device=device)[:, None] * rates
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "B H L E"], rotation: Rotation) -> Float[Tensor, "B H L E"]:
+    """Vectors with their first and second half turned against each other, as pairs of a plane."""
+    cosines, sines = (part.to(x.dtype) for part in rotation)
+    a, b = x.chunk(2, dim=3)
+    return torch.cat([a * cosines - b * sines, a * sines + b * cosines], dim=3)
