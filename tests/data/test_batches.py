@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -567,3 +568,51 @@ def test_pairs_come_with_the_copies_of_their_interactions(per_step) -> None:
         assert per_step == "one" or numbers == [1] * len(pairs.items) + [2] * len(pairs.items)
         met |= set(numbers)
     assert met == {1, 2}
+
+
+# --- newest prefixes, first items, batches of any lengths ----------------------------------------
+
+
+def rows_of(dataset: SequenceDataset, max_len: int, **more: Any) -> list[tuple[list[int], int]]:
+    """History and target of each example of an epoch of batches of three."""
+    found = []
+    for batch in training_batches(dataset, 3, max_len, 0, 0, **more):
+        assert batch.targets.shape == batch.items.shape
+        assert ((batch.targets > 0).sum(1) == 1).all()
+        for items, n, target in zip(
+            batch.items.tolist(), batch.lengths.tolist(), batch.newest_targets.tolist(), strict=True
+        ):
+            assert not any(items[n:])
+            found.append((items[:n], target))
+    return sorted(found)
+
+
+def test_prefixes_of_the_newest_items_as_if_there_were_no_others() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5], [6, 7], [8], []])
+    newest = [([3], 4), ([3, 4], 5), ([6], 7)]
+    assert rows_of(dataset, 3, examples="newest_prefixes") == newest
+    with_first = sorted([*newest, ([], 3), ([], 6)])
+    assert rows_of(dataset, 3, examples="newest_prefixes", first_items=True) == with_first
+    every = [([1], 2), ([1, 2], 3), ([1, 2, 3], 4), ([2, 3, 4], 5), ([6], 7)]
+    assert rows_of(dataset, 3, examples="prefixes") == sorted(every)
+    assert rows_of(dataset, 3, examples="prefixes", first_items=True) == sorted(
+        [*every, ([], 1), ([], 6)]
+    )
+
+
+def test_a_synthetic_first_item_is_no_target() -> None:
+    dataset = dataset_of([[(1, True), (2, False)], [(3, False), (4, False)]])
+    found = rows_of(dataset, 9, examples="newest_prefixes", first_items=True)
+    assert found == [([], 3), ([1], 2), ([3], 4)]
+
+
+def test_batches_by_length_pad_little_and_others_mix() -> None:
+    rng = np.random.default_rng(0)
+    dataset = SequenceDataset.from_lists([[1] * int(n) for n in rng.integers(2, 40, 300)])
+
+    def padding(by_length: bool) -> float:
+        batches = training_batches(dataset, 8, 50, 0, 0, by_length=by_length)
+        shares = [float((batch.items == 0).float().mean()) for batch in batches]
+        return float(np.mean(shares))
+
+    assert padding(True) < 0.2 < 0.3 < padding(False)

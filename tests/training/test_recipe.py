@@ -31,7 +31,7 @@ def test_averages_by_hand() -> None:
         n_batches=3,
         average_decay=0.28,
         validate=lambda: 0.0,
-        watch=lambda: {},
+        watch=dict,
     )
     average = 1.0
     for value, decay in ((0.9, 2 / 11), (0.8, 3 / 12), (0.7, 0.28)):

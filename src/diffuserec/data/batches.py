@@ -191,9 +191,7 @@ def training_batches(
     one_target = examples in ONE_TARGET
     weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    for chosen in length_buckets(
-        all_ends - starts - 1, batch_size, generator, weights, by_length
-    ):
+    for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights, by_length):
         windows = dataset.users[index[chosen]], starts[chosen], all_ends[chosen]
         batch = _batch(dataset, *windows)
         if dataset.copies is not None:
@@ -303,7 +301,8 @@ def training_examples(
             context. ``prefixes``: an example for every item, its only target.
             ``newest_prefixes``: the same for a sequence's newest `max_len` items alone, as if it
             had no others. ``last``: one example a sequence, the newest item its only target.
-        first_items: whether the first item is a target too, of an empty history; for prefixes.
+        first_items: whether the first item of two or more is a target too, of an empty history;
+            for prefixes.
     """
     everyone = np.arange(len(dataset))
     if examples == "windows":
@@ -315,7 +314,7 @@ def training_examples(
         kept = dataset.lengths
         if examples == "newest_prefixes":
             kept = np.minimum(kept, max_len)
-        n_prefixes = kept if first_items else np.maximum(kept - 1, 0)
+        n_prefixes = np.where(kept >= 2, kept if first_items else kept - 1, 0)
         index = np.repeat(everyone, n_prefixes)
         number = np.arange(len(index)) - np.repeat(offsets_of(n_prefixes)[:-1], n_prefixes)
         ends = dataset.ends[index] - n_prefixes[index] + 1 + number

@@ -21,7 +21,12 @@ from typing import Annotated
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, EncoderSettings, FirstItemSettings, TargetsSettings
+from diffuserec.models.settings import (
+    EncoderName,
+    EncoderSettings,
+    FirstItemSettings,
+    TargetsSettings,
+)
 from diffuserec.training import NextItemRecommender
 
 

@@ -53,8 +53,8 @@ from diffuserec.models.retrieval import ItemSets, Products, top_k
 from diffuserec.models.settings import HeadsSettings
 from diffuserec.models.views import random_prefix
 from diffuserec.training import (
-    adam,
     EncoderRecommender,
+    adam,
     encoder_loss,
     next_item_loss,
     real_positions,
@@ -141,8 +141,7 @@ class MFGAN(EncoderRecommender):
 
         generator = nn.ModuleList([self.table, self.encoder])
         of_generator, of_discriminators = (
-            adam(c, module.parameters())
-            for module in (generator, self.discriminators)
+            adam(c, module.parameters()) for module in (generator, self.discriminators)
         )
         train_phase = partial(train_next_item, self)
         records = train_phase(

@@ -2,10 +2,11 @@
 
 Everything random in an epoch is drawn from (seed, phase, epoch): the order of the batches and,
 through torch's default generator, dropout and negatives. An interrupted run therefore continues to
-the same parameters bit for bit from one file: parameters, their averages, best parameters, optimizer
-and the record of epochs.
+the same parameters bit for bit from one file: parameters, their averages, best parameters,
+optimizer and the record of epochs.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -55,9 +55,7 @@ class EncoderRecommender(StateRecommender):
         states: Tensor = self.encoder(self.table.embed(items), lengths)
         return states
 
-    def newest(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B D"]:
+    def newest(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """States at the newest of right-padded item numbers."""
         return self.encoder.newest(self.table.embed(items), lengths)
 

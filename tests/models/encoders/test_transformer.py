@@ -300,7 +300,9 @@ def turned(x, position):
     return torch.cat([z.real, z.imag])
 
 
-@pytest.mark.parametrize("kind", ["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"])
+@pytest.mark.parametrize(
+    "kind", ["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"]
+)
 @torch.no_grad()
 def test_every_kind_of_position_by_hand(kind):
     model = with_own(position_encoding=kind)

@@ -6,6 +6,7 @@ N(0, 0.02²). On sparse logs that recipe learned several times faster than pre-n
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -40,7 +41,7 @@ class TransformerEncoder(SequenceEncoder):
         """Blocks."""
         n_heads: int = Field(2, ge=1)
         """Attention heads; a divisor of dim."""
-        attention_dropout: float = Field(0.0, ge=0, lt=1)
+        attention_dropout: float = Field(default=0.0, ge=0, lt=1)
         """Chance that an attention weight is dropped."""
         position_encoding: PositionEncoding = "from_oldest"
         """How positions are known."""
@@ -152,7 +153,15 @@ class TransformerEncoder(SequenceEncoder):
             head = torch.arange(1, self.n_heads + 1, device=real.device)
             slopes = torch.exp2(-8 * head / self.n_heads)
             bias = -slopes[:, None, None] * distance.abs()[:, None]
-        return bias.masked_fill(~real, -torch.inf)
+        seen: Tensor = bias.masked_fill(~real, -torch.inf)
+        return seen
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class TransformerBlock(nn.Module):
@@ -171,7 +180,7 @@ class TransformerBlock(nn.Module):
         self.n_heads = n_heads
         self.causal = causal
         self.attention_dropout = attention_dropout
-        self.activation = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[activation]
+        self.activation = _ACTIVATIONS[activation]
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.widen = nn.Linear(dim, 4 * dim)
@@ -251,9 +260,7 @@ Rotation = tuple[Float[Tensor, "*b L F"], Float[Tensor, "*b L F"]]
 
 def rotations(length: int, width: int, device: torch.device) -> Rotation:
     """The turns of positions 0 … length - 1: position p turns pair f by p / 10000^(2f / width)."""
-    rates = torch.exp(
-        torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width)
-    )
+    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
     angles = torch.arange(length, device=device)[:, None] * rates
     return angles.cos(), angles.sin()
 
