@@ -9,7 +9,14 @@ import pytest
 import torch
 from scipy import stats
 
-from diffuserec.data import Catalog, Queries, SequenceDataset, leave_one_out
+from diffuserec.data import (
+    Catalog,
+    Queries,
+    SequenceDataset,
+    leave_one_out,
+    load_dataset,
+    read_log,
+)
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (
     check_consistency,
@@ -22,6 +29,7 @@ from diffuserec.evaluation import (
 )
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.config import Settings
+from diffuserec.models.methods import find_recommender
 from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.retrieval import seen_items
 
@@ -259,7 +267,22 @@ def test_protocol_line(model, split):
         f"max_len 7 · seed 4 · repeats {split.test.repeat_share:.1%}"
     )
     bare = str(evaluate(model, split.test, filter_seen=False, candidates="uniform:5").protocol)
-    assert "split not stated · candidates uniform:5 of 50 items · seen items kept" in bare
+    assert "split leave-one-out, test · candidates uniform:5 of 50 items · seen items kept" in bare
+    made = Queries(split.test.histories, split.test.targets)
+    assert "split not stated" in str(evaluate(model, made).protocol)
+
+
+def test_a_result_in_python_says_how_it_was_measured(tmp_path):
+    frame = pl.DataFrame({"user_id": ["a", "b"] * 12, "item_id": [*range(4)] * 6})
+    frame.write_csv(tmp_path / "clicks.csv")
+    log = read_log(tmp_path / "clicks.csv", time="none").filter(min_user=2)
+    dataset = log.to_dataset()
+    dataset.save(tmp_path / "data", note={"source": "clicks.csv", "filters": "user>=2"})
+    for name, data in (("clicks.csv", dataset), ("data", load_dataset(tmp_path / "data"))):
+        part = leave_one_out(data)
+        line = str(evaluate(find_recommender("popularity")().fit(part.train), part.valid).protocol)
+        assert line.startswith(f"dataset {name} · split leave-one-out, valid · ")
+        assert "users 2, too short 0 · filters user>=2 · " in line
 
 
 def test_json(model, split):

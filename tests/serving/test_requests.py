@@ -39,7 +39,11 @@ import json, sys
 import numpy as np
 import diffuserec
 
-model = diffuserec.load(sys.argv[1])
+dr = diffuserec
+model = dr.load(sys.argv[1])
+frame = dr.Store(n_users=30, n_items=60, seed=1).frame()
+log = dr.from_frame(frame)
+split = dr.leave_one_out(log.to_dataset())
 said = []
 for words in sys.stdin.read().splitlines():
     try:
@@ -129,8 +133,35 @@ REQUESTS = {
 }
 
 
+FIRST_MISTAKES = {
+    "dr.Markov().fit(log)": "DataError: fit needs a dataset of sequences, got an Interactions: "
+    "give log.to_dataset()",
+    "dr.Markov().fit(frame)": "DataError: fit needs a dataset of sequences, got a DataFrame: give "
+    "dr.from_frame(frame).to_dataset()",
+    "dr.Markov().fit(split)": "DataError: fit needs a dataset of sequences, got a Split: give "
+    "split.train",
+    "dr.Markov().fit(split.test)": "DataError: fit needs a dataset of sequences, got a Queries",
+    "dr.Markov().fit('log.csv')": "DataError: fit needs a dataset of sequences, got a str: give "
+    "dr.read_log(path)",
+    "dr.Markov().fit(split.train, split.train)": "DataError: fit(train, valid) needs queries",
+    "dr.Markov().fit(split.train, runtime={'device': 'cpu'})": "ConfigError: runtime must be a "
+    "Runtime, such as Runtime(device='cpu')",
+    "dr.RandomSeq().fit(log)": "DataError: fit needs a dataset of sequences",
+    "dr.leave_one_out(log)": "DataError: a split needs a dataset of sequences, got an Interactions",
+    "dr.temporal(frame)": "DataError: a split needs a dataset of sequences, got a DataFrame",
+    "dr.evaluate(model, log)": "DataError: evaluate needs queries, got an Interactions: give "
+    "dr.leave_one_out(log.to_dataset()).test",
+    "dr.evaluate(model, split.train)": "DataError: evaluate needs queries, got a SequenceDataset: "
+    "split a dataset with dr.leave_one_out(dataset) and give split.test",
+    "dr.evaluate(model, split)": "DataError: evaluate needs queries, got a Split: give split.test",
+    "dr.evaluate(dr.Markov, split.test)": "ConfigError: evaluate needs a fitted recommender",
+    "dr.evaluate(split.test, model)": "DataError: evaluate needs queries, got a Markov",
+}
+
+
 def test_a_loose_argument_gets_one_clear_line(models: list[Path]) -> None:
-    said = json.loads(run_python(LOOSE, models[0], given="\n".join(REQUESTS)))
-    for request, wanted, got in zip(REQUESTS, REQUESTS.values(), said, strict=True):
+    asked = REQUESTS | FIRST_MISTAKES
+    said = json.loads(run_python(LOOSE, models[0], given="\n".join(asked)))
+    for request, wanted, got in zip(asked, asked.values(), said, strict=True):
         assert got.startswith(wanted), f"{request}: {got}"
         assert "\n" not in got

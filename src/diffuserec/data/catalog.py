@@ -25,12 +25,16 @@ class Catalog:
             does not carry them).
         attributes: optional frame with one row an item in the order of `item_ids` (``name``,
             ``category``, …), or None.
+        log: name of the log, for protocols; None if it has none.
+        filters: what was filtered from the log, for protocols; None if that is not known.
     """
 
     item_ids: pl.Series
     n_users: int
     user_ids: pl.Series | None = None
     attributes: pl.DataFrame | None = None
+    log: str | None = None
+    filters: str | None = None
 
     @property
     def n_items(self) -> int:

@@ -68,6 +68,7 @@ class Summary:
         n_merged: repeated (user, item) pairs that a filter merged.
         n_filtered: interactions that a k-core filter removed.
         notes: one line for each further remark.
+        filters: what ``where`` and :meth:`Interactions.filter` asked for, in words.
     """
 
     source: str
@@ -82,6 +83,7 @@ class Summary:
     n_merged: int = 0
     n_filtered: int = 0
     notes: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.format}; {_mapping(self.columns)}"]
@@ -178,6 +180,7 @@ class Interactions:
             summary,
             n_merged=summary.n_merged + n_merged,
             n_filtered=summary.n_filtered + n_filtered,
+            filters=summary.filters + _in_words(min_user, min_item, merge_repeats),
             notes=tuple(notes),
         )
         core = _counted(frame, summary, demand="after filtering: use smaller limits")
@@ -206,6 +209,8 @@ class Interactions:
             n_users=len(starts),
             user_ids=frame["user_id"].gather(starts),
             attributes=None if attributes is None else _aligned(attributes, item_ids),
+            log=self.summary.source,
+            filters=", ".join(self.summary.filters) or "none",
         )
         marked = "synthetic" in frame.columns and frame["synthetic"].any()
         return SequenceDataset.from_offsets(
@@ -393,6 +398,7 @@ def _assemble(
         tuple(others),
         n_reordered=n_reordered,
         notes=tuple(notes),
+        filters=() if where is None else (f"where {where}",),
     )
     demand = None if allow_single else "so there is nothing to recommend"
     return _counted(frame, summary, demand)
@@ -498,6 +504,12 @@ def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     # in this order the codes ascend, so this reads memory in one sweep
     ids = user_ids.gather(users[order]).rename("user_id")
     return rest.insert_column(0, ids), n_reordered
+
+
+def _in_words(min_user: int | None, min_item: int | None, merge_repeats: bool) -> tuple[str, ...]:
+    words = [f"user>={min_user}"] * (min_user is not None)
+    words += [f"item>={min_item}"] * (min_item is not None)
+    return (*words, *["repeats merged"] * merge_repeats)
 
 
 def _starts(frame: pl.DataFrame) -> Int64[np.ndarray, " U"]:

@@ -12,13 +12,14 @@ A split has a name that a command line and a run can hold, read by :func:`split_
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
+from diffuserec.data.advice import require_sequences
 from diffuserec.data.dataset import SequenceDataset, offsets_of
 from diffuserec.data.split_file import read_parts
 from diffuserec.errors import ConfigError, DataError, did_you_mean
@@ -34,10 +35,14 @@ class Queries:
     Attributes:
         histories: input of a recommender; a dataset, so that an augmenter applies to it.
         targets: item number that followed each history; int64, shape (Q,).
+        split: how the log was divided and which part this is; None if it was not said.
+        n_too_short: users of the log without a query; None if it was not said.
     """
 
     histories: SequenceDataset
     targets: Int64[np.ndarray, " Q"]
+    split: str | None = None
+    n_too_short: int | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,6 +75,11 @@ class Split:
     test: Queries
     protocol: str
     n_too_short: int
+
+    def __post_init__(self) -> None:
+        for part in ("valid", "test"):
+            stated = {"split": f"{self.protocol}, {part}", "n_too_short": self.n_too_short}
+            object.__setattr__(self, part, replace(getattr(self, part), **stated))
 
 
 def leave_one_out(dataset: SequenceDataset) -> Split:
@@ -328,6 +338,7 @@ def _windows(
 
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:
+    require_sequences("a split", dataset)
     if (dataset.has_synthetic and dataset.synthetic.any()) or dataset.copies is not None:
         raise DataError(
             "this dataset holds synthetic items or augmented copies; split the original log and "

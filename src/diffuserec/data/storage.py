@@ -89,6 +89,8 @@ def load_dataset(path: Path | str) -> SequenceDataset:
             n_users=n_users,
             user_ids=frames["user_ids"]["user_id"] if "user_ids" in frames else None,
             attributes=frames.get("attributes"),
+            log=source.resolve().name,
+            filters=manifest["note"].get("filters"),
         )
         dataset = SequenceDataset.from_offsets(catalog=catalog, **arrays)
         sums = {name: manifest["files"][f"{name}.npy"] for name in arrays}

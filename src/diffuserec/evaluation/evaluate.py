@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from diffuserec.data import Queries
+from diffuserec.data.advice import require_queries
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation.candidates import (
     n_candidates,
@@ -166,15 +167,18 @@ def evaluate(
         batch_size: queries scored at once; changes no result.
         with_uncertainty: add the columns of :func:`uncertainty` to the per-user results, for
             lists of `list_length`; a second pass over the queries.
-        dataset_name: for the protocol.
-        facts: for the protocol, what the queries do not say themselves: ``split``, ``filters``
-            (text), ``n_too_short`` (users).
+        dataset_name: for the protocol; by default the name of the log.
+        facts: for the protocol, what the queries do not say themselves or say otherwise: ``split``,
+            ``filters`` (text), ``n_too_short`` (users).
 
     Raises:
         ConfigError: not fitted or fitted to another catalog, an option that is not allowed, more
             candidates than there are items, or an unknown fact.
         DataError: no queries, or the model's scores are not numbers.
     """
+    require_queries("evaluate", queries)
+    if not isinstance(model, Recommender):
+        raise ConfigError(f"evaluate needs a fitted recommender first, got {model!r}")
     stated = dict(facts or {})
     for name in stated:
         if name not in _FACTS:
@@ -214,16 +218,17 @@ def evaluate(
     means |= {
         str(m): m.of_lists(ranking.top_items, popularity) for m in further if not m.is_per_user
     }
+    catalog = queries.histories.catalog
     protocol = Protocol(
-        dataset=dataset_name,
-        split=str(stated.get("split", "not stated")),
+        dataset=catalog.log if dataset_name is None else dataset_name,
+        split=str(stated.get("split", queries.split or "not stated")),
         candidates=candidates,
         n_items=queries.histories.catalog.n_items,
         filter_seen=filter_seen,
         ties="mid-rank",
         n_users=len(queries),
-        n_too_short=stated.get("n_too_short"),
-        filters=str(stated.get("filters", "not stated")),
+        n_too_short=stated.get("n_too_short", queries.n_too_short),
+        filters=str(stated.get("filters", catalog.filters or "not stated")),
         max_len=model.max_len,
         seed=seed,
         repeat_share=queries.repeat_share,

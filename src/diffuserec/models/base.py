@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.data.advice import require_queries, require_sequences
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import Artifact, write_artifact
 from diffuserec.models.config import Settings, parse_settings, signature_of
@@ -182,9 +183,16 @@ class Method(nn.Module, ABC):
 
         Raises:
             ConfigError: settings that do not fit the data or the device.
-            DataError: nothing to learn from.
+            DataError: nothing to learn from, or something else than a dataset and queries.
         """
+        require_sequences("fit", train)
+        if valid is not None:
+            require_queries("fit(train, valid)", valid)
         runtime = runtime or Runtime()
+        if not isinstance(runtime, Runtime):
+            raise ConfigError(
+                f"runtime must be a Runtime, such as Runtime(device='cpu'), got {runtime!r}"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(runtime.seed)
             self.take(train.catalog)
