@@ -1,7 +1,7 @@
 """Calibration of finished runs: hit rates by tenths of the certainty that they state.
 
     python benchmarks/calibration.py runs/table/sasrec-softmax-seed0 runs/table/diffrec-seed0 \
-        --json docs/results/diffrec_calibration.json
+        --json docs/lab/results/diffrec_calibration.json
 """
 
 import argparse

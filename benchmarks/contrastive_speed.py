@@ -1,6 +1,6 @@
 """Cost of a training epoch of each contrastive method, compared with SASRec's.
 
-    python benchmarks/contrastive_speed.py beauty.txt --json docs/results/contrastive_speed.json
+    python benchmarks/contrastive_speed.py beauty.txt --json docs/lab/results/contrastive_speed.json
 
 All models are timed in turns in one process, and each one's growth of the process' peak memory is
 printed, in the order in which they first train: a model that never held more than those before it

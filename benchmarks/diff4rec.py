@@ -1,6 +1,6 @@
 """Recall of the items that Diff4Rec's generator proposes, of popularity and of a plain Mult-VAE.
 
-    python benchmarks/diff4rec.py beauty.txt --json docs/results/diff4rec_beauty_generator.json
+    python benchmarks/diff4rec.py beauty.txt --json docs/lab/results/diff4rec_beauty_generator.json
     python benchmarks/diff4rec.py DATA --set prediction_type=sample --corruptions 0.25
 
 Recall of x̂ on the test items and on those of validation, the users' own items left out, and the
@@ -21,7 +21,7 @@ import diffuserec as dr
 from diffuserec.augmenters.diff4rec import Diff4Rec
 from diffuserec.data import Histories, Queries, history_batches
 from diffuserec.models.retrieval import Matrix, Scorer, rank_of, seen_items
-from diffuserec.studies.sensitivity import with_settings
+from diffuserec.studies.cells import with_settings
 
 CUTOFFS = (10, 20, 50, 100)
 

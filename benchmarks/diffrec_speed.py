@@ -1,7 +1,7 @@
 """Cost of DiffRec compared with SASRec: training, ten draws against one, ranking, approximate too.
 
     python benchmarks/diffrec_speed.py beauty.txt --model runs/diffrec/model \
-        --json docs/results/diffrec_speed.json
+        --json docs/lab/results/diffrec_speed.json
 
 Both models are timed in turns in one process. `--model` is a trained DiffRec: ranking among each
 user's likeliest candidates only is measured in accuracy too, which an untrained one cannot show.
@@ -22,7 +22,7 @@ from diffuserec.data import Queries, history_batches
 from diffuserec.evaluation import evaluate
 from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
-from diffuserec.studies.sensitivity import with_settings
+from diffuserec.studies.cells import with_settings
 
 
 def epochs(split: dr.Split, n: int, precision: str, seed: int = 0) -> dict[str, list[float]]:

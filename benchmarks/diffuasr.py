@@ -1,6 +1,6 @@
 """Items that DiffuASR generates, compared with the true first items and with Random; seconds.
 
-    python benchmarks/diffuasr.py beauty.txt --json docs/results/diffuasr_beauty.json
+    python benchmarks/diffuasr.py beauty.txt --json docs/lab/results/diffuasr_beauty.json
     python benchmarks/diffuasr.py store --set n_items=5
     python benchmarks/diffuasr.py DATA --set prediction_type=epsilon --only learned
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import diffuserec as dr
 from diffuserec.augmenters.diffuasr import DiffuASR
-from diffuserec.studies.sensitivity import with_settings
+from diffuserec.studies.cells import with_settings
 
 Results = dict[str, dict[str, float]]
 

@@ -1,6 +1,6 @@
 """Test metrics of recommenders that count and are not trained, on some logs.
 
-python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/results/floors.json
+python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/lab/results/floors.json
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""All speed benchmarks, one after another; results into docs/results/, tables into the docs.
+"""All speed benchmarks, one after another; results into docs/lab/results/, tables into the docs.
 
     python benchmarks/run_all.py [LOG] [--no-peer] [--out DIR]
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        log, out = given.log, given.out or HERE.parent / "docs" / "results"
+        log, out = given.log, given.out or HERE.parent / "docs" / "lab" / "results"
         if log is None:
             log = Path(folder) / "store.txt"
             dataset = dr.Store(n_users=22_363, n_items=12_101, seed=0).dataset()

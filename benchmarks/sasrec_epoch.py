@@ -1,6 +1,6 @@
 """One SASRec softmax epoch and one full-ranking evaluation, compared with arithmetic and RecBole.
 
-    python benchmarks/sasrec_epoch.py beauty.txt --json docs/results/sasrec_epoch.json
+    python benchmarks/sasrec_epoch.py beauty.txt --json docs/lab/results/sasrec_epoch.json
 
 The arithmetic is the floating-point work that an epoch cannot avoid, 6·P·D·V for the loss and
 72·D² for each position and layer of the encoder, divided by the throughput of a 2048² product

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffuserec.models.diffusion import NoiseSchedule
-from diffuserec.reports.sensitivity import draw_svg
+from diffuserec.reports.curves import draw_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

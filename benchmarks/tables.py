@@ -1,4 +1,4 @@
-"""Fills the measured tables of README.md and docs/ from docs/results/*.json.
+"""Fills the measured tables of README.md and docs/ from docs/lab/results/*.json.
 
     python benchmarks/tables.py
 
@@ -17,7 +17,7 @@ import diffuserec as dr
 from diffuserec.reports.inspection import ViewMetrics, metric_table
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / "docs" / "lab" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
@@ -78,36 +78,6 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
             "± half of the 95 % interval over users. Stars: paired t-test over users against "
             f"{against}, Holm's correction (* p < .05, ** p < .01, *** p < .001).",
         )
-    )
-
-
-def summary() -> str:
-    """The README's table: each method once, with both logs; methods of one log come last."""
-    found: dict[str, dict[str, list[str]]] = {}
-    order: dict[str, float] = {}
-    for log, names in LOGS.items():
-        for name in names:
-            if not (RESULTS / f"{name}.json").exists():
-                continue
-            for variant in measured(name):
-                label = variant["label"].replace(" softmax", "")
-                if any(other in label for other in (" bce", "prefixes", "epochs", ", ")):
-                    continue  # another form of a method that is there
-                early = " †" if variant["ended_early"] else ""
-                cells = [cell.split()[0] + early for cell in variant["cells"]]
-                found.setdefault(label, {}).setdefault(log, cells)
-                order.setdefault(label, variant["ndcg"] if log == "Beauty" else 0.0)
-    if not found:
-        raise FileNotFoundError(2, "no results", str(RESULTS))
-    body = [
-        [label, *(cell for log in LOGS for cell in found[label].get(log, ["", ""]))]
-        for label in sorted(found, key=lambda label: -order[label])
-    ]
-    header = [f"{log} {metric}" for log in LOGS for metric in ("HR@10", "NDCG@10")]
-    return (
-        f"{table(['', *header], body)}\n\nTest, leave-one-out, full ranking, seen items hidden, "
-        "softmax where there is a choice, epochs chosen on validation; † ended by its budget. With "
-        "intervals, seeds, significance and seconds: [results](docs/results.md)."
     )
 
 
@@ -315,7 +285,7 @@ LOGS = {
 def measured(name: str) -> list[dict[str, Any]]:
     """An experiment's variants: label, cells, p against the reference, seeds and cost."""
     document = _read(name)
-    file = ROOT / "experiments" / f"{name.removesuffix('_beauty')}.toml"
+    file = ROOT / "docs" / "lab" / "experiments" / f"{name.removesuffix('_beauty')}.toml"
     variants = {v["name"]: v for v in tomllib.loads(file.read_text())["variants"]}
     caps = {label: v.get("settings", {}).get("epochs") for label, v in variants.items()}
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
@@ -581,7 +551,6 @@ def _read(name: str) -> Any:
 
 
 PLACES: dict[str, Callable[[], str]] = {
-    "results": summary,
     "floors": floors,
     "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
     "sasrec": lambda: report("sasrec_ml-1m"),

@@ -17,7 +17,7 @@ from diffuserec.evaluation import (
     rank_metrics,
 )
 from diffuserec.models.base import Epoch
-from diffuserec.reports import figures, html, inspection, sensitivity
+from diffuserec.reports import curves, figures, html, inspection
 from diffuserec.reports.dataset_summary import role_of
 from diffuserec.reports.html import (
     AugmentedHistory,
@@ -472,7 +472,7 @@ def test_lists_of_draws_are_escaped(tmp_path):
     assert f"Lists for {EVIL}" in page.values("aria-label")
 
 
-@pytest.mark.parametrize("module", [html, figures, inspection, sensitivity])
+@pytest.mark.parametrize("module", [html, figures, inspection, curves])
 def test_importing_it_does_not_import_matplotlib(module):
     source = Path(module.__file__).read_text()
     outside = re.sub(r"if TYPE_CHECKING:\n(    .*\n)+", "", source)

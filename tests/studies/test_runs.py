@@ -19,7 +19,6 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import locked
 from diffuserec.models.base import Epoch
 from diffuserec.studies.compare import compare_runs
-from diffuserec.studies.experiment import run_experiment
 from diffuserec.studies.run_directory import Plan, is_finished, open_run
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.train_run import train_run
@@ -143,18 +142,6 @@ def test_data_may_move(
     train_run(plan, begun, replace(RUNTIME, resume=True))
     assert open_run(begun).plan == plan
     assert len(read_run_file(begun).starts) == 2
-
-
-def test_an_experiment_knows_its_data(log: SequenceDataset, data: Path, tmp_path: Path) -> None:
-    file, out = tmp_path / "study.toml", tmp_path / "runs"
-    file.write_text('[[variants]]\nname = "Markov"\nmodel = "markov"')
-    before = run_experiment(file, data, out, RUNTIME).evaluations
-    moved = data.rename(tmp_path / "moved")
-    after = run_experiment(file, moved, out, RUNTIME).evaluations
-    assert after["Markov"][0].metrics == before["Markov"][0].metrics
-    newest_exchanged(log).save(data)
-    with pytest.raises(DataError, match=OTHER_DATA):
-        run_experiment(file, data, out, RUNTIME)
 
 
 def test_an_augmenter_is_shared_on_its_own_data_alone(
@@ -324,12 +311,9 @@ def test_a_trained_model_is_not_trained_again(data: Path, tmp_path: Path) -> Non
 
 
 def test_one_process_trains_a_run(data: Path, begun: Path, tmp_path: Path) -> None:
-    plan, file = Plan(str(data), "sasrec", SMALL), tmp_path / "study.toml"
-    file.write_text('[[variants]]\nname = "Markov"\nmodel = "markov"')
+    plan = Plan(str(data), "sasrec", SMALL)
     with locked(begun), pytest.raises(DataError, match="by another process"):
         train_run(plan, begun, replace(RUNTIME, resume=True))
-    with locked(tmp_path / "runs"), pytest.raises(DataError, match="by another process"):
-        run_experiment(file, data, tmp_path / "runs", RUNTIME)
 
 
 def test_one_run_is_not_two_seeds(run: Path, tmp_path: Path) -> None:

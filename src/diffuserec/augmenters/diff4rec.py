@@ -66,7 +66,7 @@ from diffuserec.data.dataset import offsets_of
 from diffuserec.errors import DataError
 from diffuserec.models.augmenter import ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise, Sampler, denoise_with
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import kl_to_standard
@@ -111,11 +111,11 @@ class Diff4Rec(ParallelAugmenter):
         decode_from: Literal["z", "z_0"] = "z"
         """Input of the decoder in training: the sampled latent, or its estimate restored from
         noise."""
-        kl_weight: float = Field(0.2, ge=0)
+        kl_weight: Annotated[float, Search(1e-4, 1.0, log=True)] = Field(0.2, ge=0)
         """Final weight of the KL."""
         kl_annealing_steps: int = Field(500, ge=1)
         """Updates in which the weight of the KL rises from 0."""
-        noise_weight: float = Field(0.1, ge=0)
+        noise_weight: Annotated[float, Search(1e-2, 1.0, log=True)] = Field(0.1, ge=0)
         """lambda of equation 8."""
         noise_moves_encoder: bool = True
         """Whether the noise loss reaches the encoder, as in equation 8."""
@@ -125,20 +125,20 @@ class Diff4Rec(ParallelAugmenter):
             "linear", "quad", "cosine", "sqrt", "sigmoid", "exp", "trunc_linear"
         ] = "cosine"
         prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-        corruption: float = Field(0.25, ge=0, le=1)
+        corruption: Annotated[float, Search(0.05, 1.0)] = Field(0.25, ge=0, le=1)
         """T'/T: how far a user's latent is noised before it is restored; 0 leaves it as it is."""
         num_inference_steps: Annotated[int, OnlyIf(corruption=_is_noised)] = Field(5, ge=1)
         """Steps from T' back to 0."""
 
-        learning_rate: float = Field(3e-3, gt=0)
+        learning_rate: Annotated[float, Search(3e-4, 1e-2, log=True)] = Field(3e-3, gt=0)
         batch_size: int = Field(256, ge=1)
         epochs: int = Field(60, ge=1)
         patience: int = Field(10, ge=1)
         """Epochs without a better validation NDCG@10 of x̂ before training stops."""
 
-        n_copies: int = Field(10, ge=1)
+        n_copies: Annotated[int, Search(2, 20)] = Field(10, ge=1)
         """K."""
-        ratio: float = Field(0.2, gt=0, le=1)
+        ratio: Annotated[float, Search(0.05, 0.6)] = Field(0.2, gt=0, le=1)
         """Share of a sequence's items that is replaced; at least one is."""
         pool: Literal["topk", "softmax", "threshold"] = "topk"
         pool_size: int | None = Field(None, ge=1)

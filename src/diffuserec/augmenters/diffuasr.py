@@ -48,7 +48,7 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.completion import HistoryCompletion
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import (
     Denoise,
     DPMSolver,
@@ -119,7 +119,7 @@ class DiffuASR(Augmenter):
         """Whether the pretrained items' mean is taken off before noising and rounding."""
 
         guidance: Literal["classifier_free", "classifier", "none"] = "classifier_free"
-        guidance_scale: Annotated[float, _GUIDED] = Field(1.0, ge=0)
+        guidance_scale: Annotated[float, _GUIDED, Search(0.1, 10.0, log=True)] = Field(1.0, ge=0)
         """γ of the paper; 0 samples from the conditional model as it is."""
         guidance_in_training: Annotated[bool, _GUIDED] = False
         """Whether the guided prediction also enters the training loss (paper and code)."""

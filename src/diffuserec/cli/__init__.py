@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffuserec import __version__
-from diffuserec.cli import audit, data, results, show, training
+from diffuserec.cli import audit, data, results, show, studies, training
 from diffuserec.errors import ConfigError, DataError
 
 app = typer.Typer(
@@ -50,8 +50,10 @@ for command in (
     results.recommend,
     results.models,
     audit.audit,
-    training.experiment,
-    training.curve,
+    studies.study,
+    studies.reproduce,
+    studies.tune,
+    studies.results,
 ):
     app.command()(command)
 

@@ -60,6 +60,12 @@ def require_free(out: Path | None, overwrite: bool) -> None:
         raise DataError(f"{out} exists already: choose another --out, or add --overwrite")
 
 
+AugmentSet = Annotated[
+    list[str] | None,
+    typer.Option("--augment-set", help="A hyper-parameter of the augmenter, name=value."),
+]
+
+
 def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:
     """Hyper-parameters from their text: values are TOML, or else plain text."""
     settings = {}

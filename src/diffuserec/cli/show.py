@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from diffuserec.evaluation.audit import Audit
     from diffuserec.reports.inspection import Inspection, ShownView
     from diffuserec.reports.report import Report
+    from diffuserec.tables import Record
 
-_out = Console() if sys.stdout.isatty() else Console(width=130)  # a pipe has no 80 columns
-_err = Console(stderr=True)
+_out = (
+    Console(emoji=False) if sys.stdout.isatty() else Console(width=130, emoji=False)
+)  # a pipe has no 80 columns
+_err = Console(stderr=True, emoji=False)
 
 _MOST_LINES = 200
 
@@ -182,3 +185,13 @@ def _marked(view: "ShownView", position: int) -> Text:
     shown = plain(sign + view.items[position])
     shown.stylize(style)
     return shown
+
+
+def records(found: "Sequence[Record]", as_json: bool) -> None:
+    """Prints records as a table."""
+    if as_json:
+        print_json({"records": found})
+    else:
+        from diffuserec.tables import format_table
+
+        print_text(format_table(found))

@@ -1,4 +1,4 @@
-"""Commands that train: demo, train, experiment, curve."""
+"""Commands that train one run: demo, train."""
 
 import contextlib
 from collections.abc import Iterator
@@ -53,10 +53,7 @@ def train(
         typer.Option(help="A file of users, or of users, items and times, and the part of each."),
     ] = None,
     settings: options.Set = None,
-    augment_settings: Annotated[
-        list[str] | None,
-        typer.Option("--augment-set", help="A hyper-parameter of the augmenter, name=value."),
-    ] = None,
+    augment_settings: options.AugmentSet = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Trains a recommender, compares it with trivial baselines and writes a report.
@@ -93,7 +90,7 @@ def train(
         seed=seed,
     )
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)
-    with _resumable(out, "add --resume to the same command"):
+    with resumable(out, "add --resume to the same command"):
         run = train_run(
             plan, out, runtime, overwrite=overwrite, say=silent if as_json else show.say
         )
@@ -102,53 +99,8 @@ def train(
         show.print_line(f"report: {out / 'report.html'}")
 
 
-def experiment(
-    file: Annotated[Path, typer.Argument(help="A TOML file of variants and seeds.")],
-    data: options.Data,
-    out: options.Out,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-) -> None:
-    """Trains every variant and seed of a file and reports; run again to continue.
-
-    Examples:
-
-        diffuserec experiment experiments/augmentation.toml data/b --out runs/b
-    """
-    from diffuserec.models.base import Runtime
-    from diffuserec.studies.experiment import run_experiment
-
-    runtime = Runtime(device, precision, progress=True)
-    with _resumable(out):
-        report = run_experiment(file, data, out, runtime, show.say)
-    show.report(report)
-
-
-def curve(
-    file: Annotated[Path, typer.Argument(help="A TOML file of a model and a varied setting.")],
-    data: options.Data,
-    out: options.Out,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-) -> None:
-    """Measures a model at several values of a setting, as table and figure; run again to continue.
-
-    Examples:
-
-        diffuserec curve experiments/diffrec_steps.toml data/b --out runs/steps
-    """
-    from diffuserec.models.base import Runtime
-    from diffuserec.reports.sensitivity import sensitivity_table
-    from diffuserec.studies.sensitivity import run_sensitivity
-
-    runtime = Runtime(device, precision, progress=True)
-    with _resumable(out):
-        document = run_sensitivity(file, data, out, runtime, show.say)
-    show.print_text(sensitivity_table(document))
-
-
 @contextlib.contextmanager
-def _resumable(out: Path, how: str = "run the same command again") -> Iterator[None]:
+def resumable(out: Path, how: str = "run the same command again") -> Iterator[None]:
     """Says how to continue after Ctrl-C or a termination, if anything was trained."""
     try:
         yield

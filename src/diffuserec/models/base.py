@@ -123,6 +123,9 @@ class Method(nn.Module, ABC):
     trained: ClassVar[bool] = True
     """Whether it learns by gradient steps; counting methods and the like cost no training."""
 
+    version: ClassVar[int] = 1
+    """Counts changes after which it gives other numbers; part of the key of a study's cells."""
+
     kind: ClassVar[Literal["recommender", "augmenter"]]
     registry: ClassVar[Registry[Any]]
     """Where methods of its kind are found by name."""

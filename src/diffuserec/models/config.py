@@ -53,6 +53,25 @@ class OnlyIf:
         return None
 
 
+@dataclass(frozen=True)
+class Search:
+    """Says where tuning looks for a setting; stands in its annotation.
+
+    ``learning_rate: Annotated[float, Search(1e-4, 1e-2, log=True)] = 1e-3``.
+
+    Attributes:
+        low: least value.
+        high: greatest value.
+        log: whether ratios count, not differences.
+        choices: values instead of a range.
+    """
+
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+
 class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffuserec.data import SequenceDataset
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
-from diffuserec.models.config import OnlyIf, Settings, parse_settings
+from diffuserec.models.config import OnlyIf, Search, Settings, parse_settings
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.encoders.transformer import PositionEncoding
@@ -61,9 +61,9 @@ def has_position_encoding(encoder: str) -> bool:
 class TrainingSettings(Settings):
     """Hyper-parameters of training by gradient steps."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Annotated[float, Search(2e-4, 5e-3, log=True)] = Field(1e-3, gt=0)
     """Of Adam."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: Annotated[int, Search(choices=(32, 64, 128, 256))] = Field(64, ge=1)
     """Training examples a batch, on average."""
     epochs: int = Field(100, ge=1)
     """Passes over the training examples, at most."""
@@ -77,11 +77,11 @@ class SequenceSettings(TrainingSettings):
     min_examples: ClassVar[int] = 1
     """Training examples without which it has nothing to learn."""
 
-    dim: int = Field(64, ge=1)
+    dim: Annotated[int, Search(choices=(32, 64, 128))] = Field(64, ge=1)
     """Width D of items and states."""
     max_len: int = Field(50, ge=1)
     """Newest items that the model sees."""
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: Annotated[float, Search(0.1, 0.7)] = Field(0.5, ge=0, lt=1)
     """Share of values that training sets to zero."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of every parameter, times the learning rate, that each step takes away (AdamW)."""
@@ -201,7 +201,7 @@ class EncoderSettings(SequenceSettings):
 class AttentiveSettings(EncoderSettings):
     """Hyper-parameters of a method that works with any encoder and has a transformer by default."""
 
-    n_layers: Annotated[int, OnlyIf(encoder=has_layers)] = Field(2, ge=1)
+    n_layers: Annotated[int, OnlyIf(encoder=has_layers), Search(1, 3)] = Field(2, ge=1)
     """Layers of the encoder."""
     n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(2, ge=1)
     """Attention heads; a divisor of dim."""
@@ -296,7 +296,7 @@ class ContrastiveSettings(NextItemSettings):
 
     similarity: Literal["dot", "cosine"] = "dot"
     """Of two sequences' states, whose norm is about the square root of dim."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(1.0, gt=0)
     """Divisor of the similarities of sequences."""
 
     def contrast(
@@ -374,7 +374,7 @@ class DiffusionSettings(NoiseSettings):
 class PrependingSettings(Settings):
     """Hyper-parameters of an augmenter that puts items in front of histories."""
 
-    n_items: int = Field(10, ge=1)
+    n_items: Annotated[int, Search(1, 15)] = Field(10, ge=1)
     """M, the items put in front of a history."""
     max_history: int | None = Field(None, ge=1)
     """Only users with at most so many real items are given any; None means all."""

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
@@ -64,9 +64,9 @@ class ACVAE(EncoderRecommender):
         """Units."""
         batch_size: int = Field(64, ge=2)
         """Training examples a batch, on average; at least 2, for another's z."""
-        kl_weight: float = Field(0.001, ge=0)
+        kl_weight: Annotated[float, Search(1e-4, 1.0, log=True)] = Field(0.001, ge=0)
         """The code: .05 of a |z|²/2 that is averaged over dimensions, about the same."""
-        contrast_weight: float = Field(0.1, ge=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         weight_decay: float = Field(0.01, ge=0)
         adversary_learning_rate: float = Field(1e-3, gt=0)
         """The authors have .0005, for SGD."""

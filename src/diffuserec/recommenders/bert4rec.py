@@ -23,7 +23,7 @@ Departures and options:
 - ``loss``: those of SASRec; the one that DiffuASR trains is ``"bce"``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import LOSSES
 from diffuserec.models.settings import NextItemSettings
@@ -48,7 +49,7 @@ class BERT4Rec(EncoderRecommender):
 
         masks_targets = True
 
-        mask_ratio: float = Field(0.2, gt=0, le=1)
+        mask_ratio: Annotated[float, Search(0.1, 0.6)] = Field(0.2, gt=0, le=1)
         """Chance of an item to be masked; at least one of a sequence is."""
         last_item_ratio: float = Field(0.1, ge=0, le=1)
         """Share of the training examples in which the newest item alone is masked."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     binary_cross_entropy,
@@ -50,9 +50,9 @@ class BPR(StateRecommender):
         loss: Literal["bpr", "softmax", "bce"] = "bpr"
         n_negatives: Annotated[int, OnlyIf(loss=("bpr", "bce"))] = Field(1, ge=1)
         """Negatives of an interaction; the loss is their mean."""
-        l2_users: float = Field(0.01, ge=0)
+        l2_users: Annotated[float, Search(1e-5, 0.1, log=True)] = Field(0.01, ge=0)
         """Weight of the squared norm of an interaction's user."""
-        l2_items: float = Field(0.01, ge=0)
+        l2_items: Annotated[float, Search(1e-5, 0.1, log=True)] = Field(0.01, ge=0)
         """Weight of the squared norms of its item and, averaged, of its negatives."""
         l2_bias: float = Field(0.0, ge=0)
         """Weight of their squared biases."""

@@ -23,7 +23,7 @@ Departures and options:
   those without a noised position counting 0: less than half of ours on short sequences.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ from torch import Tensor
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
 from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import softmax_cross_entropy
@@ -47,13 +48,13 @@ class CaDiRec(EncoderRecommender, Contrastive):
     class Config(DenoiserSettings):
         """Hyper-parameters of CaDiRec."""
 
-        contrast_weight: float = Field(0.1, ge=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """alpha, weight of the contrast in the loss."""
-        diffusion_weight: float = Field(0.2, ge=0)
+        diffusion_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.2, ge=0)
         """beta, weight of the denoiser's cross entropy; the authors have 0.1 for ML-1M."""
         mse_weight: float = Field(0.0, ge=0)
         """gamma, weight of the denoiser's squared error."""
-        noise_ratio: float = Field(0.1, gt=0, le=1)
+        noise_ratio: Annotated[float, Search(0.05, 0.5)] = Field(0.1, gt=0, le=1)
         """rho, chance of a position to be noised."""
         n_best: int = Field(10, ge=1)
         """Likeliest items that a view's are drawn from."""

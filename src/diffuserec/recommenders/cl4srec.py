@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import nearest_items
 from diffuserec.models.settings import ContrastiveSettings
@@ -64,7 +64,7 @@ class CL4SRec(EncoderRecommender, Contrastive):
     class Config(ContrastiveSettings):
         """Hyper-parameters of CL4SRec."""
 
-        contrast_weight: float = Field(0.1, ge=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """Weight of the contrast in the loss."""
         operators: tuple[Literal["crop", "mask", "reorder", "substitute", "insert"], ...] = Field(
             ("crop", "mask", "reorder"), min_length=1
@@ -72,7 +72,7 @@ class CL4SRec(EncoderRecommender, Contrastive):
         """Operators that views are made by, two drawn for each sequence."""
         crop_ratio: Annotated[float, _used_by("crop")] = Field(0.6, gt=0, le=1)
         """Share of the items that is kept."""
-        mask_ratio: Annotated[float, _used_by("mask")] = Field(0.3, gt=0, le=1)
+        mask_ratio: Annotated[float, _used_by("mask"), Search(0.1, 0.6)] = Field(0.3, gt=0, le=1)
         """Share of the items that is masked."""
         reorder_ratio: Annotated[float, _used_by("reorder")] = Field(0.6, gt=0, le=1)
         """Share of the items that is shuffled."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
@@ -53,11 +53,11 @@ class ContraRec(EncoderRecommender, Contrastive):
         """Hyper-parameters of ContraRec."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
-        temperature: float = Field(0.2, gt=0)
+        temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(0.2, gt=0)
         """tau_2, divisor of the similarities of sequences."""
-        score_temperature: float = Field(1.0, gt=0)
+        score_temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(1.0, gt=0)
         """tau_1, divisor of the scores of items."""
-        contrast_weight: float = Field(1.0, ge=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(1.0, ge=0)
         """gamma, weight of the contrast in the loss."""
         bidirectional: Annotated[bool, OnlyIf(encoder=_may_look_ahead)] = False
         """Whether a position of the encoder also sees the items after it."""

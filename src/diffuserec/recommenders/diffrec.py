@@ -50,7 +50,7 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Examples, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, Sampler
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
@@ -95,7 +95,7 @@ class DiffRec(StateRecommender):
         """Weight of the squared error at step n: 1/(N p_n), or eq. 18's 1/p_n."""
         pure_noise: float = Field(0.5, ge=0, le=1)
         """Share of the targets that train at n = N, whatever the step sampling says."""
-        mse_weight: float = Field(0.01, ge=0)
+        mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.01, ge=0)
         mse_reduction: Literal["mean", "sum"] = "mean"
         """Over the width."""
         detach_target: bool = False

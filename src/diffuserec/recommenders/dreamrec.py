@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import (
     KeyedNoise,
     Sampler,
@@ -82,7 +82,7 @@ class DreamRec(EncoderRecommender):
         beta_schedule: Literal["linear", "cosine", "exp", "sqrt"] = "linear"
         cond_dropout: float = Field(0.1, ge=0, lt=1)
         """Share of training conditions that are replaced by the null condition."""
-        guidance_scale: float = Field(2.0, ge=0)
+        guidance_scale: Annotated[float, Search(0.1, 10.0, log=True)] = Field(2.0, ge=0)
         """w in (1 + w) f(c) - w f(null); 0 follows the condition alone."""
         num_inference_steps: int = Field(50, ge=1)
         """Steps of sampling; num_train_timesteps walks through all, as the authors do."""
@@ -92,7 +92,7 @@ class DreamRec(EncoderRecommender):
         """Generated embeddings whose softmaxes are averaged."""
         targets: Literal["all", "last"] = "all"
         """Train on every item of a user that has a history, or on the newest alone."""
-        learning_rate: float = Field(3e-3, gt=0)
+        learning_rate: Annotated[float, Search(3e-4, 1e-2, log=True)] = Field(3e-3, gt=0)
 
         @model_validator(mode="after")
         def _fits(self) -> Self:

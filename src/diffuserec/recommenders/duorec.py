@@ -18,7 +18,7 @@ Departures and options:
 - ``encoder`` may be any; the paper's is the causal transformer.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import newest_states
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
@@ -39,7 +40,7 @@ class DuoRec(EncoderRecommender, Contrastive):
     class Config(ContrastiveSettings):
         """Hyper-parameters of DuoRec."""
 
-        contrast_weight: float = Field(0.1, ge=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """Weight of the contrast in the loss."""
         positive: Literal["same_target", "dropout"] = "same_target"
         """Positive of the dropout view: another history, or a second dropout view."""

@@ -20,7 +20,7 @@ Departures and options:
 - All positions of a user train in one example (``examples="prefixes"``: one for each item).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, mean_of_last
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.recommender import Contrastive, View
@@ -46,14 +47,14 @@ class ECL(EncoderRecommender, Contrastive):
         """Hyper-parameters of ECL-SR."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
-        temperature: float = Field(0.05, gt=0)
-        contrast_weight: float = Field(0.1, ge=0)
+        temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(0.05, gt=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """Weight of the dropout contrast (b)."""
-        discriminator_weight: float = Field(0.01, ge=0)
+        discriminator_weight: Annotated[float, Search(1e-3, 0.3, log=True)] = Field(0.01, ge=0)
         """Weight of the discriminator's loss (c)."""
-        generator_weight: float = Field(0.02, ge=0)
+        generator_weight: Annotated[float, Search(1e-3, 0.3, log=True)] = Field(0.02, ge=0)
         """Weight of the generator's loss (d)."""
-        mask_ratio: float = Field(0.2, gt=0, le=1)
+        mask_ratio: Annotated[float, Search(0.1, 0.6)] = Field(0.2, gt=0, le=1)
         """floor(ratio · length) + 1 positions are masked."""
         n_last: int = Field(10, ge=1)
         """Newest states whose mean represents a sequence."""

@@ -16,6 +16,8 @@ The user-item and item-item matrices stay sparse throughout. Synthetic items are
 other item of a history, but no user counts as having taken one.
 """
 
+from typing import Annotated
+
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import Settings
+from diffuserec.models.config import Search, Settings
 from diffuserec.models.item_matrix import ItemMatrix
 from diffuserec.models.recommender import ScoreRecommender
 
@@ -39,7 +41,7 @@ class ItemKNN(ScoreRecommender):
 
         k: int | None = Field(None, ge=1)
         """Nearest neighbors kept of each item; None keeps all."""
-        decay: float = Field(1.0, ge=0, le=1)
+        decay: Annotated[float, Search(0.0, 1.0)] = Field(1.0, ge=0, le=1)
         """Weight of an item relative to the next newer one; 1 weighs all alike."""
         max_len: int | None = Field(50, ge=1)
         """Newest items of a history that count; None counts all."""

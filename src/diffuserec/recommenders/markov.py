@@ -16,6 +16,8 @@ A synthetic item is context: it is looked up like any other item of a history, b
 into or out of one is counted.
 """
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import Settings
+from diffuserec.models.config import Search, Settings
 from diffuserec.models.item_matrix import ItemMatrix
 from diffuserec.models.recommender import ScoreRecommender
 
@@ -38,7 +40,7 @@ class Markov(ScoreRecommender):
     class Config(Settings):
         """Hyper-parameters of the chain."""
 
-        decay: float = Field(0.7, ge=0, le=1)
+        decay: Annotated[float, Search(0.0, 1.0)] = Field(0.7, ge=0, le=1)
         """Weight of an item relative to the next newer one; 0 looks at the newest alone."""
 
     config: Config

@@ -22,7 +22,7 @@ Departures and options:
 """
 
 from functools import partial
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from diffuserec.data import PAD, Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import last_states
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.settings import ContrastiveSettings
@@ -58,7 +59,7 @@ class MCLRec(EncoderRecommender, Contrastive):
         contrast_weight: float = Field(0.0, ge=0)
         """lambda, weight of the contrast of the augmented views; the authors have 0 for Beauty and
         ML-1M, .01 to .04 elsewhere."""
-        learned_weight: float = Field(0.05, ge=0)
+        learned_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.05, ge=0)
         """beta, weight of the contrast with learned views; the authors have .05 for Beauty, .01 for
         ML-1M, .1 to .4 elsewhere."""
         crop_ratio: float = Field(0.5, gt=0, le=1)

@@ -23,6 +23,7 @@ Departures and options:
 """
 
 import itertools
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import unseen_negatives
 from diffuserec.models.recommender import ScoreRecommender
@@ -56,9 +58,9 @@ class NeuMF(ScoreRecommender):
         """Widths of the tower's layers."""
         dropout: float = Field(0.5, ge=0, lt=1)
         n_negatives: int = Field(4, ge=1)
-        l2_users: float = Field(0.003, ge=0)
+        l2_users: Annotated[float, Search(1e-5, 0.1, log=True)] = Field(0.003, ge=0)
         """Weight of the squared norm of an interaction's user."""
-        l2_items: float = Field(0.003, ge=0)
+        l2_items: Annotated[float, Search(1e-5, 0.1, log=True)] = Field(0.003, ge=0)
         """Weight of the mean squared norm of its item and negatives."""
 
     config: Config

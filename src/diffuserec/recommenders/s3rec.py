@@ -25,7 +25,7 @@ Departures and options:
 """
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import ENCODERS, initialize, last_states
 from diffuserec.models.losses import seen_keys, uniform_negatives
 from diffuserec.models.settings import NextItemSettings
@@ -52,11 +53,11 @@ class S3Rec(EncoderRecommender):
         """Epochs of stage 1; 0 leaves it out."""
         pretrain_examples: Literal["per_user", "windows", "prefixes"] = "per_user"
         """A training example of stage 1, as ``examples`` is one of stage 2."""
-        mask_ratio: float = Field(0.2, gt=0, le=1)
+        mask_ratio: Annotated[float, Search(0.1, 0.6)] = Field(0.2, gt=0, le=1)
         """Chance of an item to be masked; the newest always is."""
-        item_weight: float = Field(1.0, ge=0)
+        item_weight: Annotated[float, Search(0.1, 3.0, log=True)] = Field(1.0, ge=0)
         """Weight of masked items in the loss of stage 1."""
-        segment_weight: float = Field(0.5, ge=0)
+        segment_weight: Annotated[float, Search(0.1, 3.0, log=True)] = Field(0.5, ge=0)
         """Weight of segments in the loss of stage 1."""
 
         @model_validator(mode="after")

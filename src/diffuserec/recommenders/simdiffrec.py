@@ -50,7 +50,7 @@ from torch import Tensor
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
 from diffuserec.errors import ConfigError
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
 from diffuserec.models.diffusion import NoiseSchedule, timesteps
 from diffuserec.models.encoders import last_states
@@ -70,19 +70,19 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         """Hyper-parameters of SimDiffRec."""
 
         similarity: Literal["dot", "cosine"] = "cosine"
-        temperature: float = Field(0.05, gt=0)
-        contrast_weight: float = Field(0.02, ge=0)
+        temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(0.05, gt=0)
+        contrast_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.02, ge=0)
         """alpha of eq. 18; the paper has 0.4 for Beauty, 0.1 for Toys and Sports."""
-        diffusion_weight: float = Field(0.1, ge=0)
+        diffusion_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """beta of eq. 18; likewise."""
-        mse_weight: float = Field(1.0, ge=0)
+        mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(1.0, ge=0)
         """Weight of the squared error in the denoising loss."""
         k_noise: Annotated[int, OnlyIf(forward_process=("convex", "vp"))] = Field(25, ge=1)
         """Similar items whose mean is the noise."""
-        k_sample: int = Field(5, ge=0)
+        k_sample: Annotated[int, Search(1, 100, log=True)] = Field(5, ge=0)
         """Rank of the hard negative among the restored items; 1 is the positive itself, 0 makes no
         hard negatives."""
-        augment_ratio: float = Field(0.2, gt=0, le=1)
+        augment_ratio: Annotated[float, Search(0.05, 0.6)] = Field(0.2, gt=0, le=1)
         """Share of a sequence's positions that are replaced."""
         augment_count: Literal["length", "max_len"] = "length"
         """Whether the share is one of the sequence's length or of max_len."""

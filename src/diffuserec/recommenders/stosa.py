@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerBlock, TransformerEncoder
 from diffuserec.models.items import ItemTable
@@ -63,7 +63,7 @@ class STOSA(StateRecommender):
             None, ge=1
         )
         """By default 1 for bpr, 1000 for sampled_softmax."""
-        margin_weight: float = Field(0.005, ge=0)
+        margin_weight: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(0.005, ge=0)
         """Weight of the margin; the authors have .005 for Beauty."""
 
         @model_validator(mode="after")

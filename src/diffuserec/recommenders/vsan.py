@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.encoders import initialize, last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
@@ -50,7 +50,7 @@ class VSAN(EncoderRecommender):
         """Layers of the inference encoder."""
         n_generative_layers: int = Field(1, ge=1)
         """Generative blocks."""
-        kl_weight: float = Field(0.01, ge=0)
+        kl_weight: Annotated[float, Search(1e-4, 1.0, log=True)] = Field(0.01, ge=0)
         """beta, highest weight of the divergence."""
         kl_annealing_steps: int = Field(10_000, ge=1)
         """Updates until the weight is at its highest."""

@@ -1,1 +1,1 @@
-"""Studies: runs on disk, experiments of several runs, sensitivity curves, examples, the demo."""
+"""Studies: runs on disk, tables and curves of many runs, tuning, the papers, the demo."""

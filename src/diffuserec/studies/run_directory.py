@@ -35,6 +35,7 @@ from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender
+from diffuserec.studies.ledger import record
 from diffuserec.studies.run_file import Plan as Plan
 from diffuserec.studies.run_file import RunFile, Start, holds_a_run, read_run_file
 from diffuserec.training.checkpoint import checkpoint_files
@@ -93,19 +94,27 @@ class RunDirectory:
         default = standard and not metrics
         if default and (self.path / part / "metrics.json").is_file():
             return load_evaluation(self.path / part)
-        result = self.measure(
-            self.model,
+        result = self.look(
             part,
-            augmenter=self.augmenter,
             filter_seen=filter_seen,
             candidates=candidates,
             metrics=metrics,
-            seed=self.plan.seed,
             with_uncertainty=standard and part == "test" and self.model.has_distribution,
         )
         if default:
             result.save(self.path / part)
         return result
+
+    def look(self, part: Literal["test", "valid"], **options: Any) -> Evaluation:
+        """Evaluation of the run's own model and augmenter, told to the ledger of the run first.
+
+        Args:
+            options: of :func:`evaluate`.
+        """
+        protocol = {k: options[k] for k in ("candidates", "filter_seen") if k in options}
+        record(self.path, "test" if part == "test" else "validation", **protocol)
+        seed = self.plan.seed
+        return self.measure(self.model, part, augmenter=self.augmenter, seed=seed, **options)
 
 
 def claim(
@@ -228,34 +237,6 @@ def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter
         raise ConfigError(f"{path} has an augmenter of other settings: use the same, or fit one")
     _require_data(path, found, plan.data, fingerprint)
     return load_augmenter(path / "augmenter")
-
-
-def evaluate_unfiltered(path: Path, data: Path) -> Evaluation:
-    """Test evaluation of a finished run with seen items not filtered, made once and stored."""
-    stored = path / "test_seen_not_filtered"
-    if not (stored / "metrics.json").is_file():
-        open_run(path, data).evaluate(filter_seen=False).save(stored)
-    return load_evaluation(stored)
-
-
-def cost(path: Path) -> dict[str, Any]:
-    """Seed, seconds, validated epochs of the recommender and its best validation metric.
-
-    Seconds are those of fitting and augmenting; of a run that was resumed, which measured its last
-    part alone, those of all its epochs. The fit of an augmenter counts in the run in which it was
-    fitted, not in those that share it.
-    """
-    found = read_run_file(path)
-    epochs = read_curve(path / "curve.json")
-    augmenter_curve = path / "augmenter-curve.json"
-    n_before = len(read_curve(augmenter_curve)) if augmenter_curve.exists() else 0
-    valid = [epoch.valid for epoch in epochs[n_before:] if epoch.valid is not None]
-    return {
-        "seed": found.plan.seed,
-        "seconds": max(sum(found.seconds.values()), sum(epoch.seconds for epoch in epochs)),
-        "epochs": len(valid),
-        "best_valid": max(valid, default=None),
-    }
 
 
 def read_curve(file: Path) -> list[Epoch]:

@@ -19,6 +19,7 @@ from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
 from diffuserec.studies.examples import run_examples, short_inspection
+from diffuserec.studies.ledger import record
 from diffuserec.studies.run_directory import (
     Plan,
     RunDirectory,
@@ -47,6 +48,7 @@ def train_run(
     *,
     overwrite: bool = False,
     augmenter_from: Path | None = None,
+    report: bool = True,
     say: Say = silent,
 ) -> RunDirectory:
     """Trains a plan into a directory, measures it and writes its report.
@@ -58,6 +60,8 @@ def train_run(
         runtime: device and the like; its seed is replaced by the plan's.
         overwrite: replace a run that is there.
         augmenter_from: directory of a run whose augmenter to use instead of fitting one.
+        report: measure the test part and write the report; without it nothing of the test part is
+            looked at.
 
     Raises:
         ConfigError: `out` holds another run, or one that was not asked to be resumed; the
@@ -90,19 +94,52 @@ def train_run(
             run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
             say("measuring")
             run.evaluate("valid")
-            write_html(
-                path / "report.html",
-                Report.of(with_baselines({plan.label: [run.evaluate()]}, run)),
-                title=f"{plan.label} on {Path(plan.data).name}",
-                curves={plan.label: read_curve(path / "curve.json")},
-                inspection=short_inspection(run, train),
-                **run_examples(run),
-            )
+            if report:
+                _write_report(run, train)
             finish(path, seconds)
         except BaseException:
             release(path)
             raise
     return run
+
+
+def _write_report(run: RunDirectory, train: SequenceDataset) -> None:
+    label = run.plan.label
+    write_html(
+        run.path / "report.html",
+        Report.of(with_baselines({label: [run.evaluate()]}, run)),
+        title=f"{label} on {Path(run.plan.data).name}",
+        curves={label: read_curve(run.path / "curve.json")},
+        inspection=short_inspection(run, train),
+        **run_examples(run),
+    )
+
+
+def train_augmenter(plan: Plan, path: Path, runtime: Runtime, *, say: Say = silent) -> None:
+    """Fits a plan's augmenter alone, into a directory that ``augmenter_from`` may name.
+
+    A finished one is kept, an interrupted one continued.
+
+    Raises:
+        ConfigError: the directory holds something of another plan.
+        DataError: the data cannot be used, or another process works there.
+    """
+    dataset = load_dataset(plan.data)
+    if is_finished(path, plan, dataset.fingerprint):
+        return
+    split = split_dataset(dataset, plan.split)
+    begun = not is_free(path)
+    runtime = replace(runtime, seed=plan.seed, checkpoint=path / "checkpoint", resume=begun)
+    with locked(path):
+        claim(path, plan, dataset.fingerprint, runtime)
+        try:
+            seconds: dict[str, float] = {}
+            with _timed(seconds, "fit_augmenter"):
+                fit_augmenter(plan, split, path, replace(runtime, resume=True), None, say)
+            finish(path, seconds)
+        except BaseException:
+            release(path)
+            raise
 
 
 def fit_augmenter(
@@ -118,8 +155,8 @@ def fit_augmenter(
         augmenter, curve = shared, []
         if augmenter is None:
             say(f"fitting {plan.augment}")
-            augmenter = methods_of(plan)[1]
-            assert augmenter is not None
+            assert plan.augment is not None
+            augmenter = find_augmenter(plan.augment)(**(plan.augment_settings or {}))
             augmenter.fit(split.train, split.valid, runtime.within("augmenter"))
             curve = [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
         write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
@@ -138,6 +175,7 @@ def fit_recommender(
         model.fit(train, valid, runtime.within("model"))
         before = path / "augmenter-curve.json"
         curve = [*(read_curve(before) if before.exists() else []), *model.curve]
+        record(path, "validation", epochs=sum(epoch.valid is not None for epoch in model.curve))
         write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
         model.save(fitted)
     return load(fitted).to(device_of(runtime))
@@ -148,34 +186,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-
-
-def complete_run(
-    name: str,
-    plan: Plan,
-    path: Path,
-    fingerprint: str,
-    runtime: Runtime,
-    *,
-    augmenter_from: Path | None = None,
-    say: Say = silent,
-) -> None:
-    """Trains one run of several, called `name`: a finished one is kept, an interrupted one resumed.
-
-    The other arguments are those of :func:`train_run`.
-
-    Args:
-        fingerprint: of the plan's data.
-
-    Raises:
-        ConfigError: the directory holds a run of another plan.
-        DataError: it holds a run of other data.
-    """
-    if is_finished(path, plan, fingerprint):
-        return
-    say(f"{name}, seed {plan.seed}")
-    runtime = replace(runtime, resume=not is_free(path))
-    train_run(plan, path, runtime, augmenter_from=augmenter_from, say=say)
 
 
 def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:

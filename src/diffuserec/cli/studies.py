@@ -1,0 +1,268 @@
+"""Commands about many runs: study, reproduce, results."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from diffuserec.cli import options, show
+from diffuserec.errors import ConfigError
+
+DataDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Directory of the study's data sets by name; or one log or dataset to use instead.",
+        envvar="DIFFUSEREC_DATA",
+    ),
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Instead of the file's: 0,1,2.")]
+SetOf = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of a method in all rows: sasrec.epochs=5; repeatable."),
+]
+Only = Annotated[list[str] | None, typer.Option(help="A row to fill, others wait; repeatable.")]
+Budget = Annotated[
+    Literal["small", "full"], typer.Option(help="small: a quick check that all of it runs.")
+]
+ShownPart = Annotated[
+    Literal["test", "valid"] | None,
+    typer.Option("--split", help="valid never looks at the test part; else as the file says."),
+]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", help="Processes of one thread each; else all cores.")
+]
+TableFormat = Annotated[
+    Literal["text", "markdown", "latex", "csv", "html"], typer.Option("--format", help="Of tables.")
+]
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="A study file (TOML).")],
+    out: options.Out,
+    data: DataDirectory = Path("data"),
+    seeds: Seeds = None,
+    settings: SetOf = None,
+    only: Only = None,
+    budget: Budget = "full",
+    split: ShownPart = None,
+    workers: WorkerCount = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    as_json: options.AsJson = False,
+) -> None:
+    """Trains and measures all rows of a study file on all its data; again to continue.
+
+    What is finished is kept, whatever stopped the study. Its directory holds a file for each cell
+    (a row, a data set, a seed), the tables, and a report to look at.
+
+    Examples:
+
+        diffuserec study experiments/augmentation.toml --data data --out runs/augmentation
+        diffuserec study mine.toml --data data/clicks --out runs/mine --set sasrec.dim=32
+        diffuserec study experiments/diffrec.toml --out runs/quick --budget small --split valid
+    """
+    _run(file, out, data, seeds, settings, only, budget, split, workers, device, precision, as_json)
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A table or figure, such as diffrec-table2.")],
+    out: options.Out,
+    data: DataDirectory = Path("data"),
+    seeds: Seeds = None,
+    settings: SetOf = None,
+    only: Only = None,
+    budget: Budget = "full",
+    split: ShownPart = None,
+    workers: WorkerCount = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    as_json: options.AsJson = False,
+) -> None:
+    """Makes a table or figure of a paper anew: measured beside published.
+
+    A data set that is not there is left out, with a line that says where it comes from. 'small'
+    is a check that ends in half an hour, not a result.
+
+    Examples:
+
+        diffuserec reproduce simdiffrec-table2 --data data --out runs/table2
+        diffuserec reproduce diffuasr-figure6 --budget small --out runs/figure6
+    """
+    from diffuserec.studies.papers import data_names, data_table, paper_study
+
+    if name in data_names():
+        records, notes = data_table(name, data, out, show.say)
+        for note in notes:
+            show.say(note)
+        show.records(records, as_json)
+        return
+    file = paper_study(name)
+    _run(file, out, data, seeds, settings, only, budget, split, workers, device, precision, as_json)
+
+
+def tune(
+    data: options.Data,
+    model: Annotated[str, typer.Option(help="A recommender; 'diffuserec models' lists them.")],
+    out: options.Out,
+    trials: Annotated[int, typer.Option(help="Settings to try in all, the defaults first.")] = 30,
+    augment: Annotated[str | None, typer.Option(help="An augmenter, tuned along.")] = None,
+    settings: options.Set = None,
+    augment_settings: options.AugmentSet = None,
+    split: Annotated[str, typer.Option(help="As for 'diffuserec train'.")] = "leave-one-out",
+    seed: options.Seed = 0,
+    workers: WorkerCount = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+) -> None:
+    """Searches settings on validation alone; again to continue. Needs diffuserec[tune].
+
+    What is given by --set is fixed; 'diffuserec models NAME' says what is searched, and where.
+
+    Examples:
+
+        diffuserec tune data/clicks --model sasrec --trials 20 --out runs/tune
+        diffuserec train data/clicks --config runs/tune/best.toml --out runs/best
+    """
+    from diffuserec.cli.training import resumable
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.run_directory import Plan
+    from diffuserec.studies.tune import tune as search
+
+    plan = Plan(
+        str(data.resolve()),
+        model,
+        options.parse_pairs(settings),
+        augment,
+        options.parse_pairs(augment_settings) if augment else None,
+        split,
+        seed,
+    )
+    runtime = Runtime(device=device, precision=precision, seed=seed)
+    with resumable(out):
+        found = search(plan, out, trials, runtime, workers=workers, say=show.say)
+    best = next(trial for trial in found.trials if trial.number == found.best)
+    show.facts(
+        f"best of {len(found.trials)} trials, validation NDCG@10",
+        {
+            "best": f"{best.valid:.4f}",
+            "defaults": "failed"
+            if found.trials[0].valid is None
+            else f"{found.trials[0].valid:.4f}",
+            **{name: str(value) for name, value in best.settings.items()},
+        },
+    )
+    show.print_line(f"settings: {out / 'best.toml'}, report: {out / 'report.html'}")
+
+
+def results(
+    studies: Annotated[list[Path], typer.Argument(help="Directories of studies, or copies.")],
+    format: TableFormat = "text",
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A text with marks '<!-- results NAME -->' to fill, NAME a directory's."),
+    ] = None,
+    copy: Annotated[
+        Path | None, typer.Option("--copy", help="Directory to copy the results to, as JSON.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A column, else those of the study; repeatable.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--side-by-side", help="One table of all studies, a column a log.")
+    ] = False,
+) -> None:
+    """Prints the tables of studies that were run, or puts them into a page; trains nothing.
+
+    Examples:
+
+        diffuserec results runs/augmentation --format latex
+        diffuserec results runs/augmentation --copy docs/results/augmentation
+        diffuserec results docs/results/augmentation --into docs/results.md
+        diffuserec results docs/results/beauty docs/results/ml-1m --side-by-side --into README.md
+    """
+    from diffuserec.studies.results import copy_results, fill_page, read_results
+    from diffuserec.studies.tables import side_by_side, tables
+
+    if copy is not None:
+        if len(studies) != 1:
+            raise ConfigError("--copy takes one study")
+        copy_results(studies[0], copy)
+        show.say(f"results: {copy}")
+    elif together:
+        text = side_by_side(
+            [read_results(path) for path in studies], _format(format, into), metric or ()
+        )
+        if into is None:
+            show.print_text(text)
+        else:
+            fill_page(into, "side by side", text)
+            show.say(f"filled: {into}")
+    elif into is not None:
+        for path in studies:
+            fill_page(into, path.resolve().name, tables(read_results(path), "markdown", metric))
+        show.say(f"filled: {into}")
+    else:
+        for path in studies:
+            show.print_text(tables(read_results(path), format, metric))
+
+
+def _format(format: str, into: Path | None) -> str:
+    return format if into is None else "markdown"
+
+
+def _run(
+    file: Path,
+    out: Path,
+    data: Path,
+    seeds: str | None,
+    settings: list[str] | None,
+    only: list[str] | None,
+    budget: str,
+    split: Literal["test", "valid"] | None,
+    workers: int | None,
+    device: Any,
+    precision: Any,
+    as_json: bool,
+) -> None:
+    from diffuserec.cli.training import resumable
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.results import results_of
+    from diffuserec.studies.runner import run_study
+    from diffuserec.studies.study import Options, read
+    from diffuserec.studies.tables import tables, write_tables
+
+    changed = Options(
+        settings=options.parse_pairs(settings),
+        seeds=_seeds(seeds),
+        small=budget == "small",
+        only=tuple(only or ()),
+        part=split,
+    )
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {workers}")
+    found = read(file, changed)
+    runtime = Runtime(device=device, precision=precision)
+    with resumable(out):
+        outcome = run_study(
+            found, out, data, runtime, options=changed, workers=workers, say=show.say
+        )
+        document = results_of(found, outcome, out, small=changed.small)
+        write_tables(document, out)
+    if as_json:
+        show.print_json(document)
+    else:
+        show.print_text(tables(document, "text"))
+        show.print_line(f"tables and report: {out}")
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds takes whole numbers with commas, got {text!r}") from None
+    if len(set(found)) < len(found) or min(found) < 0:
+        raise ConfigError(f"--seeds takes different numbers from 0 up, got {text!r}")
+    return found

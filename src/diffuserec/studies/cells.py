@@ -1,0 +1,323 @@
+"""Cells of a study and the work they need: plain functions of values, for any process or machine.
+
+A cell is one number with all that explains it: a line of the table on a data set and a split, with
+one seed, under one protocol. Its key is a digest of what decides the number: the resolved settings
+and version of each method, the fingerprint of the data, the split, the seeds, the precision and the
+protocol. A cell whose file has that key and was measured is never worked on again.
+
+    OUT/augmenters/NAME/     a fitted augmenter, shared by all cells that need just this one
+    OUT/runs/NAME/           a trained run; see ``run_directory``
+    OUT/measured/NAME/       an evaluation with its values by user
+    OUT/cells/NAME.json      the cell
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from diffuserec.data import load_dataset, split_dataset
+from diffuserec.errors import ConfigError
+from diffuserec.evaluation import Evaluation, load_evaluation
+from diffuserec.files import read_document, write_json
+from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.models.config import Settings
+from diffuserec.models.methods import find_augmenter, find_recommender
+from diffuserec.studies.ledger import looks
+from diffuserec.studies.run_directory import (
+    Plan,
+    is_finished,
+    is_free,
+    open_run,
+    read_curve,
+)
+from diffuserec.studies.run_file import read_run_file
+from diffuserec.studies.study import parse_protocol
+from diffuserec.studies.study_file import slug
+from diffuserec.studies.train_run import methods_of, train_augmenter, train_run
+from diffuserec.training.device import device_of
+
+FORMAT = "diffuserec-cell"
+VERSION = 1
+
+Part = Literal["test", "valid"]
+AnyMethod = TypeVar("AnyMethod", bound=Method)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a study's table.
+
+    Attributes:
+        line: name of the line of the table.
+        data: name of the data set.
+        plan: what is trained, with data, split and seed.
+        fingerprint: of the data.
+        protocol: see ``study.parse_protocol``.
+        augmenter_seed: with which the augmenter is fitted.
+        precision: of training.
+        measured_at: settings under which the trained model is measured.
+        point: settings of the grid.
+        family: number of the row of the file.
+        choose: whether only the best line of its family is measured on the test part.
+        trials: different settings that were validated elsewhere to choose these.
+    """
+
+    line: str
+    data: str
+    plan: Plan
+    fingerprint: str
+    protocol: str
+    augmenter_seed: int
+    precision: str
+    measured_at: Mapping[str, Any] = field(default_factory=dict)
+    point: Mapping[str, Any] = field(default_factory=dict)
+    family: int = 0
+    choose: bool = False
+    trials: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name of its file: readable, and one for each cell of a study."""
+        parts = [self.line, self.data]
+        parts += [self.plan.split] * (self.plan.split != "leave-one-out")
+        parts += [f"seed{self.plan.seed}"]
+        parts += [self.protocol] * (self.protocol != "full")
+        return "-".join(slug(part) for part in parts)
+
+    @property
+    def augmenter_key(self) -> str | None:
+        """Digest of what decides the fitted augmenter; None if there is none."""
+        if self.plan.augment is None:
+            return None
+        method = find_augmenter(self.plan.augment)(**(self.plan.augment_settings or {}))
+        return _digest(*self._data_key, self.augmenter_seed, _identity(method))
+
+    @property
+    def augmenter_plan(self) -> Plan:
+        """Plan of the fit of its augmenter, the same for all cells that share it."""
+        return replace(self.plan, seed=self.augmenter_seed, model="", settings={})
+
+    @property
+    def run_key(self) -> str:
+        """Digest of what decides the trained model."""
+        model, _ = methods_of(self.plan)
+        return _digest(*self._data_key, self.plan.seed, _identity(model), self.augmenter_key)
+
+    @property
+    def key(self) -> str:
+        """Digest of what decides the number."""
+        return _digest(self.run_key, self.protocol, dict(self.measured_at))
+
+    @property
+    def _data_key(self) -> tuple[Any, ...]:
+        return (self.fingerprint, self.plan.split, self.precision)
+
+    def run_path(self, out: Path) -> Path:
+        """Directory of its run in that of the study."""
+        name = f"{slug(self.plan.label)}-{slug(self.data)}-seed{self.plan.seed}"
+        return out / "runs" / f"{name}-{self.run_key[:8]}"
+
+    def augmenter_path(self, out: Path) -> Path | None:
+        """Directory of its augmenter in that of the study; None if there is none."""
+        if self.plan.augment is None or self.augmenter_key is None:
+            return None
+        name = f"{slug(self.plan.augment)}-{slug(self.data)}-{self.augmenter_key[:8]}"
+        return out / "augmenters" / name
+
+    def file(self, out: Path) -> Path:
+        """Its file in the directory of the study."""
+        return out / "cells" / f"{self.name}.json"
+
+
+def _identity(method: Method) -> list[Any]:
+    return [method.kind, method.name, method.version, method.config.model_dump(mode="json")]
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def stored(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """The cell's document if its file has its key, else None."""
+    try:
+        document = read_document(cell.file(out))
+    except (OSError, ValueError):
+        return None
+    found = (document.get("format"), document.get("version"), document.get("key"))
+    return document if found == (FORMAT, VERSION, cell.key) else None
+
+
+def fit_augmenter(cell: Cell, out: Path, runtime: Runtime) -> None:
+    """Fits the augmenter that a cell needs, unless that is done."""
+    path = cell.augmenter_path(out)
+    assert path is not None
+    train_augmenter(cell.augmenter_plan, path, runtime)
+
+
+def train(cell: Cell, out: Path, runtime: Runtime) -> None:
+    """Trains the run that a cell is measured on, unless that is done; looks at validation alone."""
+    path = cell.run_path(out)
+    if not is_finished(path, cell.plan, cell.fingerprint):
+        runtime = replace(runtime, resume=not is_free(path))
+        augmenter = cell.augmenter_path(out)
+        train_run(cell.plan, path, runtime, augmenter_from=augmenter, report=False)
+
+
+def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> None:
+    """Measures cells of one run on validation and, if asked, on test; writes their documents.
+
+    Args:
+        cells: that differ in the protocol alone.
+        part: ``test`` measures both parts.
+    """
+    run = open_run(cells[0].run_path(out), cells[0].plan.data)
+    model = run.model.to(device_of(runtime))
+    if cells[0].measured_at:
+        model = with_settings(model, cells[0].measured_at)
+    run = replace(run, model=model)
+    parts: tuple[Part, ...] = ("valid",) if part == "valid" else ("valid", "test")
+    for cell in cells:
+        candidates, filter_seen = parse_protocol(cell.protocol)
+        known = stored(cell, out) or {}
+        found: dict[str, Any] = {which: known.get(which) for which in ("valid", "test")}
+        for which in parts:
+            if found[which] is None:
+                result = run.look(which, candidates=candidates, filter_seen=filter_seen)
+                result.save(out / "measured" / f"{cell.name}-{which}")
+                found |= {which: result.metrics, "protocol_line": str(result.protocol)}
+        document = _document(cell, run.path, out) | known | {"status": "finished"} | found
+        write_json(cell.file(out), document)
+
+
+def fail(cell: Cell, out: Path, message: str) -> dict[str, Any]:
+    """Writes and returns the document of a cell that could not be filled, with the reason."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "status": "failed",
+        "key": cell.key,
+        "line": cell.line,
+        "data": cell.data,
+        "split": cell.plan.split,
+        "seed": cell.plan.seed,
+        "protocol": cell.protocol,
+        "error": message,
+    }
+    write_json(cell.file(out), document)
+    return document
+
+
+def seconds_of_first_epoch(cell: Cell, runtime: Runtime, users: int = 256) -> float | None:
+    """Seconds that training would take to its epoch limit, from one epoch on a few users.
+
+    Returns:
+        Seconds of all epochs, which early stopping makes fewer; None for a method that is not
+        trained in epochs.
+    """
+    epochs: list[Epoch] = []
+
+    def stop(epoch: Epoch) -> bool:
+        epochs.append(epoch)
+        return True
+
+    split = split_dataset(load_dataset(cell.plan.data), cell.plan.split)
+    index = np.sort(np.random.default_rng(0).permutation(len(split.train))[:users])
+    model, _ = methods_of(cell.plan)
+    limit = getattr(model.config, "epochs", None)
+    if limit is None:
+        return None
+    model.fit(split.train.select(index), None, replace(runtime, on_epoch=stop))
+    return sum(e.seconds for e in epochs[:1]) * len(split.train) / len(index) * float(limit)
+
+
+def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
+    """A copy of a fitted method under other settings, with the parameters that it learned.
+
+    Built anew, since what follows from the settings (a schedule) would not follow a new ``config``.
+
+    Raises:
+        ConfigError: settings that are wrong, or that change what is learned.
+    """
+    other = type(method)(**{**method.config.model_dump(), **settings})
+    with torch.random.fork_rng():
+        other.take(method.catalog)
+    try:
+        other.load_state_dict(method.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"settings {dict(settings)} change what {method.name} learns and can't be changed in a "
+            'trained model: use at = "training"'
+        ) from error
+    return other.to(method.device).eval()
+
+
+def read_evaluation(name: str, out: Path, part: Part) -> Evaluation:
+    """Evaluation of the cell of that name."""
+    return load_evaluation(out / "measured" / f"{name}-{part}")
+
+
+def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
+    model = find_recommender(cell.plan.model)(**cell.plan.settings)
+    record = read_run_file(run)
+    epochs = read_curve(run / "curve.json")
+    events = looks(run)
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "key": cell.key,
+        "line": cell.line,
+        "data": cell.data,
+        "split": cell.plan.split,
+        "seed": cell.plan.seed,
+        "protocol": cell.protocol,
+        "model": cell.plan.model,
+        "settings": dict(cell.plan.settings),
+        "augment": cell.plan.augment,
+        "augment_settings": cell.plan.augment_settings,
+        "point": dict(cell.point),
+        "measured_at": dict(cell.measured_at),
+        "family": cell.family,
+        "fingerprint": cell.fingerprint,
+        "run": run.relative_to(out).as_posix(),
+        "run_key": cell.run_key,
+        "seconds": dict(record.seconds),
+        "environment": asdict(record.starts[-1]),
+        "validations": sum(event["event"] == "validation" for event in events),
+        "looks_at_test": sum(event["event"] == "test" for event in events),
+    }
+    return document | training_facts(epochs, model.config)
+
+
+def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
+    """Epochs of the last phase, where the best was, and why it ended there.
+
+    Returns:
+        ``epochs, best_epoch`` (from 1)``, best_valid, epoch_limit, stop``; ``stop`` is ``patience``
+        if waiting longer would have changed nothing, ``limit`` if the epochs ran out before, and
+        ``none`` for a method that is not trained in epochs.
+    """
+    limit, patience = getattr(config, "epochs", None), getattr(config, "patience", None)
+    last = [epoch for epoch in epochs if epoch.phase == epochs[-1].phase]
+    valid = [epoch.valid for epoch in last if epoch.valid is not None]
+    if limit is None or not valid:
+        return {"epochs": len(last), "best_epoch": None, "best_valid": None} | {
+            "epoch_limit": limit,
+            "stop": "none" if limit is None else "limit",
+        }
+    best = valid.index(max(valid))
+    waited = len(valid) - 1 - best
+    stopped = patience is not None and waited >= patience
+    return {
+        "epochs": len(last),
+        "best_epoch": best + 1,
+        "best_valid": valid[best],
+        "epoch_limit": limit,
+        "stop": "patience" if stopped else "limit",
+    }

@@ -1,0 +1,98 @@
+"""The data sets of studies by name: where they are, and how to get one that is not there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffuserec.data import Store, load_dataset, read_log
+from diffuserec.studies.study_file import slug
+from diffuserec.studies.train_run import Say
+
+STORE = "store"
+"""Name of the built-in store, which is always there."""
+
+_AMAZON = (
+    "one line a user, 'user item item …', oldest first, as SASRec's and S3Rec's authors share it"
+)
+_SOURCES: Mapping[str, str] = {
+    "beauty": f"Amazon Beauty 2014, 5-core, {_AMAZON}",
+    "toys": f"Amazon Toys and Games 2014, 5-core, {_AMAZON}",
+    "sports": f"Amazon Sports and Outdoors 2014, 5-core, {_AMAZON}",
+    "video-games": f"Amazon Video Games 2014, 5-core, {_AMAZON}",
+    "yelp": "Yelp 2019 and later, 5-core, from yelp.com/dataset",
+    "steam": "Steam reviews, from the page of Julian McAuley's group (UCSD)",
+    "ml-1m": "MovieLens-1M, ratings.dat or one line a user, from grouplens.org",
+    "ml-20m": "MovieLens-20M, ratings.csv, from grouplens.org",
+    "lastfm": "LastFM (HetRec 2011), from grouplens.org",
+}
+"""What to look for, of the data sets that the studies of this package name."""
+
+
+def find_data(
+    names: Sequence[str], where: Path, out: Path, users: int | None, say: Say
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The prepared data sets that a study names, and those that are not there.
+
+    Args:
+        names: of the study.
+        where: a prepared dataset or a log, which stands for all names; or a directory that holds,
+            under each name, a prepared dataset or a log with any ending.
+        out: directory for what has to be prepared.
+        users: at most so many users of each, drawn with seed 0; None keeps all.
+
+    Returns:
+        The prepared data sets by name; and, by name, what to do about the others.
+
+    Raises:
+        DataError: a log or a dataset is there and cannot be read.
+    """
+    found: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
+    own = where.is_file() or (where / "manifest.json").is_file()
+    for name in [slug(where.stem)] if own else names:
+        source = where if own else _source(name, where)
+        if source is None and name != STORE:
+            skipped[name] = (
+                f"{where / name} is not there; put {_wanted(name)} there, or name --data"
+            )
+        else:
+            found[name] = _prepared(name, source, out, users, say).resolve()
+    return found, skipped
+
+
+def _wanted(name: str) -> str:
+    return f"{name}.txt ({_SOURCES[name]})" if name in _SOURCES else f"a log called {name}"
+
+
+def _source(name: str, where: Path) -> Path | None:
+    if not where.is_dir():
+        return None
+    exact = where / name
+    logs = sorted(
+        path for path in where.iterdir() if path.is_file() and path.name.partition(".")[0] == name
+    )
+    return exact if exact.exists() else next(iter(logs), None)
+
+
+def _prepared(name: str, source: Path | None, out: Path, users: int | None, say: Say) -> Path:
+    whole = source is not None and source.is_dir() and (source / "manifest.json").is_file()
+    if whole and users is None and source is not None:
+        return source
+    path = out / (name if users is None else f"{name}-{users}-users")
+    if (path / "manifest.json").is_file():
+        return path
+    say(f"preparing {name}")
+    note = {"source": STORE if source is None else source.name, "filters": "none"}
+    if source is None:
+        dataset = Store(n_users=4000, n_items=800, seed=0).dataset()
+    elif whole:
+        dataset = load_dataset(source)
+    else:
+        dataset = read_log(source).to_dataset()
+    if users is not None and len(dataset) > users:
+        index = np.sort(np.random.default_rng(0).permutation(len(dataset))[:users])
+        dataset = dataset.select(index)
+        note["filters"] = f"{users} users drawn"
+    dataset.save(path, note=note)
+    return path

@@ -1,0 +1,255 @@
+"""Results of a study as data: what its cells say, put together and never typed.
+
+``results.json`` in the directory of a study holds a table for each data set, split and protocol;
+every other form of a table, in a terminal, a page or a paper, comes from it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.files import read_document, write_json, write_text
+from diffuserec.reports.report import Report
+from diffuserec.studies.cells import Cell, read_evaluation
+from diffuserec.studies.ledger import looks
+from diffuserec.studies.published import Results, published_table
+from diffuserec.studies.runner import Outcome, chosen
+from diffuserec.studies.study import Study
+from diffuserec.studies.study_file import slug
+
+FORMAT = "diffuserec-results"
+VERSION = 1
+
+
+def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -> dict[str, Any]:
+    """The results of a study, from its cells; writes ``results.json`` and returns its content.
+
+    Each table has ``data, split, protocol, part, line`` (its protocol) and ``rows``; each row has
+    ``name, seeds, metrics`` (``value, margin, seed_std`` by name), ``difference`` from the row it
+    is compared with, what was spent on it, and ``unranked``: why it does not stand in one order
+    with the others, or null.
+    """
+    shown = _shown(study, outcome)
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in shown:
+        groups.setdefault((cell.data, cell.plan.split, cell.protocol), []).append(cell)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": study.title,
+        "text": study.text,
+        "budget": "small" if small else "full",
+        "metrics": study.metrics,
+        "published": study.published,
+        "skipped": outcome.skipped,
+        "tables": [
+            {"data": data, "split": split, "protocol": protocol, "part": study.part}
+            | _table(study, group, outcome, out)
+            for (data, split, protocol), group in groups.items()
+        ],
+    }
+    write_json(out / "results.json", document)
+    return document
+
+
+def read_results(path: Path | str) -> dict[str, Any]:
+    """The results in the directory of a study, or in a copy of its ``results.json``.
+
+    Raises:
+        DataError: there are none, or they are of another version.
+    """
+    source = Path(path)
+    file = source / "results.json" if source.is_dir() else source
+    try:
+        document = read_document(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} holds no results: 'diffuserec study' makes them") from error
+    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+        raise DataError(f"{file} holds no results of this release: run the study again")
+    return document
+
+
+def _shown(study: Study, outcome: Outcome) -> list[Cell]:
+    """Cells that tables show: all, but of rows that choose a point only the chosen one."""
+    best = {cell.name for cell in chosen(outcome.cells, outcome.documents)}
+    return [
+        cell
+        for cell in outcome.cells
+        if study.part == "valid" or not cell.choose or cell.name in best
+    ]
+
+
+def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> dict[str, Any]:
+    by_line: dict[str, list[Cell]] = {}
+    for cell in group:
+        by_line.setdefault(cell.line, []).append(cell)
+    finished = {
+        name: cells
+        for name, cells in by_line.items()
+        if all(outcome.documents[c.name].get("status") == "finished" for c in cells)
+    }
+    report = None
+    if finished:
+        evaluations = {
+            name: [read_evaluation(cell.name, out, study.part) for cell in cells]
+            for name, cells in finished.items()
+        }
+        report = Report.of(_first(evaluations, study.against), _references(study, finished))
+    trials = _trials(outcome)
+    rows = [
+        _row(name, cells, outcome, out, report if name in finished else None, trials)
+        for name, cells in by_line.items()
+    ]
+    _say_unranked(rows)
+    if study.published is not None:
+        _add_published(rows, study.published, group[0].data)
+    lines = report.protocol if report else ""
+    return {"line": lines, "notes": list(report.notes) if report else [], "rows": rows}
+
+
+def _first(found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """The mapping with one key in front, which a report takes for the reference of all others."""
+    front = {name: found[name]} if name is not None and name in found else {}
+    return {**front, **found}
+
+
+def _references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+    """By augmented line, the one of the same recommender and settings without augmenter."""
+    if study.against is not None:
+        return {}
+    plain: dict[str, str] = {}
+    for name, cells in finished.items():
+        if cells[0].plan.augment is None:
+            plain.setdefault(_recommender(cells[0]), name)
+    return {
+        name: plain[_recommender(cells[0])]
+        for name, cells in finished.items()
+        if cells[0].plan.augment is not None and _recommender(cells[0]) in plain
+    }
+
+
+def _recommender(cell: Cell) -> str:
+    return json.dumps([cell.plan.model, dict(cell.plan.settings)], sort_keys=True)
+
+
+def _trials(outcome: Outcome) -> dict[tuple[str, ...], int]:
+    """How many different settings of each method were validated on each data set."""
+    tried: dict[tuple[str, ...], set[str]] = {}
+    for cell in outcome.cells:
+        settings = [dict(cell.plan.settings), cell.plan.augment_settings, dict(cell.measured_at)]
+        tried.setdefault(_method(cell), set()).add(json.dumps(settings, sort_keys=True))
+    elsewhere: dict[tuple[str, ...], int] = {}
+    for cell in outcome.cells:
+        known = elsewhere.get(_method(cell), 0)
+        elsewhere[_method(cell)] = max(known, cell.trials - 1)
+    return {method: len(found) + elsewhere[method] for method, found in tried.items()}
+
+
+def _method(cell: Cell) -> tuple[str, ...]:
+    return (cell.plan.label, cell.data, cell.plan.split)
+
+
+def _row(
+    name: str,
+    cells: Sequence[Cell],
+    outcome: Outcome,
+    out: Path,
+    report: Report | None,
+    trials: Mapping[tuple[str, ...], int],
+) -> dict[str, Any]:
+    first = cells[0]
+    documents = [outcome.documents[cell.name] for cell in cells]
+    row: dict[str, Any] = {
+        "name": name,
+        "model": first.plan.model,
+        "augment": first.plan.augment,
+        "settings": dict(first.plan.settings),
+        "augment_settings": first.plan.augment_settings,
+        "point": dict(first.point),
+        "seeds": [cell.plan.seed for cell in cells],
+        "trials": trials[_method(first)],
+        "failed": next((d["error"] for d in documents if d["status"] == "failed"), None),
+        "metrics": {},
+        "difference": None,
+        "unranked": None,
+    }
+    if row["failed"] is not None or report is None:
+        return row
+    every = report.summary.filter(pl.col("group") == "all", method=name)
+    row["metrics"] = {
+        cell["metric"]: {what: cell[what] for what in ("value", "margin", "seed_std")}
+        for cell in every.iter_rows(named=True)
+    }
+    compared = report.comparisons.filter(pl.col("group") == "all", method=name)
+    row["difference"] = {c.pop("metric"): c for c in compared.to_dicts()} or None
+    row["groups"] = report.summary.filter(pl.col("group") != "all", method=name).to_dicts()
+    for what in ("epochs", "best_epoch", "best_valid", "stop"):
+        row[what] = [document[what] for document in documents]
+    row["epoch_limit"] = documents[0]["epoch_limit"]
+    events = [looks(out / document["run"]) for document in documents]
+    for what, event in (("validations", "validation"), ("looks_at_test", "test")):
+        row[what] = [sum(e.get("epochs", 1) for e in es if e["event"] == event) for es in events]
+    row["seconds"] = [sum(document["seconds"].values()) for document in documents]
+    row["keys"] = [document["key"] for document in documents]
+    row["environment"] = documents[0]["environment"]
+    return row
+
+
+def _say_unranked(rows: Iterable[dict[str, Any]]) -> None:
+    """Says why a row does not stand in one order with the others: its effort was another one."""
+    trained = [row for row in rows if row.get("epoch_limit") is not None]
+    most = max((len(row["seeds"]) for row in trained), default=1)
+    for row in rows:
+        if row["failed"] is not None:
+            row["unranked"] = "failed"
+        elif "limit" in row.get("stop", ()):
+            row["unranked"] = f"not stopped by validation within {row['epoch_limit']} epochs"
+        elif row.get("epoch_limit") is not None and len(row["seeds"]) < most:
+            row["unranked"] = f"{len(row['seeds'])} of {most} seeds"
+
+
+def _add_published(rows: Iterable[dict[str, Any]], name: str, data: str) -> None:
+    """Adds the published values of each row, by its name and that of its data set."""
+    content = published_table(name).content
+    if not isinstance(content, Results):
+        return
+    dataset = next((d for d in content.datasets if slug(d) == slug(data)), None)
+    for row in rows:
+        method = row["name"].removesuffix(" (as published)")
+        row["published"] = content.values(dataset, method) if dataset is not None else {}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of what is there; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def copy_results(source: Path, target: Path) -> None:
+    """Copies ``results.json`` and the cells of a study, without models and values by user.
+
+    Raises:
+        DataError: there are no results.
+    """
+    write_json(target / "results.json", read_results(source))
+    for file in sorted((source / "cells").glob("*.json")):
+        write_json(target / "cells" / file.name, read_document(file))
+
+
+def fill_page(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between ``<!-- results NAME -->`` and ``<!-- /results NAME -->``.
+
+    Raises:
+        ConfigError: the page has no such marks.
+    """
+    begin, end = f"<!-- results {name} -->", f"<!-- /results {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ConfigError(f"{page} has no marks '{begin}' and '{end}' to put the tables between")
+    write_text(page, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")

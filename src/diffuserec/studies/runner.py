@@ -1,0 +1,330 @@
+"""The runner of studies: plans the cells, fills them on all cores, and survives what happens.
+
+Work is done once: a fitted augmenter and a trained run are shared by all cells that need just them,
+and what an earlier start finished is kept. Work that failed is told in the table, with the reason,
+and tried again by the next start.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuserec.data import load_dataset
+from diffuserec.data.splits import canonical_split
+from diffuserec.errors import ConfigError
+from diffuserec.files import locked
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.studies import cells
+from diffuserec.studies.cells import Cell, Part
+from diffuserec.studies.data_sets import find_data
+from diffuserec.studies.study import Line, Options, Study, lines
+from diffuserec.studies.train_run import Say, methods_of, require_buildable, silent
+from diffuserec.studies.workers import Event, Work, Workers, n_cores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a start of a study left.
+
+    Attributes:
+        cells: all of the study.
+        documents: of each cell, by its name: finished or failed.
+        skipped: data sets that are not there, with what to do, by name.
+    """
+
+    cells: tuple[Cell, ...]
+    documents: dict[str, dict[str, Any]]
+    skipped: dict[str, str]
+
+
+@dataclass
+class _Task:
+    """A piece of work, what must be done before, and the cells that cannot be filled without it."""
+
+    key: str
+    work: Work
+    label: str
+    needs: tuple[str, ...] = ()
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """Tasks of one kind take about the same time: those of one line on one data set."""
+        what = self.key.partition(" ")[0]
+        return f"{what} {self.cells[0].line} {self.cells[0].data} {self.cells[0].plan.split}"
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    data: Path,
+    runtime: Runtime,
+    *,
+    options: Options | None = None,
+    workers: int | None = None,
+    say: Say = silent,
+) -> Outcome:
+    """Fills every cell of a study that is not filled yet.
+
+    Args:
+        out: directory of all that it makes; the same one continues.
+        data: a prepared dataset or log in place of the study's data, or a directory in which they
+            are looked for by name.
+        runtime: device and precision; seeds come from the study.
+        workers: processes, of one thread each; None takes one for each core.
+        say: is told of each cell and of the time left.
+
+    Raises:
+        ConfigError: the study or an option is wrong, or none of its data is there; then nothing
+            is trained.
+        DataError: data is there and cannot be read, or another process works in `out`.
+    """
+    options = options or Options()
+    planned = lines(study, options)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        found, skipped = find_data(study.data, data, out / "data", _users(study, options), say)
+        for name, why in skipped.items():
+            say(f"{name} is left out: {why}")
+        if not found:
+            raise ConfigError(f"no data set of the study is there: {' '.join(skipped.values())}")
+        wanted = tuple(_cells(study, planned, found, runtime.precision))
+        for cell in {cell.run_key: cell for cell in wanted}.values():
+            require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
+        documents = _fill(study, wanted, out, runtime, workers or n_cores(), say)
+    return Outcome(wanted, documents, skipped)
+
+
+def _users(study: Study, options: Options) -> int | None:
+    return study.small.users if options.small else None
+
+
+def _cells(
+    study: Study, planned: Sequence[Line], found: dict[str, Path], precision: str
+) -> Iterator[Cell]:
+    for name, path in found.items():
+        fingerprint = load_dataset(path).fingerprint
+        for split in map(canonical_split, study.splits):
+            for line in planned:
+                for seed in line.seeds:
+                    plan = replace(line.plan, data=str(path), split=split, seed=seed)
+                    for protocol in study.protocols:
+                        yield Cell(
+                            line=line.name,
+                            data=name,
+                            plan=plan,
+                            fingerprint=fingerprint,
+                            protocol=protocol,
+                            augmenter_seed=line.augmenter_seed,
+                            precision=precision,
+                            measured_at=line.measured_at,
+                            point=line.point,
+                            family=line.family,
+                            choose=line.choose,
+                            trials=line.trials,
+                        )
+
+
+def _fill(
+    study: Study,
+    wanted: Sequence[Cell],
+    out: Path,
+    runtime: Runtime,
+    n_workers: int,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    documents: dict[str, dict[str, Any]] = {}
+
+    def is_done(cell: Cell, part: Part) -> bool:
+        document = cells.stored(cell, out)
+        return bool(
+            document and document["status"] == "finished" and (part == "valid" or document["test"])
+        )
+
+    def fill(pool: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
+        waiting = [cell for cell in some if not is_done(cell, parts[cell.name])]
+        failed = _Schedule(pool, _tasks(waiting, out, parts), say).run()
+        for cell in some:
+            if cell.name in failed:
+                documents[cell.name] = cells.fail(cell, out, failed[cell.name])
+            else:
+                documents[cell.name] = cells.stored(cell, out) or {}
+
+    with Workers(n_workers, runtime) as pool:
+        fill(pool, wanted, {c.name: "valid" if c.choose else study.part for c in wanted})
+        if study.part == "test":
+            best = chosen(wanted, documents)
+            fill(pool, best, {cell.name: "test" for cell in best})
+    return documents
+
+
+def chosen(wanted: Sequence[Cell], documents: dict[str, dict[str, Any]]) -> list[Cell]:
+    """Cells of the points with the best mean validation metric among those of each family."""
+    by_point: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in wanted:
+        if cell.choose:
+            by_point.setdefault((cell.family, cell.data, cell.plan.split, cell.line), []).append(
+                cell
+            )
+    best: dict[tuple[Any, ...], tuple[float, list[Cell]]] = {}
+    for (*family, _), group in by_point.items():
+        values = [documents[cell.name].get("best_valid") for cell in group]
+        known_values = [float(value) for value in values if value is not None]
+        if len(known_values) < len(values):
+            continue
+        mean = float(np.mean(known_values))
+        known = best.get(tuple(family))
+        if known is None or mean > known[0]:
+            best[tuple(family)] = (mean, group)
+    return [cell for _, group in best.values() for cell in group]
+
+
+def _tasks(wanted: Sequence[Cell], out: Path, parts: dict[str, Part]) -> dict[str, _Task]:
+    """All work that these cells need, by key; what is shared once."""
+    tasks: dict[str, _Task] = {}
+
+    def add(key: str, cell: Cell, work: Callable[..., Any], label: str, *needs: str | None) -> str:
+        known = tuple(need for need in needs if need is not None)
+        task = tasks.setdefault(key, _Task(key, partial(_call, work, cell, out), label, known))
+        task.cells.append(cell)
+        return key
+
+    for cell in wanted:
+        where = f"{cell.data}, seed {cell.plan.seed}"
+        augmenter = None
+        if cell.augmenter_key is not None:
+            label = f"{cell.plan.augment}, {cell.data}"
+            augmenter = add(f"fit {cell.augmenter_key}", cell, cells.fit_augmenter, label)
+        label = f"{cell.line}, {where}" if not cell.measured_at else f"{cell.plan.label}, {where}"
+        run = add(f"train {cell.run_key}", cell, cells.train, label, augmenter)
+        key = f"measure {cell.line} {where} {cell.plan.split}"
+        task = tasks.setdefault(
+            key, _Task(key, _nothing, f"{cell.line}, {where}, measured", (run,))
+        )
+        task.cells.append(cell)
+        task.work = partial(_measure, tuple(task.cells), out, parts[cell.name])
+    return tasks
+
+
+def _nothing(runtime: Runtime) -> None:
+    """No work."""
+
+
+def _measure(of_run: Sequence[Cell], out: Path, part: Part, runtime: Runtime) -> None:
+    cells.measure(of_run, out, runtime, part)
+
+
+def _call(
+    work: Callable[[Cell, Path, Runtime], Any], cell: Cell, out: Path, runtime: Runtime
+) -> Any:
+    return work(cell, out, runtime)
+
+
+class _Schedule:
+    """Work in the order of what it needs, on all workers, with the time that is left.
+
+    The time of a kind of training is taken from one epoch on a few users before anything is
+    trained, then from its epochs, then from the first that ends.
+    """
+
+    def __init__(self, pool: Workers, tasks: dict[str, _Task], say: Say) -> None:
+        self.pool = pool
+        self.say = say
+        self.tasks = tasks
+        self.failed: dict[str, str] = {}  # by name of the cell
+        self.left = dict(tasks)
+        self.busy: dict[str, float] = {}  # when it began
+        self.seconds: dict[str, float] = {}  # that a task of a kind takes, as far as is known
+
+    def run(self) -> dict[str, str]:
+        """Does all of it.
+
+        Returns:
+            The cells that cannot be filled, with the reason, by name.
+        """
+        self._time_first_epochs()
+        if self.left:
+            n = sum(key.startswith("train ") for key in self.left)
+            self.say(f"{n} to train, {len(self.left)} steps in all; {self._time_left()}")
+        while self.left or self.busy:
+            ready = [task for task in self.left.values() if not self._waits(task)]
+            ready.sort(key=lambda task: -self.seconds.get(task.kind, 0.0))
+            for task in ready[: self.pool.n - self.pool.n_busy]:
+                self.busy[task.key] = time.monotonic()
+                del self.left[task.key]
+                self.pool.submit(task.key, task.work)
+            for event in self.pool.events():
+                self._take(event)
+        return self.failed
+
+    def _waits(self, task: _Task) -> bool:
+        return any(need in self.left or need in self.busy for need in task.needs)
+
+    def _take(self, event: Event) -> None:
+        task = self.tasks[event.key]
+        if event.kind == "epoch":
+            self._learn_from(task, event.value)
+            return
+        took = time.monotonic() - self.busy.pop(event.key)
+        if event.kind == "done":
+            self.seconds[task.kind] = took
+            done = len(self.tasks) - len(self.left) - len(self.busy)
+            self.say(
+                f"[{done}/{len(self.tasks)}] {task.label}: {_spoken(took)}; {self._time_left()}"
+            )
+            return
+        self.say(f"{task.label} failed: {event.value}")
+        self._give_up(task, event.value)
+
+    def _give_up(self, task: _Task, why: str) -> None:
+        for cell in task.cells:
+            self.failed[cell.name] = why
+        for other in [other for other in self.left.values() if task.key in other.needs]:
+            del self.left[other.key]
+            self._give_up(other, why)
+
+    def _learn_from(self, task: _Task, epoch: Epoch) -> None:
+        model, _ = methods_of(task.cells[0].plan)
+        limit = getattr(model.config, "epochs", None)
+        if limit is not None and task.key.startswith("train "):
+            self.seconds[task.kind] = epoch.seconds * limit
+
+    def _time_first_epochs(self) -> None:
+        first: dict[str, _Task] = {}
+        for task in self.tasks.values():
+            if task.key.startswith("train "):
+                first.setdefault(task.kind, task)
+        waiting = list(first.values())
+        while waiting or self.pool.n_busy:
+            while waiting and self.pool.n_busy < self.pool.n:
+                task = waiting.pop()
+                work = partial(_timed, task.cells[0])
+                self.pool.submit(task.kind, work)
+            for event in self.pool.events():
+                if event.kind == "done" and event.value is not None:
+                    self.seconds[event.key] = event.value
+
+    def _time_left(self) -> str:
+        now = time.monotonic()
+        known = [(task, self.seconds.get(task.kind)) for task in self.left.values()]
+        rest = sum(seconds for _, seconds in known if seconds is not None)
+        for key, began in self.busy.items():
+            rest += max(self.seconds.get(self.tasks[key].kind, 0.0) - (now - began), 0.0)
+        return f"at most about {_spoken(rest / self.pool.n)} left"
+
+
+def _timed(cell: Cell, runtime: Runtime) -> float | None:
+    return cells.seconds_of_first_epoch(cell, runtime)
+
+
+def _spoken(seconds: float) -> str:
+    """A time in words: ``45 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,200 @@
+"""Tables and figures of a study's results, for a terminal, a page, a paper or another program."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffuserec.files import write_text
+from diffuserec.reports.curves import draw_curves
+from diffuserec.studies.results import mean
+from diffuserec.tables import Cell, Estimate, Record, format_table
+
+_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+_ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
+
+
+def tables(
+    document: Mapping[str, Any], format: str = "text", metrics: Sequence[str] | None = None
+) -> str:
+    """All tables of a study's results, with what was found in words, protocol and legend.
+
+    Args:
+        document: content of ``results.json``.
+        format: one of ``TABLE_FORMATS``; CSV has the tables alone.
+        metrics: columns, else those of the study.
+
+    Raises:
+        ConfigError: no such format.
+    """
+    shown = list(metrics or document["metrics"])
+    several = len(document["tables"]) > 1
+    parts = []
+    for table in document["tables"]:
+        records = table_records(table, shown, document)
+        title = table["data"] if not several else _title(table)
+        parts.append(format_table(records, format, title=title))
+        if format != "csv":
+            parts += [_paragraph(text, format) for text in _sentences(table, shown[0])]
+    if format != "csv":
+        skipped = [f"{name} was left out: {why}" for name, why in document["skipped"].items()]
+        small = ["Budget small: this shows that all of it runs, and is no result."]
+        texts = skipped + small * (document["budget"] == "small") + [_LEGEND]
+        parts += [_paragraph(text, format) for text in texts]
+    return "\n".join(parts)
+
+
+_LEGEND = (
+    "± half of the 95 % interval; stars: against the row that is named, with Holm's correction "
+    "(* p < .05, ** p < .01, *** p < .001). trials: different settings of the method that were "
+    "validated on this data; looks: at its test part. Rows under 'not ranked' had another effort."
+)
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    words = [table["data"]]
+    words += [table["split"]] * (table["split"] != "leave-one-out")
+    words += [table["protocol"]] * (table["protocol"] != "full")
+    return ", ".join(words)
+
+
+def table_records(
+    table: Mapping[str, Any], metrics: Sequence[str], document: Mapping[str, Any]
+) -> list[Record]:
+    """A record for each row of a table, those that stand in one order first.
+
+    A table of a curve or of a paper keeps its order; others are ordered by the first metric.
+    """
+    rows = list(table["rows"])
+    if not document["published"] and not any(row["point"] for row in rows):
+        rows.sort(key=lambda row: (bool(row["unranked"]), -_value(row, metrics[0])))
+    best = {
+        metric: max((_value(row, metric) for row in rows if not row["unranked"]), default=0.0)
+        for metric in metrics
+    }
+    return [_record(row, metrics, best, document) for row in rows]
+
+
+def _value(row: Mapping[str, Any], metric: str) -> float:
+    found = row["metrics"].get(metric)
+    return float(found["value"]) if found else float("-inf")
+
+
+def _record(
+    row: Mapping[str, Any],
+    metrics: Sequence[str],
+    best: Mapping[str, float],
+    document: Mapping[str, Any],
+) -> Record:
+    record: dict[str, Cell] = {"": row["name"], "seeds": len(row["seeds"])}
+    compared = row["difference"] or {}
+    for metric in metrics:
+        cell = row["metrics"].get(metric)
+        if cell is None:
+            record[metric] = None
+            continue
+        p = compared.get(metric, {}).get("p_holm")
+        stars = next((star for level, star in _STARS if p is not None and p < level), "")
+        value = float(cell["value"])
+        bold = not row["unranked"] and value == best[metric]
+        record[metric] = Estimate(value, cell["margin"], stars, bold)
+    if document["published"]:
+        published = row.get("published") or {}
+        record |= {f"{metric} published": published.get(metric) for metric in metrics}
+    record["against"] = next((c["reference"] for c in compared.values()), None)
+    record["epochs"] = "/".join(str(n) for n in row.get("epochs", []) if n) or None
+    record["seconds"] = _rounded(mean(row.get("seconds", [])))
+    record["trials"] = row["trials"]
+    record["looks"] = max(row.get("looks_at_test", []), default=0)
+    record["not ranked"] = row["failed"] or row["unranked"]
+    return record
+
+
+def _rounded(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
+def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
+    """What the comparisons say, in words, and how it was measured."""
+    above: list[str] = []
+    below: list[str] = []
+    level: list[str] = []
+    for row in table["rows"]:
+        found = (row["difference"] or {}).get(metric)
+        if found is None:
+            continue
+        words = f"{row['name']} ({found['difference']:+.4f} from {found['reference']})"
+        (level if found["p_holm"] >= 0.05 else above if found["difference"] > 0 else below).append(
+            words
+        )
+    said = [
+        f"{metric}, {what}: {', '.join(names)}."
+        for what, names in (
+            ("significantly above", above),
+            ("no difference shown", level),
+            ("significantly below", below),
+        )
+        if names
+    ]
+    return said + [table["line"]] * bool(table["line"]) + [f"Note: {n}." for n in table["notes"]]
+
+
+def _paragraph(text: str, format: str) -> str:
+    if format == "html":
+        from html import escape
+
+        return f"<p>{escape(text)}</p>\n"
+    if format == "latex":
+        return f"% {text}\n"
+    return f"{text}\n"
+
+
+def side_by_side(
+    documents: Sequence[Mapping[str, Any]], format: str = "text", metrics: Sequence[str] = ()
+) -> str:
+    """One table of several studies: a row a name, a column for each data set and metric.
+
+    The first protocol of each study is shown. A row that is not ranked has a dagger.
+    """
+    records: dict[str, dict[str, Cell]] = {}
+    columns: list[str] = []
+    for document in documents:
+        shown = list(metrics or document["metrics"])
+        table = document["tables"][0]
+        names = [f"{table['data']} {metric}" for metric in shown]
+        columns += names
+        for row in table["rows"]:
+            for name, metric in zip(names, shown, strict=True):
+                found = row["metrics"].get(metric)
+                if found is not None:
+                    text = f"{found['value']:.4f}{' †' if row['unranked'] else ''}"
+                    records.setdefault(row["name"], {})[name] = text
+    order = sorted(records, key=lambda name: str(records[name].get(columns[0], "")), reverse=True)
+    lines: list[Record] = [
+        {"": name} | {column: records[name].get(column) for column in columns} for name in order
+    ]
+    note = "† another effort: it ran out of epochs, or has fewer seeds."
+    return format_table(lines, format) + (
+        "" if format == "csv" else "\n" + _paragraph(note, format)
+    )
+
+
+def write_tables(document: Mapping[str, Any], out: Path) -> None:
+    """Writes the tables in every format, and a figure of each curve, beside ``results.json``."""
+    for format, ending in _ENDINGS.items():
+        write_text(out / f"table.{ending}", tables(document, format))
+    for number, table in enumerate(document["tables"]):
+        curves = curves_of(table)
+        if curves:
+            name = "curve.svg" if len(document["tables"]) == 1 else f"curve-{number + 1}.svg"
+            title = f"{document['title']}: {_title(table)}"
+            draw_curves(out / name, title, curves, document["metrics"][:2])
+
+
+def curves_of(table: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows of a table by method and varied setting, for those that vary just one."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table["rows"]:
+        if len(row["point"]) == 1 and row["metrics"]:
+            (setting,) = row["point"]
+            found.setdefault((row["name"].partition(",")[0], setting), []).append(row)
+    return {key: rows for key, rows in found.items() if len(rows) > 1}

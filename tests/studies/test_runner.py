@@ -1,0 +1,273 @@
+"""The runner: every cell once, whatever stops it; failures in the table; looks in the ledger."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffuserec import Runtime, Store
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.files import locked
+from diffuserec.studies.ledger import looks
+from diffuserec.studies.results import copy_results, fill_page, read_results, results_of
+from diffuserec.studies.runner import Outcome, run_study
+from diffuserec.studies.study import Options, Study, read
+from diffuserec.studies.tables import tables, write_tables
+from diffuserec.studies.workers import Workers
+
+STUDY = """
+title = "Small"
+data = ["store"]
+seeds = [0, 1]
+protocols = ["full", "seen kept"]
+floors = ["popularity"]
+
+[settings]
+sasrec = { epochs = 1, dim = 8 }
+random = { n_items = 4 }
+
+[[rows]]
+model = "sasrec"
+augment = ["none", "random"]
+
+[[rows]]
+name = "width"
+model = "gru4rec"
+settings = { epochs = 1 }
+grid = { dim = [8, 12] }
+choose = true
+
+[[rows]]
+name = "draws"
+model = "diffrec"
+settings = { epochs = 1, dim = 8 }
+grid = { n_draws = [1, 2] }
+at = "inference"
+seeds = [0]
+"""
+RUNTIME = Runtime(device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "store"
+    Store(n_users=120, n_items=40, seed=1).dataset().save(path, note={"source": "store"})
+    return path
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    file = folder / "study.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def filled(
+    study: Study, out: Path, data: Path, options: Options | None = None
+) -> tuple[Outcome, dict[str, Any], list[str]]:
+    said: list[str] = []
+    outcome = run_study(study, out, data, RUNTIME, options=options, workers=1, say=said.append)
+    return outcome, results_of(study, outcome, out), said
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished study: its file and its directory."""
+    folder = tmp_path_factory.mktemp("done")
+    file = written(folder)
+    filled(read(file), folder / "out", data)
+    return file, folder / "out"
+
+
+def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> None:
+    file, out = done
+    results = read_results(out)
+    assert [table["protocol"] for table in results["tables"]] == ["full", "seen kept"]
+    (full, kept) = results["tables"]
+    rows = {row["name"]: row for row in full["rows"]}
+    (width,) = (name for name in rows if name.startswith("width"))
+    others = ["SASRec", "SASRec + Random", "draws, n_draws = 1", "draws, n_draws = 2"]
+    assert set(rows) == {*others, width, "Popularity"}
+    assert [len(rows[name]["seeds"]) for name in [*others, width, "Popularity"]] == [
+        2,
+        2,
+        1,
+        1,
+        2,
+        1,
+    ]
+    assert rows["SASRec + Random"]["difference"]["HR@10"]["reference"] == "SASRec"
+    assert rows[width]["trials"] == 2
+    assert rows["SASRec"]["unranked"] == "not stopped by validation within 1 epochs"
+    assert rows["draws, n_draws = 1"]["keys"] != rows["draws, n_draws = 2"]["keys"]
+    # the number is that of the run's own evaluation
+    for table, seen in ((full, True), (kept, False)):
+        from diffuserec.studies.run_directory import open_run
+
+        (row,) = (row for row in table["rows"] if row["name"] == "SASRec")
+        document = json.loads((out / "cells" / "sasrec-store-seed0.json").read_text())
+        run = open_run(out / document["run"], data)
+        found = run.measure(run.model, "test", filter_seen=seen, seed=0).metrics
+        cells = [
+            json.loads((out / "cells" / f"sasrec-store-seed{seed}{end}.json").read_text())
+            for seed in (0, 1)
+            for end in [("" if seen else "-seen-kept")]
+        ]
+        assert cells[0]["test"] == found
+        mean = sum(cell["test"]["NDCG@10"] for cell in cells) / 2
+        assert row["metrics"]["NDCG@10"]["value"] == pytest.approx(mean)
+    # one fitted augmenter for both seeds, one trained model for both points
+    assert len(list((out / "augmenters").iterdir())) == 1
+    assert len([path for path in (out / "runs").iterdir() if path.name.startswith("diffrec")]) == 1
+    # again: nothing is done, and the same comes out
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    _, again, said = filled(read(file), out, data)
+    assert said == []
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
+    assert json.loads(json.dumps(again)) == results
+
+
+def test_the_test_part_is_looked_at_for_the_chosen_point_alone(done: tuple[Path, Path]) -> None:
+    _, out = done
+    cells = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("width*"))]
+    best = {name: [] for name in {cell["line"] for cell in cells}}
+    for cell in cells:
+        if cell["protocol"] == "full":
+            best[cell["line"]].append(cell["best_valid"])
+    chosen = max(best, key=lambda line: sum(best[line]))
+    for cell in cells:
+        events = [look["event"] for look in looks(out / cell["run"])]
+        assert (cell["test"] is not None) == (cell["line"] == chosen) == ("test" in events)
+        assert "validation" in events
+
+
+def test_validation_alone_never_looks_at_the_test_part(data: Path, tmp_path: Path) -> None:
+    options = Options(part="valid", only=("SASRec",), seeds=(0,))
+    file = written(tmp_path)
+    out = tmp_path / "out"
+    _, results, _ = filled(read(file, options), out, data, options)
+    runs = list((out / "runs").iterdir())
+    assert len(runs) == 1
+    assert {look["event"] for run in runs for look in looks(run)} == {"validation"}
+    assert results["tables"][0]["part"] == "valid"
+    assert "split leave-one-out, valid" in results["tables"][0]["line"]
+    # the test part later, without training again
+    options = Options(only=("SASRec",), seeds=(0,))
+    weights = next(runs[0].rglob("weights*"))
+    trained = weights.stat().st_mtime_ns
+    filled(read(file, options), out, data, options)
+    assert weights.stat().st_mtime_ns == trained
+    assert sum(look["event"] == "test" for look in looks(runs[0])) == 2  # a protocol each
+
+
+def test_a_failure_stands_in_the_table_and_is_tried_again(data: Path, tmp_path: Path) -> None:
+    text = STUDY.replace("sasrec = { epochs = 1", "sasrec = { learning_rate = 1e30, epochs = 2")
+    options = Options(only=("SASRec", "SASRec + Random", "Popularity"), seeds=(0,))
+    out = tmp_path / "out"
+    _, results, said = filled(read(written(tmp_path, text), options), out, data, options)
+    rows = {row["name"]: row for row in results["tables"][0]["rows"]}
+    assert "the loss of phase 'fit' became" in rows["SASRec"]["failed"]
+    assert rows["Popularity"]["failed"] is None
+    assert "the loss of phase" in tables(results)
+    assert sum("failed" in line for line in said) == 2
+    _, results, said = filled(read(written(tmp_path, text), options), out, data, options)
+    assert sum("failed" in line for line in said) == 2
+    _, results, _ = filled(read(written(tmp_path, STUDY), options), out, data, options)
+    assert all(row["failed"] is None for row in results["tables"][0]["rows"])
+
+
+def test_one_more_seed_trains_one_more_run(done: tuple[Path, Path], data: Path) -> None:
+    file, out = done
+    options = Options(only=("SASRec",), seeds=(0, 1, 2))
+    _, results, said = filled(read(file, options), out, data, options)
+    assert [line for line in said if "SASRec, store" in line and "measured" not in line] == [
+        line for line in said if "SASRec, store, seed 2:" in line
+    ]
+    assert results["tables"][0]["rows"][0]["seeds"] == [0, 1, 2]
+    results_of(read(file), run_study(read(file), out, data, RUNTIME, workers=1), out)
+
+
+def test_data_that_is_not_there_is_left_out_and_said(data: Path, tmp_path: Path) -> None:
+    text = STUDY.replace('["store"]', '["toys", "store"]')
+    options = Options(only=("Popularity",))
+    study = read(written(tmp_path, text), options)
+    (tmp_path / "data").mkdir()
+    said: list[str] = []
+    outcome = run_study(
+        study,
+        tmp_path / "out",
+        tmp_path / "data",
+        RUNTIME,
+        options=options,
+        workers=1,
+        say=said.append,
+    )
+    assert "Amazon Toys and Games" in outcome.skipped["toys"]
+    assert any("toys is left out" in line for line in said)
+    assert {cell.data for cell in outcome.cells} == {"store"}
+    text = STUDY.replace('["store"]', '["toys"]')
+    with pytest.raises(ConfigError, match="no data set of the study is there"):
+        run_study(read(written(tmp_path, text)), tmp_path / "o", tmp_path / "data", RUNTIME)
+
+
+def test_two_runners_in_one_directory_are_one_too_many(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out), pytest.raises((DataError, ConfigError)):
+        run_study(read(written(tmp_path)), out, data, RUNTIME, workers=1)
+
+
+def test_tables_pages_and_copies(done: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = done
+    results = read_results(out)
+    write_tables(results, out)
+    for ending in ("txt", "md", "tex", "csv", "html"):
+        assert "SASRec" in (out / f"table.{ending}").read_text(encoding="utf-8")
+    assert "<svg" in (out / "curve-1.svg").read_text(encoding="utf-8")
+    copy_results(out, tmp_path / "copy")
+    assert read_results(tmp_path / "copy") == results
+    assert len(list((tmp_path / "copy" / "cells").iterdir())) == len(
+        list((out / "cells").iterdir())
+    )
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- results copy -->\nold\n<!-- /results copy -->\nb\n")
+    fill_page(page, "copy", tables(results, "markdown"))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("a\n<!-- results copy -->\n")
+    assert text.endswith("<!-- /results copy -->\nb\n")
+    assert "old" not in text
+    assert "| SASRec " in text
+    with pytest.raises(ConfigError, match="no marks"):
+        fill_page(page, "other", "x")
+
+
+def _die(runtime: Runtime) -> None:
+    os._exit(3)
+
+
+def _answer(runtime: Runtime) -> int:
+    return 42
+
+
+def _refuse(runtime: Runtime) -> int:
+    raise DataError("no such thing\nat all")
+
+
+def test_a_worker_that_dies_is_told_and_replaced() -> None:
+    with Workers(2, RUNTIME) as pool:
+        found: dict[str, tuple[str, Any]] = {}
+        pool.submit("dies", _die)
+        pool.submit("works", _answer)
+        while pool.n_busy:
+            found |= {event.key: (event.kind, event.value) for event in pool.events()}
+        pool.submit("refuses", _refuse)
+        pool.submit("works again", _answer)
+        while pool.n_busy:
+            found |= {event.key: (event.kind, event.value) for event in pool.events()}
+    assert found == {
+        "dies": ("failed", "its process ended with status 3"),
+        "works": ("done", 42),
+        "refuses": ("failed", "no such thing"),
+        "works again": ("done", 42),
+    }
