@@ -58,9 +58,10 @@ def study(
 
     Examples:
 
-        diffuserec study experiments/augmentation.toml --data data --out runs/augmentation
-        diffuserec study mine.toml --data data/clicks --out runs/mine --set sasrec.dim=32
-        diffuserec study experiments/diffrec.toml --out runs/quick --budget small --split valid
+        diffuserec study experiments/beauty.toml --out runs/beauty
+        diffuserec study mine.toml --data data/clicks --out runs/mine
+        diffuserec study mine.toml --out runs/mine --set sasrec.dim=32
+        diffuserec study mine.toml --out runs/quick --budget small
     """
     _run(file, out, data, seeds, settings, only, budget, split, workers, device, precision, as_json)
 
@@ -176,10 +177,10 @@ def results(
 
     Examples:
 
-        diffuserec results runs/augmentation --format latex
-        diffuserec results runs/augmentation --copy docs/results/augmentation
-        diffuserec results docs/results/augmentation --into docs/results.md
-        diffuserec results docs/results/beauty docs/results/ml-1m --side-by-side --into README.md
+        diffuserec results runs/beauty --format latex
+        diffuserec results runs/beauty --copy docs/results/beauty
+        diffuserec results docs/results/beauty --into docs/results.md
+        diffuserec results runs/a runs/b --side-by-side --into page.md
     """
     from diffuserec.studies.results import copy_results, fill_page, read_results
     from diffuserec.studies.tables import side_by_side, tables
