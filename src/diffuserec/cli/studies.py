@@ -180,7 +180,7 @@ def results(
         diffuserec results runs/beauty --format latex
         diffuserec results runs/beauty --copy docs/results/beauty
         diffuserec results docs/results/beauty --into docs/results.md
-        diffuserec results runs/a runs/b --side-by-side --into page.md
+        diffuserec results runs/a runs/b --side-by-side
     """
     from diffuserec.studies.results import copy_results, fill_page, read_results
     from diffuserec.studies.tables import side_by_side, tables
