@@ -25,8 +25,8 @@ for module in (
     "recommenders.popularity",
     "augmenters.diff4rec",
     "augmenters.random",
-    "studies.experiment",
-    "studies.sensitivity",
+    "studies.runner",
+    "studies.tables",
     "serving.augmented_log",
     "serving.lists",
 ):

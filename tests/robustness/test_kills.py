@@ -40,27 +40,27 @@ METHODS = {
         *("--augment-set", "num_train_timesteps=25", "--augment-set", "hidden_dim=8"),
     ],
 }
-EXPERIMENT = """
+STUDY = """
 title = "Killed"
-seeds = [0, 1]
-[[variants]]
-name = "SASRec"
+data = ["any"]
+floors = []
+[settings]
+sasrec = { epochs = 3, dim = 8, max_len = 8 }
+random = { n_items = 2 }
+[[rows]]
 model = "sasrec"
-settings = { epochs = 3, dim = 8, max_len = 8 }
-[[variants]]
-name = "SASRec + Random"
-model = "sasrec"
-settings = { epochs = 2, dim = 8, max_len = 8 }
-augment = "random"
-augment_settings = { n_items = 2 }
-seeds = [0]
+augment = ["none", "random"]
 """
 CURVE = """
 title = "Killed"
+data = ["any"]
+floors = []
+[[rows]]
+name = "widths"
 model = "sasrec"
 settings = { epochs = 3, max_len = 8 }
-setting = "dim"
-values = [4, 8]
+grid = { dim = [4, 8] }
+choose = true
 """
 
 
@@ -138,7 +138,7 @@ def cases(folder: Path, server: KillServer) -> dict[str, Case]:
     log, data = folder / "log.csv", folder / "data"
     Store(n_users=80, n_items=40, seed=1).frame().write_csv(log)
     server.complete("prepare", log, "--out", data)
-    (folder / "experiment.toml").write_text(EXPERIMENT)
+    (folder / "study.toml").write_text(STUDY)
     (folder / "curve.toml").write_text(CURVE)
     found = {}
 
@@ -162,13 +162,9 @@ def cases(folder: Path, server: KillServer) -> dict[str, Case]:
     )
     for method in METHODS:
         found[f"train {method}"] = trained(method)
-    found["experiment"] = again(
-        lambda out: ["experiment", folder / "experiment.toml", data, "--out", out],
-        lambda out: False,
-    )
-    found["curve"] = again(
-        lambda out: ["curve", folder / "curve.toml", data, "--out", out], lambda out: False
-    )
+    for name in ("study", "curve"):
+        words = ["study", folder / f"{name}.toml", "--data", data, "--workers", "1", "--out"]
+        found[name] = again(lambda out, words=words: [*words, out], lambda out: False)
     old, new = folder / "old", folder / "new"
     for path, dim in ((old, 8), (new, 16)):
         model = SASRec(dim=dim)
@@ -215,16 +211,17 @@ def _content(out: Path) -> dict[str, Any]:
             found[name] = pl.read_parquet(file, glob=False).to_dicts()
         elif file.suffix == ".json":
             found[name] = _timeless(json.loads(file.read_text()))
-        elif file.suffix not in (".html", ".svg", ".md"):  # those have times; report.json has all
-            found[name] = file.read_bytes()
+        elif file.stem in ("table", "ledger") or file.suffix in (".html", ".svg", ".md"):
+            found[name] = None  # they have times; results.json and report.json have all
         else:
-            found[name] = None
+            found[name] = file.read_bytes()
     return found
 
 
 def _timeless(content: Any) -> Any:
     if isinstance(content, dict):
-        times = ("seconds", "starts", "run", "per_user_sha256")
+        times = ("seconds", "starts", "run", "per_user_sha256", "environment")
+        times += ("validations", "looks_at_test")  # a look that a kill cut short was one
         return {k: _timeless(v) for k, v in content.items() if k not in times}
     return [_timeless(v) for v in content] if isinstance(content, list) else content
 
@@ -266,7 +263,7 @@ def kill_and_continue(
     leftovers = [
         path.name
         for path in out.parent.rglob(".*")
-        if path.suffix != ".lock" or name.startswith(("train", "experiment", "curve"))
+        if path.suffix != ".lock" or name.startswith(("train", "study", "curve"))
     ]
     assert leftovers == [], f"{name}, {seed}"
     end = _content(out)

@@ -17,7 +17,7 @@ import numpy as np
 from diffuserec.data import load_dataset
 from diffuserec.data.splits import canonical_split
 from diffuserec.errors import ConfigError
-from diffuserec.files import locked
+from diffuserec.files import locked, sweep
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.studies import cells
 from diffuserec.studies.cells import Cell, Part
@@ -97,6 +97,7 @@ def run_study(
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
         documents = _fill(study, wanted, out, runtime, workers or n_cores(), say)
+        sweep(out)
     return Outcome(wanted, documents, skipped)
 
 
