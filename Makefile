@@ -1,39 +1,47 @@
 # Each target makes .venv when it is missing: `make demo` and `make test` work on a fresh clone.
+# Another Python has an environment of its own: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 # as published: the last digits of results follow from the number of threads
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check stub bench slow clean
+.PHONY: demo test test-lowest check stub bench slow clean
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	$(BIN)/diffuserec demo --out demo
 
-test: .venv/.installed
+test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-slow: .venv/.installed
+# the suite at the lowest versions that pyproject.toml allows; torch's is a build for CUDA of 4 GB
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow --timeout=0
 
-check: .venv/.installed
+check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 # the public names with typed settings, after a change to either
-stub: .venv/.installed
+stub: $(VENV)/.installed
 	$(BIN)/python tools/make_stub.py
 
 # LOG: a file of one line a user ("user item item …"), such as Amazon Beauty's 5-core
-bench: .venv/.installed
+bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_all.py $(LOG)
 
-.venv/.installed: pyproject.toml constraints.txt examples/package/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e examples/package
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) examples/package/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]' -e examples/package
 	touch $@
 
 clean:
-	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-lowest demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -32,7 +32,7 @@ def main() -> None:
     text = json.dumps(found, indent=2)
     print(text)
     if given.json is not None:
-        given.json.write_text(text + "\n")
+        given.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

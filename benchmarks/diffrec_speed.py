@@ -124,7 +124,7 @@ def main() -> None:
     }
     print(json.dumps(found, indent=2))
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

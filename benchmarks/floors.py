@@ -38,7 +38,7 @@ def main() -> None:
     print(text)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
+        given.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

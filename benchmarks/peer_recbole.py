@@ -181,7 +181,9 @@ def pins_file(folder: Path) -> Path:
 
 def holds_pins(folder: Path) -> bool:
     """Whether `folder` is an environment that `create_environment` finished, with today's pins."""
-    return pins_file(folder).is_file() and pins_file(folder).read_text() == pins_text()
+    return (
+        pins_file(folder).is_file() and pins_file(folder).read_text(encoding="utf-8") == pins_text()
+    )
 
 
 def pins_text() -> str:
@@ -202,7 +204,7 @@ def create_environment(folder: Path) -> None:
             [*install, "--no-deps", RECBOLE],
         ):
             subprocess.run(command, check=True, stdout=sys.stderr)
-        pins_file(folder).write_text(pins_text())
+        pins_file(folder).write_text(pins_text(), encoding="utf-8")
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, subprocess.CalledProcessError):

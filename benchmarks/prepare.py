@@ -47,7 +47,11 @@ def measure(n: int) -> dict[str, float]:
         log, out = Path(folder) / "log.csv", Path(folder) / "data"
         for step in (["--generate", str(n), str(log)], ["--prepare", str(log), str(out)]):
             done = subprocess.run(
-                [sys.executable, __file__, *step], check=True, stdout=subprocess.PIPE, text=True
+                [sys.executable, __file__, *step],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
             )
         result: dict[str, float] = json.loads(done.stdout)
         result["csv_mib"] = log.stat().st_size / 2**20
@@ -78,7 +82,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

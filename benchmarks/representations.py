@@ -99,7 +99,7 @@ def main() -> None:
             axis.set_yticks([])
     figure.tight_layout()
     figure.savefig(given.out.with_suffix(".svg"))
-    given.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    given.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 

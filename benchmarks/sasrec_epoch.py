@@ -82,12 +82,12 @@ def main() -> None:
             command = [sys.executable, str(Path(__file__).with_name("peer_recbole.py"))]
             command += [str(given.log), "--threads", str(given.threads), "--venv", given.venv]
             subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.DEVNULL)
-            result["recbole"] = json.loads(out.read_text())
+            result["recbole"] = json.loads(out.read_text(encoding="utf-8"))
     text = json.dumps(result, indent=2)
     print(text)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
+        given.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main() -> None:
         alpha_bars = NoiseSchedule.named(name, N_STEPS).alpha_bars
         lines.append([name, *(f"{alpha_bars[n - 1].item():.3g}" for n in shown)])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    given.out.with_suffix(".md").write_text(text + "\n")
+    given.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

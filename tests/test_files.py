@@ -29,6 +29,7 @@ def child(program: str, *arguments: object) -> subprocess.Popen[str]:
         + [str(argument) for argument in arguments],
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
 
 
@@ -37,27 +38,27 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     write_text(file, "ä\nb")
     assert file.read_bytes() == "ä\nb".encode()
     with replacing(file) as work:
-        work.write_text("other")
+        work.write_text("other", encoding="utf-8")
         assert file.read_text("utf-8") == "ä\nb"
-    assert file.read_text() == "other"
+    assert file.read_text(encoding="utf-8") == "other"
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})
-    before = file.read_text()
+    before = file.read_text(encoding="utf-8")
 
     def interrupted() -> None:
         with replacing(file) as work:
-            work.write_text("half")
+            work.write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     with pytest.raises(TypeError):
         write_json(file, {"a": object()})
-    assert file.read_text() == before
+    assert file.read_text(encoding="utf-8") == before
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -65,18 +66,18 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -
 def test_any_name_can_be_written(tmp_path: Path, name: str) -> None:
     for text in ("first", "second"):
         write_text(tmp_path / name, text)
-        assert (tmp_path / name).read_text() == text
+        assert (tmp_path / name).read_text(encoding="utf-8") == text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_stands_under_names_like_ours_is_let_alone(tmp_path: Path) -> None:
     mine = tmp_path / ".a.partial"
-    mine.write_text("mine")
-    (tmp_path / ".ab.1-01234567.partial").write_text("of another path")
+    mine.write_text("mine", encoding="utf-8")
+    (tmp_path / ".ab.1-01234567.partial").write_text("of another path", encoding="utf-8")
     (tmp_path / ".b.partial").symlink_to(tmp_path / "nowhere")
     for name in ("a", "b"):
         write_text(tmp_path / name, "text")
-    assert mine.read_text() == "mine"
+    assert mine.read_text(encoding="utf-8") == "mine"
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -85,7 +86,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "there" / "a.txt")  # dangling at first
     for text in ("first", "second"):
         write_text(tmp_path / "link", text)
-        assert (tmp_path / "there" / "a.txt").read_text() == text
+        assert (tmp_path / "there" / "a.txt").read_text(encoding="utf-8") == text
     assert (tmp_path / "link").is_symlink()
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["a.txt"]
 
@@ -102,7 +103,7 @@ def test_two_writers_never_share_a_file_and_the_next_removes_the_rest_of_the_dea
     writer = child(program, file)
     assert writer.stdout is not None
     left = writer.stdout.readline().strip()
-    assert (tmp_path / left).read_text() == "half"
+    assert (tmp_path / left).read_text(encoding="utf-8") == "half"
     with (
         pytest.raises(DataError, match=r"a\.txt is being written by another process"),
         locked(file),
@@ -113,7 +114,7 @@ def test_two_writers_never_share_a_file_and_the_next_removes_the_rest_of_the_dea
     writer.communicate()
     assert (tmp_path / left).exists()
     write_text(file, "whole")
-    assert file.read_text() == "whole"
+    assert file.read_text(encoding="utf-8") == "whole"
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -156,7 +157,7 @@ def test_a_writer_waits_for_a_short_one(tmp_path: Path) -> None:
     write_text(file, "second")
     writer.communicate()
     assert writer.returncode == 0
-    assert file.read_text() == "second"
+    assert file.read_text(encoding="utf-8") == "second"
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -165,7 +166,7 @@ def test_a_new_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with new_directory(folder) as work:
-            (work / "first").write_text("half")
+            (work / "first").write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -173,7 +174,7 @@ def test_a_new_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with new_directory(folder) as work:
         assert list(work.iterdir()) == []
-        (work / "first").write_text("whole")
+        (work / "first").write_text("whole", encoding="utf-8")
         assert not folder.exists()
     assert [file.name for file in folder.iterdir()] == ["first"]
     assert list(tmp_path.iterdir()) == [folder]
@@ -181,7 +182,7 @@ def test_a_new_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_full_or_forbidden_place_is_one_line(tmp_path: Path) -> None:
     frame = pl.DataFrame({"a": [1]})
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(DataError, match=r"file/a\.txt cannot be written: (Not a|File exists)"):
         write_text(tmp_path / "file" / "a.txt", "x")
     for writer in ("write_parquet", "write_csv", "write_ndjson"):
@@ -196,7 +197,7 @@ def test_a_full_or_forbidden_place_is_one_line(tmp_path: Path) -> None:
         def fill() -> None:
             with replacing(tmp_path / "a") as work:
                 work.symlink_to("/dev/full")
-                work.write_text("x" * 10)
+                work.write_text("x" * 10, encoding="utf-8")
 
         with pytest.raises(DataError, match=r"a cannot be written: No space left on device"):
             fill()

@@ -37,7 +37,7 @@ from diffuserec.evaluation import rank
 from diffuserec.models.methods import find_augmenter, find_recommender
 
 FILE = Path(__file__).with_name("numbers.json")
-RECORD: dict[str, Any] = json.loads(FILE.read_text())
+RECORD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 DATA = os.environ.get("DIFFUSEREC_DATA")
 RUNTIME = Runtime(device="cpu", precision="fp32", seed=0, progress=False)
 
@@ -167,7 +167,7 @@ def disagreements(entry: dict[str, Any], made: Numbers, exactly: bool) -> list[s
 def machine() -> dict[str, str]:
     """Facts on which the rounding of products depends."""
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     names = ("model name", "cpu family", "model", "stepping")
     facts = [re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in names]
     return {
@@ -280,7 +280,7 @@ def write(record: dict[str, Any]) -> None:
             for name, case in record[data].items()
         ]
         logs.append(f' "{data}": {{\n' + ",\n".join(cases) + "\n }")
-    FILE.write_text("{\n" + ",\n".join(facts + logs) + "\n}\n")
+    FILE.write_text("{\n" + ",\n".join(facts + logs) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ def folder(tmp_path, monkeypatch) -> str:
     """An importable package of two files with a shape each, a private file and one that fails."""
     package = tmp_path / "shapes_of_this_test"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("", encoding="utf-8")
     (package / "circle.py").write_text(
-        "class Circle(ValueError): pass\nclass _Round(ValueError): pass"
+        "class Circle(ValueError): pass\nclass _Round(ValueError): pass", encoding="utf-8"
     )
     (package / "square.py").write_text(
-        "from .circle import Circle\nclass Square(ValueError): pass\nSIDES = 4"
+        "from .circle import Circle\nclass Square(ValueError): pass\nSIDES = 4", encoding="utf-8"
     )
-    (package / "_private.py").write_text("class Private: pass")
-    (package / "broken.py").write_text("raise RuntimeError('imported')")
+    (package / "_private.py").write_text("class Private: pass", encoding="utf-8")
+    (package / "broken.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield package.name
     for name in [name for name in sys.modules if name.startswith(package.name)]:
@@ -44,13 +44,13 @@ def install(tmp_path, monkeypatch):
         site = tmp_path / "site"
         (site / f"{package}-1.dist-info").mkdir(parents=True)
         (site / f"{package}-1.dist-info" / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n"
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n", encoding="utf-8"
         )
         lines = [f"{name} = {value}" for name, value in entries.items()]
         (site / f"{package}-1.dist-info" / "entry_points.txt").write_text(
-            "\n".join(["[diffuserec.shapes]", *lines])
+            "\n".join(["[diffuserec.shapes]", *lines]), encoding="utf-8"
         )
-        (site / f"{package}.py").write_text(content)
+        (site / f"{package}.py").write_text(content, encoding="utf-8")
         if not made:
             monkeypatch.syspath_prepend(site)
         made.append(package)
@@ -81,7 +81,7 @@ def test_files_of_a_folder_are_parts_and_imported_when_first_used(folder) -> Non
 @pytest.mark.parametrize("content, n", [("", 0), ("class {0}(ValueError): pass", 2)])
 def test_a_file_that_does_not_hold_one_part_is_refused(folder, content, n) -> None:
     file = Path(importlib.import_module(folder).__file__).with_name("several.py")
-    file.write_text("\n".join(content.format(name) for name in ("One", "Two")))
+    file.write_text("\n".join(content.format(name) for name in ("One", "Two")), encoding="utf-8")
     message = (
         rf"^{folder}.several defines {n} public shape classes: a file in this folder holds one$"
     )
@@ -260,8 +260,12 @@ def test_a_declaration_twice_in_the_path_is_one(install, tmp_path, monkeypatch) 
     again = tmp_path / "again"
     (again / "twin-1.dist-info").mkdir(parents=True)
     for name in ("METADATA", "entry_points.txt"):
-        text = (site / "stars-1.dist-info" / name).read_text().replace("Name: stars", "Name: twin")
-        (again / "twin-1.dist-info" / name).write_text(text)
+        text = (
+            (site / "stars-1.dist-info" / name)
+            .read_text(encoding="utf-8")
+            .replace("Name: stars", "Name: twin")
+        )
+        (again / "twin-1.dist-info" / name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(again)
     shapes: Registry[type] = Registry("shape", object)
     assert shapes.find("moon").__name__ == "Moon"

@@ -57,6 +57,7 @@ def test_the_stub_is_up_to_date() -> None:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     ).stdout
     written = (ROOT / "src/diffuserec/__init__.pyi").read_text(encoding="utf-8")
     assert made == written, "run: make stub"
@@ -96,6 +97,7 @@ def test_a_users_program_passes_mypy_strictly(tmp_path: Path, program: str, erro
         capture_output=True,
         text=True,
         check=False,
+        encoding="utf-8",
     )
     found = [line for line in checked.stdout.splitlines() if ": error:" in line]
     assert len(found) == len(errors), checked.stdout + checked.stderr

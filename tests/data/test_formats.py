@@ -36,7 +36,7 @@ class Arrows(LogFormat):
         log.refuse_named_columns(self.name)
         source = Source(log.path.name, lambda row: f"line {row + 1}")
         rows = []
-        for number, line in enumerate(log.path.read_text().splitlines()):
+        for number, line in enumerate(log.path.read_text(encoding="utf-8").splitlines()):
             user, arrow, rest = line.partition(" -> ")
             item, at, time = rest.partition(" @ ")
             if not (arrow and at):
@@ -118,7 +118,7 @@ def test_the_surest_format_takes_a_file_without_a_name(first: str, format: str) 
 def test_a_registered_format_is_read_by_suffix_content_and_name(
     tmp_path: Path, name: str, format: str | None
 ) -> None:
-    (tmp_path / name).write_text(LOG)
+    (tmp_path / name).write_text(LOG, encoding="utf-8")
     log = read_log(tmp_path / name, format)
     assert log.frame.rows() == ROWS
     assert log.summary.format == "arrows"
@@ -134,7 +134,7 @@ def test_a_registered_format_is_written_and_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="arrows cannot hold the user_id 'x -> y'"):
         from_frame(bad).write(tmp_path / "bad.arrows")
     assert not (tmp_path / "bad.arrows").exists()
-    (tmp_path / "torn.arrows").write_text(LOG + "cy -> \n")
+    (tmp_path / "torn.arrows").write_text(LOG + "cy -> \n", encoding="utf-8")
     with pytest.raises(DataError, match=r"torn\.arrows, line 4: expected user -> item @ time"):
         read_log(tmp_path / "torn.arrows")
     with pytest.raises(DataError, match=r"read as arrows, which has no column names: .*user="):
@@ -149,13 +149,13 @@ def test_a_registered_binary_format_is_known_by_its_mark(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(Blob.magic + b"\x03")
         log = read_log(tmp_path / name, format)
         assert (len(log), log.summary.format) == (6, "blob")
-    (tmp_path / "other").write_text(LOG)
+    (tmp_path / "other").write_text(LOG, encoding="utf-8")
     with pytest.raises(DataError, match="not a BLOB file"):
         read_log(tmp_path / "other", "blob")
 
 
 def test_unregistered_formats_are_unknown(tmp_path: Path) -> None:
-    (tmp_path / "log.arrows").write_text(LOG)
+    (tmp_path / "log.arrows").write_text(LOG, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"no format 'arrow'; there are: .*csv, inter, jsonl"):
         read_log(tmp_path / "log.arrows", "arrow")
     with pytest.raises(ConfigError, match=r"no format '\.arrows' to write"):
@@ -173,7 +173,7 @@ def test_no_format_takes_files_from_those_of_this_package(tmp_path: Path, regist
     registered.register("greedy", Greedy)
     content = "user,item,time\n1,2,3\n2,3,4\n"
     for name in ("log.csv", "log"):
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="utf-8")
         assert read_log(tmp_path / name).summary.format == "csv"
     assert writable_format(tmp_path / "new.inter", None) == "inter"
 
@@ -186,13 +186,13 @@ def test_a_broken_format_of_others_breaks_no_file_of_ours(tmp_path: Path, regist
             raise RuntimeError("broken")
 
     registered.register("broken", Broken)
-    (tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n2,3,4\n")
+    (tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n2,3,4\n", encoding="utf-8")
     log = read_log(tmp_path / "log.csv")
     for name in ("log.parquet", "log.inter", "log.txt"):
         log.write(tmp_path / name)
     assert read_log(tmp_path / "log.txt", "sequences").summary.n_users == 2
     assert read_log(tmp_path / "log.parquet").frame.equals(log.frame)
-    (tmp_path / "log.arrows").write_text(LOG)
+    (tmp_path / "log.arrows").write_text(LOG, encoding="utf-8")
     assert read_log(tmp_path / "log.arrows", "arrows").frame.rows() == ROWS
     with pytest.raises(RuntimeError, match="broken"):  # asked whether the file is its own
         read_log(tmp_path / "log.txt")
@@ -225,11 +225,15 @@ def test_an_installed_package_declares_a_format(tmp_path: Path, monkeypatch) -> 
             def read(self, log):
                 return read_table(log, self.name, "|")
     """
-    (tmp_path / "barlog.py").write_text(textwrap.dedent(code))
+    (tmp_path / "barlog.py").write_text(textwrap.dedent(code), encoding="utf-8")
     info = tmp_path / "barlog-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: barlog\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[diffuserec.formats]\nbars = barlog:Bars\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: barlog\nVersion: 1.0\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        "[diffuserec.formats]\nbars = barlog:Bars\n", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     fresh: Registry[type[LogFormat]] = Registry("format", LogFormat, "diffuserec.data.formats")
     assert fresh.group == FORMATS.group == "diffuserec.formats"
@@ -238,7 +242,7 @@ def test_an_installed_package_declares_a_format(tmp_path: Path, monkeypatch) -> 
     found = fresh.find("bars")
     monkeypatch.delitem(sys.modules, "barlog")
     log_file = tmp_path / "log.bars"
-    log_file.write_text("user|item|time\n1|a,b|3\n2|c|4\n")
+    log_file.write_text("user|item|time\n1|a,b|3\n2|c|4\n", encoding="utf-8")
     named = {"user_id": None, "item_id": None, "timestamp": None}
     columns = found().read(LogFile(log_file, named, "user|item|time", explicit=True))
     assert columns.table.rows() == [("1", "a,b", "3"), ("2", "c", "4")]
@@ -263,7 +267,7 @@ def test_records_are_whole_whatever_the_block(
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(records)
     content = stream.getvalue() if ends_with_line_feed else stream.getvalue().removesuffix("\n")
     path = tmp_path_factory.mktemp("blocks") / "log.csv"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     found, lines = [], []
     for block in blocks(path, quoted=True, size=size):
         assert block.record == len(found)
@@ -278,7 +282,7 @@ def test_records_are_whole_whatever_the_block(
 
 def test_unquoted_records_end_with_every_line_feed(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
-    path.write_text('a "b\nc" d\n\ne')
+    path.write_text('a "b\nc" d\n\ne', encoding="utf-8")
     for size in (1, 3, 100):
         texts = [
             block.text[start:end].decode()

@@ -713,10 +713,10 @@ def test_from_dataset_orders_users_and_names_them_by_number():
 
 def test_writing_refuses(tmp_path):
     log = from_frame(pl.DataFrame({"user": ["a b", "c"], "item": [1, 2], "time": [1, 2]}))
-    (tmp_path / "log.csv").write_text("mine")
+    (tmp_path / "log.csv").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match=r"log\.csv exists already: choose another"):
         log.write(tmp_path / "log.csv")
-    assert (tmp_path / "log.csv").read_text() == "mine"
+    assert (tmp_path / "log.csv").read_text(encoding="utf-8") == "mine"
     with pytest.raises(DataError, match=r"sequences cannot hold the user_id 'a b'.*blank"):
         log.write(tmp_path / "log.txt")
     tabbed = from_frame(

@@ -126,10 +126,10 @@ def test_leftovers_of_an_interrupted_save_are_not_taken_over(tmp_path: Path) -> 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine").write_text("x")
+    (tmp_path / "data" / "mine").write_text("x", encoding="utf-8")
     with pytest.raises(DataError, match="exists already"):
         SequenceDataset.from_lists(SEQUENCES).save(tmp_path / "data")
-    assert (tmp_path / "data" / "mine").read_text() == "x"
+    assert (tmp_path / "data" / "mine").read_text(encoding="utf-8") == "x"
 
 
 def at(directory: Path, name: str) -> Path:
@@ -214,7 +214,7 @@ def test_a_foreign_manifest_is_refused(
 
 
 def test_a_manifest_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("[1]")
+    (tmp_path / "manifest.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(DataError, match="not a prepared dataset"):
         load_dataset(tmp_path)
 

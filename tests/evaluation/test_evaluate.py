@@ -318,7 +318,7 @@ def test_loading_refuses_what_does_not_belong_together(model, split, tmp_path):
     evaluate(model, split.valid).per_user.write_parquet(tmp_path / "per_user.parquet")
     with pytest.raises(DataError, match="does not belong to metrics"):
         load_evaluation(tmp_path)
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match="not a saved evaluation"):
         load_evaluation(tmp_path)
 

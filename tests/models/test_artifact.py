@@ -70,7 +70,7 @@ def test_a_model_directory_holds_these_files_and_no_users(saved) -> None:
     assert set(saved.iterdir()) == files
     assert all(b"secret" not in file.read_bytes() for file in files)
     assert load(saved).catalog.user_ids is None
-    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest = json.loads((saved / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["kind"], manifest["name"]) == ("recommender", "sasrec")
     assert manifest["config"]["dim"] == 8
 
@@ -190,7 +190,7 @@ def test_an_unknown_method_is_named(saved, changes, message) -> None:
     ids=str,
 )
 def test_settings_that_do_not_fit_the_weights_are_refused_at_once(saved, setting, message) -> None:
-    config = json.loads((saved / "manifest.json").read_text())["config"] | setting
+    config = json.loads((saved / "manifest.json").read_text(encoding="utf-8"))["config"] | setting
     edit(saved, config=config)
     with pytest.raises(DataError, match=f"manifest.json.*weights do not fit.*({message})"):
         load(saved)
@@ -198,7 +198,9 @@ def test_settings_that_do_not_fit_the_weights_are_refused_at_once(saved, setting
 
 def test_a_setting_changed_by_hand_is_noticed(saved) -> None:
     file = saved / "manifest.json"
-    file.write_text(file.read_text().replace('"n_heads": 2', '"n_heads": 4'))
+    file.write_text(
+        file.read_text(encoding="utf-8").replace('"n_heads": 2', '"n_heads": 4'), encoding="utf-8"
+    )
     with pytest.raises(DataError, match=r"manifest\.json is damaged \(it does not match its own"):
         load(saved)
 
@@ -336,21 +338,21 @@ def test_a_failed_save_leaves_the_older_model(saved, random_log, monkeypatch, ow
 def test_nothing_foreign_is_written_over(fitted, random_log, tmp_path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    (photos / "cat.jpg").write_text("cat")
+    (photos / "cat.jpg").write_text("cat", encoding="utf-8")
     file = tmp_path / "file"
-    file.write_text("text")
+    file.write_text("text", encoding="utf-8")
     random_log.save(tmp_path / "data")  # it has a manifest.json, but it is no model
     for path in (photos, file, tmp_path / "data"):
         with pytest.raises(DataError, match="exists and is not a saved model"):
             fitted.save(path)
-    assert (photos / "cat.jpg").read_text() == "cat"
-    assert file.read_text() == "text"
+    assert (photos / "cat.jpg").read_text(encoding="utf-8") == "cat"
+    assert file.read_text(encoding="utf-8") == "text"
     assert part(tmp_path / "data", "items.npy").exists()
 
 
 def test_a_model_directory_with_somebodys_notes_is_not_replaced(saved, fitted) -> None:
-    (saved / "notes.txt").write_text("the good one")
+    (saved / "notes.txt").write_text("the good one", encoding="utf-8")
     with pytest.raises(DataError, match=r"notes\.txt"):
         fitted.save(saved)
-    assert (saved / "notes.txt").read_text() == "the good one"
+    assert (saved / "notes.txt").read_text(encoding="utf-8") == "the good one"
     assert type(load(saved)) is SASRec

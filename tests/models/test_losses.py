@@ -689,7 +689,7 @@ def test_a_loss_of_ones_own_may_read_what_it_is_given(random_log):
 def test_a_model_of_a_loss_that_nobody_knows_is_not_loaded(random_log, tmp_path):
     SASRec(**SETTINGS).fit(random_log).save(tmp_path / "model")
     path = tmp_path / "model" / "manifest.json"
-    config = json.loads(path.read_text())["config"]
+    config = json.loads(path.read_text(encoding="utf-8"))["config"]
     edit(tmp_path / "model", config=config | {"loss": "elsewhere"})
     with pytest.raises(DataError, match=r"SASRec: loss: no loss 'elsewhere'; there are: .*bce"):
         load(tmp_path / "model")

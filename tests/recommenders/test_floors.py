@@ -190,7 +190,11 @@ PUBLIC_LOGS = {
 @pytest.mark.skipif("DIFFUSEREC_DATA" not in os.environ, reason="DIFFUSEREC_DATA is not set")
 @pytest.mark.parametrize("name", PUBLIC_LOGS)
 def test_public_logs_give_the_known_metrics(name: str) -> None:
-    lines = (Path(os.environ["DIFFUSEREC_DATA"]) / f"{name}.txt").read_text().splitlines()
+    lines = (
+        (Path(os.environ["DIFFUSEREC_DATA"]) / f"{name}.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     log = SequenceDataset.from_lists([[int(item) for item in line.split()[1:]] for line in lines])
     split = leave_one_out(log)
     for model, expected in PUBLIC_LOGS[name]:

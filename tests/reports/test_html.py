@@ -474,6 +474,6 @@ def test_lists_of_draws_are_escaped(tmp_path):
 
 @pytest.mark.parametrize("module", [html, figures, inspection, curves])
 def test_importing_it_does_not_import_matplotlib(module):
-    source = Path(module.__file__).read_text()
+    source = Path(module.__file__).read_text(encoding="utf-8")
     outside = re.sub(r"if TYPE_CHECKING:\n(    .*\n)+", "", source)
     assert not re.search(r"^(import|from) matplotlib", outside, re.M)

@@ -61,7 +61,7 @@ def test_requests_that_cannot_be_answered_are_refused_before_a_model_is_asked(
     run: Path, tmp_path: Path
 ) -> None:
     taken = tmp_path / "taken.csv"
-    taken.write_text("mine")
+    taken.write_text("mine", encoding="utf-8")
     for out, error, message in (
         (taken, DataError, "exists already"),
         (tmp_path / "lists.doc", ConfigError, "must end in .csv, .parquet, .jsonl"),
@@ -69,7 +69,7 @@ def test_requests_that_cannot_be_answered_are_refused_before_a_model_is_asked(
     ):
         with pytest.raises(error, match=message):
             recommend_from(run, [1], None, out=out)
-    assert taken.read_text() == "mine"
+    assert taken.read_text(encoding="utf-8") == "mine"
     for history, histories in ((None, None), ([1], taken)):
         with pytest.raises(ConfigError, match="either --history or --histories"):
             recommend_from(run, history, histories)
@@ -116,7 +116,7 @@ def test_histories_of_which_nothing_is_known_are_refused_unless_asked_for(
 
 
 def test_a_model_folder_and_a_run_stand_for_each_other(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     assert type(load(tmp_path)) is type(load(tmp_path / "model"))
     assert load_augmenter(tmp_path).name == "random"

@@ -67,6 +67,7 @@ def run_python(script: str, *arguments: Path, threads: str = "1", given: str = "
         text=True,
         timeout=60,
         env=environment,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

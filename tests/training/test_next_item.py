@@ -1,9 +1,11 @@
 """Next-item training: positions, copies and their curriculum, batches, and what is refused."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -35,6 +37,7 @@ from diffuserec.training import (
     real_positions,
     train_next_item,
 )
+from diffuserec.training.next_item import warn_of_full_softmax
 
 from .suite import SETTINGS, counted_steps, fit, state
 
@@ -323,3 +326,46 @@ def test_copies_that_weigh_nothing_change_nothing(random_log) -> None:
 def test_every_epoch_learns(random_log) -> None:
     losses = [e.loss for e in fit(random_log, Runtime(), loss="softmax", dropout=0.0).curve]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_a_softmax_over_too_many_items_is_warned_of_once() -> None:
+    n_items, positions = 1_000_000, 64 * 20
+
+    def warned(vocab_size: int = n_items + 1, n_positions: float = 1.1 * positions) -> str | None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_full_softmax(vocab_size, n_positions, 64, 100.0, Runtime(device="cpu"))
+        return str(caught[0].message) if caught else None
+
+    # 6 · 1408 · 10⁶ · 64 operations at 5·10¹⁰ a second: 10.8 s, a hundred times 18 min
+    assert warned() == (
+        "the softmax over all 1,000,000 items will take about 11 s a step and 18 min an epoch: "
+        "loss='sampled_softmax' (--set loss=sampled_softmax) draws a thousand of them instead"
+    )
+    assert warned(vocab_size=900_000) is None
+    assert warned(n_positions=1000.0) is None
+
+
+def test_the_loss_that_the_warning_names_is_not_warned_of() -> None:
+    n_items = 3_000_000
+    lists = [[1 + user, *range(2 + user, 500_000, 2000)] for user in range(8)]
+    data = SequenceDataset.from_lists(lists, Catalog(pl.Series("item_id", range(n_items)), 8))
+    small = {"dim": 4, "n_layers": 1, "n_heads": 1, "max_len": 200, "epochs": 1}
+
+    class Stopped(Exception):
+        """Nothing has to be trained to see the warning."""
+
+    def stopped(loss: str) -> None:
+        def batch_loss(batch: object) -> None:
+            raise Stopped
+
+        model = SASRec(**small, batch_size=4096, loss=loss)
+        model.take(data.catalog)
+        with pytest.raises(Stopped):
+            train_next_item(model, batch_loss, data, None, Runtime(device="cpu"))
+
+    with pytest.warns(UserWarning, match="sampled_softmax"):
+        stopped("softmax")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stopped("sampled_softmax")

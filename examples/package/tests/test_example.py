@@ -102,7 +102,7 @@ def test_rank_biased_precision(split: dr.Split) -> None:
 
 def test_a_log_of_baskets(tmp_path: Path) -> None:
     file = tmp_path / "log.baskets"
-    file.write_text("ann: B1, B2, B3\nbob: B2\n")
+    file.write_text("ann: B1, B2, B3\nbob: B2\n", encoding="utf-8")
     dataset = dr.read_log(file).to_dataset()
     ids = [dataset.catalog.decode(sequence) for sequence in dataset]
     assert ids == [["B1", "B2", "B3"], ["B2"]]

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import warnings
 from signal import SIGINT, SIGTERM
 from types import FrameType
 from typing import Annotated
@@ -71,6 +72,7 @@ def main() -> None:
         received = number
         raise KeyboardInterrupt
 
+    warnings.showwarning = lambda message, *_: show.print_error(f"diffuserec: {message}")
     before = {number: signal.signal(number, interrupt) for number in (SIGINT, SIGTERM)}
     try:
         app()

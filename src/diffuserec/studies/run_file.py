@@ -204,7 +204,9 @@ def _commit() -> str | None:
 
     def git(*words: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(source.parent), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8"
+        )
         return done.stdout.strip()
 
     try:

@@ -1,9 +1,11 @@
 """Next-item training, and the base of recommenders that learn nothing else."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -34,8 +36,12 @@ from diffuserec.models.settings import (
     SequenceSettings,
     TargetsSettings,
 )
+from diffuserec.training.device import device_of
 from diffuserec.training.loop import Update, train
 from diffuserec.training.validation import validation
+
+_SLOW_STEP = 10.0
+"""Seconds of a step from which on a training is warned of."""
 
 
 class EncoderRecommender(StateRecommender):
@@ -171,13 +177,20 @@ def train_next_item(
     of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
     first_items = examples is None and isinstance(c, FirstItemSettings) and c.first_items
     examples = examples or of_settings.examples
-    n_examples = len(training_examples(data, c.max_len, examples, first_items)[0])
+    index, _ = training_examples(data, c.max_len, examples, first_items)
+    n_examples = len(index)
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
             f"{method.name} contrasts sequences and needs {c.min_examples} with a next item, got "
             f"{n_examples}: give it more users"
         )
     epochs = epochs or c.epochs
+    if n_examples and isinstance(c, LossSettings) and c.loss == "softmax":
+        longest = 1 if examples in ("prefixes", "last") else c.max_len
+        n_positions = c.batch_size * float(np.minimum(data.lengths[index] - 1, longest).mean())
+        warn_of_full_softmax(
+            data.vocab_size, n_positions, c.dim, n_examples / c.batch_size, runtime
+        )
 
     def batches(epoch: int) -> Iterator[Batch]:
         return training_batches(
@@ -223,6 +236,30 @@ def adam(
             parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.Adam(parameters, settings.learning_rate, fused=True)
+
+
+def warn_of_full_softmax(
+    vocab_size: int, n_positions: float, dim: int, n_batches: float, runtime: Runtime
+) -> None:
+    """Warns where a step of the softmax over all items will take more than seconds.
+
+    Three products of positions, items and width are 6·P·V·D floating-point operations a step. The
+    threshold, 5·10¹¹, is ten seconds of a CPU's core at 50 GFLOP/s: about a million items by 1,300
+    positions by 64. A GPU is taken to be 400 times as fast.
+
+    Args:
+        n_positions: P, positions of a batch that have a target.
+        n_batches: of an epoch.
+    """
+    speed = 5e10 if device_of(runtime).type == "cpu" else 2e13
+    seconds = 6.0 * n_positions * vocab_size * dim / speed
+    if seconds >= _SLOW_STEP:
+        warnings.warn(
+            f"the softmax over all {vocab_size - 1:,} items will take about {seconds:,.0f} s a "
+            f"step and {seconds * n_batches / 60:,.0f} min an epoch: loss='sampled_softmax' "
+            "(--set loss=sampled_softmax) draws a thousand of them instead",
+            stacklevel=2,
+        )
 
 
 def with_copies(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
