@@ -27,7 +27,7 @@ def test_waiting_is_set_before_torch_unless_the_user_has_set_it(given, expected)
         f"            print([os.environ.get(name) for name in {_NAMES!r}])\n"
         "            sys.exit()\n"
         "sys.meta_path.insert(0, Stop())\n"
-        "import diffuserec\n"
+        "import diffuserec\ndiffuserec.SequenceDataset\n"
     )
     environment = {name: text for name, text in os.environ.items() if name not in _NAMES}
     done = subprocess.run(

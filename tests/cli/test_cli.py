@@ -562,10 +562,15 @@ def test_help_and_version_come_at_once(capsys: pytest.CaptureFixture[str]) -> No
             "try:\n    main()\nexcept SystemExit:\n    pass\n"
             "print('torch' in sys.modules, 'polars' in sys.modules)"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8"
+        )
         assert done.stdout.endswith("False False\n"), done.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "diffuserec", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "diffuserec", "--version"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.stdout == f"diffuserec {diffuserec.__version__}\n"
 

@@ -129,7 +129,7 @@ def test_quotes_that_mean_something_are_kept(read):
 
 def test_a_quote_left_open_is_found_in_linear_time(read, tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text(HEADER + '1,"a,1\n' + "2,b,2\n" * 500_000)
+    path.write_text(HEADER + '1,"a,1\n' + "2,b,2\n" * 500_000, encoding="utf-8")
     began = time.process_time()
     (block,) = (block for block in blocks(path, quoted=True, size=500) if block.record)
     assert len(block.text) > 3_000_000
@@ -429,7 +429,7 @@ def test_items_of_a_file_come_along(read, tmp_path, name, content):
     ],
 )
 def test_bad_files_of_items(read, tmp_path, content, words):
-    (tmp_path / "items.csv").write_text(content)
+    (tmp_path / "items.csv").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"items\.csv") as caught:
         read("log.csv", HEADER + "1,10,1\n2,20,2\n", items=tmp_path / "items.csv")
     for word in words:

@@ -50,7 +50,7 @@ def run(words: list[str], kill: float | None, number: int) -> tuple[int, float]:
     if child == 0:
         status = 1
         try:
-            with Path(os.environ["KILL_SERVER_LOG"]).open("a") as log:
+            with Path(os.environ["KILL_SERVER_LOG"]).open("a", encoding="utf-8") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             work(words)
