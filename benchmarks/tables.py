@@ -214,7 +214,7 @@ def curves(*names: str) -> str:
     """Tables and figures of sensitivity studies."""
     parts = []
     for name in names:
-        text = (RESULTS / "curves" / f"{name}.md").read_text().strip()
+        text = (RESULTS / "curves" / f"{name}.md").read_text(encoding="utf-8").strip()
         parts.append(f"{text}\n\n![{name}](../results/curves/{name}.svg)")
     return "\n\n".join(parts)
 
@@ -286,7 +286,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     """An experiment's variants: label, cells, p against the reference, seeds and cost."""
     document = _read(name)
     file = ROOT / "docs" / "lab" / "experiments" / f"{name.removesuffix('_beauty')}.toml"
-    variants = {v["name"]: v for v in tomllib.loads(file.read_text())["variants"]}
+    variants = {v["name"]: v for v in tomllib.loads(file.read_text(encoding="utf-8"))["variants"]}
     caps = {label: v.get("settings", {}).get("epochs") for label, v in variants.items()}
     summary = {(r["method"], r["metric"]): r for r in document["summary"] if r["group"] == "all"}
     tests = {(r["method"], r["metric"]): r for r in document["comparisons"] if r["group"] == "all"}
@@ -547,7 +547,7 @@ def viewed(name: str) -> str:
 
 
 def _read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 PLACES: dict[str, Callable[[], str]] = {
@@ -629,7 +629,7 @@ PLACES: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     for page in PAGES:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         for name, render in PLACES.items():
             pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             if not pattern.search(text):
@@ -640,7 +640,7 @@ def main() -> None:
                 print(f"{page.name}: {name}: {missing.filename} is missing, left as it is")
                 continue
             text = pattern.sub(lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text)
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

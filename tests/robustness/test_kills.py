@@ -75,6 +75,7 @@ class KillServer:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "KILL_SERVER_LOG": str(self.log)},
+            encoding="utf-8",
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -97,7 +98,7 @@ class KillServer:
     def complete(self, *words: object) -> float:
         """Seconds of a command that must succeed."""
         status, seconds = self.run(*words)
-        assert status == 0, self.log.read_text(errors="replace")[-3000:]
+        assert status == 0, self.log.read_text(errors="replace", encoding="utf-8")[-3000:]
         return seconds
 
 
@@ -138,8 +139,8 @@ def cases(folder: Path, server: KillServer) -> dict[str, Case]:
     log, data = folder / "log.csv", folder / "data"
     Store(n_users=80, n_items=40, seed=1).frame().write_csv(log)
     server.complete("prepare", log, "--out", data)
-    (folder / "study.toml").write_text(STUDY)
-    (folder / "curve.toml").write_text(CURVE)
+    (folder / "study.toml").write_text(STUDY, encoding="utf-8")
+    (folder / "curve.toml").write_text(CURVE, encoding="utf-8")
     found = {}
 
     def again(words: Callable[[Path], list[object]], done: Callable[[Path], bool]) -> Case:
@@ -186,7 +187,7 @@ def cases(folder: Path, server: KillServer) -> dict[str, Case]:
 
 def _complete(out: Path) -> bool:
     file = out / "run.json"
-    return file.exists() and json.loads(file.read_text())["complete"]
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["complete"]
 
 
 def _epochs(out: Path) -> int:
@@ -210,7 +211,7 @@ def _content(out: Path) -> dict[str, Any]:
         if file.suffix == ".parquet":
             found[name] = pl.read_parquet(file, glob=False).to_dicts()
         elif file.suffix == ".json":
-            found[name] = _timeless(json.loads(file.read_text()))
+            found[name] = _timeless(json.loads(file.read_text(encoding="utf-8")))
         elif file.stem in ("table", "ledger") or file.suffix in (".html", ".svg", ".md"):
             found[name] = None  # they have times; results.json and report.json have all
         else:
@@ -246,7 +247,7 @@ def kill_and_continue(
         status, _ = server.run(*words, kill=draw.uniform(0, seconds))
         if status == 0:
             break
-        assert status == -9, server.log.read_text(errors="replace")[-3000:]
+        assert status == -9, server.log.read_text(errors="replace", encoding="utf-8")[-3000:]
         hits += 1
         case.check(out)
         now, n = _untouched(out), _epochs(out)
@@ -257,7 +258,9 @@ def kill_and_continue(
         if case.done(out):
             break
     status, _ = server.run(*words)
-    assert status == 0 or (status == 2 and case.done(out)), server.log.read_text()[-3000:]
+    assert status == 0 or (status == 2 and case.done(out)), server.log.read_text(encoding="utf-8")[
+        -3000:
+    ]
     assert _untouched(out).items() >= finished.items(), f"{name}, {seed}: trained once more"
     # a command that had ended but for its lock leaves that, which stops nobody
     leftovers = [

@@ -138,7 +138,9 @@ def test_a_runner_of_processes_survives_many_kills(
             child.wait()
             assert no_work_was_repeated(before, out)
         before = finished(out)
-        done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, str(out)], capture_output=True, text=True, check=False, encoding="utf-8"
+        )
         assert done.returncode == 0, done.stderr
         assert no_work_was_repeated(before, out)
         assert json.dumps(numbers(out)) == json.dumps(expected)

@@ -106,11 +106,15 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
         from diffuserec.studies.run_directory import open_run
 
         (row,) = (row for row in table["rows"] if row["name"] == "SASRec")
-        document = json.loads((out / "cells" / "sasrec-store-seed0.json").read_text())
+        document = json.loads(
+            (out / "cells" / "sasrec-store-seed0.json").read_text(encoding="utf-8")
+        )
         run = open_run(out / document["run"], data)
         found = run.measure(run.model, "test", filter_seen=seen, seed=0).metrics
         cells = [
-            json.loads((out / "cells" / f"sasrec-store-seed{seed}{end}.json").read_text())
+            json.loads(
+                (out / "cells" / f"sasrec-store-seed{seed}{end}.json").read_text(encoding="utf-8")
+            )
             for seed in (0, 1)
             for end in [("" if seen else "-seen-kept")]
         ]
@@ -130,7 +134,10 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
 
 def test_the_test_part_is_looked_at_for_the_chosen_point_alone(done: tuple[Path, Path]) -> None:
     _, out = done
-    cells = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("width*"))]
+    cells = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((out / "cells").glob("width*"))
+    ]
     best = {name: [] for name in {cell["line"] for cell in cells}}
     for cell in cells:
         if cell["protocol"] == "full":
@@ -231,7 +238,7 @@ def test_tables_pages_and_copies(done: tuple[Path, Path], tmp_path: Path) -> Non
         list((out / "cells").iterdir())
     )
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- results copy -->\nold\n<!-- /results copy -->\nb\n")
+    page.write_text("a\n<!-- results copy -->\nold\n<!-- /results copy -->\nb\n", encoding="utf-8")
     fill_page(page, "copy", tables(results, "markdown"))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("a\n<!-- results copy -->\n")

@@ -208,7 +208,9 @@ def test_a_changed_run_file_is_one_line(
     change: Callable[[dict[str, Any]], Any], message: str, run: Path
 ) -> None:
     file = run / "run.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    file.write_text(
+        json.dumps(change(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8"
+    )
     with pytest.raises(DataError, match=message) as told:
         open_run(run)
     assert "\n" not in str(told.value)
@@ -262,20 +264,22 @@ def test_an_interrupted_run_names_the_ways_out(data: Path, begun: Path, tmp_path
 
 def test_a_run_is_overwritten_when_asked(data: Path, run: Path, tmp_path: Path) -> None:
     plan = Plan(str(data), "itemknn", {})
-    (run / "notes.txt").write_text("of the old run")
+    (run / "notes.txt").write_text("of the old run", encoding="utf-8")
     assert train_run(plan, run, RUNTIME, overwrite=True).plan == open_run(run).plan == plan
     assert not (run / "notes.txt").exists()
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "notes.txt").write_text("mine")
+    (foreign / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="is not a run"):
         train_run(plan, foreign, RUNTIME, overwrite=True)
-    assert (foreign / "notes.txt").read_text() == "mine"
+    assert (foreign / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_run_of_an_older_release_can_be_overwritten(data: Path, run: Path) -> None:
     file = run / "run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text(encoding="utf-8")), "version": 1}), encoding="utf-8"
+    )
     plan = Plan(str(data), "markov", {})
     with pytest.raises(DataError, match="--overwrite replaces it"):
         train_run(plan, run, RUNTIME)
