@@ -482,6 +482,7 @@ BAD_FILES = [
     ("empty.csv", "", {}, ["empty"]),
     ("empty.parquet", "", {}, ["empty"]),
     ("empty.csv.gz", gzip.compress(b"", mtime=0), {}, ["empty"]),
+    ("mark.csv", "\ufeff#", {}, ["empty"]),
     ("blank.txt", "\n \n\r\n", {}, ["empty"]),
     ("head.csv", HEADER, {}, ["header but no interaction"]),
     ("head.csv", HEADER + "\n\n", {}, ["header but no interaction"]),

@@ -81,7 +81,7 @@ def opening(file: Path) -> Opening:
 
 
 def _is_header(line: str) -> bool:
-    return n_usual_roles(header(line)[0]) > 1
+    return bool(line.strip()) and n_usual_roles(header(line)[0]) > 1
 
 
 def header(line: str, separators: str = SEPARATORS) -> tuple[list[str], str]:
