@@ -347,7 +347,11 @@ def differences(name: str) -> str:
             f"{test['difference']:+.4f}",
             f"{test['low']:+.4f} to {test['high']:+.4f}",
             f"{test['p_holm']:.2g}",
-            "" if test["p_seeds"] is None else f"{test['p_seeds']:.2g} ({test['n_seeds']} seeds)",
+            (
+                ""
+                if test.get("p_seeds") is None
+                else f"{test['p_seeds']:.2g} ({test['n_seeds']} seeds)"
+            ),
         ]
         for test in _read(name)["comparisons"]
         if test["group"] == "all"

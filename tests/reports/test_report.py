@@ -1,14 +1,24 @@
 """Tables of several evaluations."""
 
+import csv
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from diffuserec.errors import ConfigError
-from diffuserec.evaluation import Evaluation, Protocol, group_means, rank_metrics
-from diffuserec.reports.report import Report
+from diffuserec.evaluation import (
+    Evaluation,
+    Protocol,
+    group_means,
+    paired_difference,
+    rank_metrics,
+)
+from diffuserec.reports.report import Made, Report
+from diffuserec.reports.tables import results_table
 
 GENERATOR = np.random.default_rng(99)
 RANKS = GENERATOR.integers(0, 60, 600).astype(float)
@@ -96,7 +106,49 @@ def test_stars_go_to_real_differences(report):
     better = report.comparisons.filter(method="better", metric="NDCG@10", group="all")
     assert better["difference"].item() > 0
     assert better["reference"].item() == "sasrec"
-    assert (report.comparisons["p_holm"] >= report.comparisons["p_t"]).all()
+    assert (report.comparisons["p_holm"] >= report.comparisons["p"]).all()
+
+
+def test_corrected_intervals_leave_out_zero_exactly_where_the_corrected_p_is_small(report):
+    found = report.comparisons
+    significant = found["p_holm"] < 0.05
+    assert 0 < significant.sum() < len(found)
+    assert (((found["low"] > 0) | (found["high"] < 0)) == significant).all()
+    assert set(found["n_comparisons"]) == {6}
+    assert (found["alpha"] <= 0.05).all()
+    assert found["alpha"].min() == pytest.approx(0.05 / 6)
+
+
+def test_seeds_count_as_random_where_there_are_several(report):
+    entry = {"metric": "HR@10", "group": "all"}
+    better = report.comparisons.filter(method="better", **entry).row(0, named=True)
+    values = [
+        np.stack([run.per_user["HR@10"].to_numpy() for run in report.evaluations[method]])
+        for method in ("better", "sasrec")
+    ]
+    theory = paired_difference(*values)
+    assert (better["n_seeds"], better["n_seeds_reference"]) == (3, 3)
+    assert better["p"] == theory.p
+    assert (better["low"], better["high"]) == theory.interval(better["alpha"])
+    assert better["detectable"] == theory.detectable(0.05 / 6)
+    text = " ".join(report.text().split())
+    assert (
+        "users and seeds as random (of one seed, so that seeds are not counted: popularity" in text
+    )
+
+
+def test_a_single_user_has_no_interval():
+    one = result(0)
+    lengths = pl.Series(["long", *["short"] * 599])
+    runs = [
+        replace(run, per_user=run.per_user.with_columns(history_group=lengths))
+        for run in (one, result(-5))
+    ]
+    runs = [replace(run, groups=group_means(run.per_user, ["HR@10", "NDCG@10"])) for run in runs]
+    report = Report.of(dict(zip("ab", runs, strict=True)))
+    found = report.comparisons.filter(group="long").row(0, named=True)
+    assert (found["low"], found["high"], found["detectable"]) == (None, None, None)
+    assert json.loads(report.json())["comparisons"]
 
 
 def test_text_shows_all_methods_groups_and_the_protocol(report):
@@ -109,7 +161,8 @@ def test_text_shows_all_methods_groups_and_the_protocol(report):
     assert "***" in text
     flat = " ".join(text.split())
     assert report.protocol in flat
-    assert "against sasrec, paired t-test over users with Holm's correction" in flat
+    assert "against sasrec, paired t-test, users and seeds as random" in flat
+    assert "with Holm's correction for 6 comparisons: * p < .05" in flat
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
@@ -176,3 +229,34 @@ def test_results_that_cannot_be_compared_are_refused():
         Report.of({})
     with pytest.raises(ConfigError, match="not measured the same way"):
         Report.of({"one": result(0), "two": result(0, repeat_share=0.5)})
+
+
+def test_results_are_a_table_in_any_format(report):
+    head, *lines = csv.reader(io.StringIO(results_table(report, "csv")))
+    assert head[:5] == ["method", "NDCG@10", "NDCG@10 ±", "HR@10", "HR@10 ±"]
+    for line, method in zip(lines, report.evaluations, strict=True):
+        cell = report.summary.filter(method=method, group="all", metric="NDCG@10")
+        assert line[:3] == [method, str(cell["value"].item()), str(cell["margin"].item())]
+    better = next(line for line in results_table(report, "latex").splitlines() if "better" in line)
+    assert better.count("\\textbf") == 7
+    assert better.count("$^{***}$") == 2
+    assert better.endswith("& 3 \\\\")
+    assert "**0." in results_table(report, "markdown")
+    assert results_table(report, "html", ["MRR"]).count("<th") == 3 + 1  # and thead
+    with pytest.raises(ConfigError, match=r"no metric 'NDCG@11' \(did you mean 'NDCG@1"):
+        results_table(report, metrics=["NDCG@11"])
+
+
+def test_tables_have_cost_and_data_sets_where_they_are_known():
+    runs = [result(0), result(3, dataset="other")]
+    report = Report.of({"one": runs}, made={"one": [Made(epochs=7, seconds=12.34)]})
+    head, *lines = csv.reader(io.StringIO(results_table(report, "csv", ["MRR"])))
+    assert head == ["data set", "method", "MRR", "MRR ±", "seeds", "epochs", "seconds"]
+    assert [line[0] for line in lines] == ["toy", "other"]
+    assert lines[0][-3:] == ["1", "7", "12.3"]
+    assert results_table(report, "markdown").count("| --- | ---: |") == 2
+
+
+def test_a_report_prints_as_its_tables(report):
+    assert str(report) == report.text()
+    assert "<td" in report._repr_html_()

@@ -116,10 +116,7 @@ def evaluation(found: "Evaluation", as_json: bool) -> None:
     if as_json:
         print_text(found.to_json())
         return
-    facts(found.method, {name: f"{value:.4f}" for name, value in found.metrics.items()})
-    print_line(str(found.protocol))
-    if found.repeat_note:
-        print_line(f"Note: {found.repeat_note}.")
+    print_text(str(found))
 
 
 def audits(found: "Mapping[str, Audit]") -> None:

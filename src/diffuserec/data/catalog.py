@@ -9,8 +9,12 @@ from jaxtyping import Int, Int64
 
 from diffuserec.data.ids import IdIndex, RawId, RawIds, as_list
 from diffuserec.errors import DataError
+from diffuserec.tables import format_facts
 
 PAD = 0
+
+_SHOWN = 3
+_LONGEST = 24  # characters of an id in print
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,28 @@ class Catalog:
     attributes: pl.DataFrame | None = None
     log: str | None = None
     filters: str | None = None
+
+    def __repr__(self) -> str:
+        """Sizes and the first ids as a table."""
+        return format_facts(self._sizes(), title="Catalog").rstrip()
+
+    def _repr_html_(self) -> str:
+        """Sizes and the first ids as a table for notebooks."""
+        return format_facts(self._sizes(), "html", title="Catalog")
+
+    def _sizes(self) -> dict[str, int | str]:
+        kind = "integers" if self.item_ids.dtype.is_integer() else "strings"
+        ids = map(str, self.item_ids.head(_SHOWN))
+        first = ", ".join(i if len(i) <= _LONGEST else f"{i[: _LONGEST - 1]}…" for i in ids)
+        more = ", …" if self.n_items > _SHOWN else ""
+        attributes = [] if self.attributes is None else self.attributes.columns
+        return {
+            "items": self.n_items,
+            "users": self.n_users,
+            "item ids": f"{kind}: {first}{more}",
+            "user ids": "not kept" if self.user_ids is None else "kept",
+            "attributes": ", ".join(attributes) or "none",
+        }
 
     @property
     def n_items(self) -> int:

@@ -24,6 +24,7 @@ from diffuserec.data.arrays import TYPES, array_sha256
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.copies import AugmentedCopies
 from diffuserec.errors import DataError
+from diffuserec.tables import format_facts
 
 _AT_ONCE = 2**22
 """Interactions held in memory together while a whole log is counted."""
@@ -131,6 +132,32 @@ class SequenceDataset:
             catalog = Catalog(pl.Series("item_id", np.arange(1, largest + 1)), n_users)
         numbers = None if users is None else np.asarray(users, dtype=np.int64)
         return SequenceDataset.from_offsets(items, offsets_of(lengths), catalog, numbers)
+
+    def __repr__(self) -> str:
+        """Sizes as a table."""
+        return format_facts(self.sizes(), title="SequenceDataset").rstrip()
+
+    def _repr_html_(self) -> str:
+        """Sizes as a table for notebooks."""
+        return format_facts(self.sizes(), "html", title="SequenceDataset")
+
+    def sizes(self) -> dict[str, int | str]:
+        """Sizes under their names, for people. O(U)."""
+        lengths = self.lengths
+        found: dict[str, int | str] = {
+            "sequences": len(self),
+            "interactions": int(lengths.sum()),
+            "items of the catalog": self.catalog.n_items,
+        }
+        if len(self):
+            found["length, median"] = f"{np.median(lengths):g}"
+            found["length, least to most"] = f"{lengths.min():,} to {lengths.max():,}"
+        found["timestamps"] = "no" if self.log.timestamps is None else "yes"
+        if self.has_synthetic:
+            found["synthetic items"] = int(lengths.sum() - self.real_lengths.sum())
+        if self.copies is not None:
+            found["augmented copies"] = len(self.copies)
+        return found
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -24,6 +24,7 @@ from diffuserec.data.dataset import SequenceDataset, offsets_of
 from diffuserec.data.split_file import read_parts
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.files import sha256
+from diffuserec.tables import Record, format_facts, format_table
 
 Target = Literal["first", "last"]
 
@@ -43,6 +44,22 @@ class Queries:
     targets: Int64[np.ndarray, " Q"]
     split: str | None = None
     n_too_short: int | None = None
+
+    def __repr__(self) -> str:
+        """Sizes as a table."""
+        return format_facts(self._sizes(), title="Queries").rstrip()
+
+    def _repr_html_(self) -> str:
+        """Sizes as a table for notebooks."""
+        return format_facts(self._sizes(), "html", title="Queries")
+
+    def _sizes(self) -> dict[str, int | str]:
+        sizes = self.histories.sizes()
+        del sizes["sequences"]
+        return {"queries": len(self)} | {
+            f"{name} of histories" if name.startswith("length") else name: size
+            for name, size in sizes.items()
+        }
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -80,6 +97,33 @@ class Split:
         for part in ("valid", "test"):
             stated = {"split": f"{self.protocol}, {part}", "n_too_short": self.n_too_short}
             object.__setattr__(self, part, replace(getattr(self, part), **stated))
+
+    def __repr__(self) -> str:
+        """Sizes of the parts as a table."""
+        return format_table(self._sizes(), title=self._title()).rstrip()
+
+    def _repr_html_(self) -> str:
+        """Sizes of the parts as a table for notebooks."""
+        return format_table(self._sizes(), "html", title=self._title())
+
+    def _title(self) -> str:
+        return f"Split, {self.protocol}; {self.n_too_short:,} users too short"
+
+    def _sizes(self) -> list[Record]:
+        parts = {
+            "train": (self.train, None),
+            "valid": (self.valid.histories, len(self.valid)),
+            "test": (self.test.histories, len(self.test)),
+        }
+        return [
+            {
+                "part": name,
+                "sequences": len(dataset),
+                "interactions": int(dataset.lengths.sum()),
+                "targets": n_targets,
+            }
+            for name, (dataset, n_targets) in parts.items()
+        ]
 
 
 def leave_one_out(dataset: SequenceDataset) -> Split:

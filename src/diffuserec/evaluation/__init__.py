@@ -16,11 +16,14 @@ from diffuserec.evaluation.metrics import list_metrics as list_metrics
 from diffuserec.evaluation.metrics import parse_metric as parse_metric
 from diffuserec.evaluation.metrics import rank_metric as rank_metric
 from diffuserec.evaluation.metrics import rank_metrics as rank_metrics
+from diffuserec.evaluation.paired import PairedDifference as PairedDifference
+from diffuserec.evaluation.paired import holm as holm
+from diffuserec.evaluation.paired import holm_levels as holm_levels
+from diffuserec.evaluation.paired import paired_difference as paired_difference
 from diffuserec.evaluation.protocol import Protocol as Protocol
 from diffuserec.evaluation.protocol import protocol_line as protocol_line
 from diffuserec.evaluation.significance import check_consistency as check_consistency
 from diffuserec.evaluation.significance import compare as compare
-from diffuserec.evaluation.significance import holm as holm
 from diffuserec.evaluation.uncertainty import calibration as calibration
 from diffuserec.evaluation.uncertainty import (
     expected_calibration_error as expected_calibration_error,

@@ -8,6 +8,7 @@ items that an augmenter made up never are. Sampled candidates are drawn for each
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from diffuserec.files import read_document, replacing, sha256, write_text
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import search, seen_items
+from diffuserec.tables import Cell, Estimate, format_facts
 
 _FORMAT = "diffuserec-evaluation"
 _VERSION = 2
@@ -93,8 +95,24 @@ class Evaluation:
             return None
         return (
             f"{share:.1%} of the targets are already in their own history; hiding seen items "
-            "makes each of them a miss. Measure with filter_seen=False (--keep-seen) as well"
+            "makes each of them a miss. Measure with seen items kept (--keep-seen), too"
         )
+
+    def __repr__(self) -> str:
+        """Metrics and protocol as a table."""
+        return format_facts(self._shown(), title=self.method) + "\n".join(self._notes())
+
+    def _repr_html_(self) -> str:
+        """Metrics and protocol as a table for notebooks."""
+        table = format_facts(self._shown(), "html", title=self.method)
+        return table + "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+
+    def _notes(self) -> list[str]:
+        note = self.repeat_note
+        return [str(self.protocol), *([] if note is None else [f"Note: {note}."])]
+
+    def _shown(self) -> dict[str, Cell]:
+        return {name: Estimate(value) for name, value in self.metrics.items()}
 
     def to_json(self) -> str:
         """One JSON object: ``method, protocol, metrics, groups, repeat_note``.

@@ -1,54 +1,35 @@
-"""Paired significance tests over users, and the arithmetic that any table of results must obey."""
+"""Comparison of evaluations, and the arithmetic that any table of results must obey."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64
 from scipy import stats
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation.evaluate import Evaluation
 from diffuserec.evaluation.groups import GROUPS
 from diffuserec.evaluation.metrics import Metric, parse_metric
+from diffuserec.evaluation.paired import PairedDifference, paired_difference
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Difference between a method and a reference on the same users. Every test is two-sided.
+class Comparison(PairedDifference):
+    """Difference between a method and a reference in one metric of one group of users.
 
     Attributes:
         metric: name of the compared metric.
         group: ``all``, or the compared group of users.
-        ours: our mean.
-        reference: the reference's mean.
-        difference: ours less reference; positive when ours is better.
-        low: lower end of the 95 % bootstrap interval of the difference.
-        high: its upper end.
-        p_t: of the paired t-test over users.
-        p_wilcoxon: of the signed-rank test over users; users without a difference are left out.
-        p_seeds: of Welch's t-test between the means of the runs, or None unless both sides have at
-            least two.
-        n_users: users compared.
-        n_seeds: runs of ours.
+        p_wilcoxon: of the signed-rank test over users, metrics averaged over seeds; users without
+            a difference are left out. It needs no normal distribution and counts no seeds.
     """
 
     metric: str
     group: str
-    ours: float
-    reference: float
-    difference: float
-    low: float
-    high: float
-    p_t: float
     p_wilcoxon: float
-    p_seeds: float | None
-    n_users: int
-    n_seeds: int
 
 
 def compare(
@@ -57,19 +38,14 @@ def compare(
     metric: str = "NDCG@10",
     *,
     group: str = "all",
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Comparison:
-    """Compares two methods user by user.
-
-    With several runs (seeds) of a method, each user's metric is first averaged over them, so the
-    tests over users compare the methods as they come out on average; the spread over seeds is
-    tested separately (``p_seeds``).
+    """Compares two methods on the same users; see :mod:`diffuserec.evaluation.paired` for how.
 
     Args:
+        ours: one run, or several of other seeds.
+        reference: likewise; as many runs or not.
         metric: a metric of the target's rank.
         group: ``all``, or one of ``short, medium, long, head, tail``.
-        n_resamples: of the bootstrap over users.
 
     Raises:
         ConfigError: the runs were not measured the same way or not on the same users and targets,
@@ -85,38 +61,12 @@ def compare(
     values = np.stack([frame[name].to_numpy()[inside] for frame in frames])
     own, other = values[: len(mine)], values[len(mine) :]
     gain = own.mean(0) - other.mean(0)
-    low, high = _bootstrap_interval(gain, n_resamples, seed)
-    p_seeds = None
-    if len(mine) > 1 and len(theirs) > 1:
-        p_seeds = _welch(own.mean(1), other.mean(1))
     return Comparison(
+        **asdict(paired_difference(own, other)),
         metric=name,
         group=group,
-        ours=float(own.mean()),
-        reference=float(other.mean()),
-        difference=float(gain.mean()),
-        low=low,
-        high=high,
-        p_t=_paired_t(gain),
         p_wilcoxon=float(stats.wilcoxon(gain).pvalue) if gain.any() else 1.0,
-        p_seeds=p_seeds,
-        n_users=len(gain),
-        n_seeds=len(mine),
     )
-
-
-def holm(p_values: Sequence[float]) -> Float64[np.ndarray, " M"]:
-    """P-values after Holm's correction (1979) for M tests at once, in the order given.
-
-    The i-th smallest of M values becomes max over j <= i of min(1, (M - j + 1) p_(j)). If results
-    below 0.05 are rejected, at most 5 % of such families have any false rejection.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    scaled = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(scaled)
-    return adjusted
 
 
 @dataclass(frozen=True)
@@ -230,32 +180,3 @@ def _inside(frame: pl.DataFrame, group: str) -> np.ndarray:
             return inside
     known = ["all", *(name for names in GROUPS.values() for name in names)]
     raise ConfigError(f"no group {group!r}; there are: {', '.join(known)}")
-
-
-def _paired_t(gain: Float64[np.ndarray, " Q"]) -> float:
-    if np.ptp(gain) == 0:  # no spread, so no test: certain if all gain, nothing if none does
-        return 0.0 if gain.any() and len(gain) > 1 else 1.0
-    return float(stats.ttest_1samp(gain, 0.0).pvalue)
-
-
-def _welch(own: Float64[np.ndarray, " S"], other: Float64[np.ndarray, " S2"]) -> float:
-    if np.ptp(own) == 0 and np.ptp(other) == 0:
-        return 1.0 if own[0] == other[0] else 0.0
-    with warnings.catch_warnings():  # one side without spread is no loss of precision
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(stats.ttest_ind(own, other, equal_var=False).pvalue)
-
-
-def _bootstrap_interval(
-    gain: Float64[np.ndarray, " Q"], n_resamples: int, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of the mean over users drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    n = len(gain)
-    values, counts = np.unique(gain, return_counts=True)
-    if len(values) < n / 8:  # few distinct values: how often each is drawn is all the mean needs
-        means = generator.multinomial(n, counts / n, size=n_resamples) @ values / n
-    else:
-        means = np.array([gain[generator.integers(0, n, n)].mean() for _ in range(n_resamples)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

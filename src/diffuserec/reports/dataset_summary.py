@@ -1,21 +1,53 @@
 """Summary of a report on one data set: the winner and how sure that is, and the cells of tables."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from diffuserec.evaluation import Evaluation, Metric, compare, parse_metric
-from diffuserec.evaluation.oracle import Oracle
-from diffuserec.models.recommender import RECOMMENDERS
-from diffuserec.reports.report import Report
-
-Role = Literal["trained", "baseline", "oracle"]
-"""Trained, a trivial baseline that needs no training, or the oracle, which knows the truth."""
+from diffuserec.evaluation import Metric, compare, parse_metric
+from diffuserec.evaluation.paired import ALPHA
+from diffuserec.reports.report import Report, role_of
 
 _LIST_FORMATS = {"Coverage": ".1%", "Gini": ".3f", "Novelty": ".2f"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Difference of two methods with interval and p-value, both corrected for the same tests.
+
+    Attributes:
+        difference: of the means.
+        low: lower end of the corrected interval; it leaves out 0 exactly if the difference is
+            significant. Not a number where there is none.
+        high: its upper end.
+        p: corrected.
+        detectable: smallest true difference that would be found four times in five.
+        corrected_for: in words.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    detectable: float
+    corrected_for: str
+
+    @property
+    def significant(self) -> bool:
+        """Whether chance alone gives so large a difference in fewer than 1 of 20 such families."""
+        return self.p < ALPHA
+
+    def __str__(self) -> str:
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        if not math.isfinite(self.low + self.high):
+            return f"{p}, corrected for {self.corrected_for}"
+        return (
+            f"interval {signed(self.low)} to {signed(self.high)}, {p}, both corrected for "
+            f"{self.corrected_for}"
+        )
 
 
 class DatasetSummary:
@@ -25,7 +57,7 @@ class DatasetSummary:
         methods: names of the methods in the order of the report.
         roles: role of each.
         runs: evaluations of each.
-        metrics: names of the metrics of the target's rank.
+        metrics: names of the metrics of the target's rank, the one that ranks the methods first.
         list_metrics: names of the metrics of whole lists.
         metric: name of the metric that ranks the methods: NDCG at 10, else at the longest list.
         cells: entry of the report's summary by method, group and metric.
@@ -42,10 +74,16 @@ class DatasetSummary:
         }
         self.roles = {method: role_of(runs) for method, runs in self.runs.items()}
         found = [parse_metric(name) for name in entries["metric"].unique(maintain_order=True)]
-        self.metrics = [str(metric) for metric in found if metric.is_per_user]
         self.list_metrics = [metric for metric in found if not metric.is_per_user]
         gains = [metric for metric in found if metric.name == "NDCG"]
-        self.metric = str(next((m for m in gains if m.k == 10), gains[-1]))
+        main = next((m for m in gains if m.k == 10), gains[-1])
+        self.metric = str(main)
+        # what ranks the methods comes first, so that a narrow screen shows it
+        per_user = sorted(
+            (metric for metric in found if metric.is_per_user),
+            key=lambda m: (m != main, m.name != "HR" or m.k != main.k, m.name != "MRR"),
+        )
+        self.metrics = [str(metric) for metric in per_user]
         self.cells = {
             (c["method"], c["group"], c["metric"]): c for c in entries.iter_rows(named=True)
         }
@@ -58,6 +96,17 @@ class DatasetSummary:
         """Methods from best to worst; the oracle does not compete."""
         competing = [m for m in self.methods if self.roles[m] != "oracle"] or self.methods
         return sorted(competing, key=lambda method: -self.value(method, group))
+
+    def comparisons(self, group: str) -> pl.DataFrame:
+        """Comparisons with references in the ranking metric of a group."""
+        return self.report.comparisons.filter(
+            pl.col("dataset").eq_missing(self.dataset), group=group, metric=self.metric
+        )
+
+    def seconds(self, method: str) -> float | None:
+        """Seconds that a run of a method trained, the mean over its seeds; None if not known."""
+        known = [m.seconds for m in self.report.made.get(method, ()) if m.seconds is not None]
+        return float(np.mean(known)) if known else None
 
     def by_user(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """History length and ranking metric of each user, the metric averaged over seeds."""
@@ -106,17 +155,21 @@ class DatasetSummary:
 
     def table(self) -> dict[str, Any]:
         """Every metric of the target's rank, with interval, seeds and significance."""
+        leads = {metric: self.leads(metric) for metric in self.metrics}
         columns = {m: [self._cell(m, metric) for metric in self.metrics] for m in self.methods}
-        for index in range(len(self.metrics)):
-            cells = [cells[index] for name, cells in columns.items() if name in self.ranked()]
-            for cell in cells:
-                cell["best"] = len(columns) > 1 and cell["value"] == max(c["value"] for c in cells)
+        for index, (best, clear) in enumerate(leads.values()):
+            if len(columns) > 1:
+                columns[best][index] |= {"best": True, "bold": clear}
         return {
             "dataset": self.dataset,
             "columns": self.metrics,
             "methods": [
-                {"name": m, "role": self.roles[m], "cells": cells} for m, cells in columns.items()
+                {"name": m, "role": self.roles[m], "cells": cells, "seconds": self.seconds(m)}
+                for m, cells in columns.items()
             ],
+            "seconds": any(self.seconds(m) is not None for m in self.methods),
+            "correction": self.report.correction(self.dataset),
+            "n_pairs": len(self.ranked()) * (len(self.ranked()) - 1) // 2,
             "seeds": any(cell["seed_std"] is not None for cell in self.cells.values()),
             "oracle": "oracle" in self.roles.values(),
         }
@@ -136,17 +189,68 @@ class DatasetSummary:
     def _cell(self, method: str, metric: str) -> dict[str, Any]:
         cell = self.cells.get((method, "all", metric))
         if cell is None:
-            return {"value": "", "margin": "", "spread": "", "stars": "", "best": False}
+            return {
+                "value": "",
+                "margin": "",
+                "spread": "",
+                "stars": "",
+                "best": False,
+                "bold": False,
+            }
         return {
             "value": f"{cell['value']:.4f}",
             "margin": f"{cell['margin']:.4f}",
             "spread": "" if cell["seed_std"] is None else f"{cell['seed_std']:.4f}",
             "stars": self.report.stars(method, self.dataset, metric),
             "best": False,
+            "bold": False,
         }
 
     def _kind(self, method: str) -> str:
         return " (a trivial baseline)" if self.roles[method] == "baseline" else ""
+
+    def verdict(
+        self, ours: str, other: str, metric: str | None = None, group: str = "all"
+    ) -> Verdict:
+        """Difference of two methods, corrected for the comparisons that it is one of.
+
+        If one is the other's reference, these are all comparisons with references. If not, the two
+        were chosen by their results, out of all pairs of methods.
+
+        Args:
+            metric: by default the ranking metric.
+        """
+        metric = metric or self.metric
+        pair = pl.col("method", "reference").is_in([ours, other])
+        found = self.report.comparisons.filter(
+            pl.col("dataset").eq_missing(self.dataset), pair, group=group, metric=metric
+        ).to_dicts()
+        if not found:
+            test = compare(self.runs[ours], self.runs[other], metric, group=group)
+            n = len(self.ranked()) * (len(self.ranked()) - 1) // 2
+            low, high = test.interval(ALPHA / n)
+            detectable = test.detectable(ALPHA / n)
+            of = "the only pair" if n == 1 else f"all {n:,} pairs of methods"
+            return Verdict(test.difference, low, high, min(1.0, n * test.p), detectable, of)
+        sign = 1 if found[0]["method"] == ours else -1
+        ends = (found[0][end] for end in ("low", "high"))
+        low, high = sorted(sign * (math.nan if end is None else end) for end in ends)
+        of = f"{found[0]['n_comparisons']:,} comparisons"
+        detectable = found[0]["detectable"]
+        return Verdict(
+            sign * found[0]["difference"],
+            low,
+            high,
+            found[0]["p_holm"],
+            math.inf if detectable is None else detectable,
+            of,
+        )
+
+    def leads(self, metric: str) -> tuple[str, bool]:
+        """Best method in a metric of all users, and whether its lead over the next is no chance."""
+        measured = [m for m in self.ranked() if (m, "all", metric) in self.cells]
+        first, *others = sorted(measured, key=lambda m: -self.cells[m, "all", metric]["value"])
+        return first, bool(others) and self.verdict(first, others[0], metric).significant
 
     def _versus(self, ours: str, other: str, group: str = "all") -> str:
         """End of a sentence: how far ours is above the other, and how certain that is."""
@@ -154,45 +258,23 @@ class DatasetSummary:
         named = f"{other}{self._kind(other)}"
         if mine == theirs:
             return f"level with {named}."
-        pair = pl.col("method", "reference").is_in([ours, other])
-        found = self.report.comparisons.filter(
-            pl.col("dataset").eq_missing(self.dataset), pair, group=group, metric=self.metric
-        ).to_dicts()
-        if found:
-            test = found[0]
-            ends = (test["low"], test["high"])
-            low, high = ends if test["method"] == ours else (-ends[1], -ends[0])
-        else:
-            test = asdict(compare(self.runs[ours], self.runs[other], self.metric, group=group))
-            low, high = test["low"], test["high"]
-        p = test.get("p_holm", test["p_t"])
-        details = [f"95% interval {_signed(low)} to {_signed(high)}"]
-        details.append(_chance(p) if "p_holm" in test else f"{_chance(p)} uncorrected")
-        if test["p_seeds"] is not None:
-            details.append(f"over seeds {_chance(test['p_seeds'])}")
         if mine < 2 * theirs:
             above = f"{mine / theirs - 1:.1%} more than"
         else:
             above = f"{mine / theirs:,.1f} times" if theirs else "above"
-        verdict = "is significant" if p < 0.05 else "may be chance"
-        return (
-            f"{above} {named} at {theirs:.4f}; the difference of {mine - theirs:.4f} {verdict} "
-            f"({', '.join(details)})."
+        found = self.verdict(ours, other, group=group)
+        is_what = "is significant" if found.significant else "may be chance"
+        text = (
+            f"{above} {named} at {theirs:.4f}; the difference of {mine - theirs:.4f} {is_what} "
+            f"({found})."
         )
+        if not found.significant and math.isfinite(found.detectable):
+            text += (
+                f" A true difference of {found.detectable:.4f} would be found four times in five."
+            )
+        return text
 
 
-def role_of(runs: Sequence[Evaluation]) -> Role:
-    """Role of a method in a report, by the class of its recommender."""
-    name = runs[0].method.partition(" + ")[0]
-    if name == Oracle.__name__.lower():
-        return "oracle"
-    known = name in RECOMMENDERS.names()
-    return "baseline" if known and not RECOMMENDERS.find(name).trained else "trained"
-
-
-def _chance(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def _signed(number: float) -> str:
-    return f"{number:.4f}".replace("-", "−")
+def signed(number: float) -> str:
+    """The number with its sign, a true minus, and four digits."""
+    return f"{number:+.4f}".replace("-", "−")

@@ -6,7 +6,7 @@ input gives the same bytes. A section without content is left out.
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,14 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from diffuserec.files import write_text
 from diffuserec.models.base import Epoch
 from diffuserec.reports.dataset_summary import DatasetSummary
-from diffuserec.reports.figures import (
-    certainty_figure,
-    curve_figure,
-    group_figure,
-    length_figure,
-    line_styles,
-    svg_settings,
-)
+from diffuserec.reports.figures import PALETTES, duration, report_figures
 from diffuserec.reports.inspection import Inspection, metric_table
 from diffuserec.reports.report import Report
 
@@ -63,7 +56,7 @@ class SequenceWithCopies:
 
 @dataclass(frozen=True)
 class DrawnLists:
-    """Lists of a generative recommender for one user, from averaged and from single draws.
+    """Lists of a recommender for one user; of a generative one, averaged and single draws.
 
     Attributes:
         method: name of the recommender in the tables.
@@ -91,26 +84,19 @@ def write_html(
     copied: Sequence[SequenceWithCopies] = (),
     drawn: Sequence[DrawnLists] = (),
     inspection: Inspection | None = None,
+    next_steps: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Writes a report as one self-contained HTML file, whole or not at all.
 
     Args:
         curves: epochs of training, by method; may be empty.
         inspection: views of training sequences that are contrasted, if any are.
+        next_steps: what to do next, and the command that does it.
     """
     summaries = [
         DatasetSummary(report, dataset)
         for dataset in report.summary["dataset"].unique(maintain_order=True).to_list()
     ]
-    trained = {name: epochs for name, epochs in curves.items() if epochs}
-    styles = line_styles(report, list(trained))
-    with svg_settings():
-        figures = [
-            *(length_figure(summary, styles, i) for i, summary in enumerate(summaries)),
-            *(group_figure(summary, styles, i) for i, summary in enumerate(summaries)),
-            *(certainty_figure(summary, styles, i) for i, summary in enumerate(summaries)),
-            curve_figure(trained, styles) if trained else None,
-        ]
     text = _page(
         "report.html.j2",
         title=title,
@@ -120,12 +106,15 @@ def write_html(
         reference=report.compared_with if len(report.evaluations) > 1 else None,
         tested=report.comparisons["metric"].unique(maintain_order=True).to_list(),
         tables=[summary.table() for summary in summaries],
-        figures=[figure for figure in figures if figure is not None],
+        figures=report_figures(report, curves),
         augmented=augmented,
         copied=copied,
         drawn=[_columns(lists) for lists in drawn],
+        draws=any(len(lists.lists) > 1 for lists in drawn),
         list_tables=[summary.list_table() for summary in summaries if summary.list_metrics],
-        provenance=_provenance(report, trained),
+        next_steps=next_steps,
+        methods=_methods(report, curves),
+        provenance=_provenance(report),
         **_views(inspection),
     )
     write_text(Path(path), text)
@@ -155,7 +144,8 @@ def _page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template(template).render(**content)
+    pages.filters["duration"] = duration
+    return pages.get_template(template).render(palettes=PALETTES, **content)
 
 
 def _columns(drawn: DrawnLists) -> dict[str, Any]:
@@ -172,24 +162,55 @@ def _columns(drawn: DrawnLists) -> dict[str, Any]:
     return {"lists": drawn, "columns": columns}
 
 
-def _provenance(report: Report, curves: Mapping[str, Sequence[Epoch]]) -> list[tuple[str, str]]:
-    """Software, seeds, and epochs and seconds of training, under their headings."""
-    from diffuserec import __version__
-
-    seeds: dict[str, list[str]] = {}
-    for method, runs in report.evaluations.items():
-        used = ", ".join(str(s) for s in sorted({run.protocol.seed for run in runs}))
-        seeds.setdefault(used, []).append(method)
-    python = platform.python_version()
-    found = [
-        ("Software", f"diffuserec {__version__}, torch {torch.__version__}, Python {python}"),
-        ("Seeds", "; ".join(f"{s} ({', '.join(names)})" for s, names in seeds.items())),
-    ]
-    for method, epochs in curves.items():
+def _methods(report: Report, curves: Mapping[str, Sequence[Epoch]]) -> list[dict[str, Any]]:
+    """How each method was made: facts under their headings, and commands."""
+    found = []
+    for method in dict.fromkeys([*report.evaluations, *curves]):
+        made, epochs = report.made.get(method, ()), curves.get(method, ())
+        facts: dict[str, str] = {}
+        if made:
+            settings = [
+                ", ".join(f"{name} = {value}" for name, value in run.settings.items())
+                for run in made
+            ]
+            facts["settings"] = _each(settings) or "the defaults"
+        if runs := report.evaluations.get(method, ()):
+            facts["seeds" if len(runs) > 1 else "seed"] = _each(str(r.protocol.seed) for r in runs)
         parts = []
         for phase in dict.fromkeys(epoch.phase for epoch in epochs):
             inside = [epoch for epoch in epochs if epoch.phase == phase]
             n, seconds = len(inside), sum(epoch.seconds for epoch in inside)
-            parts.append(f"{phase}: {n} {'epoch' if n == 1 else 'epochs'}, {seconds:,.1f} s")
-        found.append((f"Training of {method}", "; ".join(parts)))
+            parts.append(f"{phase}: {n} {'epoch' if n == 1 else 'epochs'}, {duration(seconds)}")
+        if parts:
+            facts["training"] = "; ".join(parts)
+        if total := [duration(run.seconds) for run in made if run.seconds is not None]:
+            facts["time in all"] = _each(total)
+        for name in dict.fromkeys(name for run in made for name in run.facts):
+            facts[name] = _each(run.facts.get(name, "") for run in made)
+        commands = [run.command for run in made if run.command is not None]
+        found.append({"name": method, "facts": facts, "commands": commands})
+    return [method for method in found if method["facts"]]
+
+
+def _each(values: Iterable[str]) -> str:
+    """Values with commas between, each once."""
+    return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _provenance(report: Report) -> list[tuple[str, str]]:
+    """Software that made the page, and words of the protocol, under their headings."""
+    from diffuserec import __version__
+
+    python = platform.python_version()
+    found = [
+        ("This page", f"diffuserec {__version__}, torch {torch.__version__}, Python {python}"),
+    ]
+    if any(run.protocol.ties == "mid-rank" for runs in report.evaluations.values() for run in runs):
+        found.append(
+            (
+                "Ties, mid-rank",
+                "a target that scores the same as other items gets the mean of the ranks that they "
+                "share",
+            )
+        )
     return found

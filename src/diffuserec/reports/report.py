@@ -7,12 +7,16 @@ their own. Trivial baselines are methods like any other here: add their evaluati
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from html import escape
+from math import isfinite
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import (
@@ -21,20 +25,51 @@ from diffuserec.evaluation import (
     Metric,
     compare,
     holm,
+    holm_levels,
     parse_metric,
     protocol_line,
 )
+from diffuserec.evaluation.oracle import Oracle
+from diffuserec.evaluation.paired import ALPHA
+from diffuserec.evaluation.significance import Comparison
+from diffuserec.models.recommender import RECOMMENDERS
 
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _NAMES = dict.fromkeys(("method", "dataset", "group", "metric"), pl.String)
 _SIZES = dict.fromkeys(("n_seeds", "n_users"), pl.Int64)
 _RESULTS = {**_NAMES, "seed": pl.Int64, "value": pl.Float64, "n_users": pl.Int64}
 _SUMMARY = _NAMES | dict.fromkeys(("value", "margin", "seed_std"), pl.Float64) | _SIZES
-_COMPARED = ("ours", "reference_value", "difference", "low", "high")
-_TESTS = ("p_t", "p_wilcoxon", "p_seeds", "p_holm")
+_COMPARED = ("ours", "reference_value", "difference", "low", "high", "alpha", "p", "p_holm")
+_FURTHER = ("p_wilcoxon", "se_users", "se_seeds", "df", "effect_size", "detectable")
+_COUNTS = dict.fromkeys(("n_seeds", "n_seeds_reference", "n_users", "n_comparisons"), pl.Int64)
 _COMPARISONS = (
-    _NAMES | {"reference": pl.String} | dict.fromkeys((*_COMPARED, *_TESTS), pl.Float64) | _SIZES
+    _NAMES | {"reference": pl.String} | dict.fromkeys((*_COMPARED, *_FURTHER), pl.Float64) | _COUNTS
 )
+
+Role = Literal["trained", "baseline", "oracle"]
+"""Trained, a trivial baseline that needs no training, or the oracle, which knows the truth."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a run came about.
+
+    Attributes:
+        settings: hyper-parameters that are not the defaults, by name; those of the augmenter after
+            its name and a dot.
+        command: that makes the run again, or None where there is none.
+        directory: of the run, or None.
+        epochs: trained, or None where nothing was.
+        seconds: of fitting and augmenting.
+        facts: further ones by their headings, such as versions and the device.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    directory: str | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +83,18 @@ class Report:
             means over seeds; ``margin`` is half the width of the 95 % interval of the mean over
             users, ``seed_std`` the standard deviation over seeds (null where there is none).
         comparisons: each method against its reference, of the same data: ``method, dataset,
-            group, metric, reference, ours, reference_value, difference, low, high, p_t,
-            p_wilcoxon, p_seeds, p_holm, n_seeds, n_users``; see :class:`Comparison`. ``p_holm`` is
-            ``p_t`` corrected over all comparisons of that data set and group.
+            group, metric, reference, ours, reference_value, difference, low, high, alpha, p,
+            p_holm, p_wilcoxon, se_users, se_seeds, df, effect_size, detectable, n_seeds,
+            n_seeds_reference, n_users, n_comparisons``; see :class:`PairedDifference`. ``p_holm``
+            is ``p`` after Holm's correction for the ``n_comparisons`` of that data set and group.
+            ``low`` and ``high`` are the interval at the level 1 - ``alpha`` at which Holm's
+            procedure tested: it leaves out 0 exactly if ``p_holm`` is below 0.05.
+            ``detectable`` is the smallest difference that would be found at 0.05 over
+            ``n_comparisons``. What a single user cannot give is null.
         protocol: one line, or one for each data set.
         notes: warnings about these numbers, such as many hidden repeats.
         evaluations: the evaluations themselves, by method.
+        made: how the runs of a method came about, where it is known.
     """
 
     results: pl.DataFrame
@@ -62,17 +103,20 @@ class Report:
     protocol: str
     notes: tuple[str, ...]
     evaluations: dict[str, tuple[Evaluation, ...]]
+    made: Mapping[str, Sequence[Made]] = field(default_factory=dict)
 
     @staticmethod
     def of(
         evaluations: Mapping[str, Evaluation | Sequence[Evaluation]],
         references: Mapping[str, str] | None = None,
+        made: Mapping[str, Sequence[Made]] | None = None,
     ) -> "Report":
         """A report of results by method, the reference first.
 
         Args:
             evaluations: one run or several (seeds, data sets) of each method.
             references: methods that are compared with another one than the first, and which.
+            made: how the runs of a method came about, where it is known.
 
         Raises:
             ConfigError: there are none, those of one data set were not measured the same way, or
@@ -106,6 +150,7 @@ class Report:
             protocol="\n".join(lines),
             notes=tuple(dict.fromkeys(run.repeat_note for run in every if run.repeat_note)),
             evaluations=runs,
+            made=dict(made or {}),
         )
 
     def text(self, metrics: Sequence[str] | None = None, width: int = 100) -> str:
@@ -136,12 +181,24 @@ class Report:
             console.print(f"Note: {note}.", markup=False, highlight=False)
         legend = "± half of the 95 % interval over users"
         if len(self.evaluations) > 1:
+            datasets = self.summary["dataset"].unique(maintain_order=True)
+            how = dict.fromkeys(self.correction(dataset) for dataset in datasets)
             legend += (
-                f"; against {self.compared_with}, paired t-test over users with Holm's correction: "
+                f"; against {self.compared_with}, paired t-test, {' or '.join(how)}: "
                 "* p < .05, ** p < .01, *** p < .001"
             )
         console.print(legend, markup=False, highlight=False)
         return out.getvalue()
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        """Tables of all users for notebooks, and the protocol."""
+        from diffuserec.reports.tables import results_table  # it reads reports
+
+        lines = [*self.protocol.splitlines(), *(f"Note: {note}." for note in self.notes)]
+        return results_table(self, "html") + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
     def json(self) -> str:
         """One JSON object: ``protocol, notes, results, summary, comparisons``."""
@@ -166,6 +223,36 @@ class Report:
         ]
         return f"{first} ({', '.join(own)})" if own else first
 
+    def n_comparisons(self, dataset: str | None) -> str:
+        """Number of comparisons on a data set that are corrected together, in words."""
+        found = self.comparisons.filter(pl.col("dataset").eq_missing(dataset))["n_comparisons"]
+        return f"{' or '.join(map(str, found.unique().sort()))} comparisons"
+
+    def correction(self, dataset: str | None) -> str:
+        """What the tests on a data set take for random and are corrected for, in words."""
+        count = self.n_comparisons(dataset)
+        return f"{self.randomness(dataset)}, with Holm's correction for {count}"
+
+    def randomness(self, dataset: str | None) -> str:
+        """What the tests on a data set take for random, in words: users, and seeds if they can."""
+        inside = self.summary.filter(pl.col("dataset").eq_missing(dataset))
+        n_seeds = {
+            method: inside.filter(method=method)["n_seeds"][0]
+            for method in inside["method"].unique(maintain_order=True)
+            if role_of(self.evaluations[method]) == "trained"
+        }
+        single = [method for method, n in n_seeds.items() if n == 1]
+        if not n_seeds:
+            return "users as random"
+        if len(single) == len(n_seeds):
+            return "users as random (one seed each, so seeds are not counted)"
+        if single:
+            return (
+                "users and seeds as random (of one seed, so that seeds are not counted: "
+                f"{', '.join(single)})"
+            )
+        return "users and seeds as random"
+
     def stars(self, method: str, dataset: str | None, metric: str, group: str = "all") -> str:
         """Stars of a significant difference of a method from its reference; else empty."""
         found = self.comparisons.filter(
@@ -174,10 +261,10 @@ class Report:
         return next((star for level, star in _STARS if len(found) and found[0] < level), "")
 
     def _table(self, title: str, columns: list[tuple[str, str, str]], dataset: str | None) -> Table:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("method", no_wrap=True)
         for head, _, _ in columns:
-            table.add_column(head, justify="right", no_wrap=True)
+            table.add_column(Text(head), justify="right", no_wrap=True)
         inside = self.summary.filter(pl.col("dataset").eq_missing(dataset))
         if any(group != "all" for _, group, _ in columns):
             sizes = {row["group"]: row["n_users"] for row in inside.iter_rows(named=True)}
@@ -192,7 +279,7 @@ class Report:
                 value, margin = cell["value"][0], cell["margin"][0]
                 spread = "" if margin is None else f" ±{margin:.4f}"
                 texts.append(f"{value:.4f}{spread}{self.stars(method, dataset, metric, group)}")
-            table.add_row(method, *texts)
+            table.add_row(Text(method), *texts)
         return table
 
 
@@ -236,7 +323,7 @@ def _summary(cells: _Cells) -> pl.DataFrame:
 
 
 def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
-    entries: list[dict[str, object]] = []
+    families: dict[tuple[str | None, str], list[tuple[dict[str, object], Comparison]]] = {}
     firsts: dict[str | None, str] = {}
     for (method, dataset), runs in cells.items():
         first = firsts.setdefault(dataset, method)
@@ -249,19 +336,36 @@ def _comparisons(cells: _Cells, references: Mapping[str, str]) -> pl.DataFrame:
         compared = [m for m in _main_metrics(runs[0].metrics) if m.name in ("HR", "NDCG")]
         for group in ["all", *inside]:
             for metric in compared:
-                found = asdict(compare(runs, reference, str(metric), group=group))
-                found["reference_value"] = found.pop("reference")
-                entries.append(
-                    {"method": method, "reference": against, "dataset": dataset, **found}
-                )
-    families: dict[tuple[object, object], list[dict[str, object]]] = {}
-    for entry in entries:
-        families.setdefault((entry["dataset"], entry["group"]), []).append(entry)
+                found = compare(runs, reference, str(metric), group=group)
+                names: dict[str, object] = {"method": method, "reference": against}
+                names["dataset"] = dataset
+                families.setdefault((dataset, group), []).append((names, found))
+    entries = []
     for family in families.values():
-        corrected = holm([float(str(entry["p_t"])) for entry in family])
-        for entry, p in zip(family, corrected, strict=True):
-            entry["p_holm"] = float(p)
+        p_values = [found.p for _, found in family]
+        corrected = zip(holm(p_values), holm_levels(p_values), strict=True)
+        for (names, found), (p, alpha) in zip(family, corrected, strict=True):
+            low, high = found.interval(float(alpha))
+            entry: dict[str, object] = asdict(found)
+            entry["reference_value"] = entry.pop("reference")
+            entry |= {"low": low, "high": high, "alpha": float(alpha), "p_holm": float(p)}
+            entry["detectable"] = found.detectable(ALPHA / len(family))
+            entry["n_comparisons"] = len(family)
+            finite = {
+                name: None if isinstance(value, float) and not isfinite(value) else value
+                for name, value in entry.items()
+            }
+            entries.append(names | finite)
     return pl.DataFrame(entries, schema=_COMPARISONS)
+
+
+def role_of(runs: Sequence[Evaluation]) -> Role:
+    """Role of a method in a report, by the class of its recommender."""
+    name = runs[0].method.partition(" + ")[0]
+    if name == Oracle.__name__.lower():
+        return "oracle"
+    known = name in RECOMMENDERS.names()
+    return "baseline" if known and not RECOMMENDERS.find(name).trained else "trained"
 
 
 def _main_metrics(available: Iterable[str]) -> list[Metric]:

@@ -17,6 +17,7 @@ from diffuserec.studies.examples import (
     sequences_with_copies,
     short_inspection,
 )
+from diffuserec.studies.made import made_of, next_steps
 from diffuserec.studies.run_directory import RunDirectory, open_run, read_curve
 
 BASELINES = ("popularity", "markov")
@@ -64,10 +65,12 @@ def compare_runs(
                 )
         seeds.append(run)
     results = {name: [run.evaluate() for run in seeds] for name, seeds in methods.items()}
-    report = Report.of(with_baselines(results, runs[0]), _unaugmented(methods))
+    made = {name: [made_of(run) for run in seeds] for name, seeds in methods.items()}
+    report = Report.of(with_baselines(results, runs[0]), _unaugmented(methods), made)
     if out is not None:
         first = {name: seeds[0] for name, seeds in methods.items()}
         augmented = next((run for run in first.values() if run.augmenter is not None), None)
+        best = max(first, key=lambda name: _mean_mrr(results[name]))
         generative = _best(run for run in first.values() if run.model.is_generative)
         contrastive = _best(run for run in first.values() if isinstance(run.model, Contrastive))
         write_html(
@@ -77,7 +80,8 @@ def compare_runs(
             curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
             augmented=augmented_histories(augmented) if augmented else [],
             copied=sequences_with_copies(augmented) if augmented else [],
-            drawn=drawn_lists(generative) if generative else [],
+            drawn=drawn_lists(generative or first[best]),
+            next_steps=next_steps(first[best], results[best][0], len(results[best])),
             inspection=(
                 short_inspection(contrastive, contrastive.training_data()) if contrastive else None
             ),
@@ -122,6 +126,10 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
 
 def _best(runs: Iterable[RunDirectory]) -> RunDirectory | None:
     return max(runs, key=lambda run: run.evaluate().metrics["MRR"], default=None)
+
+
+def _mean_mrr(results: Sequence[Evaluation]) -> float:
+    return sum(result.metrics["MRR"] for result in results) / len(results)
 
 
 def _unaugmented(methods: Mapping[str, list[RunDirectory]]) -> dict[str, str]:

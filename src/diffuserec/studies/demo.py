@@ -12,6 +12,7 @@ from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
 from diffuserec.studies.examples import augmented_histories, drawn_lists
+from diffuserec.studies.made import made_of, next_steps
 from diffuserec.studies.run_directory import Plan, read_curve
 from diffuserec.studies.study_file import slug
 from diffuserec.studies.train_run import Say, silent, train_run
@@ -45,7 +46,7 @@ def run_demo(out: Path, runtime: Runtime, say: Say = silent) -> Report:
     plain = runs["sasrec"]
     results = with_baselines({name: [run.evaluate()] for name, run in runs.items()}, plain)
     results["oracle"] = [plain.measure(Oracle(store=store).fit(plain.split.train))]
-    report = Report.of(results)
+    report = Report.of(results, made={name: [made_of(run)] for name, run in runs.items()})
     write_html(
         out / "report.html",
         report,
@@ -53,5 +54,6 @@ def run_demo(out: Path, runtime: Runtime, say: Say = silent) -> Report:
         curves={name: read_curve(run.path / "curve.json") for name, run in runs.items()},
         augmented=augmented_histories(runs["sasrec + diffuasr"]),
         drawn=drawn_lists(runs["diffrec"]),
+        next_steps=next_steps(plain, plain.evaluate()),
     )
     return report

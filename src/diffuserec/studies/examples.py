@@ -80,13 +80,11 @@ def sequences_with_copies(run: RunDirectory, n: int = 3) -> list[SequenceWithCop
 
 
 def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
-    """Lists of a generative recommender for some users: ten draws averaged, and three seeds alone.
+    """Lists of a recommender for some users, seen items hidden.
 
-    Empty for other recommenders.
+    Of a generative one ten draws averaged, and three seeds alone.
     """
     model, queries = run.model, run.split.test
-    if not model.is_generative:
-        return []
     model.eval()
     index = _first(n_users, queries.histories, 4, 10)
     histories = queries.histories.select(index)
@@ -95,8 +93,10 @@ def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[D
         shown = run.augmenter.augment_for_inference(histories, run.plan.seed)
     everyone = np.arange(len(index))
     hidden = seen_items(histories, everyone)
-    draws = {"mean of 10 draws": (run.plan.seed, 10)}
-    draws |= {f"one draw, seed {seed}": (seed, 1) for seed in range(3)}
+    draws = {"recommended": (run.plan.seed, 1)}
+    if model.is_generative:
+        draws = {"mean of 10 draws": (run.plan.seed, 10)}
+        draws |= {f"one draw, seed {seed}": (seed, 1) for seed in range(3)}
     lists = {
         heading: top_k(model.scorer_of(shown, everyone, seed, n_draws), n_items, hidden)[1]
         .cpu()
@@ -119,7 +119,7 @@ def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[D
 
 
 def run_examples(run: RunDirectory) -> dict[str, Any]:
-    """Arguments of :func:`write_html` that show examples of a run's augmenter and draws."""
+    """Arguments of :func:`write_html` that show examples of a run's augmenter and lists."""
     return {
         "augmented": augmented_histories(run),
         "copied": sequences_with_copies(run),
@@ -220,7 +220,9 @@ def _index_of(train: SequenceDataset, users: Sequence[str]) -> Int64[np.ndarray,
 def _display_names(dataset: SequenceDataset) -> Names:
     attributes = dataset.catalog.attributes
     if attributes is not None and "name" in attributes.columns:
-        return lambda items: attributes["name"].gather(items - 1).to_list()
+        ids = dataset.catalog.item_ids.cast(pl.String)
+        names = attributes["name"].cast(pl.String).fill_null(ids)
+        return lambda items: names.gather(items - 1).to_list()
     return _raw_ids(dataset)
 
 

@@ -20,6 +20,7 @@ from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
 from diffuserec.studies.examples import run_examples, short_inspection
 from diffuserec.studies.ledger import record
+from diffuserec.studies.made import made_of, next_steps
 from diffuserec.studies.run_directory import (
     Plan,
     RunDirectory,
@@ -107,10 +108,11 @@ def _write_report(run: RunDirectory, train: SequenceDataset) -> None:
     label = run.plan.label
     write_html(
         run.path / "report.html",
-        Report.of(with_baselines({label: [run.evaluate()]}, run)),
+        Report.of(with_baselines({label: [run.evaluate()]}, run), made={label: [made_of(run)]}),
         title=f"{label} on {Path(run.plan.data).name}",
         curves={label: read_curve(run.path / "curve.json")},
         inspection=short_inspection(run, train),
+        next_steps=next_steps(run, run.evaluate()),
         **run_examples(run),
     )
 
