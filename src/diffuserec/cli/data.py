@@ -65,11 +65,8 @@ def prepare(
     )
     if min_user is not None or min_item is not None or merge_repeats:
         interactions = interactions.filter(min_user, min_item, merge_repeats)
-    filters = [] if where is None else [f"where {where}"]
-    filters += [f"user>={min_user}"] * (min_user is not None)
-    filters += [f"item>={min_item}"] * (min_item is not None)
-    filters += ["repeats merged"] * merge_repeats
-    note = {"source": log.name, "filters": ", ".join(filters) or "none"}
+    filters = ", ".join(interactions.summary.filters) or "none"
+    note = {"source": log.name, "filters": filters}
     interactions.to_dataset().save(out, note=note)
     if as_json:
         show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **note})

@@ -84,13 +84,14 @@ def load_dataset(path: Path | str) -> SequenceDataset:
         if wrong:
             name, why = wrong
             raise _FORMAT.damaged(files[name], why)
+        filters = manifest["note"].get("filters")
         catalog = Catalog(
             item_ids=frames["item_ids"]["item_id"],
             n_users=n_users,
             user_ids=frames["user_ids"]["user_id"] if "user_ids" in frames else None,
             attributes=frames.get("attributes"),
             log=source.resolve().name,
-            filters=manifest["note"].get("filters"),
+            filters=filters if isinstance(filters, str) else None,
         )
         dataset = SequenceDataset.from_offsets(catalog=catalog, **arrays)
         sums = {name: manifest["files"][f"{name}.npy"] for name in arrays}
