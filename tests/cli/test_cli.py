@@ -517,6 +517,32 @@ def test_a_temporal_split_trains(
     assert split == "temporal quantile=0.8 valid_quantile=0.9 target=first, test"
 
 
+def test_a_preset_trains_and_yields_to_what_is_set(
+    folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "as_published"
+    words = ("train", data, "--model", "simdiffrec", "--preset", "as_published", *QUICK)
+    status, _, _ = call(capsys, *words, "--set", "batch_size=32", "--out", out, "--json")
+    assert status == 0
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    settings = run["plan"]["settings"]
+    given = {"loss": "bce", "contrast_weight": 0.4, "diffusion_weight": 0.4, "batch_size": 32}
+    assert settings == {**given, "epochs": 2, "dim": 16, "max_len": 10}
+    words = ("train", data, "--model", "sasrec", "--preset", "as_published", "--out", "x")
+    status, _, error = call(capsys, *words)
+    assert status == 2
+    assert "no settings as published" in error
+
+
+def test_settings_show_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed, _ = call(capsys, "models", "diffrec", "--json")
+    assert status == 0
+    settings = {s["name"]: s["as_published"] for s in json.loads(printed)["settings"]}
+    assert (settings["dim"], settings["damping"], settings["n_draws"]) == ("256", "none", "")
+    status, printed, _ = call(capsys, "models", "diff4rec")
+    assert "as published: all" in " ".join(printed.split())
+
+
 def test_a_split_file_trains(
     folder: Path, data: Path, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -591,6 +617,7 @@ def test_settings_of_a_method_are_listed(capsys: pytest.CaptureFixture[str]) -> 
         "default": "0.5",
         "meaning": "",
         "only_if": "",
+        "as_published": "",
     }
     assert found["gbce_t"]["only_if"] == "Only with loss = gbce."
     assert found["gbce_t"]["meaning"] == "Calibration of gbce: 0 is plain bce."

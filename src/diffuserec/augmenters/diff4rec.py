@@ -41,8 +41,8 @@ Choices where the paper leaves something open or has a misprint:
 """
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -187,6 +187,14 @@ class Diff4Rec(ParallelAugmenter):
             return round(self.corruption * self.num_train_timesteps)
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "kl_weight": 1.0,
+        "kl_annealing_steps": 1,
+        "corruption": 1.0,
+        "num_inference_steps": 100,  # back through all steps
+        "aug_weight": 1.0,
+        "copies_per_step": "all",
+    }
     n_updates: Tensor
 
     def build(self, catalog: Catalog) -> None:

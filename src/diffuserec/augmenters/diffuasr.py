@@ -23,8 +23,8 @@ Departures of the defaults:
 
 import math
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -184,6 +184,16 @@ class DiffuASR(Augmenter):
             return NextItemSettings(**shared | own)
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "prediction_type": "epsilon",
+        "item_embedding": "scratch",
+        "condition_on": "train+valid",
+        "min_condition": 1,
+        "cond_dropout": 0.0,
+        "guidance_in_training": True,
+        "num_inference_steps": 1000,
+        "eta": 1.0,
+    }
     center: Tensor
     scale: Tensor
 

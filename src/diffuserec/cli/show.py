@@ -87,7 +87,9 @@ def settings(found: Sequence[Mapping[str, Any]]) -> None:
     for setting in found:
         meaning = " ".join(filter(None, (setting["meaning"], setting["only_if"])))
         kind = " ".join(filter(None, (setting["type"], setting["bounds"])))
-        shown.add_row(*map(plain, (setting["name"], kind, setting["default"], meaning)))
+        published = setting["as_published"]
+        default = setting["default"] + f" (as published: {published})" * bool(published)
+        shown.add_row(*map(plain, (setting["name"], kind, default, meaning)))
     _out.print(shown)
 
 

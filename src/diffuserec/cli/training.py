@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -52,6 +52,12 @@ def train(
         Path | None,
         typer.Option(help="A file of users, or of users, items and times, and the part of each."),
     ] = None,
+    preset: Annotated[
+        Literal["as_published"] | None,
+        typer.Option(
+            help="Begin from the settings of the paper, where 'diffuserec models NAME' has them."
+        ),
+    ] = None,
     settings: options.Set = None,
     augment_settings: options.AugmentSet = None,
     as_json: options.AsJson = False,
@@ -66,11 +72,13 @@ def train(
         diffuserec train data/clicks --model sasrec --out runs/sasrec
         diffuserec train data/clicks --model sasrec --set dim=128 --out runs/wide
         diffuserec train data/clicks --model sasrec --augment random --out runs/r
+        diffuserec train data/clicks --model diffrec --preset as_published --out p
         diffuserec train data/clicks --model bpr --split-file parts.csv --out r2
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
     """
     from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
+    from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.train_run import silent, train_run
 
@@ -80,12 +88,17 @@ def train(
         if split != "leave-one-out":
             raise ConfigError("--split and --split-file are two splits: leave one out")
         split = f"file:path={split_file}"
+    ours, theirs = options.parse_pairs(settings), options.parse_pairs(augment_settings)
+    if preset is not None:
+        methods = (find_recommender(model), find_augmenter(augment) if augment else None)
+        first, second = preset_of(*methods)
+        ours, theirs = {**first, **ours}, {**second, **theirs}
     plan = Plan(
         data=str(data.resolve()),
         model=model,
-        settings=options.parse_pairs(settings),
+        settings=ours,
         augment=augment,
-        augment_settings=options.parse_pairs(augment_settings) if augment else None,
+        augment_settings=theirs if augment else None,
         split=canonical_split(split),
         seed=seed,
     )

@@ -18,7 +18,7 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -125,6 +125,10 @@ class Method(nn.Module, ABC):
 
     version: ClassVar[int] = 1
     """Counts changes after which it gives other numbers; part of the key of a study's cells."""
+
+    as_published: ClassVar[Mapping[str, Any]] = {}
+    """Settings in which the method's paper differs from the defaults here, where that is known; of
+    those that it tunes for each log, Amazon Beauty's. The page of the method gives the reasons."""
 
     kind: ClassVar[Literal["recommender", "augmenter"]]
     registry: ClassVar[Registry[Any]]

@@ -1,6 +1,7 @@
 """Recommenders and augmenters by name: found, registered, listed and loaded."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -155,6 +156,27 @@ def _require_fitting(method: Method, artifact: Artifact) -> None:
             )
 
 
+def preset_of(
+    recommender: type[Recommender], augmenter: type[Augmenter] | None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The settings of their papers, of a recommender and of the augmenter that it is trained with.
+
+    Raises:
+        ConfigError: neither has any.
+    """
+    found = recommender.as_published, augmenter.as_published if augmenter else {}
+    if not any(found):
+        having = ", ".join(
+            f"{name} ({registry.kind})"
+            for registry in (RECOMMENDERS, AUGMENTERS)
+            for name in registry.names()
+            if registry.module_name(name).startswith("diffuserec.")
+            and registry.find(name).as_published
+        )
+        raise ConfigError(f"no settings as published are known here; there are some of: {having}")
+    return found
+
+
 def method_summaries() -> list[dict[str, str]]:
     """Kind, name and the first line of the module's docstring, for every method."""
     found = []
@@ -171,19 +193,28 @@ def method_summaries() -> list[dict[str, str]]:
 def method_settings(name: str) -> tuple[Kind, str, list[dict[str, str]]]:
     """Kind, summary and settings of a method, see :func:`described_settings`.
 
+    Each setting also has ``as_published``: its value in the paper where that differs, or "".
+
     Raises:
         ConfigError: there is none of that name; says the nearest and all others.
     """
-    if name in AUGMENTERS.names():
-        augmenter = find_augmenter(name)
-        return "augmenter", _summary(augmenter), described_settings(augmenter.Config)
     known = [*RECOMMENDERS.names(), *AUGMENTERS.names()]
     if name not in known:
         raise ConfigError(
             f"no method {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
         )
-    recommender = find_recommender(name)
-    return "recommender", _summary(recommender), described_settings(recommender.Config)
+    registry: Registry[Any] = AUGMENTERS if name in AUGMENTERS.names() else RECOMMENDERS
+    method: type[Method] = registry.find(name)
+    settings = [
+        {**setting, "as_published": _shown(method.as_published, setting["name"])}
+        for setting in described_settings(method.Config)
+    ]
+    return method.kind, _summary(method), settings
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name, "")
+    return "none" if value is None else str(value)
 
 
 def _summary(method: type[Method]) -> str:

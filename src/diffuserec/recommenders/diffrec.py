@@ -39,8 +39,8 @@ Not options: the reverse walk samples the posterior's variance, where the paper 
 residuals, the feed-forward width is 4·dim with a GELU; batches hold equally many targets.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +159,21 @@ class DiffRec(StateRecommender):
 
     config: Config
     combine = "mixture"
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "form": "prefixes",
+        "dim": 256,
+        "max_len": 49,  # and the slot: 50 tokens
+        "dropout": 0.3,  # 0.2 for MovieLens
+        "batch_size": 256,
+        "epochs": 50,
+        "patience": 50,  # all epochs, the best one taken
+        "tie_head": False,
+        "normalize": False,
+        "damping": None,
+        "add_last_item": False,
+        "pure_noise": 0.0,
+        "mse_weight": 1.0,
+    }
 
     def build(self, catalog: Catalog) -> None:
         c = self.config

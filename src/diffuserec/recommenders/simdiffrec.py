@@ -39,7 +39,8 @@ item, its only target).
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,12 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         """Whether the denoiser uses the encoder's blocks."""
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "loss": "bce",
+        "batch_size": 256,
+        "contrast_weight": 0.4,  # of Beauty; 0.1 for Toys and Sports
+        "diffusion_weight": 0.4,
+    }
     signal: Tensor
     noise: Tensor
     neighbors: Tensor

@@ -359,7 +359,7 @@ def _lines(
 
 
 def _preset(method: type[Method]) -> Mapping[str, Any]:
-    return getattr(method, "as_published", {})
+    return method.as_published
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
