@@ -39,8 +39,8 @@ def plain(text: object) -> Text:
 
 
 def say(line: str) -> None:
-    """Prints a message on standard error."""
-    _err.print(plain(line), style="dim", markup=False, highlight=False)
+    """Prints a message on standard error, in one line however long it is."""
+    _err.print(plain(line), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_error(line: str) -> None:
