@@ -96,7 +96,7 @@ def next_steps(run: RunDirectory, result: Evaluation, n_seeds: int = 1) -> list[
         compared = shlex.join(["diffuserec", "compare", path, other, "--out", f"{path}-seeds.html"])
         found.append(
             (
-                "See how much another seed changes; from two on tests count seeds, better with more:",
+                "See how much another seed changes; from two on, tests count seeds:",
                 f"{train_command(plan, other)}\n{compared}",
             )
         )
