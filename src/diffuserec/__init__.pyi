@@ -32,6 +32,7 @@ from diffuserec.models.recommender import Recommender as Recommender
 from diffuserec.reports.report import Report as Report
 from diffuserec.recommenders.acvae import ACVAE as _ACVAE
 from diffuserec.recommenders.bert4rec import BERT4Rec as _BERT4Rec
+from diffuserec.recommenders.blend import Blend as _Blend
 from diffuserec.recommenders.bpr import BPR as _BPR
 from diffuserec.recommenders.bsarec import BSARec as _BSARec
 from diffuserec.recommenders.cadirec import CaDiRec as _CaDiRec
@@ -42,7 +43,11 @@ from diffuserec.recommenders.diffrec import DiffRec as _DiffRec
 from diffuserec.recommenders.dreamrec import DreamRec as _DreamRec
 from diffuserec.recommenders.duorec import DuoRec as _DuoRec
 from diffuserec.recommenders.ecl import ECL as _ECL
+from diffuserec.recommenders.esasrec import ESASRec as _ESASRec
 from diffuserec.recommenders.gru4rec import GRU4Rec as _GRU4Rec
+from diffuserec.recommenders.gsasrec import GSASRec as _GSASRec
+from diffuserec.recommenders.hstu import HSTU as _HSTU
+from diffuserec.recommenders.itemgraph import ItemGraph as _ItemGraph
 from diffuserec.recommenders.itemknn import ItemKNN as _ItemKNN
 from diffuserec.recommenders.markov import Markov as _Markov
 from diffuserec.recommenders.mclrec import MCLRec as _MCLRec
@@ -68,6 +73,9 @@ class ACVAE(_ACVAE):
 
 class BERT4Rec(_BERT4Rec):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 200, patience: int = 20, dim: int = 64, max_len: int = 50, dropout: float = 0.2, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'linear', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'from_oldest', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75, mask_ratio: float = 0.2, last_item_ratio: float = 0.1) -> None: ...
+
+class Blend(_Blend):
+    def __init__(self, *, parts: tuple[str, ...] = ('sasrec', 'markov'), settings: Mapping[str, object] = {}) -> None: ...
 
 class BPR(_BPR):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 1024, epochs: int = 100, patience: int = 10, dim: int = 64, loss: Literal['bpr', 'softmax', 'bce'] = 'bpr', n_negatives: int = 1, l2_users: float = 0.01, l2_items: float = 0.01, l2_bias: float = 0.0) -> None: ...
@@ -99,8 +107,20 @@ class DuoRec(_DuoRec):
 class ECL(_ECL):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'from_oldest', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75, similarity: Literal['dot', 'cosine'] = 'cosine', temperature: float = 0.05, contrast_weight: float = 0.1, discriminator_weight: float = 0.01, generator_weight: float = 0.02, mask_ratio: float = 0.2, n_last: int = 10, discriminator: Literal['shared', 'own'] = 'shared') -> None: ...
 
+class ESASRec(_ESASRec):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 128, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.2, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'ligr', encoder_settings: Mapping[str, object] = {}, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'from_oldest', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, first_items: bool = False, loss: str = 'sampled_softmax', n_negatives: int | None = 256, gbce_t: float = 0.75, widening: int = 4) -> None: ...
+
 class GRU4Rec(_GRU4Rec):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'gru', encoder_settings: Mapping[str, object] = {}, examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, first_items: bool = False, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75, hidden_dim: int = 128) -> None: ...
+
+class GSASRec(_GSASRec):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 128, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, n_layers: int = 2, n_heads: int = 1, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'from_newest', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, first_items: bool = False, loss: str = 'gbce', n_negatives: int | None = 256, gbce_t: float = 0.75) -> None: ...
+
+class HSTU(_HSTU):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 128, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.2, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_decay: float = 0.0, encoder: str = 'hstu', encoder_settings: Mapping[str, object] = {}, n_layers: int = 2, n_heads: int = 1, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'from_oldest', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, first_items: bool = False, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75) -> None: ...
+
+class ItemGraph(_ItemGraph):
+    def __init__(self, *, n_newest: int = 2, decay: float = 0.5, window: int = 3, backward: float = 0.3, scaling: Literal['share', 'log', 'cosine'] = 'cosine', n_hops: int = 2, hop_decay: float = 0.1) -> None: ...
 
 class ItemKNN(_ItemKNN):
     def __init__(self, *, k: int | None = None, decay: float = 1.0, max_len: int | None = 50) -> None: ...

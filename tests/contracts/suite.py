@@ -38,6 +38,14 @@ OWN: dict[str, dict[str, Any]] = {
         "last_item_ratio": 0.2,
     },
     "s3rec": {"pretrain_epochs": 2},
+    "blend": {
+        "settings": {
+            "sasrec": {
+                name: TINY[name]
+                for name in ("dim", "n_layers", "dropout", "learning_rate", "batch_size", "epochs")
+            }
+        }
+    },
     "mfgan": {"rounds": 1, "generator_epochs": 2, "n_candidates": 3},
     "bpr": PAIRS,
     "neumf": PAIRS | {"hidden": (8, 4)},

@@ -13,7 +13,7 @@ from diffuserec.training.next_item import (
     train_next_item,
 )
 from diffuserec.training.pairs import train_on_pairs
-from diffuserec.training.validation import validation
+from diffuserec.training.validation import summed_ndcg, validation
 
 __all__ = [
     "EncoderRecommender",
@@ -25,6 +25,7 @@ __all__ = [
     "encoder_loss",
     "next_item_loss",
     "real_positions",
+    "summed_ndcg",
     "train",
     "train_next_item",
     "train_on_pairs",

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from diffuserec.data import Histories, Queries, history_batches
@@ -41,17 +43,27 @@ def validation(
     def metric() -> float:
         gain = 0.0
         for index, histories in history_batches(valid.histories, batch_size, method.max_len):
-            found = search(
-                or_popularity(method, scorer, histories),
-                targets=torch.from_numpy(valid.targets[index]),
-                hidden=seen_items(valid.histories, index),
-            )
-            if bool(found.not_numbers.any()):
-                raise ConfigError(
-                    "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
-                )
-            ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
-            gain += float((1 / torch.log2(ranks + 2)).sum())
+            gain += summed_ndcg(or_popularity(method, scorer, histories), valid, index)
         return gain / len(valid)
 
     return metric
+
+
+def summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) -> float:
+    """Sum of NDCG@10 over some queries, as :func:`validation` measures it.
+
+    Args:
+        scorer: of the histories of the queries.
+        index: numbers of the queries.
+    """
+    found = search(
+        scorer,
+        targets=torch.from_numpy(valid.targets[index]),
+        hidden=seen_items(valid.histories, index),
+    )
+    if bool(found.not_numbers.any()):
+        raise ConfigError(
+            "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+        )
+    ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
+    return float((1 / torch.log2(ranks + 2)).sum())

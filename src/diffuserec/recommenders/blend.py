@@ -1,0 +1,149 @@
+"""Blend: several recommenders whose probabilities are averaged, by weights chosen on validation.
+
+Each part gives a distribution over the items: the softmax of a trained model's scores; a generative
+model's probabilities; a counting method's scores in proportion. The blend's score is
+
+    p(j) = Σ_m w_m p_m(j),    w_m >= 0,    Σ_m w_m = 1.
+
+The weights are found one after the other: each takes the value of a grid from 0 to 1 whose blend
+has the best validation NDCG@10 (full ranking, seen items hidden), the others keeping their
+proportions, until none changes. Without validation queries they are equal.
+
+Source: none; a linear mixture of experts (Jelinek & Mercer's interpolation of language models).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, history_batches
+from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Settings, parse_settings
+from diffuserec.models.methods import find_recommender
+from diffuserec.models.recommender import Recommender, ScoreRecommender
+from diffuserec.models.retrieval import Matrix
+from diffuserec.training import summed_ndcg
+
+_GRID = [step / 20 for step in range(21)]
+_ROUNDS = 5
+_AT_ONCE = 256
+
+
+class Blend(ScoreRecommender):
+    """A weighted average of the probabilities of recommenders, trained one after the other."""
+
+    class Config(Settings):
+        """Hyper-parameters of a blend."""
+
+        parts: tuple[str, ...] = ("sasrec", "markov")
+        """Names of the recommenders, each once."""
+        settings: Mapping[str, Mapping[str, Any]] = Field({}, validate_default=False)
+        """Their settings that are not the defaults, by name of the recommender."""
+
+        @model_validator(mode="after")
+        def _known(self) -> Self:
+            if len(self.parts) < 2 or len(set(self.parts)) < len(self.parts):
+                raise ValueError("parts must name two or more recommenders, each once")
+            for name in self.settings:
+                if name not in self.parts:
+                    raise ValueError(f"settings are given for {name!r}, which is no part")
+            for name in self.parts:
+                if name == "blend":
+                    raise ValueError("a blend is no part of a blend")
+                schema = find_recommender(name).Config
+                parse_settings(schema, dict(self.settings.get(name, {})), f"settings of {name}")
+            return self
+
+    config: Config
+    weights: Tensor
+
+    def build(self, catalog: Catalog) -> None:
+        c = self.config
+        self.models = nn.ModuleDict(
+            {name: find_recommender(name)(**c.settings.get(name, {})) for name in c.parts}
+        )
+        for model in self._parts:
+            model.take(catalog)
+        self.register_buffer("weights", torch.full((len(c.parts),), 1 / len(c.parts)))
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        """Trains the parts on `train` one after the other and chooses their weights on `valid`."""
+        records = []
+        for model in self._parts:
+            curve = model.fit(train, valid, runtime.within(model.name)).curve
+            records += [replace(r, phase=f"{model.name}: {r.phase}") for r in curve]
+        if valid is not None:
+            self.weights = self._chosen_weights(valid)
+        return records
+
+    def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
+        """Weighted mean of the parts' probabilities."""
+        parts = zip(self._parts, self.weights.tolist(), strict=True)
+        each = [weight * distribution(model, histories) for model, weight in parts if weight > 0]
+        return torch.stack(each).sum(0)
+
+    @property
+    def _parts(self) -> list[Recommender]:
+        return [model for model in self.models.values() if isinstance(model, Recommender)]
+
+    @torch.no_grad()
+    def _chosen_weights(self, valid: Queries) -> Float[Tensor, " M"]:
+        """The weights whose blend is best on validation, among those of the grid."""
+        weights, best = self.weights, -1.0
+        for _ in range(_ROUNDS):
+            before = weights
+            for number in range(len(weights)):
+                tried = [_with_weight(weights, number, value) for value in _GRID]
+                found = self._metrics(valid, tried)
+                if max(found) > best:
+                    best = max(found)
+                    weights = tried[found.index(best)]
+            if torch.equal(before, weights):
+                break
+        return weights
+
+    def _metrics(self, valid: Queries, tried: list[Tensor]) -> list[float]:
+        """Sums of NDCG@10 over the validation queries for each of some weights."""
+        totals = [0.0] * len(tried)
+        for index, histories in history_batches(valid.histories, _AT_ONCE):
+            known = histories.lengths > 0  # the others are answered by popularity in any case
+            if not bool(known.any()):
+                continue
+            some, which = histories.select(known).to(self.device), index[known.numpy()]
+            each = torch.stack([distribution(model, some) for model in self._parts])
+            for number, weights in enumerate(tried):
+                mixed = Matrix(torch.einsum("m,mbv->bv", weights.to(each), each))
+                totals[number] += summed_ndcg(mixed, valid, which)
+        return totals
+
+
+def distribution(model: Recommender, histories: Histories) -> Float[Tensor, "B V"]:
+    """A recommender's probabilities of the items; 0 for padding."""
+    newest = histories if model.max_len is None else histories.truncate(model.max_len)
+    scores = model.score(newest).float()
+    scores[:, 0] = -torch.inf if _is_scored(model) else 0.0
+    if _is_scored(model):
+        return torch.softmax(scores, dim=1)
+    return scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _is_scored(model: Recommender) -> bool:
+    """Whether scores may have any sign and are not in proportion to probabilities."""
+    return model.trained and not model.is_generative
+
+
+def _with_weight(weights: Float[Tensor, " M"], number: int, value: float) -> Float[Tensor, " M"]:
+    """The weights with one of them set, the others in proportion (or equal, if all are 0)."""
+    others = weights.clone()
+    others[number] = 0
+    if not bool(others.any()):
+        others = torch.ones_like(others)
+        others[number] = 0
+    found = others / others.sum() * (1 - value)
+    found[number] = value
+    return found

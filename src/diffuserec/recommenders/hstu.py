@@ -1,0 +1,41 @@
+"""HSTU: pointwise gated attention that predicts each next item from those before it.
+
+Source: Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for
+Generative Recommendations", ICML 2024 (arXiv 2402.17152).
+
+Departures:
+- The full softmax over dot products; the released code samples 128 or more negatives and compares
+  normed vectors with a temperature. ``loss="sampled_softmax"`` samples, too.
+- No bias by times: see the encoder.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from diffuserec.models.config import OnlyIf
+from diffuserec.models.settings import (
+    EncoderName,
+    FirstItemSettings,
+    NextItemSettings,
+    has_heads,
+)
+from diffuserec.training import NextItemRecommender
+
+
+class HSTU(NextItemRecommender):
+    """Pointwise attention with tied item embeddings."""
+
+    class Config(NextItemSettings, FirstItemSettings):
+        """Hyper-parameters of HSTU."""
+
+        encoder: EncoderName = "hstu"
+        """Name of the sequence encoder."""
+        n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(1, ge=1)
+        """Attention heads; a divisor of dim."""
+        dropout: float = Field(0.2, ge=0, lt=1)
+        """Share of values that training sets to zero."""
+        batch_size: int = Field(128, ge=1)
+        """Training examples a batch, on average."""
+
+    config: Config

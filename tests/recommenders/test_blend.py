@@ -1,0 +1,92 @@
+"""Blends: probabilities averaged, weights chosen on validation, one saved model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import diffuserec as dr
+from diffuserec.data import Store, histories_of
+from diffuserec.training import validation
+
+from .oracles import assert_refused
+
+QUICK = {"dim": 8, "n_layers": 1, "epochs": 2, "max_len": 10}
+
+
+@pytest.fixture(scope="module")
+def split() -> dr.Split:
+    return dr.leave_one_out(Store(n_users=150, n_items=50, seed=0).dataset())
+
+
+@pytest.fixture(scope="module")
+def blend(split: dr.Split) -> dr.Blend:
+    parts = ("sasrec", "markov", "popularity")
+    return dr.Blend(parts=parts, settings={"sasrec": QUICK}).fit(split.train, split.valid)
+
+
+def test_scores_are_the_weighted_mean_of_the_parts_probabilities(blend, split) -> None:
+    histories = histories_of(split.test.histories, np.arange(9))
+    sasrec, markov, popularity = (blend.models[name] for name in blend.config.parts)
+    logits = sasrec.score(histories)[:, 1:].double()
+    each = [logits.exp() / logits.exp().sum(1, keepdim=True)]
+    for model in (markov, popularity):
+        counts = model.score(histories)[:, 1:].double()
+        each.append(counts / counts.sum(1, keepdim=True))
+    expected = sum(w * p for w, p in zip(blend.weights.tolist(), each, strict=True))
+    found = blend.score(histories)[:, 1:].double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found.sum(1), torch.ones(9, dtype=torch.float64))
+
+
+def test_the_weights_are_the_best_of_the_last_round(blend, split) -> None:
+    assert blend.weights.sum().item() == pytest.approx(1)
+    assert (blend.weights >= 0).all()
+    reached = validation(blend, blend.scorer, split.valid)()
+    for model in blend.models.values():
+        assert reached >= validation(model, model.scorer, split.valid)() - 1e-9
+    kept = blend.weights.clone()
+    for number in range(3):
+        for value in (0.0, 0.3, 0.6, 1.0):
+            others = kept.clone()
+            others[number] = 0
+            if not others.any():
+                continue
+            blend.weights = others / others.sum() * (1 - value)
+            blend.weights[number] = value
+            assert validation(blend, blend.scorer, split.valid)() <= reached + 1e-9
+    blend.weights = kept
+
+
+def test_it_is_saved_as_one_model(blend, split, tmp_path: Path) -> None:
+    blend.save(tmp_path / "model")
+    again = dr.load(tmp_path / "model")
+    history = [split.train.catalog.decode(split.test.histories[0])]
+    assert again.recommend(history).equals(blend.recommend(history))
+
+
+def test_without_validation_the_weights_are_equal(split) -> None:
+    model = dr.Blend(parts=("markov", "popularity")).fit(split.train)
+    assert model.weights.tolist() == [0.5, 0.5]
+    assert model.curve == []
+
+
+def test_a_part_of_no_use_gets_no_weight(split) -> None:
+    model = dr.Blend(parts=("markov", "popularity")).fit(split.train, split.valid)
+    assert model.weights[0] > model.weights[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parts": ("markov",)}, "two or more recommenders"),
+        ({"parts": ("markov", "markov")}, "each once"),
+        ({"parts": ("markov", "blend")}, "a blend is no part of a blend"),
+        ({"parts": ("markov", "sasrek")}, "did you mean 'sasrec'"),
+        ({"settings": {"gru4rec": {}}}, "which is no part"),
+        ({"settings": {"markov": {"decai": 0.3}}}, "did you mean 'decay'"),
+    ],
+)
+def test_what_is_refused(settings, message) -> None:
+    assert_refused(dr.Blend, settings, message)
