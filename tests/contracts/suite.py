@@ -46,6 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "gsasrec": {"n_negatives": 5, "epochs": 40},  # 256 are many times the items there are
     "mfgan": {"rounds": 1, "generator_epochs": 2, "n_candidates": 3},
     "bpr": PAIRS,
     "neumf": PAIRS | {"hidden": (8, 4)},

@@ -23,6 +23,7 @@ from .suite import (
     all_histories,
     assert_same_dataset,
     assert_same_state,
+    class_of,
     fitted,
     items_of,
     made,
@@ -216,7 +217,8 @@ def in_store(kind: str, name: str, store: Split) -> Any:
 
 
 def shortly(kind: str, name: str) -> Any:
-    return made(kind, name, **({"epochs": 2} if kind == "recommender" else {}))
+    has_epochs = kind == "recommender" and "epochs" in class_of(kind, name).Config.model_fields
+    return made(kind, name, **({"epochs": 2} if has_epochs else {}))
 
 
 @pytest.mark.parametrize("kind", AUGMENTERS)
