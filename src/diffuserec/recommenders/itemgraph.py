@@ -48,15 +48,16 @@ class ItemGraph(ScoreRecommender):
         """Newest items of a history from which walks begin."""
         decay: float = Field(0.5, ge=0, le=1)
         """Weight of an item relative to the next newer one."""
-        window: int = Field(3, ge=1)
+        window: int = Field(5, ge=1)
         """Greatest distance of two items of a sequence that are joined."""
         backward: float = Field(0.3, ge=0, le=1)
         """Weight of an edge against its direction."""
         scaling: Literal["share", "log", "cosine"] = "log"
         """Of a row: to a sum of 1; log(1 + w) by the row's greatest, as in the paper; or w(i, j)
         by the square root of the two items' weights."""
-        n_hops: int = Field(2, ge=1, le=3)
-        """Steps of the longest walk."""
+        n_hops: int = Field(1, ge=1, le=3)
+        """Steps of the longest walk; with scaling "log", long walks outweigh the steps themselves
+        where items have many edges."""
         hop_decay: float = Field(0.1, ge=0, le=1)
         """Weight of a step relative to the one before it."""
 
