@@ -15,7 +15,7 @@ class Baskets(LogFormat):
 
     def read(self, log: LogFile) -> Columns:
         log.refuse_named_columns(self.name)
-        table, source = read_records(log.path, None, 1, quoted=False)
+        table, source = read_records(log, None, 1, quoted=False)
         fields = table.to_series().str.split_exact(":", 1).struct.unnest()
         items = fields["field_1"].str.split(",").list.eval(pl.element().str.strip_chars())
         table = pl.DataFrame({"user": fields["field_0"].str.strip_chars(), "item": items})
