@@ -10,7 +10,6 @@ removed: whoever reads at any moment, or after a kill at any moment, finds the o
 new one. A reader whose files vanish reads the manifest again.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from diffuserec.errors import DataError
 from diffuserec.files import (
     PATIENCE,
     flush_directory,
+    is_sealed,
     leftovers,
     locked,
     new_directory,
@@ -30,6 +30,7 @@ from diffuserec.files import (
     put,
     read_document,
     real,
+    sealed,
     sha256,
     telling,
 )
@@ -160,7 +161,7 @@ class BundleFormat:
         missing = {"files", "sha256", *self.keys} - manifest.keys()
         if missing:
             raise self.damaged(file, f"it lacks {', '.join(sorted(missing))}")
-        if manifest["sha256"] != _digest(manifest):
+        if not is_sealed(manifest):
             raise self.damaged(file, "it does not match its own checksum: it was changed")
         return manifest
 
@@ -208,8 +209,7 @@ class BundleFormat:
         flush_directory(directory)
         manifest = {"format": self.name, "version": self.version, **content, "files": sums}
         try:
-            manifest["sha256"] = _digest(manifest)
-            text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+            text = json.dumps(sealed(manifest), indent=2) + "\n"
             text.encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"what is kept with a {self.title} must be JSON: {error}") from error
@@ -261,13 +261,6 @@ class BundleFormat:
 def _stored(name: str, digest: str) -> str:
     stem, _, ending = name.rpartition(".")
     return f"{stem}-{digest[:16]}.{ending}"
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Checksum of a manifest's content, whatever the order of its keys and its blanks."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _short(value: object) -> str:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,21 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")
     return document
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON object with its checksum under ``sha256``.
+
+    The checksum does not depend on the order of the keys, nor on blanks.
+    """
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(document: Mapping[str, Any]) -> bool:
+    """Whether an object has the checksum of its content, as :func:`sealed` gives it."""
+    return bool(document.get("sha256") == sealed(document)["sha256"])
 
 
 def check_parquet(path: Path) -> None:

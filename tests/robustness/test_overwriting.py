@@ -201,3 +201,21 @@ def test_a_real_kill_at_every_step(kind: str, tmp_path: Path) -> None:
     assert found_at(path) == "3-2"
     assert [p.name for p in tmp_path.iterdir()] == ["it"]
     print(f"{kind}: killed at {n_killed} steps")
+
+
+def test_prepare_replaces_prepared_data_and_nothing_else(tmp_path: Path) -> None:
+    def prepare(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        words = ["prepare", str(tmp_path / name), "--out", str(tmp_path / "data"), *options]
+        return subprocess.run(
+            [sys.executable, "-m", "diffuserec.cli", *words], capture_output=True, text=True
+        )
+
+    for n in (1, 2):
+        (tmp_path / f"{n}.csv").write_text(f"user_id,item_id,time\na,x{n},1\na,y{n},2\nb,x{n},3\n")
+    assert prepare("1.csv").returncode == 0
+    again = prepare("2.csv")
+    assert again.returncode == 2
+    assert "exists already: choose another --out, or add --overwrite" in again.stderr
+    assert load_dataset(tmp_path / "data").catalog.item_ids.to_list() == ["x1", "y1"]
+    assert prepare("2.csv", "--overwrite").returncode == 0
+    assert load_dataset(tmp_path / "data").catalog.item_ids.to_list() == ["x2", "y2"]

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from diffuserec.cli import options, show
-from diffuserec.errors import DataError
 
 
 def prepare(
@@ -32,6 +31,7 @@ def prepare(
         typer.Option(help="File of items: id, name, category and the like, for lists and pages."),
     ] = None,
     literal_ids: options.LiteralIds = False,
+    overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Reads a log of any known format into a dataset that the other commands map from disk.
@@ -49,8 +49,7 @@ def prepare(
     """
     from diffuserec.data import read_log
 
-    if out.exists():
-        raise DataError(f"{out} exists already: choose another --out or remove it")
+    options.require_free(out, overwrite)
     interactions = read_log(
         log,
         format,
@@ -67,7 +66,7 @@ def prepare(
         interactions = interactions.filter(min_user, min_item, merge_repeats)
     filters = ", ".join(interactions.summary.filters) or "none"
     note = {"source": log.name, "filters": filters}
-    interactions.to_dataset().save(out, note=note)
+    interactions.to_dataset().save(out, note=note, overwrite=overwrite)
     if as_json:
         show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **note})
     else:

@@ -161,6 +161,9 @@ def recommend(
     Where people choose the same items again, add --keep-seen: items of the history itself are left
     out otherwise.
 
+    Ids are written as they are: import a .csv into a spreadsheet program as text, for it takes ids
+    that begin with =, +, - or @ for formulas.
+
     Examples:
 
         diffuserec recommend runs/sasrec --history "B0012,B0440" -k 5

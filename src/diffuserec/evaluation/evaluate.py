@@ -30,14 +30,22 @@ from diffuserec.evaluation.groups import GROUPS, group_means, history_groups, po
 from diffuserec.evaluation.metrics import list_metrics, parse_metric, rank_metrics
 from diffuserec.evaluation.protocol import Protocol
 from diffuserec.evaluation.uncertainty import scored_batches, uncertainty
-from diffuserec.files import read_document, replacing, sha256, write_text
+from diffuserec.files import (
+    is_sealed,
+    read_document,
+    read_parquet,
+    replacing,
+    sealed,
+    sha256,
+    write_json,
+)
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import search, seen_items
 from diffuserec.tables import Cell, Estimate, format_facts
 
 _FORMAT = "diffuserec-evaluation"
-_VERSION = 2
+_VERSION = 3
 """1 gave a target that may not be shown the rank V, which is a hit where k is greater."""
 _FACTS = ("split", "filters", "n_too_short")
 _NOTABLE_REPEATS = 0.01
@@ -132,8 +140,7 @@ class Evaluation:
         with replacing(Path(directory) / "per_user.parquet") as work:
             self.per_user.write_parquet(work)
             document["per_user_sha256"] = sha256(work)
-        text = json.dumps(document, indent=2, allow_nan=False)
-        write_text(Path(directory) / "metrics.json", text + "\n")
+        write_json(Path(directory) / "metrics.json", sealed(document))
 
     def _document(self) -> dict[str, Any]:
         groups: dict[str, dict[str, dict[str, float]]] = {name: {} for name in GROUPS}
@@ -340,18 +347,26 @@ def load_evaluation(directory: Path | str) -> Evaluation:
     file = source / "per_user.parquet"
     if not file.is_file() or sha256(file) != document.get("per_user_sha256"):
         raise DataError(
-            f"{file} is missing or does not belong to metrics.json beside it: evaluate again"
+            f"{file} is missing or does not belong to metrics.json beside it: remove both and "
+            "evaluate again"
         )
-    protocol = {name: value for name, value in document["protocol"].items() if name != "line"}
-    per_user = pl.read_parquet(file, glob=False)
-    measured = [name for name in document["metrics"] if name in per_user.columns]
-    return Evaluation(
-        method=document["method"],
-        protocol=Protocol(**protocol),
-        metrics=document["metrics"],
-        groups=group_means(per_user, measured),
-        per_user=per_user,
-    )
+    try:
+        if not is_sealed(document):
+            raise ValueError("it does not match its own checksum")
+        per_user = read_parquet(file)
+        measured = [name for name in document["metrics"] if name in per_user.columns]
+        protocol = {name: value for name, value in document["protocol"].items() if name != "line"}
+        return Evaluation(
+            method=document["method"],
+            protocol=Protocol(**protocol),
+            metrics=document["metrics"],
+            groups=group_means(per_user, measured),
+            per_user=per_user,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{source / 'metrics.json'} is damaged ({error}): remove it and evaluate again"
+        ) from error
 
 
 def _per_user(

@@ -34,7 +34,9 @@ def recommend_from(
         history: raw item ids, oldest first.
         histories: a log, if no single history is given; its users become ``user_id``.
         columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.
-        out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well.
+        out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well. Raw ids are written as
+            they are, so a CSV file has formulas for a spreadsheet program if ids begin with
+            ``=``, ``+``, ``-`` or ``@``: import such columns as text.
         fallback: answer by popularity even if no id of any history is known.
         say: called with a line that tells who answered for how many histories and how many ids are
             unknown (of a single history, only if there is something to tell); and with one if

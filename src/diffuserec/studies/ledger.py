@@ -9,9 +9,10 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from diffuserec.errors import DataError
+from diffuserec.files import telling
 
 FILE = "ledger.jsonl"
 
@@ -21,14 +22,32 @@ def record(directory: Path, event: str, **facts: Any) -> None:
 
     Args:
         event: ``validation``, once an epoch or an evaluation, or ``test``.
+
+    Raises:
+        DataError: the line cannot be written; then nothing of it is.
     """
     line = json.dumps(
         {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event} | facts
     )
-    with (directory / FILE).open("a", encoding="utf-8", newline="\n") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path = directory / FILE
+    with telling(path), path.open("ab+", buffering=0) as file:
+        whole = _whole_lines(file)
+        file.truncate(whole)
+        try:
+            file.write(f"{line}\n".encode())
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(whole)
+            raise
+
+
+def _whole_lines(file: IO[bytes]) -> int:
+    """Length of the file up to the end of its last whole line; a kill may have cut the next."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - 2**16)
+    file.seek(start)
+    end = file.read(size - start).rfind(b"\n")
+    return size if end < 0 and start else start + end + 1
 
 
 def looks(directory: Path) -> list[dict[str, Any]]:

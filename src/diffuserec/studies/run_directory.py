@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from diffuserec.data import (
     SequenceDataset,
     Split,
@@ -240,8 +242,16 @@ def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter
 
 
 def read_curve(file: Path) -> list[Epoch]:
-    """Epochs of a run, from its ``curve.json``."""
-    return [Epoch(**record) for record in json.loads(file.read_text(encoding="utf-8"))]
+    """Epochs of a run, from its ``curve.json``.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        return TypeAdapter(list[Epoch]).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file} is damaged ({reason}): train the run again") from error
 
 
 def _require_same(path: Path, found: RunFile, plan: Plan, fingerprint: str) -> None:

@@ -6,6 +6,7 @@
     fingerprint       of the data, see ``SequenceDataset.fingerprint``
     starts            when, with which versions and on what machine it was started, and resumed
     seconds           that its parts took
+    sha256            checksum of all this
 
 The file is read strictly: one that lacks something, or has something more, is refused in one line.
 """
@@ -26,7 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import diffuserec
 from diffuserec.errors import DataError
-from diffuserec.files import read_document, write_json
+from diffuserec.files import is_sealed, read_document, sealed, write_json
 from diffuserec.models.base import Runtime
 from diffuserec.training.device import device_of
 
@@ -140,7 +141,8 @@ class RunFile:
 
     def write(self, path: Path) -> None:
         """Writes the file into a run's directory, in one step."""
-        write_json(path / "run.json", {"format": _FORMAT, "version": _VERSION, **asdict(self)})
+        document = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        write_json(path / "run.json", sealed(document))
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -156,6 +158,7 @@ def read_run_file(path: Path) -> RunFile:
         raise DataError(f"{path} is not a run: 'diffuserec train' makes one") from error
     except ValueError as error:
         raise DataError(f"{file} is damaged ({error}): train the run again") from error
+    is_whole = is_sealed(document)
     version = document.pop("version", None)
     if document.pop("format", None) != _FORMAT or type(version) is not int:
         raise DataError(f"{file} is damaged (it does not describe a run): train the run again")
@@ -169,6 +172,7 @@ def read_run_file(path: Path) -> RunFile:
             f"{file} was written by {age} (version {version} of runs, this one reads {_VERSION}): "
             f"{advice}"
         )
+    document.pop("sha256", None)
     try:
         found = TypeAdapter(RunFile).validate_json(json.dumps(document))
     except ValidationError as error:
@@ -178,6 +182,8 @@ def read_run_file(path: Path) -> RunFile:
     missing = asdict(found.plan).keys() - document["plan"].keys()
     if missing:
         raise DataError(f"{file} is damaged (plan lacks {', '.join(missing)}): train it again")
+    if not is_whole:
+        raise DataError(f"{file} is damaged (it does not match its own checksum): train it again")
     return found
 
 

@@ -1,5 +1,6 @@
 """The state of an interrupted training: one file, replaced in one step after every epoch."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,7 @@ class Checkpoint:
             "groups": json.dumps(state["param_groups"]),
         }
         with replacing(self.path) as work:
-            save_file(tensors, work, metadata)
+            save_file(tensors, work, {**metadata, "sha256": _digest(tensors, metadata)})
 
     def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
         """Puts the state back; returns the epochs completed and the best parameters, if any.
@@ -75,7 +76,11 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DataError(f"{self.path} is damaged ({error}): start without --resume") from error
-        owner = json.loads(metadata.get("owner", "{}"))
+        if metadata.pop("sha256", None) != _digest(tensors, metadata):
+            raise DataError(
+                f"{self.path} is damaged (it does not match its checksum): start without --resume"
+            )
+        owner = json.loads(metadata["owner"])
         for what, value in self.owner.items():
             if owner.get(what) != value:
                 raise ConfigError(
@@ -96,6 +101,15 @@ class Checkpoint:
         device = self.method.device
         records = [Epoch(**record) for record in json.loads(metadata["records"])]
         return records, {k: v.to(device) for k, v in best.items()} or None
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Checksum of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
