@@ -59,9 +59,10 @@ def split():
     return leave_one_out(SequenceDataset.from_lists(lists, catalog))
 
 
-def made(name: str) -> Any:
+def made(name: str, **settings: Any) -> Any:
     found = find_recommender(name)
-    return found(**{key: value for key, value in SMALL.items() if key in found.Config.model_fields})
+    known = {key: value for key, value in SMALL.items() if key in found.Config.model_fields}
+    return found(**{**known, **settings})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -91,8 +92,7 @@ def test_a_model_of_the_gpu_is_the_same_on_the_cpu(name, precision, split, tmp_p
 @pytest.mark.parametrize("name", ["sasrec", "diffrec"])
 def test_a_fit_resumed_on_the_gpu_ends_as_one_that_was_not_cut(name, split, tmp_path) -> None:
     def fitted(epochs: int, **surroundings: Any) -> Any:
-        found = find_recommender(name)
-        model = found(**(SMALL | {"epochs": epochs}))
+        model = made(name, epochs=epochs)
         return model.fit(split.train, split.valid, Runtime(device="cuda", **surroundings))
 
     whole = fitted(4)
