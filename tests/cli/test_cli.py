@@ -397,6 +397,10 @@ def test_models_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["augment", "DATA", "--method", "random", "--out", "no/x.csv"], "no folder"),
         (["demo", "--out", "DATA"], "not a demo's"),
         (["recommend", "RUN", "--history", "a", "--out", "no/x.csv"], "no/"),
+        (["train", "DATA", "--out", "x"], "--model"),
+        (["train", "DATA", "--config", "nowhere.toml", "--out", "x"], "nowhere.toml"),
+        (["train", "DATA", "--config", "c", "--model", "sasrec", "--out", "x"], "leave out"),
+        (["tune", "DATA", "--model", "popularity", "--out", "x"], "no settings to search"),
         (["study", "nowhere.toml", "--data", "DATA", "--out", "x"], "nowhere.toml"),
         (["reproduce", "diffrec-tabel2", "--out", "x"], "did you mean 'diffrec-table2'"),
         (["study", "nowhere.toml", "--out", "x", "--seeds", "1,a"], "whole numbers"),
@@ -617,6 +621,7 @@ def test_settings_of_a_method_are_listed(capsys: pytest.CaptureFixture[str]) -> 
         "default": "0.5",
         "meaning": "",
         "only_if": "",
+        "searched": "0.1 to 0.7",
         "as_published": "",
     }
     assert found["gbce_t"]["only_if"] == "Only with loss = gbce."

@@ -85,7 +85,8 @@ def settings(found: Sequence[Mapping[str, Any]]) -> None:
     """Prints hyper-parameters: name, type, default, what it means and when it is read."""
     shown = Table("setting", "type", "default", "meaning", show_lines=False)
     for setting in found:
-        meaning = " ".join(filter(None, (setting["meaning"], setting["only_if"])))
+        searched = f"Tuned over {setting['searched']}." if setting["searched"] else ""
+        meaning = " ".join(filter(None, (setting["meaning"], setting["only_if"], searched)))
         kind = " ".join(filter(None, (setting["type"], setting["bounds"])))
         published = setting["as_published"]
         default = setting["default"] + f" (as published: {published})" * bool(published)

@@ -34,8 +34,13 @@ def demo(
 def train(
     data: options.Data,
     out: options.Out,
-    model: Annotated[str, typer.Option(help="A recommender; 'diffuserec models' lists them.")],
+    model: Annotated[
+        str | None, typer.Option(help="A recommender; 'diffuserec models' lists them.")
+    ] = None,
     augment: Annotated[str | None, typer.Option(help="An augmenter to train on.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Methods and settings that 'diffuserec tune' found (TOML).")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
@@ -73,22 +78,32 @@ def train(
         diffuserec train data/clicks --model sasrec --set dim=128 --out runs/wide
         diffuserec train data/clicks --model sasrec --augment random --out runs/r
         diffuserec train data/clicks --model diffrec --preset as_published --out p
+        diffuserec train data/clicks --config runs/tune/best.toml --out runs/best
         diffuserec train data/clicks --model bpr --split-file parts.csv --out r2
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
     """
     from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
+    from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.train_run import silent, train_run
 
-    if augment_settings and not augment:
-        raise ConfigError("--augment-set needs --augment NAME")
     if split_file is not None:
         if split != "leave-one-out":
             raise ConfigError("--split and --split-file are two splits: leave one out")
         split = f"file:path={split_file}"
     ours, theirs = options.parse_pairs(settings), options.parse_pairs(augment_settings)
+    if config is not None:
+        if model or augment or preset:
+            raise ConfigError("--config names the methods: leave out --model, --augment, --preset")
+        chosen = read_config(config)
+        model, augment = chosen.model, chosen.augment
+        ours, theirs = {**chosen.settings, **ours}, {**chosen.augment_settings, **theirs}
+    if model is None:
+        raise ConfigError("name a recommender with --model, or a file with --config")
+    if augment_settings and not augment:
+        raise ConfigError("--augment-set needs --augment NAME")
     if preset is not None:
         methods = (find_recommender(model), find_augmenter(augment) if augment else None)
         first, second = preset_of(*methods)

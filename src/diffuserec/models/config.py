@@ -71,6 +71,11 @@ class Search:
     log: bool = False
     choices: tuple[Any, ...] = ()
 
+    def __str__(self) -> str:
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        return f"{self.low} to {self.high}{', by ratio' if self.log else ''}"
+
 
 class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
@@ -152,7 +157,7 @@ def signature_of(schema: type[Settings]) -> inspect.Signature:
 
 
 def described_settings(schema: type[Settings]) -> list[dict[str, str]]:
-    """Name, type, bounds, default, meaning and condition of every setting, in words.
+    """Name, type, bounds, default, meaning, condition and search of every setting, in words.
 
     The meaning is the text under the field, in the class that declares it last or in a base.
     """
@@ -179,6 +184,7 @@ def described_settings(schema: type[Settings]) -> list[dict[str, str]]:
                 "default": "none" if default is None else str(default),
                 "meaning": " ".join(next(filter(None, texts), "").split()),
                 "only_if": " ".join(f"{rule}." for rule in rules),
+                "searched": next((str(r) for r in field.metadata if isinstance(r, Search)), ""),
             }
         )
     return found

@@ -31,7 +31,6 @@ from diffuserec.data.splits import require_split
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.evaluation.candidates import n_candidates
 from diffuserec.evaluation.metrics import parse_metric
-from diffuserec.models.base import Method
 from diffuserec.models.methods import find_augmenter, find_recommender
 from diffuserec.studies.method_config import read_config
 from diffuserec.studies.published import published_table
@@ -320,13 +319,13 @@ def _lines(
     for model, augment in itertools.product(_several(row.model), _several(row.augment)):
         with_augmenter = augment != NO_AUGMENTER
         settings = {
-            **(_preset(find_recommender(model)) if row.preset else {}),
+            **(find_recommender(model).as_published if row.preset else {}),
             **study.settings.get(model, {}),
             **row.settings,
             **over.get(model, {}),
         }
         augment_settings = {
-            **(_preset(find_augmenter(augment)) if row.preset and with_augmenter else {}),
+            **(find_augmenter(augment).as_published if row.preset and with_augmenter else {}),
             **study.settings.get(augment, {}),
             **row.augment_settings,
             **over.get(augment, {}),
@@ -356,10 +355,6 @@ def _lines(
                 choose=row.choose,
                 trials=row.trials,
             )
-
-
-def _preset(method: type[Method]) -> Mapping[str, Any]:
-    return method.as_published
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

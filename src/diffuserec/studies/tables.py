@@ -44,8 +44,9 @@ def tables(
 
 
 _LEGEND = (
-    "± half of the 95 % interval; stars: against the row that is named, with Holm's correction "
-    "(* p < .05, ** p < .01, *** p < .001). trials: different settings of the method that were "
+    "± half of the 95 % interval over users; stars and intervals of differences: against the row "
+    "that is named, users and seeds both counting as drawn, with Holm's correction (* p < .05, "
+    "** p < .01, *** p < .001). trials: different settings of the method that were "
     "validated on this data; looks: at its test part. Rows under 'not ranked' had another effort."
 )
 
@@ -115,27 +116,32 @@ def _rounded(seconds: float | None) -> int | None:
 
 def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
     """What the comparisons say, in words, and how it was measured."""
-    above: list[str] = []
-    below: list[str] = []
-    level: list[str] = []
-    for row in table["rows"]:
-        found = (row["difference"] or {}).get(metric)
-        if found is None:
-            continue
-        words = f"{row['name']} ({found['difference']:+.4f} from {found['reference']})"
-        (level if found["p_holm"] >= 0.05 else above if found["difference"] > 0 else below).append(
-            words
-        )
-    said = [
-        f"{metric}, {what}: {', '.join(names)}."
-        for what, names in (
-            ("significantly above", above),
-            ("no difference shown", level),
-            ("significantly below", below),
-        )
-        if names
+    compared = [
+        (row["name"], found)
+        for row in table["rows"]
+        if (found := (row["difference"] or {}).get(metric)) and found["p_holm"] is not None
     ]
-    return said + [table["line"]] * bool(table["line"]) + [f"Note: {n}." for n in table["notes"]]
+    sentences = []
+    for what, holds in (
+        ("significantly above", lambda c: c["p_holm"] < 0.05 and c["difference"] > 0),
+        ("no difference shown", lambda c: c["p_holm"] >= 0.05),
+        ("significantly below", lambda c: c["p_holm"] < 0.05 and c["difference"] < 0),
+    ):
+        names = [f"{name} ({_gain(found)})" for name, found in compared if holds(found)]
+        sentences += [f"{metric}, {what}: {', '.join(names)}."] if names else []
+    least = [found["detectable"] for _, found in compared if found["detectable"] is not None]
+    if least:
+        sentences.append(
+            f"So many users and seeds show a difference in {metric} of {min(least):.4f} to "
+            f"{max(least):.4f} four times in five."
+        )
+    sentences += [table["line"]] * bool(table["line"])
+    return sentences + [f"Note: {note}." for note in table["notes"]]
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    interval = f"[{found['low']:+.4f}, {found['high']:+.4f}]"
+    return f"{found['difference']:+.4f} {interval} from {found['reference']}"
 
 
 def _paragraph(text: str, format: str) -> str:
