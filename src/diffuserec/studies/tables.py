@@ -122,12 +122,8 @@ def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
         if (found := (row["difference"] or {}).get(metric)) and found["p_holm"] is not None
     ]
     sentences = []
-    for what, holds in (
-        ("significantly above", lambda c: c["p_holm"] < 0.05 and c["difference"] > 0),
-        ("no difference shown", lambda c: c["p_holm"] >= 0.05),
-        ("significantly below", lambda c: c["p_holm"] < 0.05 and c["difference"] < 0),
-    ):
-        names = [f"{name} ({_gain(found)})" for name, found in compared if holds(found)]
+    for what in _VERDICTS:
+        names = [f"{name} ({_gain(found)})" for name, found in compared if _verdict(found) == what]
         sentences += [f"{metric}, {what}: {', '.join(names)}."] if names else []
     least = [found["detectable"] for _, found in compared if found["detectable"] is not None]
     if least:
@@ -137,6 +133,16 @@ def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
         )
     sentences += [table["line"]] * bool(table["line"])
     return sentences + [f"Note: {note}." for note in table["notes"]]
+
+
+_VERDICTS = ("significantly above", "no difference shown", "significantly below")
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    above, level, below = _VERDICTS
+    if found["p_holm"] >= 0.05:
+        return level
+    return above if found["difference"] > 0 else below
 
 
 def _gain(found: Mapping[str, Any]) -> str:
