@@ -161,7 +161,7 @@ def results(
     format: TableFormat = "text",
     into: Annotated[
         Path | None,
-        typer.Option(help="A text with marks '<!-- results NAME -->' to fill, NAME a directory's."),
+        typer.Option(help="A Markdown page that marks where the tables go."),
     ] = None,
     copy: Annotated[
         Path | None, typer.Option("--copy", help="Directory to copy the results to, as JSON.")
@@ -174,6 +174,8 @@ def results(
     ] = False,
 ) -> None:
     """Prints the tables of studies that were run, or puts them into a page; trains nothing.
+
+    A page names the place of a study's tables in comments; docs/studies.md shows how.
 
     Examples:
 
