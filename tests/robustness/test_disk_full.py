@@ -206,7 +206,10 @@ def test_real_full_disks(home: Path, tmp_path: Path, name: str) -> None:
         with small_disk(tmp_path / "disk", size) as out:
             words = COMMANDS[name].format(home=home, out=out).split()
             done = subprocess.run(
-                [sys.executable, "-m", "diffuserec.cli", *words], capture_output=True, text=True
+                [sys.executable, "-m", "diffuserec.cli", *words],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
             )
             require_nothing_half_written(out)
             assert "Traceback" not in done.stderr
@@ -245,14 +248,16 @@ def test_a_resumed_training_goes_on_when_there_is_room_again(home: Path, tmp_pat
     words = f"train {home}/data --model sasrec --set dim=64 --set epochs=3"
     with small_disk(tmp_path / "disk", "64k") as out:
         command = [sys.executable, "-m", "diffuserec.cli", *words.split(), "--out", str(out / "r")]
-        full = subprocess.run(command, capture_output=True, text=True)
+        full = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         assert full.returncode == 2
         assert "No space left on device" in full.stderr
         subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
-        again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+        again = subprocess.run(
+            [*command, "--resume"], capture_output=True, text=True, encoding="utf-8"
+        )
         plain = [*command[:-1], str(tmp_path / "plain")]
         if again.returncode:  # nothing had been kept, so there is nothing to resume
-            again = subprocess.run(command, capture_output=True, text=True)
+            again = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         assert again.returncode == 0, again.stderr
         assert subprocess.run(plain, capture_output=True).returncode == 0
         name = "model/manifest.json"

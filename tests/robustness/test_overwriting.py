@@ -210,7 +210,9 @@ def test_prepare_replaces_prepared_data_and_nothing_else(tmp_path: Path) -> None
         return CliRunner().invoke(cli.app, words)
 
     for n in (1, 2):
-        (tmp_path / f"{n}.csv").write_text(f"user_id,item_id,time\na,x{n},1\na,y{n},2\nb,x{n},3\n")
+        (tmp_path / f"{n}.csv").write_text(
+            f"user_id,item_id,time\na,x{n},1\na,y{n},2\nb,x{n},3\n", encoding="utf-8"
+        )
     assert prepare("1.csv").exit_code == 0
     assert "exists already: choose another --out, or add --overwrite" in str(
         prepare("2.csv").exception

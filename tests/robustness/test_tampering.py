@@ -233,14 +233,14 @@ def test_a_manifest_that_is_none(home: Path, kind: str, raw: bytes) -> None:
 @pytest.mark.parametrize("value", [None, "x", [], 1.5, True, -5, 10**30], ids=str)
 @pytest.mark.parametrize("kind", ["model", "data"])
 def test_signed_counts_that_are_none(home: Path, kind: str, value: Any) -> None:
-    manifest = json.loads((home / kind / "manifest.json").read_text())
+    manifest = json.loads((home / kind / "manifest.json").read_text(encoding="utf-8"))
     sign(home / kind, manifest | {"n_users": value})
     require_refused(kind, home / kind, "manifest.json is damaged (n_users")
 
 
 @pytest.mark.parametrize("value", [None, [1, 2], "x"], ids=str)
 def test_signed_settings_that_are_none(home: Path, value: Any) -> None:
-    manifest = json.loads((home / "model" / "manifest.json").read_text())
+    manifest = json.loads((home / "model" / "manifest.json").read_text(encoding="utf-8"))
     sign(home / "model", manifest | {"config": value})
     require_refused("model", home / "model", "manifest.json is damaged (config")
 
@@ -369,10 +369,10 @@ def test_signed_marks_that_are_neither_true_nor_false(home: Path) -> None:
 @pytest.mark.parametrize("kind", ["model", "data"])
 def test_a_key_twice_and_a_part_twice(home: Path, kind: str) -> None:
     file = home / kind / "manifest.json"
-    text = file.read_text()
-    file.write_text(text.replace('"n_users"', '"n_users": 3, "n_users"', 1))
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"n_users"', '"n_users": 3, "n_users"', 1), encoding="utf-8")
     require_refused(kind, home / kind, "the key 'n_users' twice")
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     edit(home / kind, files={"../../outside.npy": "0" * 64})
     require_refused(kind, home / kind, "files names others than there should be")
 
