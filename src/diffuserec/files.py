@@ -16,10 +16,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -265,6 +265,62 @@ def read_parquet(path: Path, height: int | None = None) -> pl.DataFrame:
         return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise ValueError(f"it cannot be read: {cause_of(error)}") from error
+
+
+def append_line(path: Path, document: Mapping[str, Any]) -> None:
+    """Adds an object to a file of JSON lines, which is on the disk by then; made if need be.
+
+    Of a line that a kill cut short, nothing stays.
+
+    Raises:
+        DataError: the line cannot be written; then nothing of it is.
+    """
+    line = json.dumps(document)
+    with telling(path), path.open("ab+", buffering=0) as file:
+        whole = _whole_lines(file)
+        file.truncate(whole)
+        try:
+            file.write(f"{line}\n".encode())
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(whole)
+            raise
+
+
+def _whole_lines(file: IO[bytes]) -> int:
+    """Length of the file up to the end of its last whole line; a kill may have cut the next."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - 2**16)
+    file.seek(start)
+    end = file.read(size - start).rfind(b"\n")
+    return size if end < 0 and start else start + end + 1
+
+
+def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines."""
+    write_text(path, "".join(f"{json.dumps(document)}\n" for document in documents))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; none if there is no file.
+
+    A last line that a kill cut short is passed over.
+
+    Raises:
+        DataError: another line is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(f"{path}, line {number}: damaged") from error
+    return found
 
 
 def sha256(path: Path) -> str:

@@ -212,6 +212,9 @@ def _content(out: Path) -> dict[str, Any]:
             found[name] = pl.read_parquet(file, glob=False).to_dicts()
         elif file.suffix == ".json":
             found[name] = _timeless(json.loads(file.read_text(encoding="utf-8")))
+        elif file.name == "epochs.jsonl":
+            lines = file.read_text(encoding="utf-8").splitlines()
+            found[name] = [_timeless(json.loads(line)) for line in lines]
         elif file.stem in ("table", "ledger") or file.suffix in (".html", ".svg", ".md"):
             found[name] = None  # they have times; results.json and report.json have all
         else:
@@ -221,7 +224,7 @@ def _content(out: Path) -> dict[str, Any]:
 
 def _timeless(content: Any) -> Any:
     if isinstance(content, dict):
-        times = ("seconds", "starts", "run", "per_user_sha256", "environment")
+        times = ("seconds", "time", "starts", "run", "per_user_sha256", "environment")
         times += ("validations", "looks_at_test")  # a look that a kill cut short was one
         return {k: _timeless(v) for k, v in content.items() if k not in times}
     return [_timeless(v) for v in content] if isinstance(content, list) else content

@@ -153,7 +153,7 @@ def damage(file: Path, draw: random.Random) -> None:
         file.write_bytes(b"" if how == "none" else content)
 
 
-IGNORED = {"report.html", "ledger.jsonl"}
+IGNORED = {"report.html", "ledger.jsonl", "epochs.jsonl"}
 """What nothing reads, and what only grows."""
 
 

@@ -4,7 +4,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ import torch
 import diffuserec
 from diffuserec import Runtime, SequenceDataset, Store, load_dataset
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.files import locked
+from diffuserec.files import locked, read_lines, write_lines
 from diffuserec.models.base import Epoch
 from diffuserec.studies.compare import compare_runs
-from diffuserec.studies.run_directory import Plan, is_finished, open_run
+from diffuserec.studies.run_directory import Plan, is_finished, open_run, read_curve
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.train_run import train_run
 
 RUNTIME = Runtime(device="cpu", progress=False)
+COPIES = {"n_copies": 2, "epochs": 2, "num_train_timesteps": 25, "hidden_dim": 8}
 SMALL = {"dim": 8, "max_len": 8, "epochs": 3}
 OTHER_DATA = "the data at .* is not what .* was trained on"
 
@@ -313,6 +315,53 @@ def test_a_trained_model_is_not_trained_again(data: Path, tmp_path: Path) -> Non
     for part in ("test", "valid"):
         frames = [pl.read_parquet(p / part / "per_user.parquet") for p in (whole, cut)]
         assert frames[0].equals(frames[1])
+
+
+def test_epochs_are_logged_as_they_happen_and_once(data: Path, tmp_path: Path) -> None:
+    plan = Plan(str(data), "sasrec", SMALL, "diff4rec", COPIES)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_run(plan, whole, RUNTIME)
+    lines = read_lines(whole / "epochs.jsonl")
+    curve = read_curve(whole / "curve.json")
+    assert [asdict(epoch) for epoch in curve] == [
+        {name: value for name, value in line.items() if name != "time"} for line in lines
+    ]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo is UTC for line in lines)
+    interrupted(plan, cut, after=2)
+    first = read_lines(cut / "epochs.jsonl")
+    write_lines(cut / "epochs.jsonl", first[:-1])  # a kill came before the line was written
+    train_run(plan, cut, replace(RUNTIME, resume=True))
+    names = [(line["phase"], line["epoch"], line["loss"]) for line in lines]
+    found = read_lines(cut / "epochs.jsonl")
+    assert [(line["phase"], line["epoch"], line["loss"]) for line in found] == names
+    missing = [line["epoch"] for line in found if line["time"] is None]
+    assert missing == [first[-1]["epoch"]]
+
+
+def test_a_tracker_is_told_of_a_run_and_of_its_continuation(data: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    plan, out = Plan(str(data), "sasrec", SMALL), tmp_path / "run"
+
+    def stop(epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(plan, out, replace(RUNTIME, on_epoch=stop), track=["tensorboard"])
+    run = train_run(plan, out, replace(RUNTIME, resume=True), track=["tensorboard"])
+    read = accumulator(str(out / "tensorboard"))
+    read.Reload()
+    losses = [(event.step, event.value) for event in read.Scalars("fit/loss")]
+    curve = read_curve(out / "curve.json")
+    assert losses == [(e.epoch, pytest.approx(e.loss)) for e in curve]
+    for part in ("valid", "test"):
+        (measured,) = read.Scalars(f"{part}/NDCG@10")
+        assert measured.value == pytest.approx(run.evaluate(part).metrics["NDCG@10"])
+    (settings, *_) = read.Tensors("settings/text_summary")
+    told = settings.tensor_proto.string_val[0].decode()
+    assert "dim: 8" in told
+    assert run.fingerprint in told
 
 
 def test_one_process_trains_a_run(data: Path, begun: Path, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ Moved = Annotated[
     Path | None, typer.Option("--data", help="Where the run's data is now, if it was moved.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
+TableFormat = Annotated[
+    Literal["text", "markdown", "latex", "csv", "html"], typer.Option("--format", help="Of tables.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Format = Annotated[
     str | None, typer.Option(help="csv, tsv, parquet, jsonl, inter, movielens, sequences or pairs.")

@@ -38,6 +38,14 @@ def evaluate(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs of the same data.")],
+    split: Annotated[
+        Literal["test", "valid"],
+        typer.Option(help="Which queries; valid never looks at the test part."),
+    ] = "test",
+    format: options.TableFormat = "text",
+    figures: Annotated[
+        Path | None, typer.Option(help="Directory to write every figure to, as SVG.")
+    ] = None,
     out: options.Page = None,
     overwrite: options.Overwrite = False,
     data: options.Moved = None,
@@ -51,13 +59,18 @@ def compare(
     Examples:
 
         diffuserec compare runs/sasrec runs/diffuasr --out report.html
+        diffuserec compare runs/narrow runs/wide --split valid
+        diffuserec compare runs/sasrec runs/diffuasr --format latex --figures svg
     """
+    from diffuserec.reports.tables import results_table
     from diffuserec.studies.compare import compare_runs
 
     options.require_free(out, overwrite)
-    report = compare_runs(runs, out, data=data)
+    report = compare_runs(runs, out, data=data, part=split, figures=figures)
     if as_json:
         show.print_text(report.json())
+    elif format != "text":
+        show.print_text(results_table(report, format))
     else:
         show.report(report)
 

@@ -32,9 +32,6 @@ ShownPart = Annotated[
 WorkerCount = Annotated[
     int | None, typer.Option("--workers", help="Processes of one thread each; else all cores.")
 ]
-TableFormat = Annotated[
-    Literal["text", "markdown", "latex", "csv", "html"], typer.Option("--format", help="Of tables.")
-]
 
 
 def study(
@@ -158,7 +155,7 @@ def tune(
 
 def results(
     studies: Annotated[list[Path], typer.Argument(help="Directories of studies, or copies.")],
-    format: TableFormat = "text",
+    format: options.TableFormat = "text",
     into: Annotated[
         Path | None,
         typer.Option(help="A Markdown page that marks where the tables go."),

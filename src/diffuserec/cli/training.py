@@ -65,6 +65,13 @@ def train(
     ] = None,
     settings: options.Set = None,
     augment_settings: options.AugmentSet = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell tensorboard[:DIR], mlflow[:URI], trackio[:PROJECT] or wandb[:PROJECT]; "
+            "may be repeated."
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Trains a recommender, compares it with trivial baselines and writes a report.
@@ -81,6 +88,7 @@ def train(
         diffuserec train data/clicks --config runs/tune/best.toml --out runs/best
         diffuserec train data/clicks --model bpr --split-file parts.csv --out r2
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
+        diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
     """
     from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
@@ -120,7 +128,12 @@ def train(
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)
     with resumable(out, "add --resume to the same command"):
         run = train_run(
-            plan, out, runtime, overwrite=overwrite, say=silent if as_json else show.say
+            plan,
+            out,
+            runtime,
+            overwrite=overwrite,
+            track=track or (),
+            say=silent if as_json else show.say,
         )
     show.evaluation(run.evaluate(), as_json)
     if not as_json:

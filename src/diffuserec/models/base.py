@@ -109,9 +109,19 @@ class Runtime:
         if isinstance(self.checkpoint, str):
             object.__setattr__(self, "checkpoint", Path(self.checkpoint))
 
-    def within(self, name: str) -> "Runtime":
-        """The same surroundings for one part of a fit, with its own checkpoint."""
-        return replace(self, checkpoint=self.checkpoint / name if self.checkpoint else None)
+    def within(self, name: str, before: str = "") -> "Runtime":
+        """The same surroundings for one part of a fit, with its own checkpoint.
+
+        Args:
+            before: put before the names of its phases, which the hook is told of.
+        """
+        hook = self.on_epoch
+
+        def named(epoch: Epoch) -> bool | None:
+            return None if hook is None else hook(replace(epoch, phase=before + epoch.phase))
+
+        checkpoint = self.checkpoint / name if self.checkpoint else None
+        return replace(self, checkpoint=checkpoint, on_epoch=hook and named)
 
 
 class Method(nn.Module, ABC):

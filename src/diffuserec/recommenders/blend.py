@@ -75,8 +75,9 @@ class Blend(ScoreRecommender):
         """Trains the parts on `train` one after the other and chooses their weights on `valid`."""
         records = []
         for model in self._parts:
-            curve = model.fit(train, valid, runtime.within(model.name)).curve
-            records += [replace(r, phase=f"{model.name}: {r.phase}") for r in curve]
+            before = f"{model.name}: "
+            curve = model.fit(train, valid, runtime.within(model.name, before)).curve
+            records += [replace(r, phase=before + r.phase) for r in curve]
         if valid is not None:
             self.weights = self._chosen_weights(valid)
         return records

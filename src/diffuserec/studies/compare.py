@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
 from diffuserec.models.methods import find_recommender
 from diffuserec.models.recommender import Contrastive
+from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.examples import (
@@ -20,6 +22,8 @@ from diffuserec.studies.examples import (
 from diffuserec.studies.made import made_of, next_steps
 from diffuserec.studies.run_directory import RunDirectory, open_run, read_curve
 
+Part = Literal["test", "valid"]
+
 BASELINES = ("popularity", "markov")
 """Recommenders that need no training and are compared with every run."""
 
@@ -30,6 +34,8 @@ def compare_runs(
     title: str | None = None,
     names: Sequence[str] | None = None,
     data: Path | None = None,
+    part: Part = "test",
+    figures: Path | None = None,
 ) -> Report:
     """One report of several runs and the trivial baselines, with significance.
 
@@ -42,6 +48,8 @@ def compare_runs(
         names: of the methods, one for each run; runs of one name are one method. By default the
             names of recommender and augmenter.
         data: where their data is now, if it was moved.
+        part: ``valid`` compares on the validation queries and never looks at the test part.
+        figures: directory to write every panel of the report's figures to, as SVG.
 
     Raises:
         ConfigError: no runs, runs of different data, or one run twice.
@@ -64,20 +72,23 @@ def compare_runs(
                     "give it once"
                 )
         seeds.append(run)
-    results = {name: [run.evaluate() for run in seeds] for name, seeds in methods.items()}
+    results = {name: [run.evaluate(part) for run in seeds] for name, seeds in methods.items()}
     made = {name: [made_of(run) for run in seeds] for name, seeds in methods.items()}
-    report = Report.of(with_baselines(results, runs[0]), _unaugmented(methods), made)
+    report = Report.of(with_baselines(results, runs[0], part), _unaugmented(methods), made)
+    first = {name: seeds[0] for name, seeds in methods.items()}
+    curves = {name: read_curve(run.path / "curve.json") for name, run in first.items()}
+    if figures is not None:
+        write_figures(figures, report, curves)
     if out is not None:
-        first = {name: seeds[0] for name, seeds in methods.items()}
         augmented = next((run for run in first.values() if run.augmenter is not None), None)
         best = max(first, key=lambda name: _mean_mrr(results[name]))
-        generative = _best(run for run in first.values() if run.model.is_generative)
-        contrastive = _best(run for run in first.values() if isinstance(run.model, Contrastive))
+        generative = _best((r for r in first.values() if r.model.is_generative), part)
+        contrastive = _best((r for r in first.values() if isinstance(r.model, Contrastive)), part)
         write_html(
             out,
             report,
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
-            curves={name: read_curve(run.path / "curve.json") for name, run in first.items()},
+            curves=curves,
             augmented=augmented_histories(augmented) if augmented else [],
             copied=sequences_with_copies(augmented) if augmented else [],
             drawn=drawn_lists(generative or first[best]),
@@ -89,23 +100,26 @@ def compare_runs(
     return report
 
 
-def baseline_evaluations(run: RunDirectory) -> dict[str, Evaluation]:
-    """Test evaluations of the trivial baselines, fitted to the log of a run."""
-    return {name: run.measure(find_recommender(name)().fit(run.split.train)) for name in BASELINES}
+def baseline_evaluations(run: RunDirectory, part: Part = "test") -> dict[str, Evaluation]:
+    """Evaluations of the trivial baselines, fitted to the log of a run."""
+    return {
+        name: run.measure(find_recommender(name)().fit(run.split.train), part) for name in BASELINES
+    }
 
 
 def with_baselines(
-    results: Mapping[str, list[Evaluation]], run: RunDirectory
+    results: Mapping[str, list[Evaluation]], run: RunDirectory, part: Part = "test"
 ) -> dict[str, list[Evaluation]]:
     """Evaluations with those of the trivial baselines after them.
 
     Args:
         results: evaluations by method; one called like a baseline, of other settings, stays.
         run: any of the runs.
+        part: that was measured.
     """
     baselines = {
         f"{name} (default)" if name in results else name: [evaluation]
-        for name, evaluation in baseline_evaluations(run).items()
+        for name, evaluation in baseline_evaluations(run, part).items()
     }
     return {**results, **baselines}
 
@@ -124,8 +138,8 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
     return [names[key] for key in keys]
 
 
-def _best(runs: Iterable[RunDirectory]) -> RunDirectory | None:
-    return max(runs, key=lambda run: run.evaluate().metrics["MRR"], default=None)
+def _best(runs: Iterable[RunDirectory], part: Part) -> RunDirectory | None:
+    return max(runs, key=lambda run: run.evaluate(part).metrics["MRR"], default=None)
 
 
 def _mean_mrr(results: Sequence[Evaluation]) -> float:

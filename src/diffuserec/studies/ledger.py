@@ -5,14 +5,11 @@ stays known, whatever is published of it. Choosing among many looks makes a numb
 ledger says how many there were.
 """
 
-import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from diffuserec.errors import DataError
-from diffuserec.files import telling
+from diffuserec.files import append_line, read_lines
 
 FILE = "ledger.jsonl"
 
@@ -26,28 +23,8 @@ def record(directory: Path, event: str, **facts: Any) -> None:
     Raises:
         DataError: the line cannot be written; then nothing of it is.
     """
-    line = json.dumps(
-        {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event} | facts
-    )
-    path = directory / FILE
-    with telling(path), path.open("ab+", buffering=0) as file:
-        whole = _whole_lines(file)
-        file.truncate(whole)
-        try:
-            file.write(f"{line}\n".encode())
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(whole)
-            raise
-
-
-def _whole_lines(file: IO[bytes]) -> int:
-    """Length of the file up to the end of its last whole line; a kill may have cut the next."""
-    size = file.seek(0, os.SEEK_END)
-    start = max(0, size - 2**16)
-    file.seek(start)
-    end = file.read(size - start).rfind(b"\n")
-    return size if end < 0 and start else start + end + 1
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    append_line(directory / FILE, {"at": at, "event": event} | facts)
 
 
 def looks(directory: Path) -> list[dict[str, Any]]:
@@ -58,15 +35,4 @@ def looks(directory: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: another line is damaged.
     """
-    try:
-        lines = (directory / FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(dict(json.loads(line)))
-        except ValueError as error:
-            if number < len(lines):
-                raise DataError(f"{directory / FILE}, line {number}: damaged") from error
-    return found
+    return read_lines(directory / FILE)

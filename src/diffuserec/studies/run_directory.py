@@ -4,6 +4,8 @@
     model/        the recommender; ``diffuserec.load`` reads it
     augmenter/    the augmenter, if there is one
     curve.json    loss and validation metric of each epoch
+    epochs.jsonl  the same, a line as it happens; see ``epoch_log``
+    ledger.jsonl  every look at validation and test; see ``ledger``
     test/         metrics.json and per_user.parquet
     valid/        the same files for the validation queries
     report.html   figures and tables

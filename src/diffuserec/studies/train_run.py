@@ -1,23 +1,26 @@
 """Training of one run: from a plan to a directory with models, evaluations and a report."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_dataset, split_dataset
 from diffuserec.errors import ConfigError
+from diffuserec.evaluation import Evaluation
 from diffuserec.files import locked, write_json
 from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
-from diffuserec.models.base import Runtime
+from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, load, load_augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
+from diffuserec.studies.epoch_log import complete_log, log_epoch
 from diffuserec.studies.examples import run_examples, short_inspection
 from diffuserec.studies.ledger import record
 from diffuserec.studies.made import made_of, next_steps
@@ -33,6 +36,7 @@ from diffuserec.studies.run_directory import (
     release,
 )
 from diffuserec.training.device import device_of
+from diffuserec.training.tracking import Tracking
 
 Say = Callable[[str], None]
 """Function that is called with progress, a line at a time."""
@@ -50,6 +54,7 @@ def train_run(
     overwrite: bool = False,
     augmenter_from: Path | None = None,
     report: bool = True,
+    track: Sequence[str] = (),
     say: Say = silent,
 ) -> RunDirectory:
     """Trains a plan into a directory, measures it and writes its report.
@@ -63,45 +68,89 @@ def train_run(
         augmenter_from: directory of a run whose augmenter to use instead of fitting one.
         report: measure the test part and write the report; without it nothing of the test part is
             looked at.
+        track: trackers to tell of it, see :class:`Tracking`.
 
     Raises:
         ConfigError: `out` holds another run, or one that was not asked to be resumed; the
-            augmenter has nothing for this recommender; settings do not fit the catalog or device.
+            augmenter has nothing for this recommender; settings do not fit the catalog or device;
+            a tracker is not known or not installed.
         DataError: the data cannot be used, or another process trains this run.
     """
     path = Path(out)
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     require_buildable(plan, dataset.catalog)
-    runtime = replace(runtime, seed=plan.seed, checkpoint=path / "checkpoint")
+    tracking = Tracking(track, path.name, _facts(plan, dataset.fingerprint), path)
+    runtime = replace(
+        runtime,
+        seed=plan.seed,
+        checkpoint=path / "checkpoint",
+        on_epoch=_hook(path, tracking, runtime.on_epoch),
+    )
     with locked(path):
         claim(path, plan, dataset.fingerprint, runtime, overwrite)
         runtime = replace(runtime, resume=True)  # what an interrupted run left is its own by now
         try:
-            seconds: dict[str, float] = {}
-            augmenter, train = None, split.train
-            if plan.augment is not None:
-                shared = None
-                if augmenter_from is not None:
-                    shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
-                with _timed(seconds, "fit_augmenter"):
-                    augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
-                with _timed(seconds, "augment"):
-                    say(f"augmenting {len(split.train):,} histories")
-                    train = augmenter.augment(split.train, plan.seed)
-            with _timed(seconds, "fit_model"):
-                valid = augmented(split.valid, augmenter, plan.seed)
-                model = fit_recommender(plan, train, valid, path, runtime, say)
-            run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
-            say("measuring")
-            run.evaluate("valid")
-            if report:
-                _write_report(run, train)
+            with tracking:
+                seconds: dict[str, float] = {}
+                augmenter, train = None, split.train
+                if plan.augment is not None:
+                    shared = None
+                    if augmenter_from is not None:
+                        shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
+                    with _timed(seconds, "fit_augmenter"):
+                        augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
+                    with _timed(seconds, "augment"):
+                        say(f"augmenting {len(split.train):,} histories")
+                        train = augmenter.augment(split.train, plan.seed)
+                with _timed(seconds, "fit_model"):
+                    valid = augmented(split.valid, augmenter, plan.seed)
+                    model = fit_recommender(plan, train, valid, path, runtime, say)
+                run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
+                say("measuring")
+                _track(tracking, "valid", run.evaluate("valid"))
+                if report:
+                    _track(tracking, "test", run.evaluate())
+                    _write_report(run, train)
             finish(path, seconds)
         except BaseException:
             release(path)
             raise
     return run
+
+
+def _hook(
+    path: Path, tracking: Tracking, other: Callable[[Epoch], bool | None] | None
+) -> Callable[[Epoch], bool | None]:
+    """The hook of a run: its own line first, then whoever else wants to know."""
+
+    def told(epoch: Epoch) -> bool | None:
+        log_epoch(path, epoch)
+        tracking(epoch)
+        return other and other(epoch)
+
+    return told
+
+
+def _facts(plan: Plan, fingerprint: str) -> dict[str, Any]:
+    """What trackers are told of a run: the plan, with all settings, and the data."""
+    model, augmenter = methods_of(plan)
+    facts: dict[str, Any] = {
+        "data": plan.data,
+        "fingerprint": fingerprint,
+        "split": plan.split,
+        "seed": plan.seed,
+        "model": plan.model,
+        "augmenter": plan.augment,
+    } | model.config.model_dump(mode="json")
+    if augmenter is not None:
+        settings = augmenter.config.model_dump(mode="json")
+        facts |= {f"augment.{name}": value for name, value in settings.items()}
+    return facts
+
+
+def _track(tracking: Tracking, part: str, result: Evaluation) -> None:
+    tracking.results(part, result.metrics, str(result.protocol))
 
 
 def _write_report(run: RunDirectory, train: SequenceDataset) -> None:
@@ -130,8 +179,13 @@ def train_augmenter(plan: Plan, path: Path, runtime: Runtime, *, say: Say = sile
     if is_finished(path, plan, dataset.fingerprint):
         return
     split = split_dataset(dataset, plan.split)
-    begun = not is_free(path)
-    runtime = replace(runtime, seed=plan.seed, checkpoint=path / "checkpoint", resume=begun)
+    runtime = replace(
+        runtime,
+        seed=plan.seed,
+        checkpoint=path / "checkpoint",
+        resume=not is_free(path),
+        on_epoch=_hook(path, Tracking((), path.name), runtime.on_epoch),
+    )
     with locked(path):
         claim(path, plan, dataset.fingerprint, runtime)
         try:
@@ -159,8 +213,10 @@ def fit_augmenter(
             say(f"fitting {plan.augment}")
             assert plan.augment is not None
             augmenter = find_augmenter(plan.augment)(**(plan.augment_settings or {}))
-            augmenter.fit(split.train, split.valid, runtime.within("augmenter"))
-            curve = [replace(e, phase=f"{plan.augment} {e.phase}") for e in augmenter.curve]
+            before = f"{plan.augment} "
+            augmenter.fit(split.train, split.valid, runtime.within("augmenter", before))
+            curve = [replace(e, phase=before + e.phase) for e in augmenter.curve]
+        complete_log(path, curve)
         write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
         augmenter.save(fitted)
     return load_augmenter(fitted).to(device_of(runtime))
@@ -177,6 +233,7 @@ def fit_recommender(
         model.fit(train, valid, runtime.within("model"))
         before = path / "augmenter-curve.json"
         curve = [*(read_curve(before) if before.exists() else []), *model.curve]
+        complete_log(path, curve)
         record(path, "validation", epochs=sum(epoch.valid is not None for epoch in model.curve))
         write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
         model.save(fitted)
