@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from diffuserec import ConfigError, Runtime, Store
+from diffuserec.cli import app
 from diffuserec.studies.compare import compare_runs
-from diffuserec.studies.run_directory import Plan
+from diffuserec.studies.ledger import looks
+from diffuserec.studies.run_directory import Plan, open_run
 from diffuserec.studies.train_run import train_run
 
 RUNTIME = Runtime(device="cpu", progress=False)
@@ -66,3 +69,37 @@ def test_runs_of_other_data_are_refused(folder: Path, runs: dict[str, Path]) -> 
         compare_runs([runs["first"], folder / "elsewhere"])
     with pytest.raises(ConfigError, match="at least one run"):
         compare_runs([])
+
+
+def test_validation_never_looks_at_the_test_part(
+    runs: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    plan = Plan(str(folder / "store"), "sasrec", {"dim": 8, "epochs": 1}, "random", {"n_items": 2})
+    train_run(plan, run, RUNTIME, report=False)
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    report = compare_runs([run, runs["near"]], out, part="valid", figures=figures)
+    assert ", valid" in report.protocol
+    measured = report.evaluations["sasrec + random"][0].metrics
+    assert measured == open_run(run).evaluate("valid").metrics
+    assert not (run / "test").exists()
+    assert {event["event"] for event in looks(run)} == {"validation"}
+    assert "What to do next" not in out.read_text(encoding="utf-8")  # it would measure on test
+    drawn = [file.name for file in figures.iterdir()]
+    assert {"differences-0.svg", "cost-0.svg"} <= set(drawn)
+
+
+def test_the_command_writes_tables_of_every_format(
+    runs: dict[str, Path],
+) -> None:
+    words = ["compare", str(runs["near"]), str(runs["random"])]
+    begins = {
+        "markdown": "| method",
+        "latex": "\\begin{table}",
+        "csv": '"method",',
+        "html": "<table",
+    }
+    for format, begin in begins.items():
+        answer = CliRunner().invoke(app, [*words, "--format", format])
+        assert answer.exit_code == 0
+        assert begin in answer.stdout

@@ -11,7 +11,14 @@ from diffuserec import Runtime, Store
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import locked
 from diffuserec.studies.ledger import looks
-from diffuserec.studies.results import copy_results, fill_page, read_results, results_of
+from diffuserec.studies.results import (
+    copy_results,
+    fill_page,
+    read_results,
+    results_of,
+    write_report,
+)
+from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.runner import Outcome, run_study
 from diffuserec.studies.study import Options, Study, read
 from diffuserec.studies.tables import tables, write_tables
@@ -193,6 +200,26 @@ def test_one_more_seed_trains_one_more_run(done: tuple[Path, Path], data: Path) 
     ]
     assert results["tables"][0]["rows"][0]["seeds"] == [0, 1, 2]
     results_of(read(file), run_study(read(file), out, data, RUNTIME, workers=1), out)
+
+
+def test_a_study_has_a_report_with_costs(done: tuple[Path, Path], data: Path) -> None:
+    file, out = done
+    study = read(file)
+    outcome = run_study(study, out, data, RUNTIME, workers=1)
+    write_report(study, outcome, out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "SASRec + Random" in page
+    assert "Accuracy and cost" in page
+    assert "epochs = 1, dim = 8" in page
+    assert {"cost-0.svg", "differences-0.svg"} <= {
+        file.name for file in (out / "figures").iterdir()
+    }
+    (cell,) = (c for c in outcome.cells if c.name == "sasrec-random-store-seed1")
+    augmenter = cell.augmenter_path(out)
+    assert augmenter is not None
+    fitted = read_run_file(augmenter).seconds["fit_augmenter"]
+    assert outcome.documents[cell.name]["seconds"]["fit_augmenter"] >= fitted
+    assert (cell.run_path(out) / "epochs.jsonl").exists()
 
 
 def test_data_that_is_not_there_is_left_out_and_said(data: Path, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def compare(
         show.print_text(report.json())
     elif format != "text":
         show.print_text(results_table(report, format))
+        for line in [*report.protocol.splitlines(), *report.notes]:
+            show.say(line)
     else:
         show.report(report)
 

@@ -227,7 +227,7 @@ def _run(
 ) -> None:
     from diffuserec.cli.training import resumable
     from diffuserec.models.base import Runtime
-    from diffuserec.studies.results import results_of
+    from diffuserec.studies.results import results_of, write_report
     from diffuserec.studies.runner import run_study
     from diffuserec.studies.study import Options, read
     from diffuserec.studies.tables import tables, write_tables
@@ -249,6 +249,7 @@ def _run(
         )
         document = results_of(found, outcome, out, small=changed.small)
         write_tables(document, out)
+        write_report(found, outcome, out)
     if as_json:
         show.print_json(document)
     else:

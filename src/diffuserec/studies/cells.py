@@ -268,6 +268,10 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
     record = read_run_file(run)
     epochs = read_curve(run / "curve.json")
     events = looks(run)
+    seconds = dict(record.seconds)
+    augmenter = cell.augmenter_path(out)
+    if augmenter is not None:  # fitted once for several runs, each of which would have needed it
+        seconds["fit_augmenter"] += sum(read_run_file(augmenter).seconds.values())
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -287,7 +291,7 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
         "fingerprint": cell.fingerprint,
         "run": run.relative_to(out).as_posix(),
         "run_key": cell.run_key,
-        "seconds": dict(record.seconds),
+        "seconds": seconds,
         "environment": asdict(record.starts[-1]),
         "validations": sum(event["event"] == "validation" for event in events),
         "looks_at_test": sum(event["event"] == "test" for event in events),

@@ -89,10 +89,14 @@ def compare_runs(
             report,
             title=title or f"{len(runs)} runs on {Path(runs[0].plan.data).name}",
             curves=curves,
-            augmented=augmented_histories(augmented) if augmented else [],
+            augmented=augmented_histories(augmented, part=part) if augmented else [],
             copied=sequences_with_copies(augmented) if augmented else [],
-            drawn=drawn_lists(generative or first[best]),
-            next_steps=next_steps(first[best], results[best][0], len(results[best])),
+            drawn=drawn_lists(generative or first[best], part=part),
+            next_steps=(
+                next_steps(first[best], results[best][0], len(results[best]))
+                if part == "test"
+                else ()
+            ),
             inspection=(
                 short_inspection(contrastive, contrastive.training_data()) if contrastive else None
             ),

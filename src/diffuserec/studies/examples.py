@@ -30,24 +30,26 @@ from diffuserec.reports.inspection import (
 from diffuserec.studies.run_directory import RunDirectory
 
 
-def augmented_histories(run: RunDirectory, n: int = 5) -> list[AugmentedHistory]:
+def augmented_histories(
+    run: RunDirectory, n: int = 5, part: str = "test"
+) -> list[AugmentedHistory]:
     """Histories of some users with generated items; short ones first.
 
     Empty if the augmenter only adds to training, or if there is none.
     """
     if run.augmenter is None or run.augmenter.training_only:
         return []
-    queries = run.split.test
+    queries = run.queries(part)
     index = _first(n, queries.histories, 3, 8)
     augmented = run.augmenter.augment(queries.histories.select(index), run.plan.seed)
     names = _display_names(run.split.train)
     found = []
     for number, query in enumerate(index):
-        part = augmented.select(np.array([number]))
+        one = augmented.select(np.array([number]))
         found.append(
             AugmentedHistory(
                 user=_user_name(augmented, number),
-                items=list(zip(names(part.items), part.synthetic.tolist(), strict=True)),
+                items=list(zip(names(one.items), one.synthetic.tolist(), strict=True)),
                 target=names(queries.targets[[query]])[0],
             )
         )
@@ -79,12 +81,14 @@ def sequences_with_copies(run: RunDirectory, n: int = 3) -> list[SequenceWithCop
     return found
 
 
-def drawn_lists(run: RunDirectory, n_users: int = 3, n_items: int = 5) -> list[DrawnLists]:
+def drawn_lists(
+    run: RunDirectory, n_users: int = 3, n_items: int = 5, part: str = "test"
+) -> list[DrawnLists]:
     """Lists of a recommender for some users, seen items hidden.
 
     Of a generative one ten draws averaged, and three seeds alone.
     """
-    model, queries = run.model, run.split.test
+    model, queries = run.model, run.queries(part)
     model.eval()
     index = _first(n_users, queries.histories, 4, 10)
     histories = queries.histories.select(index)

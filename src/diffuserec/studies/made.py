@@ -4,7 +4,8 @@ import json
 import shlex
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,44 @@ def made_of(run: RunDirectory) -> Made:
     seconds = max(sum(file.seconds.values()), sum(epoch.seconds for epoch in curve))
     fitted = run.path / "augmenter-curve.json"
     n_before = len(read_curve(fitted)) if fitted.exists() else 0
-    settings = dict(plan.settings) | {
-        f"{plan.augment}.{name}": value for name, value in (plan.augment_settings or {}).items()
-    }
     return Made(
-        settings={name: _toml(value) for name, value in settings.items()},
+        settings=_settings(plan.settings, plan.augment, plan.augment_settings),
         command=train_command(plan, str(run.path)),
         directory=str(run.path),
         epochs=len(curve) - n_before or None,
         seconds=seconds or None,
-        facts={
-            heading: str(value)
-            for name, heading in _FACTS.items()
-            if (value := getattr(last, name)) is not None
-        },
+        facts=_facts(asdict(last)),
     )
+
+
+def made_of_cell(document: Mapping[str, Any], out: Path) -> Made:
+    """Settings, cost, place and environment of a finished cell of a study.
+
+    Args:
+        document: of the cell.
+        out: directory of the study.
+    """
+    seconds = sum(document["seconds"].values())
+    return Made(
+        settings=_settings(document["settings"], document["augment"], document["augment_settings"]),
+        directory=str(out / document["run"]),
+        epochs=document["epochs"] or None,
+        seconds=seconds if document["epoch_limit"] is not None else None,
+        facts=_facts(document["environment"]),
+    )
+
+
+def _settings(
+    own: Mapping[str, Any], augment: str | None, theirs: Mapping[str, Any] | None
+) -> dict[str, str]:
+    settings = dict(own) | {f"{augment}.{name}": value for name, value in (theirs or {}).items()}
+    return {name: _toml(value) for name, value in settings.items()}
+
+
+def _facts(start: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        heading: str(start[name]) for name, heading in _FACTS.items() if start[name] is not None
+    }
 
 
 def train_command(plan: Plan, out: str) -> str:

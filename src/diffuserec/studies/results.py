@@ -14,10 +14,14 @@ import polars as pl
 
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import read_document, write_json, write_text
+from diffuserec.reports.figures import write_figures
+from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.cells import Cell, read_evaluation
 from diffuserec.studies.ledger import looks
+from diffuserec.studies.made import made_of_cell
 from diffuserec.studies.published import Results, published_table
+from diffuserec.studies.run_directory import read_curve
 from diffuserec.studies.runner import Outcome, chosen
 from diffuserec.studies.study import Study
 from diffuserec.studies.study_file import slug
@@ -34,10 +38,6 @@ def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -
     is compared with, what was spent on it, and ``unranked``: why it does not stand in one order
     with the others, or null.
     """
-    shown = _shown(study, outcome)
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in shown:
-        groups.setdefault((cell.data, cell.plan.split, cell.protocol), []).append(cell)
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -50,11 +50,26 @@ def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -
         "tables": [
             {"data": data, "split": split, "protocol": protocol, "part": study.part}
             | _table(study, group, outcome, out)
-            for (data, split, protocol), group in groups.items()
+            for (data, split, protocol), group in _groups(study, outcome).items()
         ],
     }
     write_json(out / "results.json", document)
     return document
+
+
+def write_report(study: Study, outcome: Outcome, out: Path) -> None:
+    """Writes ``report.html`` and ``figures/`` of the first table in which something is finished."""
+    for group in _groups(study, outcome).values():
+        finished = _finished(_by_line(group), outcome)
+        if finished:
+            report = _report(study, finished, outcome, out)
+            runs = {
+                name: outcome.documents[cells[0].name]["run"] for name, cells in finished.items()
+            }
+            curves = {name: read_curve(out / run / "curve.json") for name, run in runs.items()}
+            write_html(out / "report.html", report, title=study.title, curves=curves)
+            write_figures(out / "figures", report, curves)
+            return
 
 
 def read_results(path: Path | str) -> dict[str, Any]:
@@ -84,22 +99,48 @@ def _shown(study: Study, outcome: Outcome) -> list[Cell]:
     ]
 
 
-def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> dict[str, Any]:
+def _groups(study: Study, outcome: Outcome) -> dict[tuple[str, str, str], list[Cell]]:
+    """Cells of each table, by data set, split and protocol."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in _shown(study, outcome):
+        groups.setdefault((cell.data, cell.plan.split, cell.protocol), []).append(cell)
+    return groups
+
+
+def _by_line(group: Sequence[Cell]) -> dict[str, list[Cell]]:
     by_line: dict[str, list[Cell]] = {}
     for cell in group:
         by_line.setdefault(cell.line, []).append(cell)
-    finished = {
+    return by_line
+
+
+def _finished(by_line: Mapping[str, list[Cell]], outcome: Outcome) -> dict[str, list[Cell]]:
+    """Lines of which every seed is finished."""
+    return {
         name: cells
         for name, cells in by_line.items()
         if all(outcome.documents[c.name].get("status") == "finished" for c in cells)
     }
-    report = None
-    if finished:
-        evaluations = {
-            name: [read_evaluation(cell.name, out, study.part) for cell in cells]
-            for name, cells in finished.items()
-        }
-        report = Report.of(_first(evaluations, study.against), _references(study, finished))
+
+
+def _report(
+    study: Study, finished: Mapping[str, Sequence[Cell]], outcome: Outcome, out: Path
+) -> Report:
+    evaluations = {
+        name: [read_evaluation(cell.name, out, study.part) for cell in cells]
+        for name, cells in finished.items()
+    }
+    made = {
+        name: [made_of_cell(outcome.documents[cell.name], out) for cell in cells]
+        for name, cells in finished.items()
+    }
+    return Report.of(_first(evaluations, study.against), _references(study, finished), made)
+
+
+def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> dict[str, Any]:
+    by_line = _by_line(group)
+    finished = _finished(by_line, outcome)
+    report = _report(study, finished, outcome, out) if finished else None
     trials = _trials(outcome)
     rows = [
         _row(name, cells, outcome, out, report if name in finished else None, trials)

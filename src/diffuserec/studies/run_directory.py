@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from diffuserec.data import (
+    Queries,
     SequenceDataset,
     Split,
     dataset_manifest,
@@ -82,9 +83,12 @@ class RunDirectory:
             "filters": dataset_manifest(self.plan.data)["note"].get("filters", "none"),
             "n_too_short": self.split.n_too_short,
         }
-        queries = self.split.test if part == "test" else self.split.valid
         name = Path(self.plan.data).name
-        return evaluate(model, queries, dataset_name=name, facts=facts, **options)
+        return evaluate(model, self.queries(part), dataset_name=name, facts=facts, **options)
+
+    def queries(self, part: str = "test") -> Queries:
+        """The test or validation queries of the run's log."""
+        return self.split.test if part == "test" else self.split.valid
 
     def evaluate(
         self,
