@@ -212,6 +212,8 @@ def _content(out: Path) -> dict[str, Any]:
             found[name] = pl.read_parquet(file, glob=False).to_dicts()
         elif file.suffix == ".json":
             found[name] = _timeless(json.loads(file.read_text(encoding="utf-8")))
+            if file.name in ("run.json", "metrics.json"):
+                found[name].pop("sha256", None)  # of the times, too
         elif file.name == "epochs.jsonl":
             lines = file.read_text(encoding="utf-8").splitlines()
             found[name] = [_timeless(json.loads(line)) for line in lines]
