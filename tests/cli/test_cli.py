@@ -773,7 +773,8 @@ def test_an_interrupted_training_says_how_to_go_on(
     _, said = process.communicate()
     assert process.returncode == status
     assert "interrupted; to continue from the last epoch, add --resume to the same command" in said
-    assert {part.name for part in out.iterdir()} == {"run.json", "checkpoint"}
+    left = {part.name for part in out.iterdir()} - {"epochs.jsonl"}  # killed before its first line
+    assert left == {"run.json", "checkpoint"}
     command = json.loads((out / "run.json").read_text(encoding="utf-8"))["starts"][0]["command"]
     assert command.startswith("diffuserec train ")
     assert command.endswith(f"--set dim=8 --out {out}")
