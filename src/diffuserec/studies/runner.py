@@ -241,6 +241,8 @@ class _Schedule:
         self.left = dict(tasks)
         self.busy: dict[str, float] = {}  # when it began
         self.seconds: dict[str, float] = {}  # that a task of a kind takes, as far as is known
+        self.expected: dict[str, float] = {}  # the same, before any ended
+        self.slower = 1.0  # how much longer than expected those took that ended
 
     def run(self) -> dict[str, str]:
         """Does all of it.
@@ -254,7 +256,7 @@ class _Schedule:
             self.say(f"{n} to train, {len(self.left)} steps in all; {self._time_left()}")
         while self.left or self.busy:
             ready = [task for task in self.left.values() if not self._waits(task)]
-            ready.sort(key=lambda task: -self.seconds.get(task.kind, 0.0))
+            ready.sort(key=lambda task: -self._seconds(task))
             for task in ready[: self.pool.n - self.pool.n_busy]:
                 self.busy[task.key] = time.monotonic()
                 del self.left[task.key]
@@ -273,7 +275,7 @@ class _Schedule:
             return
         took = time.monotonic() - self.busy.pop(event.key)
         if event.kind == "done":
-            self.seconds[task.kind] = took
+            self._learn_from_end(task, took)
             done = len(self.tasks) - len(self.left) - len(self.busy)
             self.say(
                 f"[{done}/{len(self.tasks)}] {task.label}: {_spoken(took)}; {self._time_left()}"
@@ -292,8 +294,14 @@ class _Schedule:
     def _learn_from(self, task: _Task, epoch: Epoch) -> None:
         model, _ = methods_of(task.cells[0].plan)
         limit = getattr(model.config, "epochs", None)
-        if limit is not None and task.key.startswith("train "):
-            self.seconds[task.kind] = epoch.seconds * limit
+        if limit is not None and task.key.startswith("train ") and epoch.epoch < limit:
+            took = time.monotonic() - self.busy[task.key]
+            self.seconds[task.kind] = max(took / (epoch.epoch + 1), epoch.seconds) * limit
+
+    def _learn_from_end(self, task: _Task, took: float) -> None:
+        self.seconds[task.kind] = took
+        if self.expected.get(task.kind):
+            self.slower = max(took / self.expected[task.kind], 1.0)
 
     def _time_first_epochs(self) -> None:
         first: dict[str, _Task] = {}
@@ -308,14 +316,18 @@ class _Schedule:
                 self.pool.submit(task.kind, work)
             for event in self.pool.events():
                 if event.kind == "done" and event.value is not None:
-                    self.seconds[event.key] = event.value
+                    self.expected[event.key] = event.value
+
+    def _seconds(self, task: _Task) -> float:
+        """What a task takes, by others of its kind that ended, or as was expected; else 0."""
+        known = self.seconds.get(task.kind)
+        return self.slower * self.expected.get(task.kind, 0.0) if known is None else known
 
     def _time_left(self) -> str:
         now = time.monotonic()
-        known = [(task, self.seconds.get(task.kind)) for task in self.left.values()]
-        rest = sum(seconds for _, seconds in known if seconds is not None)
+        rest = sum(self._seconds(task) for task in self.left.values())
         for key, began in self.busy.items():
-            rest += max(self.seconds.get(self.tasks[key].kind, 0.0) - (now - began), 0.0)
+            rest += max(self._seconds(self.tasks[key]) - (now - began), 0.0)
         return f"at most about {_spoken(rest / self.pool.n)} left"
 
 
