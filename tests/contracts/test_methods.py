@@ -40,6 +40,7 @@ HOOKS = {"item_weight", "n_candidates", "states"}
 """Concrete parts of the contract that say of themselves that they may be overridden."""
 
 DECLARED = {"Config", "config", "combine", "trained", "training_only", "table", "encoder"}
+DECLARED |= {"as_published", "version"}
 
 
 @pytest.mark.parametrize("kind, name", METHODS)

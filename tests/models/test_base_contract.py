@@ -97,7 +97,7 @@ def test_lists_have_the_mean_and_the_spread_of_the_draws(model) -> None:
     assert model.has_distribution
     histories = [[1, 2, 3], [18, 19, 20, 1], [7]]
     found = model.recommend(histories, 4, n_draws=5, seed=3)
-    assert found.columns == ["query", "rank", "item_id", "score", "spread", "n_unknown"]
+    assert found.columns == ["query", "rank", "item_id", "score", "spread", "source", "n_unknown"]
     assert found["query"].to_list() == [0] * 4 + [1] * 4 + [2] * 4
     shown = histories_of(encode_histories(model.catalog, histories)[0], np.arange(3))
     with torch.no_grad():

@@ -58,6 +58,13 @@ SETTINGS = {
     "batch_size": 16,
     "epochs": 1,
     "patience": 10,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "rate_decay": "none",
+    "max_norm": None,
+    "average_decay": 0.0,
+    "attention_dropout": 0.0,
+    "position_encoding": "from_oldest",
 }
 FORMS = ["two_stream", "prefixes"]
 

@@ -95,18 +95,22 @@ def encoder_loss(
     method: EncoderRecommender, settings: LossSettings, data: SequenceDataset
 ) -> Callable[[Batch], Float[Tensor, ""]]:
     """Next-item loss of a batch, from the states of a method's encoder."""
-    loss, table = next_item_loss(settings, data), method.table
-    of_items = LOSSES.find(settings.loss).make(settings, data)
+    table = method.table
+    if settings.examples in ONE_TARGET:
+        of_items = LOSSES.find(settings.loss).make(settings, data)
+
+        def of_newest(batch: Batch) -> Tensor:
+            states = table.states(method.newest(batch.items, batch.lengths))
+            return of_items(states, table.weight(), batch.newest_targets, batch.users)
+
+        return of_newest
+    loss = next_item_loss(settings, data)
 
     def of_all(batch: Batch) -> Tensor:
         states = table.states(method.encode(batch.items, batch.lengths))
         return loss(batch, states, table.weight())
 
-    def of_newest(batch: Batch) -> Tensor:
-        states = table.states(method.newest(batch.items, batch.lengths))
-        return of_items(states, table.weight(), batch.newest_targets, batch.users)
-
-    return of_newest if settings.examples in ONE_TARGET else of_all
+    return of_all
 
 
 def next_item_loss(
