@@ -235,7 +235,7 @@ def _timeless(content: Any) -> Any:
 def _untouched(out: Path) -> dict[Path, int]:
     """When each finished run's weights were written."""
     finished = [run.parent for run in out.rglob("run.json") if _complete(run.parent)]
-    weights = {run: next(run.glob("model/weights*.safetensors")) for run in finished}
+    weights = {run: next(run.glob("*/weights*.safetensors")) for run in finished}
     return {run: file.stat().st_mtime_ns for run, file in weights.items()}
 
 
