@@ -2,14 +2,17 @@
 
 import gzip
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
-from diffuserec.data import from_frame, load_dataset, read_log
+from diffuserec.data import Catalog, from_frame, load_dataset, read_log
 from diffuserec.data.text import blocks
 from diffuserec.errors import ConfigError, DataError
 
@@ -493,3 +496,91 @@ def test_columns_of_pandas_types():
     assert log.frame.rows()[0] == (1, "a", 1577804400000000)
     numbered = from_frame(pd.DataFrame([[1, 1, 1], [1, 2, 2], [2, 1, 3]]), user=0, item=1, time=2)
     assert ids(numbered) == [1, 2, 1]
+
+
+GAP = [2**53 + 1, 2**53, None, 5]
+
+
+@pytest.mark.parametrize("kind", ["Int64", "category", "int64[pyarrow]"])
+def test_integers_with_a_gap_keep_their_digits(kind):
+    column = pd.Series(GAP, dtype=object).astype(kind)
+    frame = pd.DataFrame({"user": [1, 1, 2, 2], "item": [1, 2, 1, 2], "time": column, "n": column})
+    log = from_frame(frame.drop(2))
+    assert sorted(log.frame["timestamp"].to_list()) == [5, 2**53, 2**53 + 1]
+    log = from_frame(frame.assign(time=[1, 2, 3, 4]))
+    assert log.frame["n"].to_list() == GAP
+    with pytest.raises(DataError, match="row 2: column 'time' is empty"):
+        from_frame(frame)
+    catalog = Catalog(pl.Series([2**53, 2**53 + 1]), n_users=2)
+    for raw in (column, column.array, pa.array(GAP), pa.chunked_array([GAP])):
+        assert catalog.encode(raw).tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "value", [np.int64(5), np.uint8(5), np.float32(5), np.float64(5), Decimal(5), Decimal("5.0")]
+)
+def test_numbers_among_objects(value):
+    log = from_frame(mixed(item_id=pd.Series([1, value, 2], dtype=object)))
+    assert ids(log) == [1, 5, 2]
+    assert Catalog(pl.Series([4, 5]), n_users=2).encode([value]).tolist() == [2]
+    if not isinstance(value, Decimal):
+        times = pd.Series([1, value, 2], dtype=object)
+        assert from_frame(mixed(timestamp=times)).frame["timestamp"].to_list() == [1, 5, 2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.bool_(True), np.float32(5.5), Decimal("5.5"), Decimal("1e999999"), np.float32("inf")],
+)
+def test_values_among_objects_that_are_no_ids(value):
+    with pytest.raises(DataError, match=r"row 1: .* is no id"):
+        from_frame(mixed(item_id=pd.Series([1, value, 2], dtype=object)))
+    with pytest.raises(DataError, match=r"row 1: .* float, which has lost digits .* 16777216 on"):
+        from_frame(mixed(item_id=pd.Series([1, np.float32(2**24), 2], dtype=object)))
+
+
+def test_times_that_lost_digits_as_floats_are_told(read):
+    log = from_frame(mixed(timestamp=[1.0, 2.0**53, 2.0**60]))
+    assert f"timestamp: 2 kept as floats, which have lost digits of integers from {2**53}" in str(
+        log
+    )
+    log = from_frame(mixed(timestamp=np.array([1, 2**24, 3], dtype=np.float32)))
+    assert f"timestamp: 1 kept as floats, which have lost digits of integers from {2**24}" in str(
+        log
+    )
+    log = read("log.csv", f"{HEADER}1,1,1.0\n1,2,1.582218195625939e+18\n2,1,{2**53 + 1}\n")
+    assert "timestamp: 1 kept as floats" in str(log)
+    assert log.frame["timestamp"][2] == 2**53 + 1
+    for times in ([1.0, 2.0, 2.0**53 - 1], [1, 2, 2**53 + 1]):
+        assert "floats" not in str(from_frame(mixed(timestamp=times)))
+
+
+def test_where_takes_nan_for_a_missing_value(read, tmp_path):
+    table = mixed(rating=[np.nan, 4.5, 4.0])
+    polars = pl.DataFrame({name: table[name].to_numpy() for name in table.columns})
+    polars.write_parquet(tmp_path / "log.parquet")
+    text = f"{HEADER[:-1]},rating\n1,1,1,NaN\n1,2,2,4.5\n2,1,3,4\n"
+    logs = [
+        read("log.csv", text, where="rating >= 4"),
+        read_log(tmp_path / "log.parquet", where="rating >= 4"),
+        *(from_frame(frame, where="rating >= 4") for frame in (table, polars, polars.to_arrow())),
+    ]
+    for log in logs:
+        assert len(log) == 2
+        assert "(rating >= 4): 1, 1 of them for a missing value" in str(log)
+
+
+def test_files_of_items_that_show_nothing(read, tmp_path):
+    (tmp_path / "items.csv").write_text("item\n10\n20\n", encoding="utf-8")
+    text = HEADER + "1,10,1\n2,20,2\n"
+    with pytest.raises(DataError, match=r"items\.csv: there is no column beside the item ids"):
+        read("log.csv", text, items=tmp_path / "items.csv")
+    for name in ([["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"b"]):
+        frame = pl.DataFrame({"item": [10, 20], "name": name})
+        frame.write_parquet(tmp_path / "items.parquet")
+        with pytest.raises(DataError, match=r"items\.parquet: column 'name' holds .*: drop"):
+            read("log.csv", text, items=tmp_path / "items.parquet")
+        with pytest.raises(DataError, match=r"the attributes: column 'name' holds .*: drop"):
+            read("log.csv", text).to_dataset(frame)
+    with pytest.raises(DataError, match="the attributes: there is no column beside the item ids"):
+        read("log.csv", text).to_dataset(pl.DataFrame({"item": [10, 20]}))

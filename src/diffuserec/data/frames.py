@@ -7,6 +7,7 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 
+from diffuserec.data.ids import exact_array
 from diffuserec.errors import DataError
 
 
@@ -49,7 +50,7 @@ def _from_pandas(frame: Any, what: str) -> tuple[pl.DataFrame, dict[str, Sequenc
         column = frame.iloc[:, place]
         if getattr(column.dtype, "tz", None) is not None:
             column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-        values = np.asarray(column)  # of a sparse column, too
+        values = exact_array(column)  # of a sparse column, too
         if values.dtype.kind in "iufb":
             series.append(pl.Series(name, values, nan_to_null=True))
         elif values.dtype.kind == "M":

@@ -3,8 +3,9 @@
 Every value is read on its own, so that it means the same whatever else is in the call:
 
 * where the log's ids are integers: an integer; a whole float that is small enough to be exact
-  (pandas keeps an integer column with a gap as floats); a text that is written as Python writes
-  that integer, or so followed by ``.0``. ``"007"``, ``"+7"`` and ``7.9`` are no ids;
+  (pandas keeps an integer column with a gap as floats); a whole ``Decimal``; a text that is
+  written as Python writes that integer, or so followed by ``.0``. ``"007"``, ``"+7"`` and ``7.9``
+  are no ids;
 * where they are strings: that very string, or an integer, which stands for its decimal digits.
 
 Booleans, bytes, None and everything else are never an id. No integer passes through a float.
@@ -14,6 +15,7 @@ Look-ups use NumPy and plain Python alone: Polars waits for threads that a forke
 import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +96,7 @@ def as_list(what: str, raw: Any, ordered: bool = False) -> Sequence[Any]:
         return raw
     if isinstance(raw, pl.Series):
         return list(raw.to_numpy()) if raw.dtype == pl.Float32 else raw.to_list()
-    return list(raw)
+    return raw.to_pylist() if hasattr(raw, "to_pylist") else list(raw)  # of pyarrow, or others
 
 
 def _shown(raw: Any) -> str:
@@ -118,9 +120,26 @@ def as_integer(value: object) -> int | None:
     elif isinstance(value, float | np.floating):
         exact = abs(float(value)) < exact_below(type(value))
         number = int(value) if exact and value == int(value) else None
+    elif isinstance(value, Decimal):
+        # a large exponent would make an integer of that many digits
+        whole = value.is_finite() and value.adjusted() < 20 and value == value.to_integral_value()
+        number = int(value) if whole else None
     elif isinstance(value, int | np.integer) and not isinstance(value, bool):
         number = int(value)
     return number if number is not None and number in _INT64 else None
+
+
+def exact_array(values: Any) -> np.ndarray:
+    """A NumPy array of a column of pandas or pyarrow, of objects where NumPy would make floats.
+
+    A column of integers with a gap, nullable or categorical, keeps every digit.
+    """
+    array = np.asarray(values)
+    kept = getattr(values, "dtype", None)
+    if array.dtype.kind != "f" or isinstance(kept, np.dtype) or getattr(kept, "kind", "") == "f":
+        return array
+    listed = values.to_pylist() if hasattr(values, "to_pylist") else values.tolist()
+    return np.array(listed, dtype=object)
 
 
 def exact_below(kind: Any) -> int:
@@ -172,7 +191,7 @@ def _array_or_list(raw: Any) -> Any:
             raw = raw.cast(pl.String)
         exact = raw.dtype.is_float() or (raw.dtype in _PLAIN and not raw.null_count())
         return raw.to_numpy() if exact else raw.to_list()
-    return np.asarray(raw) if hasattr(raw, "__array__") else list(raw)
+    return exact_array(raw) if hasattr(raw, "__array__") else list(raw)
 
 
 def _values(array: np.ndarray) -> list[Any]:

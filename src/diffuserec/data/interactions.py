@@ -475,6 +475,7 @@ def _items_of(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]
         else:
             series.append(converted)
     frame = pl.DataFrame([values for values in series if values.name != "item_id"])
+    _require_attributes(frame, source)
     for role, usual in (("name", _NAMES), ("category", _CATEGORIES)):
         found = [column for column in frame.columns if plain_name(column) in usual]
         if role not in frame.columns and len(found) == 1:
@@ -557,12 +558,25 @@ def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:
     series += [values for values in others if values is not None]
     table = table.with_columns(series) if table.width else pl.DataFrame(series)
     table = table.select(found[0], pl.exclude(found[0]))
+    _require_attributes(table.drop(found[0]), source)
     at = _places(table, item_ids, source)
     known = np.flatnonzero(at >= 0)
     row_of_item = np.full(len(item_ids), -1)
     row_of_item[at[known]] = known
     rows = pl.Series(row_of_item)
     return table.drop(found[0])[rows.set(rows < 0, None)]
+
+
+def _require_attributes(frame: pl.DataFrame, source: Source) -> None:
+    """Raises DataError if there is no column beside the ids, or one that cannot be shown."""
+    if not frame.width:
+        raise source.fail("there is no column beside the item ids: add one such as name")
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            raise source.fail(
+                f"column {name!r} holds {dtype}; attributes of items are text, numbers or dates: "
+                "drop the column, or make text of it"
+            )
 
 
 def _places(table: pl.DataFrame, item_ids: pl.Series, source: Source) -> Int64[np.ndarray, " N"]:

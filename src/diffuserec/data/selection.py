@@ -65,7 +65,9 @@ def _mask(columns: Columns, where: str) -> pl.Series:
         )
         if values is None:
             raise _fail(columns, where, f"the values of column {name!r} are not of one type")
-        series.append(parse_other(values) if columns.text else values)
+        values = parse_other(values) if columns.text else values
+        # Polars takes NaN for the greatest number, and a missing value is not that
+        series.append(values.fill_nan(None) if values.dtype.is_float() else values)
     try:
         found = pl.DataFrame(series).select(expression).to_series()
     except (Exception, pl.exceptions.PanicException) as error:

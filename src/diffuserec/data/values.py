@@ -12,12 +12,14 @@ are taken for seconds, dates for UTC where they name no zone, and both become mi
 import datetime as dt
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from diffuserec.data.columns import Source, first_true
-from diffuserec.data.ids import exact_below
+from diffuserec.data.ids import as_integer, exact_below
 from diffuserec.errors import DataError
 
 _MISSING = ("nan", "null", "none", "<na>", "\\n")
@@ -152,23 +154,22 @@ def ids_of_objects(name: str, values: Sequence[Any], source: Source) -> tuple[pl
     for row, value in enumerate(values):
         if is_missing(value):
             raise source.fail(f"column {name!r} is empty: give the id or remove the row", row)
-        if isinstance(value, float):
-            if value != math.floor(value) if math.isfinite(value) else True:
-                raise _no_id(name, value, row, source)
-            if abs(value) >= exact_below(float):
-                raise _lost_digits(name, value, row, source)
-            value, floats = int(value), floats + 1
-        if isinstance(value, bool) or not isinstance(value, int | str):
+        if isinstance(value, float | np.floating):
+            limit = exact_below(type(value))
+            number = float(value)
+            if abs(number) >= limit and math.isfinite(number) and number == math.floor(number):
+                raise _lost_digits(name, value, row, source, limit)
+            floats += 1
+        raw = value if isinstance(value, str) else as_integer(value)
+        if raw is None:
             raise _no_id(name, value, row, source)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise _no_id(name, value, row, source)
-        if ids and isinstance(value, str) != isinstance(ids[0], str):
+        if ids and isinstance(raw, str) != isinstance(ids[0], str):
             raise source.fail(
-                f"{value!r} in column {name!r} stands beside {ids[0]!r}: integers and strings are "
+                f"{raw!r} in column {name!r} stands beside {ids[0]!r}: integers and strings are "
                 "different ids, so make all of them strings",
                 row,
             )
-        ids.append(value)
+        ids.append(raw)
     dtype = pl.String if isinstance(ids[0], str) else pl.Int64
     return _strict_series(name, ids, dtype, source), _DECIMAL_WHOLE if floats else ""
 
@@ -180,6 +181,7 @@ def times_of_objects(name: str, values: Sequence[Any], source: Source) -> pl.Ser
         DataError: a value is no time, or their kinds are mixed; names the column and row.
     """
     kinds: set[type] = set()
+    values = [value.item() if _is_number_of_numpy(value) else value for value in values]
     for row, value in enumerate(values):
         if is_missing(value):
             raise source.fail(f"column {name!r} is empty: give the time or remove the row", row)
@@ -224,7 +226,13 @@ def is_missing(value: Any) -> bool:
     """True for None, a float that is no number, and pandas' NA and NaT."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(value, float) and math.isnan(value)
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return isinstance(value, float | np.floating) and math.isnan(value)
+
+
+def _is_number_of_numpy(value: Any) -> bool:
+    return isinstance(value, np.integer | np.floating)
 
 
 def _integers(values: pl.Series) -> pl.Series | None:
@@ -295,7 +303,26 @@ def _from_floats(
     if fraction:
         note = "times with fractions taken for seconds, stored as microseconds"
         return scaled.cast(pl.Int64), note
-    return whole.fill_null(scaled.cast(pl.Int64)), ""
+    return whole.fill_null(scaled.cast(pl.Int64)), _times_that_lost_digits(whole, values)
+
+
+def _times_that_lost_digits(whole: pl.Series, values: pl.Series) -> str:
+    """A note on whole times that were kept as floats too large to be exact; empty if none was."""
+    limit, beyond = exact_below(float), whole.is_null()
+    if values.dtype.is_float():
+        limit = exact_below(values.head(0).to_numpy().dtype)
+        beyond = values.abs() >= float(limit)
+    elif values.dtype != pl.String:
+        return ""
+    elif beyond.any():
+        beyond &= values.cast(pl.Float64, strict=False).abs() >= float(limit)
+    n_beyond = int(beyond.sum())
+    if not n_beyond:
+        return ""
+    return (
+        f"{n_beyond:,} kept as floats, which have lost digits of integers from {limit} on, so that "
+        "times close together may have become one: export them again as integers"
+    )
 
 
 def _from_dates(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
