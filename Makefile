@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/diffuserec demo --out demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 PYTEST_DEBUG_TEMPROOT=$(wildcard /dev/shm) $(BIN)/python -m pytest -n 2
 
 # the suite at the lowest versions that pyproject.toml allows; torch's is a build for CUDA of 4 GB
 test-lowest:
