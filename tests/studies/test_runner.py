@@ -1,5 +1,7 @@
 """The runner: every cell once, whatever stops it; failures in the table; looks in the ledger."""
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -78,6 +80,13 @@ def filled(
     return outcome, results_of(study, outcome, out), said
 
 
+def cells_of(out: Path, line: str, protocol: str = "full") -> list[dict[str, Any]]:
+    """The cells of a line, by seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "cells").iterdir()]
+    chosen = [cell for cell in found if (cell["line"], cell["protocol"]) == (line, protocol)]
+    return sorted(chosen, key=lambda cell: cell["seed"])
+
+
 @pytest.fixture(scope="module")
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished study: its file and its directory."""
@@ -113,18 +122,10 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
         from diffuserec.studies.run_directory import open_run
 
         (row,) = (row for row in table["rows"] if row["name"] == "SASRec")
-        document = json.loads(
-            (out / "cells" / "sasrec-store-seed0.json").read_text(encoding="utf-8")
-        )
+        cells = cells_of(out, "SASRec", table["protocol"])
+        document = cells[0]
         run = open_run(out / document["run"], data)
         found = run.measure(run.model, "test", filter_seen=seen, seed=0).metrics
-        cells = [
-            json.loads(
-                (out / "cells" / f"sasrec-store-seed{seed}{end}.json").read_text(encoding="utf-8")
-            )
-            for seed in (0, 1)
-            for end in [("" if seen else "-seen-kept")]
-        ]
         assert cells[0]["test"] == found
         mean = sum(cell["test"]["NDCG@10"] for cell in cells) / 2
         assert row["metrics"]["NDCG@10"]["value"] == pytest.approx(mean)
@@ -141,10 +142,8 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
 
 def test_the_test_part_is_looked_at_for_the_chosen_point_alone(done: tuple[Path, Path]) -> None:
     _, out = done
-    cells = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((out / "cells").glob("width*"))
-    ]
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "cells").iterdir()]
+    cells = [cell for cell in every if cell["line"].startswith("width")]
     best = {name: [] for name in {cell["line"] for cell in cells}}
     for cell in cells:
         if cell["protocol"] == "full":
@@ -214,7 +213,7 @@ def test_a_study_has_a_report_with_costs(done: tuple[Path, Path], data: Path) ->
     assert {"cost-0.svg", "differences-0.svg"} <= {
         file.name for file in (out / "figures").iterdir()
     }
-    (cell,) = (c for c in outcome.cells if c.name == "sasrec-random-store-seed1")
+    (cell, *_) = (c for c in outcome.cells if (c.line, c.plan.seed) == ("SASRec + Random", 1))
     augmenter = cell.augmenter_path(out)
     assert augmenter is not None
     fitted = read_run_file(augmenter).seconds["fit_augmenter"]
@@ -305,3 +304,97 @@ def test_a_worker_that_dies_is_told_and_replaced() -> None:
         "refuses": ("failed", "no such thing"),
         "works again": ("done", 42),
     }
+
+
+SMALL = {"sasrec": "epochs = 1, dim = 8", "gru4rec": "epochs = 1, dim = 8"}
+GRU4REC = '[[rows]]\nmodel = "gru4rec"\n'
+
+
+def of(rows: str) -> str:
+    """A study of these rows, with small settings of the methods that they name."""
+    head = 'title = "Rows"\ndata = ["store"]\nfloors = []\n[settings]\n'
+    small = [f"{name} = {{ {text} }}\n" for name, text in SMALL.items() if f'"{name}"' in rows]
+    return head + "".join(small) + rows
+
+
+def test_other_settings_have_other_files(data: Path, tmp_path: Path) -> None:
+    file, out = written(tmp_path, of(GRU4REC)), tmp_path / "out"
+    values: dict[int, float] = {}
+    for dim in (8, 12, 8):
+        options = Options(settings={"gru4rec.dim": dim})
+        _, results, said = filled(read(file), out, data, options)
+        value = results["tables"][0]["rows"][0]["metrics"]["NDCG@10"]["value"]
+        assert values.setdefault(dim, value) == value
+    assert said == []  # what was filled before is kept beside what came between
+    assert len(list((out / "cells").iterdir())) == 2
+    assert results["tables"][0]["rows"][0]["trials"] == 2
+    (cell,) = (c for c in cells_of(out, "GRU4Rec") if c["settings"]["dim"] == 8)
+    assert cell["test"]["NDCG@10"] == values[8]
+
+
+def test_a_log_that_was_replaced_is_prepared_anew(tmp_path: Path) -> None:
+    file = written(tmp_path, of('[[rows]]\nmodel = "popularity"\n'))
+    logs, out = tmp_path / "logs", tmp_path / "out"
+    logs.mkdir()
+    values = set()
+    for seed in (1, 2):
+        Store(n_users=80, n_items=40, seed=seed).frame().write_csv(logs / "store.csv")
+        _, results, said = filled(read(file), out, logs)
+        values.add(results["tables"][0]["rows"][0]["metrics"]["NDCG@10"]["value"])
+    assert len(values) == 2
+    assert any("is prepared anew" in line for line in said)
+
+
+def test_a_default_that_is_written_is_the_default(data: Path, tmp_path: Path) -> None:
+    text = '[[rows]]\nname = "A"\nmodel = "markov"\n'
+    text += '[[rows]]\nname = "B"\nmodel = "markov"\ngrid = { decay = [0.7, 0.0] }\n'
+    file, only = written(tmp_path, of(text)), Options(only=("A",))
+    filled(read(file, only), tmp_path / "out", data, only)
+    _, results, _ = filled(read(file), tmp_path / "out", data)
+    rows = {row["name"]: row for row in results["tables"][0]["rows"]}
+    assert all(row["failed"] is None for row in rows.values())
+    assert rows["A"]["keys"] == rows["B, decay = 0.7"]["keys"] != rows["B, decay = 0.0"]["keys"]
+    # asking for one row keeps the others in the table
+    _, results, _ = filled(read(file, only), tmp_path / "out", data, only)
+    assert {row["name"] for row in results["tables"][0]["rows"]} == set(rows)
+
+
+def test_each_method_of_a_row_chooses_its_own_point(data: Path, tmp_path: Path) -> None:
+    text = '[[rows]]\nmodel = ["gru4rec", "sasrec"]\ngrid = { dim = [8, 12] }\nchoose = true\n'
+    text += '[[rows]]\nmodel = "markov"\ngrid = { decay = [0.0, 0.7] }\nchoose = true\n'
+    _, results, _ = filled(read(written(tmp_path, of(text))), tmp_path / "out", data)
+    names = [row["name"] for row in results["tables"][0]["rows"]]
+    assert sorted(name.partition(",")[0] for name in names) == ["GRU4Rec", "Markov", "SASRec"]
+    lines = list(csv.DictReader(io.StringIO(tables(results, "csv"))))
+    assert {line["method"] for line in lines} == set(names)
+    assert {line["protocol"] for line in lines} == {"full"}
+
+
+def test_a_chosen_point_that_fails_on_test_is_told(data: Path, tmp_path: Path) -> None:
+    text = '[[rows]]\nmodel = "gru4rec"\ngrid = { dim = [8, 12] }\nchoose = true\n'
+    text += '[[rows]]\nmodel = "popularity"\n'
+    file, out, valid = written(tmp_path, of(text)), tmp_path / "out", Options(part="valid")
+    filled(read(file, valid), out, data, valid)
+    for run in (out / "runs").glob("gru4rec*"):
+        next(run.glob("model/weights*")).write_bytes(b"damaged")
+    _, results, _ = filled(read(file), out, data)
+    rows = {row["name"].partition(",")[0]: row for row in results["tables"][0]["rows"]}
+    assert rows["GRU4Rec"]["failed"] is not None
+    assert rows["Popularity"]["metrics"]
+
+
+def test_a_worker_that_dies_while_it_is_idle_is_replaced() -> None:
+    import multiprocessing
+
+    with Workers(2, RUNTIME) as pool:
+        pool.submit("first", _answer)
+        while pool.n_busy:
+            list(pool.events())
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        pool.submit("second", _answer)
+        found = []
+        while pool.n_busy:
+            found += [event.value for event in pool.events()]
+    assert found == [42]

@@ -109,6 +109,8 @@ def test_options_hold_over_the_file(tmp_path: Path) -> None:
         ("seeds = [5]", "seeds = [5, 5]", "seeds must be a list of different whole numbers"),
         ("seeds = [5]", 'augment = ["none"]', "a row of several methods is named by them"),
         ("seeds = [5]", "choose = true", "choose and at need a grid"),
+        ("seeds = [5]", "seeds = [-1]", "seeds must be a list of different whole numbers"),
+        ("seeds = [5]", 'preset = "as_published"', "no settings as published are known"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(

@@ -28,7 +28,7 @@ from diffuserec.files import read_document, write_json
 from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.methods import find_augmenter, find_recommender
-from diffuserec.studies.ledger import looks
+from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.run_directory import (
     Plan,
     is_finished,
@@ -83,12 +83,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of its file: readable, and one for each cell of a study."""
-        parts = [self.line, self.data]
-        parts += [self.plan.split] * (self.plan.split != "leave-one-out")
+        """Name of its file: readable, and another one for whatever decides another number."""
+        parts = [self.plan.label, self.data, self.plan.split.partition(":")[0]]
+        parts = [part for part in parts if part != "leave-one-out"]
         parts += [f"seed{self.plan.seed}"]
         parts += [self.protocol] * (self.protocol != "full")
-        return "-".join(slug(part) for part in parts)
+        return "-".join([*(slug(part) for part in parts), self.key[:8]])
 
     @property
     def augmenter_key(self) -> str | None:
@@ -116,7 +116,8 @@ class Cell:
 
     @property
     def _data_key(self) -> tuple[Any, ...]:
-        return (self.fingerprint, self.plan.split, self.precision)
+        # a split file counts by its checksum, which is part of the split, wherever it lies
+        return (self.fingerprint, self.plan.split.partition(",path=")[0], self.precision)
 
     def run_path(self, out: Path) -> Path:
         """Directory of its run in that of the study."""
@@ -186,19 +187,21 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
     for cell in cells:
         candidates, filter_seen = parse_protocol(cell.protocol)
         known = stored(cell, out) or {}
-        found: dict[str, Any] = {which: known.get(which) for which in ("valid", "test")}
+        found = {what: known.get(what) for what in ("valid", "test", "protocol_line")}
         for which in parts:
             if found[which] is None:
                 result = run.look(which, candidates=candidates, filter_seen=filter_seen)
                 result.save(out / "measured" / f"{cell.name}-{which}")
                 found |= {which: result.metrics, "protocol_line": str(result.protocol)}
-        document = _document(cell, run.path, out) | known | {"status": "finished"} | found
-        write_json(cell.file(out), document)
+        write_json(cell.file(out), _document(cell, run.path, out) | found)
 
 
 def fail(cell: Cell, out: Path, message: str) -> dict[str, Any]:
-    """Writes and returns the document of a cell that could not be filled, with the reason."""
-    document = {
+    """Writes and returns the document of a cell that could not be filled, with the reason.
+
+    What was measured before, such as validation, is kept.
+    """
+    document = (stored(cell, out) or {}) | {
         "format": FORMAT,
         "version": VERSION,
         "status": "failed",
@@ -269,12 +272,16 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
     epochs = read_curve(run / "curve.json")
     events = looks(run)
     seconds = dict(record.seconds)
+    # of a run that was resumed, the file has the seconds of its last part alone
+    trained = sum(epoch.seconds for epoch in _last_phase(epochs))
+    seconds["fit_model"] = max(seconds.get("fit_model", 0.0), trained)
     augmenter = cell.augmenter_path(out)
     if augmenter is not None:  # fitted once for several runs, each of which would have needed it
         seconds["fit_augmenter"] += sum(read_run_file(augmenter).seconds.values())
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
+        "status": "finished",
         "key": cell.key,
         "line": cell.line,
         "data": cell.data,
@@ -293,10 +300,14 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
         "run_key": cell.run_key,
         "seconds": seconds,
         "environment": asdict(record.starts[-1]),
-        "validations": sum(event["event"] == "validation" for event in events),
-        "looks_at_test": sum(event["event"] == "test" for event in events),
+        "validations": n_looks(events, "validation"),
+        "looks_at_test": n_looks(events, "test"),
     }
     return document | training_facts(epochs, model.config)
+
+
+def _last_phase(epochs: list[Epoch]) -> list[Epoch]:
+    return [epoch for epoch in epochs if epoch.phase == epochs[-1].phase]
 
 
 def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
@@ -308,7 +319,7 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
         ``none`` for a method that is not trained in epochs.
     """
     limit, patience = getattr(config, "epochs", None), getattr(config, "patience", None)
-    last = [epoch for epoch in epochs if epoch.phase == epochs[-1].phase]
+    last = _last_phase(epochs)
     valid = [epoch.valid for epoch in last if epoch.valid is not None]
     if limit is None or not valid:
         return {"epochs": len(last), "best_epoch": None, "best_valid": None} | {

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffuserec.data import Store, load_dataset, read_log
+from diffuserec.data import Store, dataset_manifest, load_dataset, read_log
+from diffuserec.files import sha256
 from diffuserec.studies.study_file import slug
 from diffuserec.studies.train_run import Say
 
@@ -80,10 +81,14 @@ def _prepared(name: str, source: Path | None, out: Path, users: int | None, say:
     if whole and users is None and source is not None:
         return source
     path = out / (name if users is None else f"{name}-{users}-users")
+    origin = STORE if source is None else _checksum(source)
     if (path / "manifest.json").is_file():
-        return path
+        if dataset_manifest(path)["note"].get("origin") == origin:
+            return path
+        say(f"{name} is not what it was: it is prepared anew")
     say(f"preparing {name}")
     note = {"source": STORE if source is None else source.name, "filters": "none"}
+    note["origin"] = origin
     if source is None:
         dataset = Store(n_users=4000, n_items=800, seed=0).dataset()
     elif whole:
@@ -94,5 +99,9 @@ def _prepared(name: str, source: Path | None, out: Path, users: int | None, say:
         index = np.sort(np.random.default_rng(0).permutation(len(dataset))[:users])
         dataset = dataset.select(index)
         note["filters"] = f"{users} users drawn"
-    dataset.save(path, note=note)
+    dataset.save(path, note=note, overwrite=True)
     return path
+
+
+def _checksum(source: Path) -> str:
+    return load_dataset(source).fingerprint if source.is_dir() else sha256(source)

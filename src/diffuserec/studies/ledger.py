@@ -5,6 +5,7 @@ stays known, whatever is published of it. Choosing among many looks makes a numb
 ledger says how many there were.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,8 @@ def looks(directory: Path) -> list[dict[str, Any]]:
         DataError: another line is damaged.
     """
     return read_lines(directory / FILE)
+
+
+def n_looks(events: Sequence[Mapping[str, Any]], event: str) -> int:
+    """Looks of one kind: an epoch's validation is one, as an evaluation is."""
+    return sum(look.get("epochs", 1) for look in events if look["event"] == event)

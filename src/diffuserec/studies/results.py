@@ -18,11 +18,12 @@ from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.cells import Cell, read_evaluation
-from diffuserec.studies.ledger import looks
+from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.made import made_of_cell
-from diffuserec.studies.published import Results, published_table
+from diffuserec.studies.published import Figure, Results, published_table
 from diffuserec.studies.run_directory import read_curve
-from diffuserec.studies.runner import Outcome, chosen
+from diffuserec.studies.run_file import read_run_file
+from diffuserec.studies.runner import Outcome
 from diffuserec.studies.study import Study
 from diffuserec.studies.study_file import slug
 
@@ -46,6 +47,7 @@ def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -
         "budget": "small" if small else "full",
         "metrics": study.metrics,
         "published": study.published,
+        "said": _said(study.published),
         "skipped": outcome.skipped,
         "tables": [
             {"data": data, "split": split, "protocol": protocol, "part": study.part}
@@ -91,11 +93,10 @@ def read_results(path: Path | str) -> dict[str, Any]:
 
 def _shown(study: Study, outcome: Outcome) -> list[Cell]:
     """Cells that tables show: all, but of rows that choose a point only the chosen one."""
-    best = {cell.name for cell in chosen(outcome.cells, outcome.documents)}
     return [
         cell
         for cell in outcome.cells
-        if study.part == "valid" or not cell.choose or cell.name in best
+        if study.part == "valid" or not cell.choose or cell.name in outcome.chosen
     ]
 
 
@@ -119,7 +120,7 @@ def _finished(by_line: Mapping[str, list[Cell]], outcome: Outcome) -> dict[str, 
     return {
         name: cells
         for name, cells in by_line.items()
-        if all(outcome.documents[c.name].get("status") == "finished" for c in cells)
+        if all(outcome.documents[c.name]["status"] == "finished" for c in cells)
     }
 
 
@@ -141,7 +142,7 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
     by_line = _by_line(group)
     finished = _finished(by_line, outcome)
     report = _report(study, finished, outcome, out) if finished else None
-    trials = _trials(outcome)
+    trials = _trials(outcome, out)
     rows = [
         _row(name, cells, outcome, out, report if name in finished else None, trials)
         for name, cells in by_line.items()
@@ -149,8 +150,14 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
     _say_unranked(rows)
     if study.published is not None:
         _add_published(rows, study.published, group[0].data)
-    lines = report.protocol if report else ""
-    return {"line": lines, "notes": list(report.notes) if report else [], "rows": rows}
+    notes = list(report.notes) if report else []
+    if study.against is not None and study.against not in finished and finished:
+        notes.append(f"{study.against} is not there: compared with {next(iter(finished))}")
+    found: dict[str, Any] = {"line": "", "random": "", "notes": notes, "rows": rows}
+    if report is not None:
+        dataset = report.summary["dataset"][0]
+        found |= {"line": report.protocol, "random": report.randomness(dataset)}
+    return found
 
 
 def _first(found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
@@ -178,21 +185,35 @@ def _recommender(cell: Cell) -> str:
     return json.dumps([cell.plan.model, dict(cell.plan.settings)], sort_keys=True)
 
 
-def _trials(outcome: Outcome) -> dict[tuple[str, ...], int]:
-    """How many different settings of each method were validated on each data set."""
+def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
+    """How many different settings of each method were validated on each data set.
+
+    Counted are all runs in the directory of the study, whatever file asked for them; the points
+    under which one of them was measured; and the trials that a row says were made elsewhere.
+    """
     tried: dict[tuple[str, ...], set[str]] = {}
-    for cell in outcome.cells:
-        settings = [dict(cell.plan.settings), cell.plan.augment_settings, dict(cell.measured_at)]
-        tried.setdefault(_method(cell), set()).add(json.dumps(settings, sort_keys=True))
+    for path in sorted((out / "runs").iterdir()):
+        if not (path / "run.json").is_file() or not n_looks(looks(path), "validation"):
+            continue
+        run = read_run_file(path)
+        method: tuple[str, ...] = (run.plan.label, run.fingerprint, run.plan.split)
+        settings = [dict(run.plan.settings), run.plan.augment_settings]
+        tried.setdefault(method, set()).add(json.dumps(settings, sort_keys=True))
+    points: dict[tuple[str, ...], set[str]] = {}
     elsewhere: dict[tuple[str, ...], int] = {}
     for cell in outcome.cells:
-        known = elsewhere.get(_method(cell), 0)
-        elsewhere[_method(cell)] = max(known, cell.trials - 1)
-    return {method: len(found) + elsewhere[method] for method, found in tried.items()}
+        method = _method(cell)
+        if cell.measured_at:
+            points.setdefault(method, set()).add(json.dumps(dict(cell.measured_at)))
+        elsewhere[method] = max(elsewhere.get(method, 0), cell.trials - 1)
+    return {
+        method: len(tried.get(method, ())) + max(len(points.get(method, ())) - 1, 0) + n
+        for method, n in elsewhere.items()
+    }
 
 
 def _method(cell: Cell) -> tuple[str, ...]:
-    return (cell.plan.label, cell.data, cell.plan.split)
+    return (cell.plan.label, cell.fingerprint, cell.plan.split)
 
 
 def _row(
@@ -234,7 +255,7 @@ def _row(
     row["epoch_limit"] = documents[0]["epoch_limit"]
     events = [looks(out / document["run"]) for document in documents]
     for what, event in (("validations", "validation"), ("looks_at_test", "test")):
-        row[what] = [sum(e.get("epochs", 1) for e in es if e["event"] == event) for es in events]
+        row[what] = [n_looks(es, event) for es in events]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
     row["keys"] = [document["key"] for document in documents]
     row["environment"] = documents[0]["environment"]
@@ -252,6 +273,12 @@ def _say_unranked(rows: Iterable[dict[str, Any]]) -> None:
             row["unranked"] = f"not stopped by validation within {row['epoch_limit']} epochs"
         elif row.get("epoch_limit") is not None and len(row["seeds"]) < most:
             row["unranked"] = f"{len(row['seeds'])} of {most} seeds"
+
+
+def _said(name: str | None) -> str | None:
+    """What the text of a paper says of a figure, whose values are not printed."""
+    content = None if name is None else published_table(name).content
+    return content.said if isinstance(content, Figure) else None
 
 
 def _add_published(rows: Iterable[dict[str, Any]], name: str, data: str) -> None:

@@ -5,14 +5,14 @@ and what an earlier start finished is kept. Work that failed is told in the tabl
 and tried again by the next start.
 """
 
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from diffuserec.data import load_dataset
 from diffuserec.data.splits import canonical_split
@@ -22,9 +22,11 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.studies import cells
 from diffuserec.studies.cells import Cell, Part
 from diffuserec.studies.data_sets import find_data
+from diffuserec.studies.run_directory import is_finished
 from diffuserec.studies.study import Line, Options, Study, lines
 from diffuserec.studies.train_run import Say, methods_of, require_buildable, silent
 from diffuserec.studies.workers import Event, Work, Workers, n_cores
+from diffuserec.training.device import device_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,16 @@ class Outcome:
     """What a start of a study left.
 
     Attributes:
-        cells: all of the study.
+        cells: all of the study that were asked for, or filled before.
         documents: of each cell, by its name: finished or failed.
+        chosen: names of the cells whose point was chosen among those of its row.
         skipped: data sets that are not there, with what to do, by name.
     """
 
     cells: tuple[Cell, ...]
     documents: dict[str, dict[str, Any]]
     skipped: dict[str, str]
+    chosen: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -96,9 +100,41 @@ def run_study(
         wanted = tuple(_cells(study, planned, found, runtime.precision))
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
-        documents = _fill(study, wanted, out, runtime, workers or n_cores(), say)
+        outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), say)
         sweep(out)
-    return Outcome(wanted, documents, skipped)
+    others = lines(study, replace(options, only=()))
+    return replace(_with_others(study, others, found, outcome, out, runtime), skipped=skipped)
+
+
+def _n_workers(runtime: Runtime) -> int:
+    """A process for each core; one alone on a GPU, whose memory and time they would share."""
+    return n_cores() if device_of(runtime).type == "cpu" else 1
+
+
+def _with_others(
+    study: Study,
+    planned: Sequence[Line],
+    found: dict[str, Path],
+    outcome: Outcome,
+    out: Path,
+    runtime: Runtime,
+) -> Outcome:
+    """The outcome with the cells of rows that were not asked for now and were filled before."""
+    documents, every = dict(outcome.documents), []
+    for cell in _cells(study, planned, found, runtime.precision):
+        if cell.name not in documents:
+            known = cells.stored(cell, out)
+            if known is None or known.get(study.part) is None:
+                continue
+            documents[cell.name] = known
+        every.append(cell)
+    best = chosen(study, every, documents)
+    return replace(
+        outcome,
+        cells=tuple(every),
+        documents=documents,
+        chosen=frozenset(cell.name for cell in best),
+    )
 
 
 def _users(study: Study, options: Options) -> int | None:
@@ -138,13 +174,13 @@ def _fill(
     runtime: Runtime,
     n_workers: int,
     say: Say,
-) -> dict[str, dict[str, Any]]:
+) -> Outcome:
     documents: dict[str, dict[str, Any]] = {}
 
     def is_done(cell: Cell, part: Part) -> bool:
         document = cells.stored(cell, out)
         return bool(
-            document and document["status"] == "finished" and (part == "valid" or document["test"])
+            document and document["status"] == "finished" and document.get(part) is not None
         )
 
     def fill(pool: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
@@ -156,33 +192,47 @@ def _fill(
             else:
                 documents[cell.name] = cells.stored(cell, out) or {}
 
+    parts: dict[str, Part] = {cell.name: "valid" for cell in wanted}
+    parts |= {cell.name: study.part for cell in wanted if not cell.choose}
     with Workers(n_workers, runtime) as pool:
-        fill(pool, wanted, {c.name: "valid" if c.choose else study.part for c in wanted})
+        fill(pool, wanted, parts)
         if study.part == "test":
-            best = chosen(wanted, documents)
+            best = chosen(study, wanted, documents)
             fill(pool, best, {cell.name: "test" for cell in best})
-    return documents
+    return Outcome(tuple(wanted), documents, {})
 
 
-def chosen(wanted: Sequence[Cell], documents: dict[str, dict[str, Any]]) -> list[Cell]:
-    """Cells of the points with the best mean validation metric among those of each family."""
-    by_point: dict[tuple[Any, ...], list[Cell]] = {}
+def chosen(
+    study: Study, wanted: Sequence[Cell], documents: Mapping[str, Mapping[str, Any]]
+) -> list[Cell]:
+    """Cells of the best point of each row that chooses, by the study's first metric on validation.
+
+    Points are compared by their mean over seeds under the study's first protocol. Of a row in which
+    every point failed, the first point, so that its failure is told.
+    """
+    points: dict[tuple[Any, ...], dict[str, list[Cell]]] = {}
     for cell in wanted:
         if cell.choose:
-            by_point.setdefault((cell.family, cell.data, cell.plan.split, cell.line), []).append(
-                cell
-            )
-    best: dict[tuple[Any, ...], tuple[float, list[Cell]]] = {}
-    for (*family, _), group in by_point.items():
-        values = [documents[cell.name].get("best_valid") for cell in group]
-        known_values = [float(value) for value in values if value is not None]
-        if len(known_values) < len(values):
-            continue
-        mean = float(np.mean(known_values))
-        known = best.get(tuple(family))
-        if known is None or mean > known[0]:
-            best[tuple(family)] = (mean, group)
-    return [cell for _, group in best.values() for cell in group]
+            row = (cell.family, cell.plan.label, cell.data, cell.plan.split)
+            points.setdefault(row, {}).setdefault(cell.line, []).append(cell)
+    found = []
+    for of_row in points.values():
+        values = {line: _validated(study, group, documents) for line, group in of_row.items()}
+        best = max(of_row, key=lambda line: values[line])
+        found += of_row[best]
+    return found
+
+
+def _validated(
+    study: Study, group: Sequence[Cell], documents: Mapping[str, Mapping[str, Any]]
+) -> float:
+    """Mean validation metric over the seeds of a point; minus infinity where one is missing."""
+    values = []
+    for cell in group:
+        if cell.protocol == study.protocols[0]:
+            metrics = documents[cell.name].get("valid") or {}
+            values.append(float(metrics.get(study.metrics[0], -math.inf)))
+    return sum(values) / len(values) if values else -math.inf
 
 
 def _tasks(wanted: Sequence[Cell], out: Path, parts: dict[str, Part]) -> dict[str, _Task]:
@@ -198,17 +248,20 @@ def _tasks(wanted: Sequence[Cell], out: Path, parts: dict[str, Part]) -> dict[st
     for cell in wanted:
         where = f"{cell.data}, seed {cell.plan.seed}"
         augmenter = None
-        if cell.augmenter_key is not None:
+        trained = is_finished(cell.run_path(out), cell.plan, cell.fingerprint)
+        if cell.augmenter_key is not None and not trained:
             label = f"{cell.plan.augment}, {cell.data}"
             augmenter = add(f"fit {cell.augmenter_key}", cell, cells.fit_augmenter, label)
         label = f"{cell.line}, {where}" if not cell.measured_at else f"{cell.plan.label}, {where}"
-        run = add(f"train {cell.run_key}", cell, cells.train, label, augmenter)
-        key = f"measure {cell.line} {where} {cell.plan.split}"
-        task = tasks.setdefault(
-            key, _Task(key, _nothing, f"{cell.line}, {where}, measured", (run,))
-        )
-        task.cells.append(cell)
-        task.work = partial(_measure, tuple(task.cells), out, parts[cell.name])
+        needs: tuple[str, ...] = ()
+        if not trained:
+            needs = (add(f"train {cell.run_key}", cell, cells.train, label, augmenter),)
+        key = f"measure {cell.run_key} {json.dumps(dict(cell.measured_at), sort_keys=True)}"
+        task = tasks.setdefault(key, _Task(key, _nothing, f"{cell.line}, {where}, measured", needs))
+        task.cells.append(cell)  # rows that come to the same are measured once
+        of_run = tuple({c.name: c for c in task.cells}.values())
+        part: Part = "test" if "test" in (parts[c.name] for c in of_run) else "valid"
+        task.work = partial(_measure, of_run, out, part)
     return tasks
 
 
@@ -328,7 +381,7 @@ class _Schedule:
         rest = sum(self._seconds(task) for task in self.left.values())
         for key, began in self.busy.items():
             rest += max(self._seconds(self.tasks[key]) - (now - began), 0.0)
-        return f"at most about {_spoken(rest / self.pool.n)} left"
+        return f"about {_spoken(rest / self.pool.n)} left, as far as is known"
 
 
 def _timed(cell: Cell, runtime: Runtime) -> float | None:

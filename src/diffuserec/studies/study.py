@@ -21,7 +21,7 @@ docs/studies.md explains each key with an example.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -31,7 +31,9 @@ from diffuserec.data.splits import require_split
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.evaluation.candidates import n_candidates
 from diffuserec.evaluation.metrics import parse_metric
-from diffuserec.models.methods import find_augmenter, find_recommender
+from diffuserec.models.base import Method
+from diffuserec.models.config import parse_settings
+from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
 from diffuserec.studies.method_config import read_config
 from diffuserec.studies.published import published_table
 from diffuserec.studies.run_directory import Plan
@@ -282,7 +284,8 @@ def lines(study: Study, options: Options | None = None) -> list[Line]:
     taken = {line.plan.label for line in found if not line.plan.settings}
     for number, floor in enumerate(study.floors, len(study.rows)):
         if floor not in taken:
-            plan = Plan("", floor, study.settings.get(floor, {}) | over.get(floor, {}))
+            settings = study.settings.get(floor, {}) | over.get(floor, {})
+            plan = Plan("", floor, _beyond_defaults(find_recommender(floor), settings))
             found.append(Line(_title(floor), plan, tuple(study.seeds[:1]), number))
     by_slug: dict[str, str] = {}
     for line in found:
@@ -318,14 +321,16 @@ def _lines(
     seeds = tuple(row.seeds or study.seeds)
     for model, augment in itertools.product(_several(row.model), _several(row.augment)):
         with_augmenter = augment != NO_AUGMENTER
+        methods = find_recommender(model), find_augmenter(augment) if with_augmenter else None
+        published = preset_of(*methods) if row.preset else ({}, {})
         settings = {
-            **(find_recommender(model).as_published if row.preset else {}),
+            **published[0],
             **study.settings.get(model, {}),
             **row.settings,
             **over.get(model, {}),
         }
         augment_settings = {
-            **(find_augmenter(augment).as_published if row.preset and with_augmenter else {}),
+            **published[1],
             **study.settings.get(augment, {}),
             **row.augment_settings,
             **over.get(augment, {}),
@@ -337,13 +342,10 @@ def _lines(
             own = {k: v for k, v in point.items() if not k.startswith("augment.")}
             others = {k.removeprefix("augment."): v for k, v in point.items() if k not in own}
             trained = own if row.at == "training" else {}
-            plan = Plan(
-                "",
-                model,
-                {**settings, **trained},
-                augment if with_augmenter else None,
-                {**augment_settings, **others} if with_augmenter else None,
-            )
+            plan = Plan("", model, _beyond_defaults(methods[0], {**settings, **trained}))
+            if methods[1] is not None:
+                given = _beyond_defaults(methods[1], {**augment_settings, **others})
+                plan = replace(plan, augment=augment, augment_settings=given)
             words = [f"{key.removeprefix('augment.')} = {_word(v)}" for key, v in point.items()]
             yield Line(
                 name=", ".join([name, *words]),
@@ -355,6 +357,13 @@ def _lines(
                 choose=row.choose,
                 trials=row.trials,
             )
+
+
+def _beyond_defaults(method: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that are the defaults, so that equal plans are written alike."""
+    config = parse_settings(method.Config, settings, method.__name__)
+    defaults = {name: f.get_default() for name, f in method.Config.model_fields.items()}
+    return {k: v for k, v in settings.items() if getattr(config, k) != defaults[k]}
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -51,7 +51,7 @@ def read_study(file: Path, schema: type[Table]) -> Table:
 
 def _different_whole_numbers(seeds: Any) -> Any:
     whole = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
-    if not whole or len(set(seeds)) < len(seeds):
+    if not whole or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(
             f"seeds must be a list of different whole numbers, like [0, 1, 2], got {seeds}"
         )

@@ -27,27 +27,55 @@ def tables(
         ConfigError: no such format.
     """
     shown = list(metrics or document["metrics"])
-    several = len(document["tables"]) > 1
+    if format == "csv":
+        return _csv(document, shown)
     parts = []
     for table in document["tables"]:
         records = table_records(table, shown, document)
-        title = table["data"] if not several else _title(table)
-        parts.append(format_table(records, format, title=title))
-        if format != "csv":
-            parts += [_paragraph(text, format) for text in _sentences(table, shown[0])]
-    if format != "csv":
-        skipped = [f"{name} was left out: {why}" for name, why in document["skipped"].items()]
-        small = ["Budget small: this shows that all of it runs, and is no result."]
-        texts = skipped + small * (document["budget"] == "small") + [_LEGEND]
-        parts += [_paragraph(text, format) for text in texts]
+        parts.append(format_table(records, format, title=_title(table)))
+        groups = _group_records(table, shown[0])
+        if groups:
+            parts.append(format_table(groups, format, title=f"{shown[0]} by group"))
+        parts += [_paragraph(text, format) for text in _sentences(table, shown[0])]
+    if document.get("said"):
+        parts.append(_paragraph(f"The paper: {document['said']}", format))
+    skipped = [f"{name} was left out: {why}" for name, why in document["skipped"].items()]
+    small = ["Budget small: this shows that all of it runs, and is no result."]
+    texts = skipped + small * (document["budget"] == "small") + [_LEGEND]
+    parts += [_paragraph(text, format) for text in texts]
     return "\n".join(parts)
+
+
+def _csv(document: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """One table for a program, whatever the number of data sets, splits and protocols."""
+    records: list[Record] = []
+    for table in document["tables"]:
+        where = {what: table[what] for what in ("data", "split", "protocol", "part")}
+        records += [
+            {"method": record["method"], **where, **record}
+            for record in table_records(table, metrics, document)
+        ]
+    return format_table(records, "csv") if records else ""
+
+
+def _group_records(table: Mapping[str, Any], metric: str) -> list[Record]:
+    """A metric by group of histories and of targets, a column for each group that has users."""
+    records: list[Record] = []
+    sizes: dict[str, Cell] = {}
+    for row in table["rows"]:
+        found = {g["group"]: g for g in row.get("groups", ()) if g["metric"] == metric}
+        sizes |= {group: cell["n_users"] for group, cell in found.items()}
+        if found:
+            cells = {group: Estimate(g["value"], g["margin"]) for group, g in found.items()}
+            records.append({"method": row["name"], **cells})
+    return [{"method": "users", **sizes}, *records] if records else []
 
 
 _LEGEND = (
     "± half of the 95 % interval over users; stars and intervals of differences: against the row "
-    "that is named, users and seeds both counting as drawn, with Holm's correction (* p < .05, "
-    "** p < .01, *** p < .001). trials: different settings of the method that were "
-    "validated on this data; looks: at its test part. Rows under 'not ranked' had another effort."
+    "that is named, with Holm's correction (* p < .05, ** p < .01, *** p < .001). trials: "
+    "different settings of the method that were validated on this data; looks: at its test part. "
+    "Rows under 'not ranked' had another effort."
 )
 
 
@@ -86,7 +114,7 @@ def _record(
     best: Mapping[str, float],
     document: Mapping[str, Any],
 ) -> Record:
-    record: dict[str, Cell] = {"": row["name"], "seeds": len(row["seeds"])}
+    record: dict[str, Cell] = {"method": row["name"], "seeds": len(row["seeds"])}
     compared = row["difference"] or {}
     for metric in metrics:
         cell = row["metrics"].get(metric)
@@ -98,8 +126,8 @@ def _record(
         value = float(cell["value"])
         bold = not row["unranked"] and value == best[metric]
         record[metric] = Estimate(value, cell["margin"], stars, bold)
-    if document["published"]:
-        published = row.get("published") or {}
+    if "published" in row:
+        published = row["published"]
         record |= {f"{metric} published": published.get(metric) for metric in metrics}
     record["against"] = next((c["reference"] for c in compared.values()), None)
     record["epochs"] = "/".join(str(n) for n in row.get("epochs", []) if n) or None
@@ -132,6 +160,7 @@ def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
             f"{max(least):.4f} four times in five."
         )
     sentences += [table["line"]] * bool(table["line"])
+    sentences += [f"Tests take {table['random']}."] * bool(table["random"])
     return sentences + [f"Note: {note}." for note in table["notes"]]
 
 
@@ -193,7 +222,10 @@ def side_by_side(
 def write_tables(document: Mapping[str, Any], out: Path) -> None:
     """Writes the tables in every format, and a figure of each curve, beside ``results.json``."""
     for format, ending in _ENDINGS.items():
-        write_text(out / f"table.{ending}", tables(document, format))
+        text = tables(document, format)
+        if format == "html":
+            text = f'<!doctype html>\n<meta charset="utf-8">\n{text}'
+        write_text(out / f"table.{ending}", text)
     for number, table in enumerate(document["tables"]):
         curves = curves_of(table)
         if curves:

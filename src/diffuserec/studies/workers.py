@@ -6,6 +6,7 @@ when the process that started them does, however it ended.
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -76,9 +77,16 @@ class Workers:
         if self.n == 1:
             self._here = (key, work)
             return
-        end, process = self._idle.pop() if self._idle else self._start()
-        end.send((key, work))
-        self._busy[end] = (key, process)
+        while True:
+            end, process = self._idle.pop() if self._idle else self._start()
+            try:
+                end.send((key, work))
+            except OSError:  # it ended while it was idle
+                process.join()
+                end.close()
+                continue
+            self._busy[end] = (key, process)
+            return
 
     def events(self) -> Iterator[Event]:
         """What happened since the last call; waits until something has."""
@@ -86,12 +94,17 @@ class Workers:
             key, work = self._here
             found: list[Event] = []
             hook = _telling(lambda epoch: found.append(Event(key, "epoch", epoch)))
-            found.append(_result(key, work, replace(self._runtime, on_epoch=hook)))
-            self._here = None
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads or before)
+            try:
+                found.append(_result(key, work, replace(self._runtime, on_epoch=hook)))
+            finally:
+                torch.set_num_threads(before)
+                self._here = None
             yield from found
             return
-        for end in connection.wait(list(self._busy)):
-            assert isinstance(end, Connection)
+        ready = connection.wait(list(self._busy))
+        for end in [end for end in self._busy if end in ready]:
             key, process = self._busy[end]
             try:
                 event: Event = end.recv()
@@ -126,6 +139,7 @@ def _work(end: Connection, runtime: Runtime, threads: int | None) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner, which has it too, ends its workers
     if threads is not None:
         torch.set_num_threads(threads)
     while True:
