@@ -258,7 +258,7 @@ def curves(*names: str) -> str:
     parts = []
     for name in names:
         text = (RESULTS / "curves" / f"{name}.md").read_text(encoding="utf-8").strip()
-        parts.append(f"{text}\n\n![{name}](../results/curves/{name}.svg)")
+        parts.append(f"{text}\n\n![{name}](../lab/results/curves/{name}.svg)")
     return "\n\n".join(parts)
 
 
