@@ -1,6 +1,8 @@
 """Reading people's logs: what is converted, what is left out, what is refused, and what is said."""
 
 import gzip
+import os
+import sys
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from diffuserec.data import Catalog, from_frame, load_dataset, read_log
+from diffuserec.data import Catalog, from_frame, load_dataset, read_histories, read_log
 from diffuserec.data.text import blocks
 from diffuserec.errors import ConfigError, DataError
 
@@ -235,8 +237,17 @@ def test_a_comma_in_a_number_is_refused_with_its_line(read):
 
 
 def test_an_unknown_separator_is_told(read):
-    with pytest.raises(DataError, match="the first line is not divided: fields are separated by"):
-        read("log.csv", HEADER.replace(",", "^") + "1^2^3\n")
+    with pytest.raises(DataError, match=r"the first line is not divided: .* \(sep=\^\)"):
+        read("log.csv", "a^b\n1^2\n")
+    for mark, shown in (("^", r"sep=\^,"), ("\x01", "sep=and that character")):
+        text = (HEADER + "1,2,3\n2,3,4\n").replace(",", mark)
+        with pytest.raises(DataError, match=rf"line 2: its fields seem to be separated.*{shown}"):
+            read("log.csv", "\n" + text)
+        assert len(read("log.csv", f"sep={mark}\n{text}")) == 2
+    with pytest.raises(
+        DataError, match=r"line 1: .*'::'.*--format movielens.*--columns user_id,item"
+    ):
+        read("log.csv", (HEADER + "1,2,3\n").replace(",", "::"))
 
 
 # --- tables without a usual header ---------------------------------------------------------------
@@ -584,3 +595,125 @@ def test_files_of_items_that_show_nothing(read, tmp_path):
             read("log.csv", text).to_dataset(frame)
     with pytest.raises(DataError, match="the attributes: there is no column beside the item ids"):
         read("log.csv", text).to_dataset(pl.DataFrame({"item": [10, 20]}))
+
+
+def test_a_line_of_blanks_is_no_row(read):
+    for end in ("  \n", " \t\r\n", "   "):
+        assert len(read("log.csv", f"{HEADER}1,2,3\n2,3,4\n{end}")) == 2
+    with pytest.raises(DataError, match="line 4: column 'user' is empty"):
+        read("log.tsv", "user\titem\ttime\n1\t2\t3\n2\t3\t4\n\t\t\n")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("196\t242\t3\t8\n" * 5 + "1\t2\t3\n", r"every line but 1 \(first line 6\) has 4 fields"),
+        ("From\tTo\na1\tb1\na1\tb2\n", "line 1: .*'From.*To' holds no digit.*remove the line"),
+        ("%%MatrixMarket matrix\n1 2\n", "Matrix Market file"),
+    ],
+)
+def test_tables_that_look_like_sequences_are_refused(read, text, words):
+    with pytest.raises(DataError, match=words):
+        read("log.txt", text)
+
+
+def test_tables_that_may_be_sequences_are_told(read):
+    log = read("log.txt", "1 2 5 881250949\n2 3 4 881250950\n")
+    assert "EVERY LINE HAS 4 NUMBERS, taken for a user and 3 items" in str(log)
+    for text, said in (("1 2 3\n2 3\n", {}), ("1 2 3\n2 3 4\n", {"format": "sequences"})):
+        assert "EVERY LINE" not in str(read("log.txt", text, **said))
+    log = read("log.txt", "user items\nann tea cup\nbo cup\n")
+    assert log.summary.n_users == 2
+    assert "line 1 left out: it holds names of columns" in str(log)
+    log = read("log.txt", "From To\na1 b1\na2 b2\n", format="sequences")
+    assert log.summary.n_users == 3
+
+
+def test_conditions_on_text_that_is_nearly_of_numbers(read):
+    text = HEADER[:-1] + ",rating\n1,1,1, 4 \n1,2,2,5\n2,2,3,{}\n"
+    assert len(read("log.csv", text.format(" 3.5"), where="rating >= 3.5")) == 3
+    for odd in ("N/A", '"3,5"'):
+        with pytest.raises(
+            DataError, match=rf"'rating' '{odd.strip(chr(34))}' \(line 4\) is no num"
+        ):
+            read("log.csv", text.format(odd), where="rating >= 4")
+    lines = '{"user":1,"item":1,"time":1,"rating":"4"}\n{"user":2,"item":2,"time":1,"rating":"5"}\n'
+    with pytest.raises(DataError, match=r"'rating' '4' \(line 1\) is text \(CAST"):
+        read("log.jsonl", lines, where="rating >= 4")
+    assert len(read("log.jsonl", lines, where="CAST(rating AS DOUBLE) >= 4")) == 2
+
+
+NOON = 1569931200_000000
+
+
+@pytest.mark.parametrize(
+    "written, moment",
+    [
+        ("2019-10-01T12:00Z", NOON),
+        ("2019-10-01T12:00+02:00", NOON - 7200_000000),
+        ("2019-10-01 12:00 UTC", NOON),
+        ("2019-10-01 12:00:00 +0000 UTC", NOON),
+        ("2019-10-01 12:00:00.5 +0200 UTC", NOON - 7200_000000 + 500000),
+        ("2019-10-01 UTC", NOON - 12 * 3600_000000),
+        ("2019-10-01Z", NOON - 12 * 3600_000000),
+        ("Tue, 01 Oct 2019 12:00:00 GMT", NOON),
+        ("Tue, 01 Oct 2019 12:00:00 +0200", NOON - 7200_000000),
+    ],
+)
+def test_zones_behind_every_way_to_write_a_time(read, written, moment):
+    rows = "user\titem\ttime\n" + f"1\t1\t{written}\n2\t2\t2019-10-01T12:00:00Z\n"
+    assert read("log.tsv", rows).frame["timestamp"].to_list() == [moment, NOON]
+
+
+def test_blanks_that_belong_to_ids_are_counted(read):
+    frame = pl.DataFrame({"user": [1, 2, 3], "item": [" a", "a", "b "], "time": [1, 2, 3]})
+    logs = [from_frame(frame), from_frame(frame.to_pandas())]
+    lines = frame.write_ndjson()
+    for log in [*logs, read("log.jsonl", lines)]:
+        assert ids(log) == [" a", "a", "b "]
+        assert "item_id: ids with blanks around them, which belong to them: 2" in str(log)
+
+
+def test_an_id_of_a_history_means_the_same_beside_any_other(tmp_path):
+    catalog = Catalog(pl.Series([7, 8]), n_users=2)
+    for further in ("8", "8.0", "no-such"):
+        path = tmp_path / "histories.csv"
+        path.write_text(f"user,item,time\n1,7.0,1\n1,{further},2\n", encoding="utf-8")
+        frame = read_histories(path)
+        assert frame["user_id"].to_list() == [1, 1]
+        assert catalog.encode(frame["item_id"])[0] == 1
+    texts = Catalog(pl.Series(["7.0", "x"]), n_users=2)
+    path.write_text("user,item,time\n1, 7.0,1\n1,8,2\n", encoding="utf-8")
+    assert texts.encode(read_histories(path)["item_id"]).tolist() == [1, 0]
+
+
+def test_ids_of_items_mean_the_same_beside_any_other(read, tmp_path):
+    text = HEADER + "1,10,1\n2,20,2\n"
+    for further in ("", "x,c\n"):
+        (tmp_path / "items.csv").write_text(f"item,name\n10.0,a\n{further}", encoding="utf-8")
+        log = read("log.csv", text, items=tmp_path / "items.csv")
+        assert log.to_dataset().catalog.attributes["name"].to_list() == ["a", None]
+    (tmp_path / "items.csv").write_text("item,name\n10,a\n\n10.0,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 4: item 10 has more than one row"):
+        read("log.csv", text, items=tmp_path / "items.csv")
+
+
+def test_the_column_of_items_is_that_of_the_log(read, tmp_path):
+    text = "user_id,code,timestamp\n1,10,1\n2,20,2\n"
+    for header in ("code,name,item_id", "item_id,name,n"):
+        (tmp_path / "items.csv").write_text(f"{header}\n10,a,20\n20,b,10\n", encoding="utf-8")
+        log = read("log.csv", text, item="code", items=tmp_path / "items.csv")
+        assert log.to_dataset().catalog.attributes["name"].to_list() == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_paths_that_are_not_utf8_are_refused(read, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv")
+    Path(odd).write_text(HEADER + "1,2,3\n2,3,4\n", encoding="utf-8")
+    log = read("log.csv", HEADER + "1,2,3\n2,3,4\n")
+    Path(odd).rename(odd + "2")
+    for doing in (log.write, log.to_dataset().save):
+        with pytest.raises(DataError, match=r"caf\\udce9\.csv' is not UTF-8: rename"):
+            doing(odd)
+    with pytest.raises(DataError, match=r"is not UTF-8: rename"):
+        read_log(odd + "2")

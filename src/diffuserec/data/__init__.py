@@ -25,6 +25,7 @@ from diffuserec.data.ids import RawId as RawId
 from diffuserec.data.interactions import Interactions as Interactions
 from diffuserec.data.interactions import from_dataset as from_dataset
 from diffuserec.data.interactions import from_frame as from_frame
+from diffuserec.data.interactions import read_histories as read_histories
 from diffuserec.data.interactions import read_log as read_log
 from diffuserec.data.log_format import LogFile as LogFile
 from diffuserec.data.log_format import LogFormat as LogFormat

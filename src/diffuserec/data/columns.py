@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -123,8 +124,8 @@ def _advice(names: Sequence[str], role: str, roles: set[str]) -> str:
     if len(names) == 1:
         return (
             "the first line is not divided: fields are separated by a comma, tab, semicolon, bar "
-            "or blank; a file of lines without a header may be sequences or pairs: format= "
-            "(--format)"
+            "or blank, or as a line in front says (sep=^); a file of lines without a "
+            "header may be sequences or pairs: format= (--format)"
         )
     hint = f"name it with {option}= (--{option})"
     return hint + ", or say 'none' there if the rows are in time order" * (role == "timestamp")
@@ -149,6 +150,16 @@ def plain_name(name: str) -> str:
 def n_usual_roles(names: Sequence[str]) -> int:
     """Number of roles for which one of the names is usual: evidence that a line is a header."""
     return sum(bool(usual_names(names, role)) for role in ALIASES)
+
+
+def require_utf8(path: Path) -> None:
+    """Raises DataError if the path's name is not UTF-8, for Polars opens no such file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the path {str(path)!a} is not UTF-8: rename it, or choose another"
+        ) from error
 
 
 def first_true(mask: pl.Series) -> int | None:

@@ -6,7 +6,8 @@ A log is a table of users, the items they chose, and the times. From whatever so
 :mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -272,8 +273,9 @@ def read_log(
         encoding: of a text file, such as ``latin-1``; by default UTF-8.
         where: keeps only the rows for which this SQL expression is true, such as
             ``rating >= 4`` or ``event_type = 'purchase'``. It names columns as the file does.
-        items: file with a row for each item (CSV, TSV, Parquet or JSON lines): its id, and
-            columns such as ``name`` (or ``title``) and ``category``, for lists and reports.
+        items: file with a row for each item (CSV, TSV, Parquet or JSON lines): its id, under the
+            name that `item` gives or a usual one, and columns such as ``name`` (or ``title``) and
+            ``category``, for lists and reports.
         literal_ids: take ids of a text file as they are: blanks around them belong to them,
             ``null`` and ``nan`` are ids, ``7.0`` is not 7.
         allow_single: accept a log of one user or one item: nothing can be learned from it, but it
@@ -287,7 +289,32 @@ def read_log(
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
         log = _assemble(found, where, literal_ids, allow_single)
-    return log if items is None else _with_items(log, Path(items), encoding, literal_ids)
+    return log if items is None else _with_items(log, Path(items), encoding, literal_ids, item)
+
+
+def read_histories(
+    path: Path | str,
+    format: str | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+    literal_ids: bool = False,
+) -> pl.DataFrame:
+    """The frame of a log of histories to recommend to; the arguments are :func:`read_log`'s.
+
+    Item ids of a text file stay strings, so that a catalog takes each of them for the same item
+    whatever else is in the file. One user or one item is enough.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, or not of the format.
+        ConfigError: no such format or encoding.
+    """
+    named = {"user_id": user, "item_id": item, "timestamp": time}
+    with read_columns(path, format, named, columns, encoding) as found:
+        return _assemble(found, None, literal_ids, allow_single=True, typed_items=False).frame
 
 
 def from_frame(
@@ -349,7 +376,11 @@ def from_dataset(dataset: SequenceDataset) -> Interactions:
 
 
 def _assemble(
-    columns: Columns, where: str | None, literal: bool, allow_single: bool = False
+    columns: Columns,
+    where: str | None,
+    literal: bool,
+    allow_single: bool = False,
+    typed_items: bool = True,
 ) -> Interactions:
     """Checks and converts the columns, and sorts the rows by user and time; empties the table."""
     columns, notes = select(columns, where)
@@ -365,7 +396,10 @@ def _assemble(
         elif role == "timestamp":
             values, note = parse_times(table.drop_in_place(name), source)
         else:
-            values, note = parse_ids(table.drop_in_place(name), source, columns.text, literal)
+            typed = typed_items or role != "item_id"
+            values, note = parse_ids(
+                table.drop_in_place(name), source, columns.text, literal, typed
+            )
         series.append(values.alias(role))
         if note:
             notes.append(f"{role}: {note}")
@@ -411,7 +445,8 @@ def _of_objects(
     if role == "timestamp":
         return parse_times(times_of_objects(name, values, source), source)
     ids, note = ids_of_objects(name, values, source)
-    return parse_ids(ids, source, text=False, literal=literal)[0], note
+    ids, further = parse_ids(ids, source, text=False, literal=literal)
+    return ids, note or further
 
 
 def _on_positives(table: pl.DataFrame) -> list[str]:
@@ -432,23 +467,42 @@ def _on_positives(table: pl.DataFrame) -> list[str]:
     return []
 
 
-def _with_items(log: Interactions, path: Path, encoding: str | None, literal: bool) -> Interactions:
+def _with_items(
+    log: Interactions, path: Path, encoding: str | None, literal: bool, item: str | None
+) -> Interactions:
     """The log with the attributes in a file of items, and a note on how many were found.
+
+    Args:
+        item: name of the log's column of items, which that of the file has, too, or a usual one.
 
     Raises:
         DataError: the file cannot be read, has no column of ids, or has an item twice.
     """
-    with read_columns(path, None, {"item_id": None}, encoding=encoding) as columns:
+    item_ids, summary = log.frame["item_id"].unique().sort(), log.summary
+    with _columns_of_items(path, encoding, item) as columns:
         frame, notes = _items_of(columns, literal)
-    summary = log.summary
-    item_ids = log.frame["item_id"].unique().sort()
-    at = _places(frame, item_ids, Source(path.name))
+        at = _places(frame, item_ids, columns.source)
     n_found = int((at >= 0).sum())
     notes.append(
         f"{path.name}: {', '.join(frame.columns[1:])} of {n_found:,} of {len(item_ids):,} items; "
         f"rows of items that the log does not hold: {len(at) - n_found:,}"
     )
     return replace(log, attributes=frame, summary=replace(summary, notes=(*summary.notes, *notes)))
+
+
+@contextmanager
+def _columns_of_items(path: Path, encoding: str | None, item: str | None) -> Iterator[Columns]:
+    """The columns of a file of items, whose ids are under the name given or a usual one."""
+    with ExitStack() as opened:
+        columns = None
+        if item is not None:
+            with suppress(DataError):  # no such column; any other fault comes again below
+                named = read_columns(path, None, {"item_id": item}, None, encoding)
+                columns = opened.enter_context(named)
+        if columns is None:
+            usual = read_columns(path, None, {"item_id": None}, None, encoding)
+            columns = opened.enter_context(usual)
+        yield columns
 
 
 def _items_of(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]:
@@ -461,7 +515,8 @@ def _items_of(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]
     if name in objects:
         ids, note = _of_objects("item_id", name, objects.pop(name), source, literal)
     else:
-        ids, note = parse_ids(table.drop_in_place(name), source, columns.text, literal)
+        raw = table.drop_in_place(name)
+        ids, note = parse_ids(raw, source, columns.text, literal, typed=False)
     if note:
         notes.append(f"{source.name}, {name}: {note}")
     series = [ids.alias("item_id")]
@@ -593,5 +648,5 @@ def _places(table: pl.DataFrame, item_ids: pl.Series, source: Source) -> Int64[n
     _, first = np.unique(at[known], return_index=True)
     if len(first) < len(known):
         row = int(np.setdiff1d(known, known[first])[0])
-        raise source.fail(f"item {ids[row]!r} has more than one row: keep one", row)
+        raise source.fail(f"item {item_ids[int(at[row])]!r} has more than one row: keep one", row)
     return at

@@ -1,10 +1,11 @@
 """Rows of a log that a condition keeps."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import polars as pl
 
-from diffuserec.data.columns import Columns
+from diffuserec.data.columns import Columns, first_true
 from diffuserec.data.values import other_of_objects, parse_other
 from diffuserec.errors import DataError, did_you_mean
 
@@ -71,10 +72,26 @@ def _mask(columns: Columns, where: str) -> pl.Series:
     try:
         found = pl.DataFrame(series).select(expression).to_series()
     except (Exception, pl.exceptions.PanicException) as error:
-        raise _fail(columns, where, str(error).partition("\n")[0]) from error
+        why = str(error).partition("\n")[0] + _no_number(columns, series)
+        raise _fail(columns, where, why) from error
     if found.dtype != pl.Boolean or len(found) != n_rows:
         raise _fail(columns, where, "it must be true or false for each row")
     return found
+
+
+def _no_number(columns: Columns, series: Sequence[pl.Series]) -> str:
+    """The first value that keeps each column of text from being one of numbers, and its place."""
+    said = ""
+    for values in series:
+        if values.dtype == pl.String:
+            numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
+            row = first_true(numbers.is_null() & values.is_not_null())
+            why = "is no number" if row is not None else "is text (CAST(... AS DOUBLE) reads it)"
+            row = first_true(values.is_not_null()) if row is None else row
+            if row is not None:
+                place = columns.source.locate(row)
+                said += f"; in column {values.name!r} {values[row]!r} ({place}) {why}"
+    return said
 
 
 def _fail(columns: Columns, where: str, why: str) -> DataError:

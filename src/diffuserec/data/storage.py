@@ -11,6 +11,7 @@ import polars as pl
 from diffuserec.bundle import BundleFormat
 from diffuserec.data.arrays import TYPES, blocks, map_array, write_array
 from diffuserec.data.catalog import Catalog
+from diffuserec.data.columns import require_utf8
 from diffuserec.data.dataset import SequenceDataset, fingerprint_of
 from diffuserec.errors import DataError
 from diffuserec.files import read_parquet
@@ -36,6 +37,7 @@ def save_dataset(
     """Writes a dataset as a directory, complete or not at all; see ``SequenceDataset.save``."""
     if dataset.copies is not None:
         raise DataError("augmented copies are not saved: save without_copies(), and the augmenter")
+    require_utf8(Path(path))
     catalog = dataset.catalog
     arrays = dataset.arrays()
     frames = {

@@ -133,6 +133,8 @@ def read_table(
                 f"the header names {name!r} twice (columns {names.index(name) + 1} and {at + 1}): "
                 "rename or remove one"
             )
+    if len(names) == 1 and "user_id" in log.named:
+        _refuse_other_separator(log)
     roles = find_roles(
         names, {role: name and plain(name) for role, name in log.named.items()}, source
     )
@@ -142,6 +144,24 @@ def read_table(
         raise source.fail("there is a header but no interaction")
     table.columns = names
     return Columns(table, roles, source, format, text=True, notes=log.notes)
+
+
+def _refuse_other_separator(log: LogFile) -> None:
+    """Raises DataError if the header has usual names between characters that divide no fields."""
+    line, where = log.first_line, f"line {log.skip + 1}"
+    if "::" in line and n_usual_roles([name.strip() for name in line.split("::")]) > 1:
+        raise log.source.fail(
+            f"{where}: its fields are separated by '::': remove this line and name its columns "
+            f"with format='movielens' (--format movielens) and columns= (--columns "
+            f"{','.join(line.split('::'))})"
+        )
+    for mark in dict.fromkeys(re.findall(r"[^\w\s.\"'-]|[\x00-\x1f]", line)):
+        if mark not in SEPARATORS and mark.isascii() and n_usual_roles(header(line, mark)[0]) > 1:
+            shown = mark if mark.isprintable() else "and that character"
+            raise log.source.fail(
+                f"{where}: its fields seem to be separated by {mark!r}: put a line in front that "
+                f"says so, sep={shown}, or write the table with commas"
+            )
 
 
 def _separator_of(log: LogFile, separators: str) -> str:
@@ -308,15 +328,17 @@ def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tu
 
 
 def _blank_records(block: Block, separator: str | None) -> Bool[np.ndarray, " R"]:
-    """Which records hold nothing: no character, DOS' end of file, or, as whole lines, blanks."""
+    """Which records hold nothing: no character, DOS' end of file, or blanks.
+
+    A blank that separates fields is something, for it stands between empty fields.
+    """
     lengths = block.ends - block.starts
     empty: Bool[np.ndarray, " R"] = lengths == 0
     first = np.zeros(len(lengths), dtype=np.uint8)
     first[~empty] = block.data[block.starts[~empty]]
     empty |= (lengths == 1) & (first == ord("\r"))
-    blank, perhaps = b"\x1a\r", first == 0x1A
-    if separator is None:
-        blank, perhaps = b"\x1a\r \t", perhaps | (first == ord(" ")) | (first == ord("\t"))
+    blank = bytes(set(b"\x1a\r \t") - set((separator or "").encode()))
+    perhaps = np.isin(first, np.frombuffer(blank, dtype=np.uint8))
     for number in np.flatnonzero(perhaps):
         text = block.text[int(block.starts[number]) : int(block.ends[number])]
         empty[number] = not text.strip(blank)

@@ -35,7 +35,7 @@ _DECIMAL_WHOLE = "decimals without a fraction, such as 7.0, taken for integers"
 
 
 def parse_ids(
-    values: pl.Series, source: Source, text: bool, literal: bool = False
+    values: pl.Series, source: Source, text: bool, literal: bool = False, typed: bool = True
 ) -> tuple[pl.Series, str]:
     """Ids as int64 or strings, and a note on a conversion, if any.
 
@@ -43,6 +43,8 @@ def parse_ids(
         text: True for strings of a text file, which may stand for integers.
         literal: True to leave blanks around strings, to take words such as ``null`` for ids, and
             not to take ``7.0`` for 7.
+        typed: False to leave strings of a text file as strings, for a catalog to read each by its
+            own rule.
 
     Raises:
         DataError: a value is no id; names the column and the row.
@@ -58,19 +60,22 @@ def parse_ids(
     if values.dtype != pl.String:
         raise source.fail(f"column {name!r} holds {dtype}; ids are integers or strings")
     notes = []
-    if text:
-        integers = _integers(values)
-        if integers is not None:
-            return integers, ""
-        if not literal:
-            values, note = _without_blanks(values)
+    integers = _integers(values) if text and typed else None
+    if integers is not None:
+        return integers, ""
+    if not literal:
+        bare, n_blank = _without_blanks(values)
+        if n_blank and not text:
+            notes.append(f"ids with blanks around them, which belong to them: {n_blank:,}")
+        elif n_blank:
+            notes.append(f"blanks around the ids left out: {n_blank:,}")
+            values = bare
+            integers = _integers(values) if typed else None
+        if text and typed and integers is None:
+            integers, note = _from_decimals(values, source)
             notes.append(note)
-            integers = _integers(values) if note else None
-            if integers is None:
-                integers, note = _from_decimals(values, source)
-                notes.append(note)
-            if integers is not None:
-                return integers, "; ".join(filter(None, notes))
+        if integers is not None:
+            return integers, "; ".join(filter(None, notes))
     words = [""] if literal else ["", *_MISSING]
     short = values.str.len_bytes() <= max(map(len, _MISSING))
     missing = values.filter(short).str.strip_chars().str.to_lowercase().is_in(words)
@@ -134,12 +139,16 @@ def parse_flags(values: pl.Series, source: Source) -> pl.Series:
 
 
 def parse_other(values: pl.Series) -> pl.Series:
-    """Another column of a text file: numbers if all its values are, else the strings."""
-    integers = _integers(values)
+    """Another column of a text file: numbers if all its values are, else the strings.
+
+    Blanks around numbers do not count.
+    """
+    bare = values.str.strip_chars()
+    integers = _integers(bare)
     if integers is not None:
         return integers
-    numbers = values.cast(pl.Float64, strict=False)
-    padded = values.str.contains(r"^[+-]?0\d|^\+").any()
+    numbers = bare.cast(pl.Float64, strict=False)
+    padded = bare.str.contains(r"^[+-]?0\d|^\+").any()
     return values if padded or numbers.null_count() > values.null_count() else numbers
 
 
@@ -244,11 +253,10 @@ def _integers(values: pl.Series) -> pl.Series | None:
     return whole
 
 
-def _without_blanks(values: pl.Series) -> tuple[pl.Series, str]:
-    """The strings without blanks around them, and a note if there were any."""
+def _without_blanks(values: pl.Series) -> tuple[pl.Series, int]:
+    """The strings without blanks around them, and how many had any."""
     bare = values.str.strip_chars()
-    n_blank = int((bare.str.len_bytes() != values.str.len_bytes()).sum())
-    return bare, f"blanks around the ids left out: {n_blank:,}" if n_blank else ""
+    return bare, int((bare.str.len_bytes() != values.str.len_bytes()).sum())
 
 
 def _from_decimals(values: pl.Series, source: Source) -> tuple[pl.Series | None, str]:
@@ -327,10 +335,13 @@ def _times_that_lost_digits(whole: pl.Series, values: pl.Series) -> str:
 
 def _from_dates(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
     text = values.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.to_uppercase()
+    text = text.str.replace(r"([+-]\d\d:?\d\d) UTC$", "${1}")  # as Go writes it
     text = text.str.replace(r"\s*(?:UTC|GMT)$", "Z").str.replace(r"\s+([Z+-])", "${1}")
+    text = text.str.replace(r"^(\d{4}-\d\d-\d\d)T?(Z|[+-]\d\d:?\d\d)$", "${1}T00:00${2}")
     moments = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, len(text))
-    moment = "%Y-%m-%dT%H:%M:%S%.f"
-    for pattern in (moment, moment + "%#z", "%Y-%m-%d", "%Y-%m-%dT%H:%M"):
+    patterns = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%a, %d %b %Y %H:%M:%S")
+    zoned = [pattern + zone for pattern in patterns for zone in ("", "%#z")]
+    for pattern in (*zoned, "%Y-%m-%d"):
         if not moments.null_count():
             break
         parsed = text.str.to_datetime(pattern, time_unit="us", strict=False)

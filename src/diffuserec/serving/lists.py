@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from diffuserec.data import Catalog, RawId, encode_histories, read_log
+from diffuserec.data import Catalog, RawId, encode_histories, read_histories
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
 from diffuserec.models.methods import load, load_augmenter, run_of
@@ -33,7 +33,7 @@ def recommend_from(
         run: a run's directory, or that of a saved recommender.
         history: raw item ids, oldest first.
         histories: a log, if no single history is given; its users become ``user_id``.
-        columns: ``format, user, item, time`` of that log, as :func:`read_log` takes them.
+        columns: ``format, user, item, time`` of that log, as :func:`read_histories` takes them.
         out: a ``.csv``, ``.parquet`` or ``.jsonl`` file to write as well. Raw ids are written as
             they are, so a CSV file has formulas for a spreadsheet program if ids begin with
             ``=``, ``+``, ``-`` or ``@``: import such columns as text.
@@ -60,7 +60,7 @@ def recommend_from(
     users = None
     asked: list[Sequence[RawId]] = [history or []]
     if histories is not None:
-        log = read_log(histories, allow_single=True, **(columns or {})).frame
+        log = read_histories(histories, **(columns or {}))
         grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
         users, asked = grouped["user_id"], grouped["item_id"].to_list()
     known, n_unknown = encode_histories(model.catalog, asked)

@@ -13,7 +13,7 @@
 Each file of this folder is a format, and :data:`FORMATS` takes more from other packages: see
 :mod:`diffuserec.data.log_format`. All but Parquet may be gzipped. A file of two fields on every
 line is read as ``pairs`` if a user comes back, and as ``sequences`` if none does; one of as many
-tabs on every line, and more than one, is a table that must be told.
+tabs on all lines but a few, and more than one, is a table that must be told.
 """
 
 import codecs
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import polars as pl
 
-from diffuserec.data.columns import Columns, Source
+from diffuserec.data.columns import Columns, Source, require_utf8
 from diffuserec.data.log_format import LogFile, LogFormat
 from diffuserec.data.text import BLOCK, opening
 from diffuserec.errors import ConfigError, DataError, did_you_mean
@@ -77,6 +77,7 @@ def read_columns(
         ConfigError: no such format or encoding.
     """
     file = Path(path)
+    require_utf8(file)
     given = None if format is None else _find(format)
     if encoding is not None:
         _check_encoding(encoding)
@@ -99,6 +100,7 @@ def writable_format(path: Path | str, format: str | None) -> str:
         DataError: the path exists, or its folder does not.
     """
     target = Path(path)
+    require_utf8(target)
     if not format:
         suffix = target.suffix.lower()
         by_suffix = (f.name for f in _known() if suffix in (*f.suffixes, *f.written_suffixes))
