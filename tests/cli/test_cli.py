@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ import pytest
 import diffuserec
 from diffuserec import SequenceDataset, Store, cli, find_recommender
 from diffuserec.studies.run_directory import read_curve
-
-from ..bundles import part
 
 QUICK = ["--set", "epochs=2", "--set", "dim=16", "--set", "max_len=10"]
 
@@ -424,34 +421,6 @@ def test_bad_input_is_one_line_and_status_2(
     assert len(error.strip().splitlines()) == 1
     assert printed == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_run_resumes_to_the_same_model(data: Path, tmp_path: Path) -> None:
-    settings = ["--set", "epochs=40", "--set", "dim=16", "--set", "patience=40"]
-    command = [sys.executable, "-m", "diffuserec.cli", "train", str(data), "--model", "sasrec"]
-
-    def model(path: Path) -> bytes:
-        return part(path / "model", "weights.safetensors").read_bytes()
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*command, "--out", whole, *settings], check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*command, "--out", cut, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    state = cut / "checkpoint" / "model" / "fit.safetensors"
-    while not state.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (cut / "model").exists(), "it was to be killed in the middle"
-    refused = subprocess.run(
-        [*command, "--out", cut, *settings], capture_output=True, text=True, encoding="utf-8"
-    )
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    resumed = [*command, "--out", cut, *settings, "--resume"]
-    subprocess.run(resumed, check=True, capture_output=True)
-    assert model(cut) == model(whole)
 
 
 def test_a_study_prints_its_tables_and_the_same_again(
