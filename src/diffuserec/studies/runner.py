@@ -96,7 +96,10 @@ def run_study(
         for name, why in skipped.items():
             say(f"{name} is left out: {why}")
         if not found:
-            raise ConfigError(f"no data set of the study is there: {' '.join(skipped.values())}")
+            raise ConfigError(
+                f"no data set of the study is there ({', '.join(skipped)}): name a directory that "
+                "has one with --data"
+            )
         wanted = tuple(_cells(study, planned, found, runtime.precision))
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
