@@ -693,6 +693,10 @@ def test_ids_of_items_mean_the_same_beside_any_other(read, tmp_path):
         (tmp_path / "items.csv").write_text(f"item,name\n10.0,a\n{further}", encoding="utf-8")
         log = read("log.csv", text, items=tmp_path / "items.csv")
         assert log.to_dataset().catalog.attributes["name"].to_list() == ["a", None]
+    for further in ("", "y,c\n"):  # where ids are strings, 7.0 is never 7
+        (tmp_path / "items.csv").write_text(f"item,name\n7.0,a\n{further}", encoding="utf-8")
+        with pytest.raises(DataError, match="none of the items is in the log"):
+            read("log.csv", HEADER + "1,7,1\n2,x,2\n", items=tmp_path / "items.csv")
     (tmp_path / "items.csv").write_text("item,name\n10,a\n\n10.0,b\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 4: item 10 has more than one row"):
         read("log.csv", text, items=tmp_path / "items.csv")
