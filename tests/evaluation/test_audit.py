@@ -1,5 +1,6 @@
 """Audit: real rankings are never accused, impossible ones are; what is found in the papers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -320,3 +321,101 @@ def test_unknown_columns_are_refused(tmp_path: Path) -> None:
         read_table(write(tmp_path, "method,dateset,HR@10\na,x,.1\n"))
     with pytest.raises(DataError, match=r"none\.csv cannot be read"):
         read_table(tmp_path / "none.csv")
+
+
+def results(*tables: dict[str, object]) -> str:
+    """A study's results, as far as an audit reads them."""
+    return json.dumps({"format": "diffuserec-results", "version": 1, "tables": tables})
+
+
+def table(rows: list[dict[str, object]], **facts: object) -> dict[str, object]:
+    said = {"data": "beauty", "split": "leave-one-out", "protocol": "full", "part": "test"}
+    line = (
+        "dataset beauty · split leave-one-out, test · candidates full of 12,101 items · "
+        "seen items hidden · ties mid-rank · users 22,360, too short 3 · filters none"
+    )
+    return said | {"line": line, "rows": rows} | facts
+
+
+def result(name: str, hr: float, ndcg: float, **facts: object) -> dict[str, object]:
+    metrics = {name: {"value": value} for name, value in (("HR@10", hr), ("NDCG@10", ndcg))}
+    return {
+        "name": name,
+        "metrics": metrics,
+        "epochs": [7, 9],
+        "epoch_limit": 60,
+        "trials": 1,
+    } | facts
+
+
+def test_results_of_a_study_are_audited(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    good = [result("A", 0.09, 0.055), result("B", 0.1, 0.06)]
+    counted = result("Markov", 0.08, 0.05, epoch_limit=None)
+    failed = {"name": "C", "metrics": {}, "trials": 1}
+    file.write_text(results(table([*good, counted, failed])), encoding="utf-8")
+    rows = read_table(file)
+    assert [row.method for row in rows] == ["A", "B", "Markov"]
+    assert rows[0].dataset == rows[0].table == "beauty"
+    assert (rows[0].n_users, rows[0].n_items) == (22_363, 12_101)
+    assert (rows[0].candidates, rows[0].filter_seen) == ("full", True)
+    assert (rows[0].epochs, rows[0].trials) == (60, 1)
+    assert audit(rows) == Audit(3, ())
+    # what is wrong is found, in the table that it is of
+    bad = [result("A", 0.05, 0.055), result("B", 0.1, 0.06, epoch_limit=30, trials=20)]
+    kept = table(bad, protocol="seen kept", split="temporal:target=last")
+    file.write_text(results(table(good), kept), encoding="utf-8")
+    found = audit(read_table(file))
+    assert {finding.dataset for finding in found.findings} == {
+        "beauty, temporal:target=last, seen kept"
+    }
+    assert accused(found) == {"impossible", "unequal"}
+    assert len(found.of("unequal")) == 2
+    assert "leave-one-out" in found.unchecked[0]
+    # validation is not compared with floors of the test part, a sampled table with no full one
+    low = [result("A", 0.001, 0.0005)]
+    tables = [table(low, part="valid"), table(low, protocol="uniform:100, seen kept")]
+    file.write_text(results(*tables), encoding="utf-8")
+    rows = read_table(file)
+    assert (rows[1].candidates, rows[1].filter_seen) == ("uniform:100", False)
+    assert accused(audit(rows)) == {"candidates"}
+    file.write_text(results(table(low)), encoding="utf-8")
+    assert accused(audit(read_table(file))) == {"below floor"}
+
+
+def test_a_printed_table_of_a_study_is_audited(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(
+        '"method","data","split","protocol","seeds","HR@10","HR@10 ±","NDCG@10",'
+        '"NDCG@10 published",'
+        '"against","epochs","seconds","trials","looks","not ranked"\n'
+        '"A","clicks","leave-one-out","full",2,0.1,0.01,0.05,0.04,"B","18/24",10,1,1,""\n'
+        '"B","clicks","leave-one-out","full",2,0.12,0.01,0.06,,"","20",10,1,1,""\n'
+        '"C","clicks","leave-one-out","full",2,,,,,"","",,1,0,"failed: no memory"\n'
+        '"A","clicks","temporal","uniform:100, seen kept",2,0.0500,,0.0600,,"","2",,1,0,""\n',
+        encoding="utf-8",
+    )
+    rows = read_table(file)
+    assert [row.table for row in rows] == ["clicks"] * 2 + [
+        "clicks, temporal, uniform:100, seen kept"
+    ]
+    assert (rows[2].candidates, rows[2].filter_seen) == ("uniform:100", False)
+    found = audit(rows)
+    assert accused(found) == {"impossible", "candidates"}
+    assert {finding.dataset for finding in found.findings} == {rows[2].table}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"format": "diffuserec-cell"}', "holds no results of a study"),
+        ('{"format": "diffuserec-results"}', "damaged or of another release"),
+        ('{"format": "diffuserec-results", "tables": [1]}', "damaged or of another release"),
+    ],
+)
+def test_other_json_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_table(file)

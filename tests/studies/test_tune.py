@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuserec import Runtime, Store
+from diffuserec import Runtime, Store, evaluate, leave_one_out
+from diffuserec.data import load_dataset
 from diffuserec.errors import ConfigError
+from diffuserec.evaluation import load_evaluation
 from diffuserec.models.config import OnlyIf, Search, parse_settings
 from diffuserec.models.methods import find_augmenter, find_recommender, method_names
 from diffuserec.studies.ledger import looks
 from diffuserec.studies.method_config import read_config
-from diffuserec.studies.run_directory import Plan
+from diffuserec.studies.run_directory import Plan, read_curve
 from diffuserec.studies.study import lines, read
 from diffuserec.studies.tune import default_of, search_space, tune, with_settings_of
 
@@ -90,6 +92,7 @@ def test_tuning_begins_with_the_defaults_and_goes_on(data: Path, tmp_path: Path)
     finished = [trial for trial in again.trials if trial.state == "finished"]
     assert again.trials[again.best].valid == max(trial.valid or 0.0 for trial in finished)
     # the test part was never looked at
+    assert sum(look["epochs"] for look in looks(out)) == sum(t.epochs for t in again.trials)
     events = [look["event"] for run in (out / "runs").iterdir() for look in looks(run)]
     assert set(events) == {"validation"}
     # the settings are read back, by people, by train and by studies
@@ -109,6 +112,8 @@ def test_tuning_begins_with_the_defaults_and_goes_on(data: Path, tmp_path: Path)
         tune(Plan(str(data), "gru4rec", {}), out, 6, RUNTIME, workers=1)
     with pytest.raises(ConfigError, match="at least 1"):
         tune(plan, out, 0, RUNTIME)
+    with pytest.raises(ConfigError, match="at least 1"):
+        tune(plan, out, 6, RUNTIME, workers=0)
 
 
 def test_a_trial_that_was_killed_begins_again(data: Path, tmp_path: Path) -> None:
@@ -128,9 +133,97 @@ def test_a_trial_that_was_killed_begins_again(data: Path, tmp_path: Path) -> Non
 
     storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))
     study = optuna.load_study(study_name="tune", storage=storage)
-    study.ask({"learning_rate": optuna.distributions.FloatDistribution(2e-4, 5e-3, log=True)})
+    killed = study.ask(
+        {"learning_rate": optuna.distributions.FloatDistribution(2e-4, 5e-3, log=True)}
+    )
     found = tune(plan, out, 4, RUNTIME, workers=1)
-    assert sum(trial.state != "failed" for trial in found.trials) == 4
+    assert [trial.state for trial in found.trials] == ["finished"] * 4
+    assert killed.params in [trial.settings for trial in found.trials]
+    assert killed.number not in [trial.number for trial in found.trials]
+    assert read_config(out / "best.toml").trials == 4
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_defaults_are_tried_though_a_kill_interrupted_them(
+    data: Path, tmp_path: Path, drawn: bool
+) -> None:
+    fixed = {"dim": 8, "epochs": 1, "batch_size": 64, "n_layers": 1, "dropout": 0.1}
+    plan, out = Plan(str(data), "sasrec", fixed), tmp_path / "tune"
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before the first trial, which waits by then
+        tune(plan, out, 1, RUNTIME, workers=1, say=stop)
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))
+    for _ in range(2):  # the trial that takes it up again is killed, too
+        trial = optuna.load_study(study_name="tune", storage=storage).ask()
+        if drawn:
+            trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True)
+        with pytest.raises(KeyboardInterrupt):
+            tune(plan, out, 1, RUNTIME, workers=1, say=stop)
+    found = tune(plan, out, 2, RUNTIME, workers=1)
+    defaults = find_recommender("sasrec")().config
+    assert [trial.default for trial in found.trials] == [True, False]
+    assert found.trials[0].settings == {"learning_rate": defaults.learning_rate}
+    assert [trial.state for trial in found.trials] == ["finished", "finished"]
+    text = (out / "best.toml").read_text(encoding="utf-8")
+    assert f"defaults {found.trials[0].valid:.4f}" in text
+    assert "(defaults)" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_trials_are_compared_by_the_trained_recommender(data: Path, tmp_path: Path) -> None:
+    """The augmenter's epochs, and pretraining, are validated in other measures."""
+    fixed = {"dim": 8, "epochs": 1, "batch_size": 64, "n_layers": 1, "learning_rate": 0.001}
+    theirs = {"model_settings": {"dim": 16, "epochs": 6, "batch_size": 16, "learning_rate": 0.005}}
+    plan = Plan(str(data), "sasrec", fixed, "asrep", theirs)
+    out = tmp_path / "tune"
+    found = tune(plan, out, 1, RUNTIME, workers=1)
+    (run,) = (out / "runs").iterdir()
+    epochs = read_curve(run / "curve.json")
+    own = [epoch.valid for epoch in epochs if epoch.phase == "fit"]
+    others = [epoch.valid for epoch in epochs if epoch.phase != "fit" and epoch.valid is not None]
+    assert len(own) == 1
+    assert others
+    assert own[0] is not None
+    assert max(others) > own[0]
+    assert found.trials[0].valid == pytest.approx(own[0])
+    assert found.trials[0].valid == load_evaluation(run / "valid").metrics["NDCG@10"]
+    assert found.trials[0].epochs == len(own) + len(others)
+
+
+def test_methods_without_epochs_are_tuned(data: Path, tmp_path: Path) -> None:
+    found = tune(Plan(str(data), "markov", {}), tmp_path / "tune", 3, RUNTIME, workers=1)
+    for trial in found.trials:
+        model = find_recommender("markov")(**trial.settings)
+        split = leave_one_out(load_dataset(data))
+        metrics = evaluate(model.fit(split.train), split.valid).metrics
+        assert trial.valid == pytest.approx(metrics["NDCG@10"])
+        assert trial.epochs == 0
+    assert found.trials[0].default
+    assert [line["epochs"] for line in looks(tmp_path / "tune")] == [1, 1, 1]
+
+
+def test_what_pruned_trials_cost_is_kept(data: Path, tmp_path: Path) -> None:
+    fixed = {"dim": 8, "epochs": 7, "patience": 7, "batch_size": 100, "n_layers": 1, "dropout": 0.0}
+    plan, out = Plan(str(data), "sasrec", fixed, seed=1), tmp_path / "tune"
+    found = tune(plan, out, 8, RUNTIME, workers=1)
+    states = {trial.number: trial.state for trial in found.trials}
+    assert "pruned" in states.values()
+    assert found.trials[0].state != "pruned"
+    lines = looks(out)
+    assert {line["trial"]: line["state"] for line in lines} == states
+    assert [line["epochs"] for line in lines] == [trial.epochs for trial in found.trials]
+    assert all(line["settings"] for line in lines)
+    kept = len(list((out / "runs").iterdir()))
+    assert kept == sum(state == "finished" for state in states.values())
+    # and no line is added for the same trial
+    tune(plan, out, 8, RUNTIME, workers=1)
+    assert looks(out) == lines
 
 
 def test_a_config_file_is_read_strictly(tmp_path: Path) -> None:

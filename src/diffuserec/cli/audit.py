@@ -12,7 +12,9 @@ from diffuserec.errors import ConfigError
 def audit(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(help="CSV files, or names of published tables such as diffrec-table2."),
+        typer.Argument(
+            help="CSV files, results.json, or names of published tables such as diffrec-table2."
+        ),
     ] = None,
     floors: Annotated[
         Path | None,
@@ -29,11 +31,14 @@ def audit(
     as HR@10, NDCG@10 and MRR, as shares of 1, and if known *dataset*, *loss*, *epochs*, *trials*,
     *candidates* (full or uniform:100), *filter_seen* (true or false), *users*, *items* and *note*.
 
+    It also takes results.json of a study, or what 'diffuserec results --format csv' prints.
+
     Status 0 says that nothing was found, 1 that something was, 2 that a table cannot be read.
 
     Examples:
 
         diffuserec audit my_table.csv
+        diffuserec audit runs/beauty/results.json
         diffuserec audit diffrec-table2 --json
         diffuserec audit --all-published
     """

@@ -56,6 +56,35 @@ Set = Annotated[
     ),
 ]
 
+SplitName = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="How to divide the log: leave-one-out, temporal, or with settings as in "
+        "temporal:quantile=0.9,valid_quantile=0.9,target=last.",
+    ),
+]
+SplitFile = Annotated[
+    Path | None,
+    typer.Option(help="A file of users, or of users, items and times, and the part of each."),
+]
+
+
+def chosen_split(split: str, split_file: Path | None) -> str:
+    """The canonical name of the split that --split or --split-file chooses.
+
+    Raises:
+        ConfigError: both are given, or there is no such split.
+        DataError: there is no such file.
+    """
+    from diffuserec.data import canonical_split
+
+    if split_file is None:
+        return canonical_split(split)
+    if split != "leave-one-out":
+        raise ConfigError("--split and --split-file are two splits: leave one out")
+    return canonical_split(f"file:path={split_file}")
+
 
 def require_free(out: Path | None, overwrite: bool) -> None:
     """Refuses an --out that exists, unless it may be overwritten."""

@@ -107,7 +107,8 @@ def tune(
     augment: Annotated[str | None, typer.Option(help="An augmenter, tuned along.")] = None,
     settings: options.Set = None,
     augment_settings: options.AugmentSet = None,
-    split: Annotated[str, typer.Option(help="As for 'diffuserec train'.")] = "leave-one-out",
+    split: options.SplitName = "leave-one-out",
+    split_file: options.SplitFile = None,
     seed: options.Seed = 0,
     workers: WorkerCount = None,
     device: options.Device = "auto",
@@ -127,13 +128,15 @@ def tune(
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.tune import tune as search
 
+    if augment_settings and not augment:
+        raise ConfigError("--augment-set needs --augment NAME")
     plan = Plan(
         str(data.resolve()),
         model,
         options.parse_pairs(settings),
         augment,
         options.parse_pairs(augment_settings) if augment else None,
-        split,
+        options.chosen_split(split, split_file),
         seed,
     )
     runtime = Runtime(device=device, precision=precision, seed=seed)
@@ -144,9 +147,7 @@ def tune(
         f"best of {len(found.trials)} trials, validation NDCG@10",
         {
             "best": f"{best.valid:.4f}",
-            "defaults": "failed"
-            if found.trials[0].valid is None
-            else f"{found.trials[0].valid:.4f}",
+            "defaults": found.defaults,
             **{name: str(value) for name, value in best.settings.items()},
         },
     )

@@ -46,17 +46,8 @@ def train(
     precision: options.Precision = "fp32",
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
     overwrite: options.Overwrite = False,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="How to divide the log: leave-one-out, temporal, or with settings as in "
-            "temporal:quantile=0.9,valid_quantile=0.9,target=last."
-        ),
-    ] = "leave-one-out",
-    split_file: Annotated[
-        Path | None,
-        typer.Option(help="A file of users, or of users, items and times, and the part of each."),
-    ] = None,
+    split: options.SplitName = "leave-one-out",
+    split_file: options.SplitFile = None,
     preset: Annotated[
         Literal["as_published"] | None,
         typer.Option(
@@ -90,17 +81,12 @@ def train(
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
     """
-    from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
     from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.train_run import silent, train_run
 
-    if split_file is not None:
-        if split != "leave-one-out":
-            raise ConfigError("--split and --split-file are two splits: leave one out")
-        split = f"file:path={split_file}"
     ours, theirs = options.parse_pairs(settings), options.parse_pairs(augment_settings)
     if config is not None:
         if model or augment or preset:
@@ -122,7 +108,7 @@ def train(
         settings=ours,
         augment=augment,
         augment_settings=theirs if augment else None,
-        split=canonical_split(split),
+        split=options.chosen_split(split, split_file),
         seed=seed,
     )
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)

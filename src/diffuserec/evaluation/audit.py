@@ -19,11 +19,16 @@ set. ``method`` is required. ``dataset``, ``loss``, ``epochs``, ``trials``, ``ca
 (``full`` or ``uniform:N``), ``filter_seen`` (``true`` or ``false``), ``users``, ``items`` and
 ``note`` are optional, and every other column is a metric, such as ``HR@10``, ``NDCG@10`` or
 ``MRR``, as a share of 1. Empty cells say that nothing is known.
+
+It reads our own tables, too: ``results.json`` of a study, and what ``diffuserec results --format
+csv`` prints. Rows are compared with others of the same data set, split and protocol. That training
+was ended by validation after different epochs is no finding; different limits are, in the JSON.
 """
 
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -37,6 +42,7 @@ from scipy.optimize import linprog  # type: ignore[attr-defined]
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.evaluation.metrics import Metric, parse_metric
 from diffuserec.evaluation.significance import Violation, check_consistency
+from diffuserec.files import read_document
 
 Check = Literal[
     "impossible",
@@ -65,6 +71,9 @@ class TableRow:
         filter_seen: whether seen items were hidden.
         n_users: users of the data set.
         n_items: items of the data set.
+        split: how the data set was divided, where it is said and is not leave-one-out.
+        protocol: of a table of a study, where it is not the full ranking: its rows are compared
+            with no others.
     """
 
     method: str
@@ -78,6 +87,13 @@ class TableRow:
     filter_seen: bool | None = None
     n_users: int | None = None
     n_items: int | None = None
+    split: str = ""
+    protocol: str = ""
+
+    @property
+    def table(self) -> str:
+        """Name of the rows that it stands among: the data set and what is special of it."""
+        return ", ".join(word for word in (self.dataset, self.split, self.protocol) if word)
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,8 @@ class Finding:
 
     Attributes:
         check: name of the check.
-        dataset: name of the data set; empty in a table of one.
+        dataset: name of the data set, with split and protocol if it has several; empty in a table
+            of one.
         methods: names of the methods concerned.
         message: what is wrong, with the numbers.
     """
@@ -141,11 +158,11 @@ def audit(rows: Sequence[TableRow], floors: Sequence[TableRow] | None = None) ->
     unchecked: list[str] = []
     for row in rows:
         findings += _impossible(row)
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        mine = [row for row in rows if row.dataset == dataset]
+    for table in dict.fromkeys(row.table for row in rows):
+        mine = [row for row in rows if row.table == table]
         found, why = _below_floors(mine, known_floors() if floors is None else floors)
         findings += found + _unequal(mine) + _mixed_protocols(mine) + _duplicates(mine)
-        unchecked += [f"{dataset or 'the table'}: {why}"] if why else []
+        unchecked += [f"{table or 'the table'}: {why}"] if why else []
     return Audit(len(rows), tuple(findings), tuple(unchecked))
 
 
@@ -190,20 +207,86 @@ def mrr_bounds(
 
 
 def read_table(path: Path | str) -> list[TableRow]:
-    """Reads a table of results from a CSV file; the module's docstring describes its shape.
+    """Reads a table of results, CSV or ``results.json``; the module's docstring describes both.
 
-    The digits that a column was rounded to are those of its longest value.
+    The digits that a column of a CSV file was rounded to are those of its longest value.
 
     Raises:
-        DataError: the file is missing, not CSV in UTF-8, or a cell is not what its column holds.
+        DataError: the file is missing, neither CSV in UTF-8 nor results of a study, or a cell is
+            not what its column holds.
         ConfigError: a column that is not known.
     """
     file = Path(path)
+    if file.suffix == ".json":
+        return _read_results(file)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     return _parse_table(text, file.name)
+
+
+def _read_results(file: Path) -> list[TableRow]:
+    """Rows of all tables of a study, without those that failed."""
+    try:
+        document = read_document(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+    if document.get("format") != "diffuserec-results":
+        raise DataError(f"{file} holds no results of a study: 'diffuserec study' makes them")
+    try:
+        return [row for table in document["tables"] for row in _rows_of(table)]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{file} is damaged or of another release ({error!r}): run the study again"
+        ) from error
+
+
+def _rows_of(table: Mapping[str, Any]) -> list[TableRow]:
+    candidates, filter_seen = _parts_of_protocol(table["protocol"])
+    part = [] if table["part"] == "test" else [table["part"]]
+    facts: dict[str, Any] = {
+        "dataset": table["data"],
+        "decimals": 9,
+        "candidates": candidates,
+        "filter_seen": filter_seen,
+        "split": ", ".join([*([table["split"]] if table["split"] != _USUAL else []), *part]),
+        "protocol": table["protocol"] if table["protocol"] != "full" else "",
+    }
+    users = re.search(r"users ([\d,]*\d)(?:, too short ([\d,]*\d))?", table["line"])
+    items = re.search(r"of ([\d,]+) items", table["line"])
+    if users is not None:
+        facts["n_users"] = sum(int(n.replace(",", "")) for n in users.groups() if n)
+    if items is not None:
+        facts["n_items"] = int(items[1].replace(",", ""))
+    return [
+        TableRow(
+            method=row["name"],
+            metrics={name: float(cell["value"]) for name, cell in row["metrics"].items()},
+            epochs=_as_float(limit := row.get("epoch_limit")),
+            trials=_as_float(row["trials"] if limit is not None else None),
+            **facts,
+        )
+        for row in table["rows"]
+        if row["metrics"]
+    ]
+
+
+def _as_float(number: int | None) -> float | None:
+    return None if number is None else float(number)
+
+
+_USUAL = "leave-one-out"
+
+
+def _parts_of_protocol(protocol: str) -> tuple[str, bool]:
+    """Candidates and whether seen items are hidden, of a protocol such as ``full, seen kept``."""
+    parts = [part.strip() for part in protocol.split(",")]
+    candidates = next((part for part in parts if part != _KEPT), "full")
+    return candidates, _KEPT not in parts
+
+
+_KEPT = "seen kept"
 
 
 def known_floors() -> list[TableRow]:
@@ -219,6 +302,8 @@ _FACTS = (
     *("method", "dataset", "loss", "epochs", "trials"),
     *("candidates", "filter_seen", "users", "items", "note"),
 )
+_OWN_FACTS = ("data", "split", "protocol", "seeds", "against", "seconds", "looks", "not ranked")
+"""Further columns of what ``diffuserec results --format csv`` prints, known by its protocol."""
 
 
 def _parse_table(text: str, name: str) -> list[TableRow]:
@@ -228,7 +313,8 @@ def _parse_table(text: str, name: str) -> list[TableRow]:
         table = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(line)]
     except csv.Error as error:
         raise DataError(f"{name}, line {lines.line_num}: not CSV ({error})") from error
-    metrics = _metric_columns(header, name)
+    own = "protocol" in header
+    metrics = _metric_columns(header, name, own)
     if not table:
         raise DataError(f"{name} has no row: give a method and its metrics on each line")
     for line, cells in table:
@@ -245,6 +331,10 @@ def _parse_table(text: str, name: str) -> list[TableRow]:
         where = f"{name}, line {line}"
         if "method" not in given:
             raise DataError(f"{where}: no method: name it")
+        if own:
+            given = _said_as_usual(given)
+            if not metrics.keys() & given.keys():
+                continue  # a row that failed
         numbers = {
             name_: _number(given, name_, where) for name_ in ("epochs", "trials", "users", "items")
         }
@@ -267,12 +357,28 @@ def _parse_table(text: str, name: str) -> list[TableRow]:
                 filter_seen=_flag(given.get("filter_seen"), where),
                 n_users=None if numbers["users"] is None else int(numbers["users"]),
                 n_items=None if numbers["items"] is None else int(numbers["items"]),
+                split=given.get("split", "") if own else "",
+                protocol=given.get("protocol", "") if own else "",
             )
         )
     return rows
 
 
-def _metric_columns(header: Sequence[str], name: str) -> dict[str, str]:
+def _said_as_usual(given: Mapping[str, str]) -> dict[str, str]:
+    """A line of our own table with the columns of any: its epochs are where validation ended it."""
+    said = {column: cell for column, cell in given.items() if column not in ("data", "epochs")}
+    candidates, filter_seen = _parts_of_protocol(given.get("protocol", "full"))
+    said |= {"candidates": candidates, "filter_seen": str(filter_seen)}
+    said |= {"dataset": given["data"]} if "data" in given else {}
+    for column, usual in (("protocol", "full"), ("split", _USUAL)):
+        if said.get(column) == usual:
+            del said[column]
+    if "epochs" not in given:
+        said.pop("trials", None)  # nothing was trained
+    return said
+
+
+def _metric_columns(header: Sequence[str], name: str, own: bool) -> dict[str, str]:
     """For each column of a metric, the one spelling of its name."""
     twice = [column for column in header if header.count(column) > 1]
     if twice:
@@ -281,7 +387,9 @@ def _metric_columns(header: Sequence[str], name: str) -> dict[str, str]:
         raise DataError(f"{name}: no column 'method' among: {', '.join(header) or 'none'}")
     metrics: dict[str, str] = {}
     for column in header:
-        if column in _FACTS:
+        if column in _FACTS or (own and column in _OWN_FACTS):
+            continue
+        if own and column.endswith((" ±", " published")):
             continue
         try:
             spelled = str(parse_metric(column))
@@ -353,7 +461,7 @@ def _impossible(row: TableRow) -> list[Finding]:
     """What no ranking can have: shares, pairs of HR and NDCG, hit rates that shrink, an MRR."""
 
     def found(check: Check, message: str) -> Finding:
-        return Finding(check, row.dataset, (row.method,), message)
+        return Finding(check, row.table, (row.method,), message)
 
     findings = []
     half = 0.5 * 10.0**-row.decimals
@@ -406,6 +514,8 @@ def _below_floors(
     rows: Sequence[TableRow], floors: Sequence[TableRow]
 ) -> tuple[list[Finding], str]:
     """Rows of one data set below a floor, and why nothing could be compared, if so."""
+    if rows[0].split:
+        return [], "floors are of the test part of leave-one-out"
     full = [row for row in rows if row.candidates in (None, "full")]
     if not full:
         return [], "floors are of full rankings, and its candidates are sampled"
@@ -421,7 +531,7 @@ def _below_floors(
                 below.setdefault(method, []).append(f"{name} {value:.4f} < {least:.4f}")
         if below:
             text = "; ".join(f"{method}: {', '.join(less)}" for method, less in below.items())
-            findings.append(Finding("below floor", row.dataset, (row.method,), text))
+            findings.append(Finding("below floor", row.table, (row.method,), text))
     return findings, ""
 
 
@@ -462,7 +572,7 @@ def _unequal(rows: Sequence[TableRow]) -> list[Finding]:
         groups = _grouped(rows, lambda row, what=what: getattr(row, what))
         if len(groups) > 1:
             findings.append(
-                Finding("unequal", rows[0].dataset, _names(rows), f"{what}: {_listed(groups)}")
+                Finding("unequal", rows[0].table, _names(rows), f"{what}: {_listed(groups)}")
             )
     return findings
 
@@ -471,7 +581,7 @@ def _mixed_protocols(rows: Sequence[TableRow]) -> list[Finding]:
     """Sampled or different candidates, and seen items that are treated differently or not said."""
 
     def found(check: Check, message: str) -> Finding:
-        return Finding(check, rows[0].dataset, _names(rows), message)
+        return Finding(check, rows[0].table, _names(rows), message)
 
     findings = []
     by_candidates = _grouped(rows, lambda row: row.candidates)
@@ -500,11 +610,11 @@ def _duplicates(rows: Sequence[TableRow]) -> list[Finding]:
     for one, other in combinations(rows, 2):
         if one.method == other.method:
             findings.append(
-                Finding("duplicate", one.dataset, (one.method,), "the method stands twice")
+                Finding("duplicate", one.table, (one.method,), "the method stands twice")
             )
         elif len(one.metrics) > 2 and dict(one.metrics) == dict(other.metrics):
             message = f"the same {len(one.metrics)} metrics throughout"
-            findings.append(Finding("duplicate", one.dataset, (one.method, other.method), message))
+            findings.append(Finding("duplicate", one.table, (one.method, other.method), message))
     return findings
 
 

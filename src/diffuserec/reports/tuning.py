@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuserec.reports.curves import draw_svg
-from diffuserec.tables import Record, format_table
+from diffuserec.tables import Estimate, Record, format_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_STATES = {"finished": "finished", "pruned": "ended early", "failed": "failed"}
 
 
 def draw_history(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
     """Writes the validation metric of each trial, and the best so far, as an SVG.
 
     Args:
-        trials: each with ``number``, ``valid`` and ``state``.
+        trials: each with ``number``, ``valid``, ``state`` and ``default``.
     """
+
+    from matplotlib.ticker import MaxNLocator  # not on top: training needs no figures
 
     def draw(axes: "Sequence[Axes]") -> None:
         (panel,) = axes
@@ -28,17 +32,25 @@ def draw_history(path: Path, trials: Sequence[Mapping[str, Any]]) -> None:
             tops.append(best)
         for state, marker, color in (("finished", "o", "#0550ae"), ("pruned", "x", "#8c959f")):
             found = [trial for trial in trials if trial["state"] == state]
+            if not found:
+                continue
             panel.plot(
                 [trial["number"] for trial in found],
                 [trial["valid"] for trial in found],
                 marker,
                 color=color,
-                label={"finished": "finished", "pruned": "ended early"}[state],
+                label=_STATES[state],
             )
         panel.step(
             [trial["number"] for trial in trials], tops, where="post", color="#1a7f37", label="best"
         )
-        panel.set_xlabel("trial (0: defaults)")
+        for trial in trials:
+            if trial["default"] and trial["valid"] is not None:
+                panel.axhline(
+                    trial["valid"], color="#57606a", linewidth=1, linestyle=":", label="defaults"
+                )
+        panel.set_xlabel("trial")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("validation NDCG@10")
         panel.legend(frameon=False, fontsize=9)
 
@@ -63,8 +75,9 @@ def tuning_page(title: str, document: Mapping[str, Any], folder: Path) -> str:
     trials = sorted(document["trials"], key=lambda t: -(t["valid"] or 0.0))
     settings = list(dict.fromkeys(name for trial in trials for name in trial["settings"]))
     records: list[Record] = [
-        {"trial": str(t["number"]) + (" (defaults)" if t["number"] == 0 else "")}
-        | {"validation NDCG@10": t["valid"], "epochs": t["epochs"], "": t["state"]}
+        {"trial": str(t["number"]) + (" (defaults)" if t["default"] else "")}
+        | {"validation NDCG@10": None if t["valid"] is None else Estimate(t["valid"])}
+        | {"epochs": t["epochs"], "state": _STATES[t["state"]]}
         | {name: _shown(t["settings"].get(name)) for name in settings}
         for t in trials
     ]
@@ -80,8 +93,9 @@ def tuning_page(title: str, document: Mapping[str, Any], folder: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{heading}</title><style>{_STYLE}</style></head><body><h1>{heading}</h1>"
         "<p>Chosen on validation alone; the test part was not looked at. The best settings stand "
-        "in best.toml, for <code>diffuserec train --config best.toml</code>.</p>"
-        f'{figures}<div class="wide">{format_table(records, "html")}</div></body></html>\n'
+        "in <code>best.toml</code>, for <code>diffuserec train --config best.toml</code>.</p>"
+        f'<div class="figures">{figures}</div>'
+        f'<div class="wide">{format_table(records, "html")}</div></body></html>\n'
     )
 
 
@@ -91,7 +105,8 @@ def _shown(value: Any) -> str | float | int | None:
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-    "figure{margin:1rem 0}svg{max-width:100%;height:auto}.wide{overflow-x:auto}"
+    ".figures{display:flex;flex-wrap:wrap}figure{margin:1rem 1rem 1rem 0}"
+    "svg{max-width:100%;height:auto}.wide{overflow-x:auto}"
     "table{border-collapse:collapse;font-size:14px}td,th{padding:.25rem .6rem;"
     "border-bottom:1px solid #d8dee4;text-align:left}"
 )

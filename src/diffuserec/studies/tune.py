@@ -2,11 +2,13 @@
 
 Optuna proposes the settings (extra ``tune``). The first trial has the defaults, so that the gain is
 known; a trial that falls behind the median of the others at the same epoch is ended. Trials are
+compared by the validation metric of the trained run, pruned by that of single epochs. They are
 kept in a journal: the same command again goes on, and several processes work at once. The test part
 is never looked at. What was spent stands in ``best.toml`` and, from there, in every table.
 
     OUT/journal.log    Optuna's journal
-    OUT/runs/*/        a run for each trial
+    OUT/ledger.jsonl   what each trial validated; stays when the run of a pruned trial is removed
+    OUT/runs/*/        a run for each trial that was not pruned
     OUT/best.toml      the best settings, for ``train --config`` and the rows of studies
     OUT/tune.json      every trial; history.svg and importance.svg show them, report.html has all
 """
@@ -20,15 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuserec.data import load_dataset
+from diffuserec.data import load_dataset, split_dataset
 from diffuserec.errors import ConfigError
-from diffuserec.files import locked, write_json, write_text
+from diffuserec.evaluation import load_evaluation
+from diffuserec.files import locked, read_lines, write_json, write_text
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search, Settings
 from diffuserec.models.methods import find_augmenter, find_recommender
 from diffuserec.reports.tuning import draw_history, draw_importance, tuning_page
+from diffuserec.studies.epoch_log import FILE as EPOCHS
+from diffuserec.studies.ledger import looks, record
 from diffuserec.studies.method_config import write_config
-from diffuserec.studies.run_directory import Plan, is_finished, is_free, read_curve
+from diffuserec.studies.run_directory import Plan, is_finished, is_free
 from diffuserec.studies.train_run import Say, methods_of, require_buildable, silent, train_run
 from diffuserec.studies.workers import Workers, n_cores
 
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
 _AUGMENT = "augment."
 _FEWEST = 4
 """Finished trials from which importances are computed."""
+_METRIC = "NDCG@10"
+_PHASE = "fit"
+"""The last phase of a recommender that is trained in epochs; trials are pruned in no other one."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ class Trial:
     """One trial.
 
     Attributes:
-        number: from 0; 0 has the defaults.
+        number: from 0; that of an interrupted trial, which began anew under another, is missing.
         settings: that were searched, ``augment.`` before those of the augmenter.
-        valid: best validation metric; None where it failed.
-        epochs: trained.
+        valid: validation metric of the trained run, or the best epoch's of a pruned one; None where
+            it failed.
+        epochs: that were validated, in all phases, the augmenter's included.
         state: ``finished``, ``pruned`` or ``failed``.
+        default: whether it has the defaults.
     """
 
     number: int
@@ -57,6 +67,7 @@ class Trial:
     valid: float | None
     epochs: int
     state: str
+    default: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Tuned:
 
     Attributes:
         plan: with the best settings.
-        trials: all, in their order.
+        trials: all that ended, in their order.
         best: number of the best trial.
         importance: share of the spread of the metric that each setting explains, by name; empty
             for fewer than four finished trials.
@@ -75,6 +86,14 @@ class Tuned:
     trials: tuple[Trial, ...]
     best: int
     importance: Mapping[str, float]
+
+    @property
+    def defaults(self) -> str:
+        """What the defaults reached, as a text."""
+        first = next((trial for trial in self.trials if trial.default), None)
+        if first is None:
+            return "not tried"
+        return "failed" if first.valid is None else f"{first.valid:.4f}"
 
 
 def search_space(plan: Plan) -> dict[str, Search]:
@@ -126,15 +145,18 @@ def tune(
         workers: processes of one thread each; None takes one for each core.
 
     Raises:
-        ConfigError: Optuna is not installed, `n_trials` is below 1, nothing is to be searched, or
-            `out` holds trials of another plan.
+        ConfigError: Optuna is not installed, `n_trials` or `workers` is below 1, nothing is to be
+            searched, or `out` holds trials of another plan.
         DataError: the data cannot be used, or another process works in `out`.
     """
     _require_optuna()
     if n_trials < 1:
         raise ConfigError(f"the number of trials must be at least 1, got {n_trials}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"the number of workers must be at least 1, got {workers}")
     space = search_space(plan)
     dataset = load_dataset(plan.data)
+    split_dataset(dataset, plan.split)
     require_buildable(plan, dataset.catalog)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
@@ -142,20 +164,22 @@ def tune(
         _require_same(study, plan, dataset.fingerprint)
         _take_up_again(study)
         if not study.trials:
-            study.enqueue_trial({name: default_of(plan, name) for name in space})
-        n_begun = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-        n_begun -= sum("again" in trial.user_attrs for trial in study.trials)
-        say(f"{len(space)} settings, {max(n_trials - n_begun, 0)} of {n_trials} trials to run")
+            settings = {name: default_of(plan, name) for name in space}
+            _enqueue(study, settings, default=True)
+        _complete_ledger(study, out)
+        n_begun = len(_ended(study))
+        n_left = max(n_trials - n_begun, 0)
+        say(f"searching {', '.join(space)}: {n_left} of {n_trials} trials to run")
         with Workers(workers or n_cores(), runtime) as pool:
             while n_begun < n_trials or pool.n_busy:
                 while pool.n_busy < pool.n and n_begun < n_trials:
                     pool.submit(str(n_begun), partial(run_trial, plan, out, n_begun))
                     n_begun += 1
                 for event in pool.events():
-                    if event.kind == "failed":
-                        say(f"a trial failed: {event.value}")
-                    elif event.kind == "done":
-                        say(event.value)
+                    if event.kind == "epoch":
+                        continue
+                    _complete_ledger(study, out)
+                    say(event.value if event.kind == "done" else f"a trial failed: {event.value}")
         tuned = _tuned(study, plan)
         _write(tuned, out)
     return tuned
@@ -195,14 +219,62 @@ def _require_same(study: "optuna.Study", plan: Plan, fingerprint: str) -> None:
         raise ConfigError(f"the trials there are of another {what}: use the same, or another --out")
 
 
+def _enqueue(study: "optuna.Study", settings: Mapping[str, Any], **facts: Any) -> None:
+    """Has a trial with these settings begin next; what it lacks is drawn."""
+    study.enqueue_trial(dict(settings), user_attrs={"given": dict(settings), **facts})
+
+
 def _take_up_again(study: "optuna.Study") -> None:
     """Trials that a kill interrupted begin anew; their runs continue from their checkpoints."""
     from optuna.trial import TrialState
 
+    begun = _interrupted(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number not in begun:
+            settings = {**trial.user_attrs.get("given", {}), **trial.params}
+            default = trial.user_attrs.get("default", False)
+            _enqueue(study, settings, default=default, again=trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"again": True})
+
+
+def _interrupted(study: "optuna.Study") -> set[int]:
+    """Numbers of the trials that began anew under another number."""
+    again = (trial.user_attrs.get("again") for trial in study.get_trials(deepcopy=False))
+    return {number for number in again if number is not None}
+
+
+def _ended(study: "optuna.Study") -> tuple[Trial, ...]:
+    """Trials that ended by themselves, in their order."""
+    from optuna.trial import TrialState
+
+    names = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    interrupted = _interrupted(study)
+    return tuple(
+        Trial(
+            number=trial.number,
+            settings=dict(trial.params),
+            valid=trial.user_attrs.get("valid"),
+            epochs=trial.user_attrs.get("epochs", 0),
+            state=names[trial.state],
+            default=trial.user_attrs.get("default", False),
+        )
+        for trial in study.get_trials(deepcopy=False, states=tuple(names))
+        if trial.number not in interrupted
+    )
+
+
+def _complete_ledger(study: "optuna.Study", out: Path) -> None:
+    """Sees to it that the ledger has a line for each trial that ended, after a kill too."""
+    known = {line["trial"] for line in looks(out)}
+    for trial in _ended(study):
+        if trial.number not in known:
+            n = trial.epochs if trial.valid is None else max(trial.epochs, 1)
+            facts = {"settings": dict(trial.settings), "state": trial.state}
+            record(out, "validation", epochs=n, trial=trial.number, **facts)
 
 
 def default_of(plan: Plan, name: str) -> Any:
@@ -260,66 +332,81 @@ def run_trial(plan: Plan, out: Path, begun: int, runtime: Runtime) -> str:
     Args:
         begun: trials that were begun before, so that no two draw alike.
     """
+    from optuna import TrialPruned
     from optuna.trial import TrialState
 
     study = _open(out, plan.seed + begun)
     trial = study.ask()
-    steps, pruned = 0, False
-    tell = runtime.on_epoch
-
-    def watch(epoch: Epoch) -> bool:
-        nonlocal steps, pruned
-        if tell is not None:
-            tell(epoch)
-        if epoch.valid is not None and not pruned:
-            trial.report(epoch.valid, steps)
-            steps += 1
-            pruned = trial.number > 0 and trial.should_prune()
-        return pruned
-
+    pruned, path = False, None
     try:
         settings = _suggest(trial, plan, search_space(plan))
         path = _run_path(out, settings)
-        chosen = with_settings_of(plan, settings)
-        if not is_finished(path, chosen, load_dataset(plan.data).fingerprint):
-            runtime = replace(runtime, on_epoch=watch, resume=not is_free(path))
-            train_run(chosen, path, runtime, report=False)
-        valid = [e.valid for e in read_curve(path / "curve.json") if e.valid is not None]
+        try:
+            _train(trial, with_settings_of(plan, settings), path, runtime)
+            valid = load_evaluation(path / "valid").metrics[_METRIC]
+        except TrialPruned:
+            pruned, valid = True, max(metric for _, metric in _validated(path, _PHASE))
     except Exception:
+        trial.set_user_attr("epochs", 0 if path is None else len(_validated(path)))
         study.tell(trial, state=TrialState.FAIL)
         raise
-    if pruned:  # it is no finished run of its settings
-        shutil.rmtree(path)
-    trial.set_user_attr("epochs", len(valid))
-    trial.set_user_attr("valid", max(valid))
+    n = len(_validated(path))
+    epochs = f", {n} epochs" * (n > 0)
+    trial.set_user_attr("epochs", n)
+    trial.set_user_attr("valid", valid)
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, max(valid))
-    ended = "ended early, " if pruned else ""
-    best = f"; best so far {study.best_value:.4f}" if not pruned else ""
-    return f"trial {trial.number}: {ended}valid {max(valid):.4f}, {len(valid)} epochs{best}"
+        shutil.rmtree(path)  # it is no finished run of its settings; what it cost is known by now
+        return f"trial {trial.number}: ended early, valid {valid:.4f}{epochs}"
+    study.tell(trial, valid)
+    best = f"best so far {study.best_value:.4f}"
+    return f"trial {trial.number}: valid {valid:.4f}{epochs}; {best}"
+
+
+def _train(trial: "optuna.Trial", chosen: Plan, path: Path, runtime: Runtime) -> None:
+    """Trains the run of a trial, or what is left of it.
+
+    Raises:
+        optuna.TrialPruned: it falls behind the others; its run is not finished then.
+    """
+    from optuna import TrialPruned
+
+    if is_finished(path, chosen, load_dataset(chosen.data).fingerprint):
+        return
+    tell = runtime.on_epoch
+
+    def watch(epoch: Epoch) -> None:
+        if tell is not None:
+            tell(epoch)
+        if epoch.phase == _PHASE and epoch.valid is not None:
+            trial.report(epoch.valid, epoch.epoch)
+            if trial.should_prune() and not trial.user_attrs.get("default"):
+                raise TrialPruned
+
+    for number, metric in _validated(path, _PHASE):  # before a kill
+        trial.report(metric, number)
+    train_run(
+        chosen, path, replace(runtime, on_epoch=watch, resume=not is_free(path)), report=False
+    )
+
+
+def _validated(path: Path, phase: str | None = None) -> list[tuple[int, float]]:
+    """Epochs of a run, finished or not, that were validated, with the metric of each.
+
+    Args:
+        phase: only those of this phase.
+    """
+    return [
+        (line["epoch"], line["valid"])
+        for line in read_lines(path / EPOCHS)
+        if line["valid"] is not None and phase in (None, line["phase"])
+    ]
 
 
 def _tuned(study: "optuna.Study", plan: Plan) -> Tuned:
     import optuna
-    from optuna.trial import TrialState
 
-    names = {
-        TrialState.COMPLETE: "finished",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-    }
-    trials = tuple(
-        Trial(
-            number=trial.number,
-            settings=dict(trial.params),
-            valid=trial.user_attrs.get("valid"),
-            epochs=trial.user_attrs.get("epochs", 0),
-            state=names[trial.state],
-        )
-        for trial in study.get_trials(deepcopy=False, states=tuple(names))
-    )
+    trials = _ended(study)
     finished = [trial for trial in trials if trial.state == "finished"]
     if not finished:
         raise ConfigError("every trial failed: see the lines above for the reasons")
@@ -332,7 +419,6 @@ def _tuned(study: "optuna.Study", plan: Plan) -> Tuned:
 
 def _write(tuned: Tuned, out: Path) -> None:
     best = next(trial for trial in tuned.trials if trial.number == tuned.best)
-    first = tuned.trials[0]
     document: dict[str, Any] = {
         "format": "diffuserec-tuned",
         "version": 1,
@@ -342,12 +428,11 @@ def _write(tuned: Tuned, out: Path) -> None:
         "trials": [asdict(trial) for trial in tuned.trials],
     }
     write_json(out / "tune.json", document)
-    default = "failed" if first.valid is None else f"{first.valid:.4f}"
     write_config(
         out / "best.toml",
         tuned.plan,
         comment=(
-            f"Chosen on validation (NDCG@10 {best.valid:.4f}, defaults {default}) by "
+            f"Chosen on validation ({_METRIC} {best.valid:.4f}, defaults {tuned.defaults}) by "
             "'diffuserec tune'; the test part was not looked at."
         ),
         trials=len(tuned.trials),
