@@ -386,18 +386,19 @@ def test_results_of_a_study_are_audited(tmp_path: Path) -> None:
 def test_a_printed_table_of_a_study_is_audited(tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     file.write_text(
-        '"method","data","split","protocol","seeds","HR@10","HR@10 ±","NDCG@10",'
+        '"method","data","split","protocol","part","seeds","HR@10","HR@10 ±","NDCG@10",'
         '"NDCG@10 published",'
         '"against","epochs","seconds","trials","looks","not ranked"\n'
-        '"A","clicks","leave-one-out","full",2,0.1,0.01,0.05,0.04,"B","18/24",10,1,1,""\n'
-        '"B","clicks","leave-one-out","full",2,0.12,0.01,0.06,,"","20",10,1,1,""\n'
-        '"C","clicks","leave-one-out","full",2,,,,,"","",,1,0,"failed: no memory"\n'
-        '"A","clicks","temporal","uniform:100, seen kept",2,0.0500,,0.0600,,"","2",,1,0,""\n',
+        '"A","clicks","leave-one-out","full","test",2,0.1,0.01,0.05,0.04,"B","18/24",10,1,1,""\n'
+        '"B","clicks","leave-one-out","full","test",2,0.12,0.01,0.06,,"","20",10,1,1,""\n'
+        '"C","clicks","leave-one-out","full","test",2,,,,,"","",,1,0,"failed: no memory"\n'
+        '"A","clicks","temporal","uniform:100, seen kept","valid",'
+        '2,0.0500,,0.0600,,"","2",,1,0,""\n',
         encoding="utf-8",
     )
     rows = read_table(file)
     assert [row.table for row in rows] == ["clicks"] * 2 + [
-        "clicks, temporal, uniform:100, seen kept"
+        "clicks, temporal, valid, uniform:100, seen kept"
     ]
     assert (rows[2].candidates, rows[2].filter_seen) == ("uniform:100", False)
     found = audit(rows)

@@ -16,6 +16,7 @@ from diffuserec.studies.ledger import looks
 from diffuserec.studies.method_config import read_config
 from diffuserec.studies.run_directory import Plan, read_curve
 from diffuserec.studies.study import lines, read
+from diffuserec.studies.train_run import methods_of
 from diffuserec.studies.tune import default_of, search_space, tune, with_settings_of
 
 pytest.importorskip("optuna")
@@ -103,7 +104,7 @@ def test_tuning_begins_with_the_defaults_and_goes_on(data: Path, tmp_path: Path)
     text = 'title = "t"\ndata = ["store"]\n[[rows]]\nmodel = "sasrec"\nconfig = "best.toml"\n'
     (out / "study.toml").write_text(text, encoding="utf-8")
     (line, *_) = lines(read(out / "study.toml"))
-    assert line.plan.settings == dict(again.plan.settings)
+    assert methods_of(line.plan)[0].config == methods_of(again.plan)[0].config
     assert line.trials == 5
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "0 (defaults)" in page

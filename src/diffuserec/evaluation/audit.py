@@ -244,13 +244,12 @@ def _read_results(file: Path) -> list[TableRow]:
 
 def _rows_of(table: Mapping[str, Any]) -> list[TableRow]:
     candidates, filter_seen = _parts_of_protocol(table["protocol"])
-    part = [] if table["part"] == "test" else [table["part"]]
     facts: dict[str, Any] = {
         "dataset": table["data"],
         "decimals": 9,
         "candidates": candidates,
         "filter_seen": filter_seen,
-        "split": ", ".join([*([table["split"]] if table["split"] != _USUAL else []), *part]),
+        "split": _unusual(table["split"], table["part"]),
         "protocol": table["protocol"] if table["protocol"] != "full" else "",
     }
     users = re.search(r"users ([\d,]*\d)(?:, too short ([\d,]*\d))?", table["line"])
@@ -270,6 +269,11 @@ def _rows_of(table: Mapping[str, Any]) -> list[TableRow]:
         for row in table["rows"]
         if row["metrics"]
     ]
+
+
+def _unusual(split: str, part: str) -> str:
+    """What is special of a split and its part; empty for the test part of leave-one-out."""
+    return ", ".join([split] * (split != _USUAL) + [part] * (part != "test"))
 
 
 def _as_float(number: int | None) -> float | None:
@@ -302,7 +306,10 @@ _FACTS = (
     *("method", "dataset", "loss", "epochs", "trials"),
     *("candidates", "filter_seen", "users", "items", "note"),
 )
-_OWN_FACTS = ("data", "split", "protocol", "seeds", "against", "seconds", "looks", "not ranked")
+_OWN_FACTS = (
+    *("data", "split", "protocol", "part", "seeds"),
+    *("against", "seconds", "looks", "not ranked"),
+)
 """Further columns of what ``diffuserec results --format csv`` prints, known by its protocol."""
 
 
@@ -370,9 +377,9 @@ def _said_as_usual(given: Mapping[str, str]) -> dict[str, str]:
     candidates, filter_seen = _parts_of_protocol(given.get("protocol", "full"))
     said |= {"candidates": candidates, "filter_seen": str(filter_seen)}
     said |= {"dataset": given["data"]} if "data" in given else {}
-    for column, usual in (("protocol", "full"), ("split", _USUAL)):
-        if said.get(column) == usual:
-            del said[column]
+    said["split"] = _unusual(said.get("split", _USUAL), said.get("part", "test"))
+    if said.get("protocol") == "full":
+        del said["protocol"]
     if "epochs" not in given:
         said.pop("trials", None)  # nothing was trained
     return said
