@@ -17,7 +17,7 @@ from diffuserec.studies.method_config import read_config
 from diffuserec.studies.run_directory import Plan, read_curve
 from diffuserec.studies.study import lines, read
 from diffuserec.studies.train_run import methods_of
-from diffuserec.studies.tune import default_of, search_space, tune, with_settings_of
+from diffuserec.studies.tune import default_of, run_trial, search_space, tune, with_settings_of
 
 pytest.importorskip("optuna")
 
@@ -209,24 +209,6 @@ def test_methods_without_epochs_are_tuned(data: Path, tmp_path: Path) -> None:
     assert [line["epochs"] for line in looks(tmp_path / "tune")] == [1, 1, 1]
 
 
-def test_what_pruned_trials_cost_is_kept(data: Path, tmp_path: Path) -> None:
-    fixed = {"dim": 8, "epochs": 7, "patience": 7, "batch_size": 100, "n_layers": 1, "dropout": 0.0}
-    plan, out = Plan(str(data), "sasrec", fixed, seed=1), tmp_path / "tune"
-    found = tune(plan, out, 8, RUNTIME, workers=1)
-    states = {trial.number: trial.state for trial in found.trials}
-    assert "pruned" in states.values()
-    assert found.trials[0].state != "pruned"
-    lines = looks(out)
-    assert {line["trial"]: line["state"] for line in lines} == states
-    assert [line["epochs"] for line in lines] == [trial.epochs for trial in found.trials]
-    assert all(line["settings"] for line in lines)
-    kept = len(list((out / "runs").iterdir()))
-    assert kept == sum(state == "finished" for state in states.values())
-    # and no line is added for the same trial
-    tune(plan, out, 8, RUNTIME, workers=1)
-    assert looks(out) == lines
-
-
 def test_a_config_file_is_read_strictly(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     for text, message in (
@@ -237,3 +219,38 @@ def test_a_config_file_is_read_strictly(tmp_path: Path) -> None:
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):
             read_config(file)
+
+
+def test_pruning_spares_the_defaults_and_keeps_what_was_spent(data: Path, tmp_path: Path) -> None:
+    fixed = {"dim": 8, "epochs": 7, "batch_size": 100, "n_layers": 1, "dropout": 0.0}
+    plan, out = Plan(str(data), "sasrec", fixed), tmp_path / "tune"
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(plan, out, 1, RUNTIME, workers=1, say=stop)
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))
+    study = optuna.load_study(study_name="tune", storage=storage)
+    study.ask()  # the defaults, killed while others went on that are far better
+    for number in range(4):
+        study.enqueue_trial({"learning_rate": 0.0049 - number / 10_000})
+        run_trial(plan, out, number, RUNTIME)
+    study.enqueue_trial({"learning_rate": 0.001001})
+    found = tune(plan, out, 6, RUNTIME, workers=1)
+    states = {trial.settings["learning_rate"]: trial.state for trial in found.trials}
+    assert states[0.001001] == "pruned"
+    assert states[0.001] == "finished"
+    assert [trial.settings["learning_rate"] for trial in found.trials if trial.default] == [0.001]
+    # the run of the pruned trial is gone, its line is not
+    lines = looks(out)
+    assert [line["state"] for line in lines] == [trial.state for trial in found.trials]
+    assert [line["epochs"] for line in lines] == [trial.epochs for trial in found.trials]
+    assert {line["settings"]["learning_rate"] for line in lines} == states.keys()
+    assert len(list((out / "runs").iterdir())) == 5
+    tune(plan, out, 6, RUNTIME, workers=1)
+    assert looks(out) == lines
