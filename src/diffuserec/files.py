@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -55,13 +55,14 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     Raises:
         DataError: another process, or another part of this one, holds it, or it cannot be made.
     """
-    file = _beside(real(path), "lock")
+    file = beside(real(path), "lock")
     with telling(path):
         _make(file.parent)
         lock = FileLock(file, thread_local=False)
         try:
             lock.acquire(timeout=max(wait, 0.2), poll_interval=0.02)
         except Timeout as error:
+            file.touch()  # raises what keeps a file from being made, which was waited for, too
             raise DataError(
                 f"{path} is being written by another process: wait until it has ended, or choose "
                 "another path"
@@ -118,7 +119,7 @@ def partial(target: Path) -> Iterator[Path]:
     """
     for leftover in leftovers(target):
         _remove(leftover)
-    work = _beside(target, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
+    work = beside(target, f"{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         yield work
     finally:
@@ -301,26 +302,37 @@ def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(f"{json.dumps(document)}\n" for document in documents))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; none if there is no file.
 
     A last line that a kill cut short is passed over.
+
+    Args:
+        keys: that every object has.
 
     Raises:
         DataError: another line is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[:-1], 1):  # the last ends with no line feed: it was cut
         try:
-            found.append(dict(json.loads(line)))
-        except ValueError as error:
-            if number < len(lines):
-                raise DataError(f"{path}, line {number}: damaged") from error
+            document = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise _damaged_line(path, number, "it is no JSON in UTF-8") from error
+        lacking = [key for key in keys if not isinstance(document, dict) or key not in document]
+        if not isinstance(document, dict) or lacking:
+            why = f"it has no {lacking[0]!r}" if lacking else "it holds no JSON object"
+            raise _damaged_line(path, number, why)
+        found.append(document)
     return found
+
+
+def _damaged_line(path: Path, number: int, why: str) -> DataError:
+    return DataError(f"{path}, line {number}: damaged ({why}): copy the run again, or train again")
 
 
 def sha256(path: Path) -> str:
@@ -351,7 +363,7 @@ def flush_directory(path: Path) -> None:
 
 def leftovers(target: Path) -> list[Path]:
     """What writers of a path left beside it, or are writing there now."""
-    pattern = re.compile(re.escape(_beside(target, "").name) + r"\d+-[0-9a-f]{8}\.partial")
+    pattern = re.compile(re.escape(beside(target, "").name) + r"\d+-[0-9a-f]{8}\.partial")
     return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
 
 
@@ -361,7 +373,8 @@ def sweep(folder: Path) -> None:
         _remove(leftover)
 
 
-def _beside(target: Path, suffix: str) -> Path:
+def beside(target: Path, suffix: str) -> Path:
+    """A hidden path in the same folder: ``.NAME.SUFFIX``; of a long name, its digest."""
     name = target.name
     if len(os.fsencode(name)) > 128:  # names are at most 255 bytes long
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]

@@ -152,15 +152,14 @@ def test_rules_of_a_subclass_are_checked_after_what_has_no_effect():
             "Wall has no setting 'colour' (did you mean 'color'?); it has: color, coats, primer, "
             "by_value, by_values, by_predicate, by_name, by_two, by_none",
         ),
-        ({"coats": 0}, "Wall: coats: Input should be greater than or equal to 1, got 0"),
+        ({"coats": 0}, "Wall: coats: must be greater than or equal to 1, got 0"),
         (
             {"coats": "many"},
-            "Wall: coats: Input should be a valid integer, unable to parse string as an integer, "
-            "got 'many'",
+            "Wall: coats: must be a whole number, got 'many'",
         ),
         (
             {"color": "blue"},
-            "Wall: color: Input should be 'red', 'green', 'yellow' or 'none', got 'blue'",
+            "Wall: color: must be 'red', 'green', 'yellow' or 'none', got 'blue'",
         ),
     ],
 )

@@ -712,8 +712,8 @@ def test_an_unknown_loss_is_refused_in_one_line():
         ({"gbce_t": 0.5}, "gbce_t = 0.5 has no effect with loss = 'softmax': it needs loss = 'gbc"),
         ({"gbce_t": 0.5, "loss": "bce"}, "gbce_t = 0.5 has no effect with loss = 'bce': it needs"),
         ({"gbce_t": 0.5, "loss": "bpr_max"}, "gbce_t = 0.5 has no effect with loss = 'bpr_max'"),
-        ({"loss": "bce", "n_negatives": 0}, "n_negatives: Input should be greater than or equal"),
-        ({"loss": "gbce", "gbce_t": 1.5}, "gbce_t: Input should be less than or equal to 1"),
+        ({"loss": "bce", "n_negatives": 0}, "n_negatives: must be greater than or equal"),
+        ({"loss": "gbce", "gbce_t": 1.5}, "gbce_t: must be less than or equal to 1"),
     ],
 )
 def test_settings_without_effect_on_the_loss_are_refused(settings, message):

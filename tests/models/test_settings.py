@@ -116,7 +116,7 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
         (
             Flat,
             {"encoder": "gru", "encoder_settings": {"hidden_dim": 0}},
-            "It: settings: encoder_settings of gru: hidden_dim: Input should be greater than or",
+            "It: settings: encoder_settings of gru: hidden_dim: must be greater than or",
         ),
         (
             NextItemSettings,
@@ -251,7 +251,7 @@ def test_what_an_encoder_of_ones_own_cannot_do_is_refused():
     message = refusal(NextItemSettings, encoder="decay", n_heads=4)
     assert "n_heads = 4 has no effect with encoder = 'decay'" in message
     message = refusal(Flat, encoder="decay", encoder_settings={"rate": 1.0})
-    assert "encoder_settings of decay: rate: Input should be less than 1" in message
+    assert "encoder_settings of decay: rate: must be less than 1" in message
     with pytest.raises(ConfigError, match="'decay' reads forward only"):
         Flat(encoder="decay").build_encoder(20, causal=False)
 

@@ -289,7 +289,7 @@ def test_every_loss_and_example_moves_both_streams(random_log, settings, precisi
         ({"loss": "bce"}, "loss: .*'softmax', 'sampled_softmax' or 'bpr', got 'bce'"),
         ({"n_negatives": 0}, "n_negatives: .*greater than or equal to 1, got 0"),
         ({"n_negatives": 3}, "n_negatives = 3 has no effect with loss = 'softmax'"),
-        ({"encoder": "gru"}, "STOSA: encoder: Input should be 'transformer'"),
+        ({"encoder": "gru"}, "STOSA: encoder: must be 'transformer'"),
     ],
     ids=str,
 )

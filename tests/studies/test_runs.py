@@ -267,7 +267,10 @@ def test_an_interrupted_run_names_the_ways_out(data: Path, begun: Path, tmp_path
 
 def test_a_run_is_overwritten_when_asked(data: Path, run: Path, tmp_path: Path) -> None:
     plan = Plan(str(data), "itemknn", {})
-    (run / "notes.txt").write_text("of the old run", encoding="utf-8")
+    (run / "notes.txt").write_text("of somebody", encoding="utf-8")
+    with pytest.raises(DataError, match=r"holds 'notes.txt', which is of no run"):
+        train_run(plan, run, RUNTIME, overwrite=True)
+    (run / "notes.txt").unlink()
     assert train_run(plan, run, RUNTIME, overwrite=True).plan == open_run(run).plan == plan
     assert not (run / "notes.txt").exists()
     foreign = tmp_path / "foreign"
@@ -375,3 +378,120 @@ def test_one_run_is_not_two_seeds(run: Path, tmp_path: Path) -> None:
     for twice in ([run, run], [run, tmp_path / "copy"]):
         with pytest.raises(ConfigError, match=r"are the same run .*: give it once"):
             compare_runs(twice)
+
+
+# --- a run that is overwritten ------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_failed_overwriting_leaves_the_old_run(data: Path, run: Path) -> None:
+    before = contents(run)
+
+    def stop(line: str) -> None:
+        if line.startswith("training"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(Plan(str(data), "sasrec", SMALL), run, RUNTIME, overwrite=True, say=stop)
+    assert contents(run) == before
+    assert not (run.parent / ".run.old").exists()
+
+
+def test_the_old_run_stays_until_the_new_one_has_finished(data: Path, run: Path) -> None:
+    before, old, plan = contents(run), run.parent / ".run.old", Plan(str(data), "sasrec", SMALL)
+
+    def stop(record: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(plan, run, replace(RUNTIME, on_epoch=stop), overwrite=True)
+    assert contents(old) == before
+    with pytest.raises(KeyboardInterrupt):
+        train_run(plan, run, replace(RUNTIME, on_epoch=stop), overwrite=True)
+    assert contents(old) == before
+    train_run(plan, run, replace(RUNTIME, resume=True))
+    assert open_run(run).plan == plan
+    assert not old.exists()
+
+
+def test_a_run_set_aside_by_a_killed_process_returns(data: Path, run: Path) -> None:
+    before = contents(run)
+    run.rename(run.parent / ".run.old")  # killed just after this
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        train_run(Plan(str(data), "markov", {}), run, RUNTIME)
+    assert contents(run) == before
+
+
+# --- parts of two runs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(data: Path, tmp_path: Path) -> Path:
+    """Another run of the same data."""
+    train_run(Plan(str(data), "popularity", {}), tmp_path / "other", RUNTIME)
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("part", ["model", "curve.json"])
+def test_a_part_of_another_run_is_refused(part: str, run: Path, other: Path) -> None:
+    if part == "model":
+        shutil.rmtree(run / part)
+        shutil.copytree(other / part, run / part)
+    else:
+        (run / part).write_text("[ ]\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"is not the one that this run made"):
+        open_run(run)
+
+
+def test_results_of_another_run_are_refused(run: Path, other: Path) -> None:
+    shutil.rmtree(run / "test")
+    shutil.copytree(other / "test", run / "test")
+    with pytest.raises(DataError, match="it is of another run"):
+        open_run(run).evaluate()
+
+
+def test_a_plan_of_another_model_is_refused(run: Path) -> None:
+    found = read_run_file(run)
+    replace(found, plan=replace(found.plan, model="popularity")).write(run)
+    with pytest.raises(DataError, match="plans another model"):
+        open_run(run)
+
+
+def test_damaged_results_are_not_called_missing(run: Path) -> None:
+    (run / "valid" / "metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics.json is damaged .*: remove it and evaluate"):
+        open_run(run).evaluate("valid")
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"5", b"{}", b"\xff", b"{"])
+def test_a_damaged_line_of_an_epoch_is_told(line: bytes, data: Path, begun: Path) -> None:
+    with (begun / "epochs.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(DataError, match=r"epochs.jsonl, line 2: damaged"):
+        train_run(Plan(str(data), "sasrec", SMALL), begun, replace(RUNTIME, resume=True))
+
+
+# --- settings that cannot be --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dim": 100_000_000_000}, "cannot be built for 40 items"),
+        ({"max_len": 10**12}, "cannot be built for 40 items"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be a finite number"),
+    ],
+)
+def test_impossible_settings_leave_nothing(
+    settings: dict[str, Any], told: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train_run(Plan(str(data), "sasrec", settings), tmp_path / "out", RUNTIME)
+    assert not (tmp_path / "out").exists()

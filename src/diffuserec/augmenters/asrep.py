@@ -35,6 +35,7 @@ from diffuserec.data import (
     bounded_batches,
     histories_of,
 )
+from diffuserec.data.advice import require_sequences
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import parse_settings
@@ -91,6 +92,7 @@ class ASReP(Augmenter):
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M earlier items in front; longer histories stay as they are."""
         self.require_fitted()
+        require_sequences("augment", dataset)
         chosen = self.config.chosen(dataset)
         backwards = _reversed(dataset.real())
         generated = np.zeros((len(chosen), self.config.n_items), dtype=np.int32)

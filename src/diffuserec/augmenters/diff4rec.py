@@ -62,6 +62,7 @@ from diffuserec.data import (
     SequenceDataset,
     histories_of,
 )
+from diffuserec.data.advice import require_sequences
 from diffuserec.data.dataset import offsets_of
 from diffuserec.errors import DataError
 from diffuserec.models.augmenter import ParallelAugmenter
@@ -355,6 +356,7 @@ class Diff4Rec(ParallelAugmenter):
             DataError: some of their items are synthetic.
         """
         self.require_fitted()
+        require_sequences("augment", dataset)
         if dataset.synthetic.any():
             raise DataError(
                 "Diff4Rec makes copies of real sequences, and these hold generated items: use one "

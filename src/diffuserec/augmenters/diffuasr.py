@@ -44,6 +44,7 @@ from diffuserec.data import (
     bounded_batches,
     histories_of,
 )
+from diffuserec.data.advice import require_sequences
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -365,6 +366,7 @@ class DiffuASR(Augmenter):
             DataError: the dataset is of another catalog.
         """
         self.require_fitted()
+        require_sequences("augment", dataset)
         c = self.config
         if dataset.vocab_size != self.catalog.vocab_size:
             raise DataError(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.data.advice import require_sequences
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.diffusion import KeyedNoise
@@ -34,6 +35,7 @@ class Random(Augmenter):
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M random items in front; empty histories stay empty."""
         self.require_fitted()
+        require_sequences("augment", dataset)
         chosen = self.config.chosen(dataset)
         users = torch.from_numpy(np.asarray(dataset.users[chosen]))
         uniform = KeyedNoise(seed, users).uniform(self.config.n_items).numpy()

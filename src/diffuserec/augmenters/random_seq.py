@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.data.advice import require_sequences
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.diffusion import KeyedNoise
@@ -34,6 +35,7 @@ class RandomSeq(Augmenter):
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """The same users with M of their own items in front; empty histories stay empty."""
         self.require_fitted()
+        require_sequences("augment", dataset)
         real = dataset.real()
         chosen = self.config.chosen(dataset)
         users = torch.from_numpy(np.asarray(dataset.users[chosen]))

@@ -112,7 +112,8 @@ def train(
         seed=seed,
     )
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)
-    with resumable(out, "add --resume to the same command"):
+    how = f"add --resume to the same command{', without --overwrite' if overwrite else ''}"
+    with resumable(out, how):
         run = train_run(
             plan,
             out,
@@ -132,9 +133,15 @@ def resumable(out: Path, how: str = "run the same command again") -> Iterator[No
     try:
         yield
     except KeyboardInterrupt:
-        show.say(
-            f"interrupted; to continue from the last epoch, {how}"
-            if out.exists()
-            else "interrupted before anything was trained; nothing was written"
-        )
+        show.say(_after_an_interruption(out, how))
         raise
+
+
+def _after_an_interruption(out: Path, how: str) -> str:
+    from diffuserec.studies.run_directory import is_complete
+
+    if not out.exists():
+        return "interrupted before anything was trained; nothing was written"
+    if is_complete(out):
+        return f"interrupted; the run in {out} is as it was"
+    return f"interrupted; to continue from the last epoch, {how}"

@@ -29,11 +29,12 @@ def require_queries(what: str, given: Any) -> None:
     """Raises DataError unless queries are given; says how to get them from what is."""
     if not (hasattr(given, "histories") and hasattr(given, "targets")):
         kind = type(given).__name__
-        advice = "split a dataset with dr.leave_one_out(dataset) and give split.test"
+        part = "valid" if what.startswith("fit") else "test"
+        advice = f"split a dataset with dr.leave_one_out(dataset) and give split.{part}"
         if kind == "Split":
-            advice = "give split.test"
+            advice = f"give split.{part}"
         elif kind == "Interactions":
-            advice = "give dr.leave_one_out(log.to_dataset()).test"
+            advice = f"give dr.leave_one_out(log.to_dataset()).{part}"
         raise DataError(f"{what} needs queries, got {_named(kind)}: {advice}")
 
 

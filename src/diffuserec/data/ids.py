@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import torch
 from jaxtyping import Bool, Int64
 
 from diffuserec.errors import DataError
@@ -92,8 +93,17 @@ def as_list(what: str, raw: Any, ordered: bool = False) -> Sequence[Any]:
         or (is_array and getattr(raw, "ndim", 1) != 1)
     ):
         raise DataError(f"{what} must be a list of item ids, got {_shown(raw)}")
+    if isinstance(raw, torch.Tensor):
+        raw = list(raw)
     if isinstance(raw, list | tuple):
-        return raw
+        if not any(isinstance(value, torch.Tensor) for value in raw):
+            return raw
+        return [
+            value.cpu().numpy()[()]
+            if isinstance(value, torch.Tensor) and value.ndim == 0
+            else value
+            for value in raw
+        ]
     if isinstance(raw, pl.Series):
         return list(raw.to_numpy()) if raw.dtype == pl.Float32 else raw.to_list()
     return raw.to_pylist() if hasattr(raw, "to_pylist") else list(raw)  # of pyarrow, or others

@@ -49,7 +49,7 @@ def n_candidates(candidates: str) -> int | None:
     """
     if candidates == "full":
         return None
-    name, _, number = candidates.partition(":")
+    name, _, number = candidates.partition(":") if isinstance(candidates, str) else ("", "", "")
     if name != "uniform" or not number.isdecimal() or int(number) < 1:
         raise ConfigError(f"candidates must be 'full' or 'uniform:N', got {candidates!r}")
     return int(number)

@@ -6,8 +6,8 @@ items that an augmenter made up never are. Sampled candidates are drawn for each
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from diffuserec.files import (
     write_json,
 )
 from diffuserec.models.augmenter import Augmenter
-from diffuserec.models.recommender import Recommender
+from diffuserec.models.recommender import Recommender, is_whole, require_augmenter, require_flag
 from diffuserec.models.retrieval import search, seen_items
 from diffuserec.tables import Cell, Estimate, format_facts
 
@@ -130,13 +130,16 @@ class Evaluation:
         """
         return json.dumps(self._document(), indent=2, allow_nan=False)
 
-    def save(self, directory: Path | str) -> None:
+    def save(self, directory: Path | str, of: str | None = None) -> None:
         """Writes ``metrics.json`` and ``per_user.parquet`` into a directory, made when missing.
 
         Each file appears whole or not at all; the first names the second's sha256, so that files
         of two different evaluations are never taken for one.
+
+        Args:
+            of: digest of what was measured, for :func:`load_evaluation` to compare.
         """
-        document = {"format": _FORMAT, "version": _VERSION, **self._document()}
+        document = {"format": _FORMAT, "version": _VERSION, "of": of, **self._document()}
         with replacing(Path(directory) / "per_user.parquet") as work:
             self.per_user.write_parquet(work)
             document["per_user_sha256"] = sha256(work)
@@ -208,8 +211,13 @@ def evaluate(
     for name in stated:
         if name not in _FACTS:
             raise ConfigError(f"no protocol fact {name!r}; there are: {', '.join(_FACTS)}")
-    if not cutoffs or min(cutoffs) < 1:
-        raise ConfigError(f"cutoffs must be positive list lengths, got {tuple(cutoffs)}")
+    if isinstance(cutoffs, str) or not isinstance(cutoffs, Iterable):
+        raise ConfigError(f"cutoffs must be a list of list lengths, such as [10], got {cutoffs!r}")
+    cutoffs = tuple(cutoffs)
+    if not cutoffs or not all(is_whole(cutoff) and cutoff >= 1 for cutoff in cutoffs):
+        raise ConfigError(f"cutoffs must be positive list lengths, got {cutoffs}")
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        raise ConfigError(f"metrics must be a list of names, such as ['HR@50'], got {metrics!r}")
     further = [parse_metric(name) for name in metrics]
     ranking = rank(
         model,
@@ -288,14 +296,18 @@ def rank(
         the queries.
     """
     model.require_fitted()
+    require_augmenter(augmenter)
+    require_flag("filter_seen", filter_seen)
     n_sampled = n_candidates(candidates)
     catalog = queries.histories.catalog
     if not len(queries):
         raise DataError("there are no queries to evaluate on")
-    if batch_size < 1 or list_length < 1:
-        raise ConfigError(
-            f"batch_size and list_length must be at least 1, got {batch_size} and {list_length}"
-        )
+    for number in (batch_size, list_length):
+        if not is_whole(number) or number < 1:
+            raise ConfigError(
+                f"batch_size and list_length must be at least 1, got {batch_size!r} and "
+                f"{list_length!r}"
+            )
     if n_sampled is not None:
         require_enough(queries, n_sampled)
     target_rank = np.empty(len(queries))
@@ -323,19 +335,26 @@ def rank(
     return Ranking(queries.histories.users, target_rank, top_items, catalog.vocab_size)
 
 
-def load_evaluation(directory: Path | str) -> Evaluation:
+def load_evaluation(directory: Path | str, of: str | None = None) -> Evaluation:
     """Reads back what :meth:`Evaluation.save` wrote.
 
+    Args:
+        of: digest of what must have been measured; None takes any.
+
     Raises:
-        DataError: nothing of ours is there, it is of another version, or the two files do not
-            belong together.
+        DataError: nothing of ours is there, it is of another version or of something else, or the
+            two files do not belong together.
     """
     source = Path(directory)
     try:
         document = read_document(source / "metrics.json")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(
             f"{source} holds no saved evaluation: run 'diffuserec evaluate' first"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{source / 'metrics.json'} is damaged ({error}): remove it and evaluate again"
         ) from error
     if document.get("format") != _FORMAT:
         raise DataError(f"{source / 'metrics.json'} is not a saved evaluation")
@@ -353,9 +372,14 @@ def load_evaluation(directory: Path | str) -> Evaluation:
     try:
         if not is_sealed(document):
             raise ValueError("it does not match its own checksum")
+        if of is not None and document["of"] != of:
+            raise ValueError("it is of another run")
         per_user = read_parquet(file)
         measured = [name for name in document["metrics"] if name in per_user.columns]
         protocol = {name: value for name, value in document["protocol"].items() if name != "line"}
+        odd = sorted(protocol.keys() ^ {field.name for field in fields(Protocol)})
+        if odd:
+            raise ValueError(f"its protocol has {odd[0]!r} too much or lacks it")
         return Evaluation(
             method=document["method"],
             protocol=Protocol(**protocol),

@@ -152,7 +152,13 @@ class Method(nn.Module, ABC):
         if "Config" in vars(cls) and "__init__" not in vars(cls):
             cls.__signature__ = signature_of(cls.Config)  # type: ignore[attr-defined]
 
-    def __init__(self, **hyper_parameters: Any) -> None:
+    def __init__(self, *loose: Any, **hyper_parameters: Any) -> None:
+        if loose:
+            name = type(self).__name__
+            raise ConfigError(
+                f"{name} takes its settings by name, such as {name}(epochs=5), got {loose[0]!r}: "
+                "'diffuserec models' lists them"
+            )
         super().__init__()
         self.config = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
         self.curve: list[Epoch] = []  # one record for each epoch of fit; not saved

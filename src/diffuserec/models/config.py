@@ -1,6 +1,7 @@
 """Hyper-parameters: typed, frozen, checked against each other by one declarative rule."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -81,7 +82,11 @@ class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="before")
@@ -133,13 +138,39 @@ def parse_settings(
                 f"{owner} has no setting {name!r}{did_you_mean(name, known)}; {having}"
             )
     try:
-        return schema(**values)
+        found = schema(**values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
-        message = first["msg"].removeprefix("Value error, ")
+        message = _message(first["type"], first["msg"])
         got = first["input"] if first["loc"] else dict(values)
         raise ConfigError(f"{owner}: {where}: {message}, got {got!r}") from error
+    for name, value in found.model_dump(mode="json").items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ConfigError(f"{owner}: {name}: every number must be finite") from error
+    return found
+
+
+_MESSAGES = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+"""What is wrong with a value, by pydantic's name of it."""
+
+
+def _message(kind: str, text: str) -> str:
+    text = text.removeprefix("Value error, ")
+    return _MESSAGES.get(kind, text.replace("Input should be", "must be"))
 
 
 def signature_of(schema: type[Settings]) -> inspect.Signature:

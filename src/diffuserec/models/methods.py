@@ -86,6 +86,8 @@ AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str) -> AnyMethod:
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"load needs the path of a saved method, got {path!r}")
     own = Path(path) / ("model" if registry is RECOMMENDERS else "augmenter")
     is_run = not (Path(path) / "manifest.json").exists() and (own / "manifest.json").exists()
     source = own if is_run else Path(path)
@@ -117,9 +119,9 @@ def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str)
 
 def run_of(path: Path | str) -> Path:
     """The directory of the run whose recommender is saved at `path`; else the path itself."""
-    source = Path(path)
+    source = Path(path).resolve()
     inside = source.name == "model" and (source / "manifest.json").exists()
-    return source.parent if inside and (source.parent / "run.json").exists() else source
+    return source.parent if inside and (source.parent / "run.json").exists() else Path(path)
 
 
 def _require_fitting(method: Method, artifact: Artifact) -> None:

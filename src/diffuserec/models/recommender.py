@@ -176,8 +176,8 @@ class Recommender(Method):
         """
         self.require_fitted()
         self._check_options(k, n_draws, diversity, seed, batch_size)
-        if augmenter is not None and not isinstance(augmenter, Augmenter):
-            raise ConfigError(f"augmenter must be a fitted augmenter, got {augmenter!r}")
+        require_augmenter(augmenter)
+        require_flag("filter_seen", filter_seen)
         dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown)
         allowed = allowed_mask(
             self.catalog.vocab_size,
@@ -271,8 +271,28 @@ class Recommender(Method):
         return pl.DataFrame(columns)
 
 
+def require_augmenter(given: object) -> None:
+    """Raises ConfigError unless a fitted augmenter is given, or None."""
+    if given is None:
+        return
+    if not isinstance(given, Augmenter):
+        raise ConfigError(f"augmenter must be a fitted augmenter, got {given!r}")
+    given.require_fitted()
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raises ConfigError unless the value is True or False; "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _require_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if not is_whole(value):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")
 
 

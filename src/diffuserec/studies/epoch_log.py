@@ -29,7 +29,7 @@ def log_epoch(directory: Path, epoch: Epoch) -> None:
 
 def complete_log(directory: Path, curve: Sequence[Epoch]) -> None:
     """Sees to it that there is one line for each of these epochs, after a kill too."""
-    found = read_lines(directory / FILE)
+    found = read_lines(directory / FILE, ("phase", "epoch", "time"))
     times: dict[Any, Any] = {(line["phase"], line["epoch"]): line["time"] for line in found}
     lines = [asdict(e) | {"time": times.get((e.phase, e.epoch))} for e in curve]
     if lines != found:

@@ -11,19 +11,25 @@
     report.html   figures and tables
     checkpoint/   only while training: ``--resume`` continues from it
 
+A finished run knows the checksums of its models and curves, and a stored evaluation names the run
+that it is of: parts of two runs are never taken for one. A run that is overwritten stands beside
+the new one, as ``.NAME.old``, until that has finished.
+
 :func:`diffuserec.studies.train_run.train_run` claims a directory, fills it and marks it finished.
 Here a run is opened, measured and asked what it cost. Whatever is read from a run is read with the
 data that it was trained on, or refused.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from diffuserec.data import (
     Queries,
@@ -35,15 +41,30 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
-from diffuserec.files import sweep
+from diffuserec.files import beside, cause_of, flush_directory, real, sha256, sweep, telling
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.methods import load, load_augmenter, run_of
+from diffuserec.models.methods import find_recommender, load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender
 from diffuserec.studies.ledger import record
 from diffuserec.studies.run_file import Plan as Plan
 from diffuserec.studies.run_file import RunFile, Start, holds_a_run, read_run_file
 from diffuserec.training.checkpoint import checkpoint_files
+
+_TIED = (
+    "model/manifest.json",
+    "augmenter/manifest.json",
+    "curve.json",
+    "augmenter-curve.json",
+)
+"""Files whose checksums a finished run knows; a manifest has those of the files beside it."""
+
+_OWN = frozenset(
+    {"run.json", "model", "augmenter", "curve.json", "augmenter-curve.json", "epochs.jsonl"}
+    | {"ledger.jsonl", "test", "valid", "report.html", "checkpoint", "tensorboard"}
+    | {"tracking.json"}
+)
+"""Names in the directory of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +122,7 @@ class RunDirectory:
         standard = candidates == "full" and filter_seen
         default = standard and not metrics
         if default and (self.path / part / "metrics.json").is_file():
-            return load_evaluation(self.path / part)
+            return load_evaluation(self.path / part, of=self.identity)
         result = self.look(
             part,
             filter_seen=filter_seen,
@@ -110,8 +131,16 @@ class RunDirectory:
             with_uncertainty=standard and part == "test" and self.model.has_distribution,
         )
         if default:
-            result.save(self.path / part)
+            result.save(self.path / part, of=self.identity)
         return result
+
+    @property
+    def identity(self) -> str:
+        """Digest of the plan, the data and the models, wherever the run and its data lie."""
+        plan = {name: value for name, value in _as_json(self.plan).items() if name != "data"}
+        models = {name: value for name, value in _checksums(self.path).items() if "/" in name}
+        text = json.dumps([plan, self.fingerprint, models], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def look(self, part: Literal["test", "valid"], **options: Any) -> Evaluation:
         """Evaluation of the run's own model and augmenter, told to the ledger of the run first.
@@ -135,18 +164,21 @@ def claim(
     Args:
         fingerprint: of the plan's data.
         runtime: what the run is trained on; whether an interrupted run is meant.
-        overwrite: remove a run that is there.
+        overwrite: set a run that is there aside; :func:`finish` removes it, and :func:`release`
+            or the next claim puts it back if nothing was trained in its place.
 
     Raises:
         ConfigError: it holds a run that was not asked to be resumed, is finished, or is of another
             plan; or none that could be resumed.
-        DataError: it holds something else, or a run of other data.
+        DataError: it holds something else, a run of other data, or one to overwrite that has files
+            of somebody else in it.
     """
     start = Start.now(runtime)
     if overwrite and runtime.resume:
         raise ConfigError("a run is either resumed or overwritten: leave out one of the two")
+    _put_back(path)
     if overwrite and holds_a_run(path):
-        _clear(path)
+        _set_aside(path)
     if is_free(path):
         if runtime.resume:
             raise ConfigError(f"{path} holds no run to resume: leave out --resume")
@@ -169,19 +201,41 @@ def claim(
             return
         _clear(path)
     path.mkdir(parents=True, exist_ok=True)
-    RunFile(plan, fingerprint, (start,), complete=False, seconds={}).write(path)
+    try:
+        RunFile(plan, fingerprint, (start,), complete=False, seconds={}, parts={}).write(path)
+    except BaseException:
+        release(path)
+        raise
 
 
 def is_free(path: Path) -> bool:
     """Whether nothing stands there but, at most, what a killed writer left."""
-    return not path.exists() or all(part.name.startswith(".") for part in path.iterdir())
+    if not path.is_dir():
+        return not path.exists()
+    return all(part.name.startswith(".") for part in path.iterdir())
 
 
 def release(path: Path) -> None:
-    """Removes an interrupted run in which nothing was trained yet."""
+    """Removes an interrupted run in which nothing was trained yet; what it was to replace returns.
+
+    The caller holds the lock of `path`.
+    """
     if not _trained(path):
         _clear(path)
-        path.rmdir()
+        with suppress(OSError):  # somebody put something else there
+            path.rmdir()
+        _put_back(path)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a finished run stands there."""
+    return holds_a_run(path) and read_run_file(path).complete
+
+
+def kept_beside(path: Path) -> Path | None:
+    """Where the run is that this one is to replace; None if there is none."""
+    old = beside(real(path), "old")
+    return old if old.exists() else None
 
 
 def is_finished(path: Path, plan: Plan, fingerprint: str) -> bool:
@@ -203,7 +257,11 @@ def finish(path: Path, seconds: Mapping[str, float]) -> None:
     """Marks a run as finished and removes its checkpoint, which is not needed any more."""
     shutil.rmtree(path / "checkpoint", ignore_errors=True)
     sweep(path)
-    replace(read_run_file(path), complete=True, seconds=dict(seconds)).write(path)
+    found = replace(read_run_file(path), parts=_checksums(path))
+    replace(found, complete=True, seconds=dict(seconds)).write(path)
+    old = kept_beside(path)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
@@ -213,13 +271,15 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
         data: where its data is now, if it was moved.
 
     Raises:
-        DataError: not a run, not finished, or its data is gone or another.
+        DataError: not a run, not finished, its data is gone or another, or a part of it is that
+            of another run.
     """
     source = run_of(path)
     found = read_run_file(source)
     if not found.complete:
         hint = " (add --resume to its command)" if _trained(source) else ""
         raise DataError(f"{source} is a run that has not finished{hint}")
+    _require_parts(source, found)
     plan = found.plan if data is None else replace(found.plan, data=str(data))
     if data is None and not Path(plan.data).exists():
         raise DataError(
@@ -229,7 +289,9 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
     _require_data(source, found, plan.data, dataset.fingerprint)
     split = split_dataset(dataset, plan.split)
     augmenter = load_augmenter(source / "augmenter") if plan.augment is not None else None
-    return RunDirectory(source, plan, found.fingerprint, load(source / "model"), augmenter, split)
+    model = load(source / "model")
+    _require_planned(source, plan, model)
+    return RunDirectory(source, plan, found.fingerprint, model, augmenter, split)
 
 
 def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter:
@@ -255,9 +317,74 @@ def read_curve(file: Path) -> list[Epoch]:
     """
     try:
         return TypeAdapter(list[Epoch]).validate_json(file.read_bytes(), strict=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({cause_of(error)}): train again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        reason = f"{where}{first['msg']}"
         raise DataError(f"{file} is damaged ({reason}): train the run again") from error
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """Checksums of those files of a run that it is tied to, by name, as far as they are there."""
+    return {name: sha256(path / name) for name in _TIED if (path / name).is_file()}
+
+
+def _require_parts(path: Path, found: RunFile) -> None:
+    """Refuses a finished run in which a model or a curve is not its own."""
+    there = _checksums(path)
+    for name in _TIED:
+        if there.get(name) != found.parts.get(name):
+            what = "is missing" if name not in there else "is not the one that this run made"
+            raise DataError(f"{path / name} {what}: copy the run again, or train it again")
+
+
+def _require_planned(path: Path, plan: Plan, model: Recommender) -> None:
+    planned = find_recommender(plan.model)
+    if type(model) is not planned or model.config != planned(**plan.settings).config:
+        raise DataError(
+            f"{path / 'run.json'} plans another model than the one in {path / 'model'}: copy the "
+            "run again, or train it again"
+        )
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a run that is to be replaced; what was set aside before remains the older one.
+
+    Raises:
+        DataError: something in its directory is not of a run.
+    """
+    foreign = sorted(
+        part.name
+        for part in path.iterdir()
+        if part.name not in _OWN and not part.name.startswith(".")
+    )
+    if foreign:
+        raise DataError(
+            f"{path} holds {foreign[0]!r}, which is of no run and would be lost: move it elsewhere "
+            "before --overwrite"
+        )
+    old = beside(real(path), "old")
+    if old.exists():
+        _clear(path)
+    else:
+        with telling(path):
+            real(path).rename(old)
+            flush_directory(old.parent)
+
+
+def _put_back(path: Path) -> None:
+    """Gives a run that was set aside its place again, unless something was trained there."""
+    old = kept_beside(path)
+    if old is None or (not is_free(path) and (not holds_a_run(path) or _trained(path))):
+        return
+    with telling(path):
+        if path.exists():
+            _clear(path)
+            path.rmdir()
+        old.rename(real(path))
+        flush_directory(old.parent)
 
 
 def _require_same(path: Path, found: RunFile, plan: Plan, fingerprint: str) -> None:
@@ -293,8 +420,9 @@ def _trained(path: Path) -> bool:
 
 
 def _clear(path: Path) -> None:
-    """Empties a run's directory; what says that it is a run's goes last."""
-    for part in sorted(path.iterdir(), key=lambda part: part.name == "run.json"):
+    """Removes what is of a run from its directory; what says that it is a run's goes last."""
+    own = [part for part in path.iterdir() if part.name in _OWN or part.name.startswith(".")]
+    for part in sorted(own, key=lambda part: part.name == "run.json"):
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part)
         else:

@@ -6,6 +6,7 @@
     fingerprint       of the data, see ``SequenceDataset.fingerprint``
     starts            when, with which versions and on what machine it was started, and resumed
     seconds           that its parts took
+    parts             checksums of its models and curves, once it is finished
     sha256            checksum of all this
 
 The file is read strictly: one that lacks something, or has something more, is refused in one line.
@@ -32,7 +33,7 @@ from diffuserec.models.base import Runtime
 from diffuserec.training.device import device_of
 
 _FORMAT = "diffuserec-run"
-_VERSION = 3
+_VERSION = 4
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -129,6 +130,7 @@ class RunFile:
         starts: the start, and every resumption.
         complete: whether the run is finished.
         seconds: that parts of the last start took, by name.
+        parts: checksums of files of a finished run, by their names in its directory.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -138,6 +140,7 @@ class RunFile:
     starts: tuple[Start, ...]
     complete: bool
     seconds: Mapping[str, float]
+    parts: Mapping[str, str]
 
     def write(self, path: Path) -> None:
         """Writes the file into a run's directory, in one step."""

@@ -1,5 +1,6 @@
 """Training of one run: from a plan to a directory with models, evaluations and a report."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from diffuserec.studies.run_directory import (
     finish,
     is_finished,
     is_free,
+    kept_beside,
     load_fitted_augmenter,
     read_curve,
     release,
@@ -64,7 +66,7 @@ def train_run(
 
     Args:
         runtime: device and the like; its seed is replaced by the plan's.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there, once this one has finished.
         augmenter_from: directory of a run whose augmenter to use instead of fitting one.
         report: measure the test part and write the report; without it nothing of the test part is
             looked at.
@@ -80,6 +82,9 @@ def train_run(
     dataset = load_dataset(plan.data)
     split = split_dataset(dataset, plan.split)
     require_buildable(plan, dataset.catalog)
+    shared = None
+    if plan.augment is not None and augmenter_from is not None:
+        shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
     tracking = Tracking(track, path.name, _facts(plan, dataset.fingerprint), path)
     runtime = replace(
         runtime,
@@ -89,15 +94,15 @@ def train_run(
     )
     with locked(path):
         claim(path, plan, dataset.fingerprint, runtime, overwrite)
+        old = kept_beside(path)
+        if old is not None:
+            say(f"the run that was here is kept as {old} until this one has finished")
         runtime = replace(runtime, resume=True)  # what an interrupted run left is its own by now
         try:
             with tracking:
                 seconds: dict[str, float] = {}
                 augmenter, train = None, split.train
                 if plan.augment is not None:
-                    shared = None
-                    if augmenter_from is not None:
-                        shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
                     with _timed(seconds, "fit_augmenter"):
                         augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
                     with _timed(seconds, "augment"):
@@ -272,12 +277,50 @@ def require_buildable(plan: Plan, catalog: Catalog) -> None:
     """Builds the plan's methods for a catalog, before time is spent on fitting any.
 
     Raises:
-        ConfigError: their settings are wrong, or do not fit the catalog.
+        ConfigError: their settings are wrong, do not fit the catalog, or ask for more than the
+            memory of this machine.
     """
-    with torch.random.fork_rng():
-        for method in methods_of(plan):
-            if method is not None:
+    for method, empty in zip(methods_of(plan), methods_of(plan), strict=True):
+        if method is None or empty is None:
+            continue
+        try:
+            _require_memory(empty, catalog)
+            with torch.random.fork_rng():
                 method.take(catalog)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            reason = (str(error).strip() or "out of memory").splitlines()[0]
+            raise ConfigError(
+                f"{method.name} cannot be built for {catalog.n_items:,} items with these settings: "
+                f"{reason[:200]}; choose smaller ones"
+            ) from error
+
+
+def _require_memory(method: Recommender | Augmenter, catalog: Catalog) -> None:
+    """Compares what a method's tensors take with the memory there is, before they are made.
+
+    Raises:
+        MemoryError: it is more.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng():
+            method.take(catalog)
+    except NotImplementedError:
+        return  # a method whose parameters depend on numbers, which are not there
+    needed = sum(tensor.nbytes for tensor in (*method.parameters(), *method.buffers()))
+    there = _memory()
+    if there is not None and needed > there:
+        raise MemoryError(
+            f"its parameters take {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f}"
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
