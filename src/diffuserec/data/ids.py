@@ -96,17 +96,17 @@ def as_list(what: str, raw: Any, ordered: bool = False) -> Sequence[Any]:
     if isinstance(raw, torch.Tensor):
         raw = list(raw)
     if isinstance(raw, list | tuple):
-        if not any(isinstance(value, torch.Tensor) for value in raw):
-            return raw
-        return [
-            value.cpu().numpy()[()]
-            if isinstance(value, torch.Tensor) and value.ndim == 0
-            else value
-            for value in raw
-        ]
+        tensors = any(isinstance(value, torch.Tensor) for value in raw)
+        return [_plain(value) for value in raw] if tensors else raw
     if isinstance(raw, pl.Series):
         return list(raw.to_numpy()) if raw.dtype == pl.Float32 else raw.to_list()
     return raw.to_pylist() if hasattr(raw, "to_pylist") else list(raw)  # of pyarrow, or others
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy in place of a tensor that holds one."""
+    is_number = isinstance(value, torch.Tensor) and value.ndim == 0
+    return value.detach().cpu().numpy()[()] if is_number else value
 
 
 def _shown(raw: Any) -> str:
