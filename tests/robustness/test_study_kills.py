@@ -129,7 +129,7 @@ def test_a_runner_of_processes_survives_many_kills(
         for _ in range(8):  # then it is let to its end
             before = finished(out)
             child = subprocess.Popen(
-                [*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             time.sleep(draw.uniform(0.1, 0.9) * seconds)
             if child.poll() is None:

@@ -36,7 +36,7 @@ def looks(directory: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: another line is damaged.
     """
-    return read_lines(directory / FILE)
+    return read_lines(directory / FILE, ("at", "event"))
 
 
 def n_looks(events: Sequence[Mapping[str, Any]], event: str) -> int:
