@@ -108,7 +108,7 @@ def test_every_epoch_is_validated(cycle) -> None:
         ),
         ({"learningrate": 1}, "did you mean 'learning_rate'"),
         ({"zzz": 1}, r"no setting 'zzz'; it has"),
-        ({"dim": "wide"}, "SASRec: dim: .*integer.*got 'wide'"),
+        ({"dim": "wide"}, "SASRec: dim: must be a whole number, got 'wide'"),
         (
             {"loss": "cross"},
             "SASRec: loss: no loss 'cross'.*; there are: bce, .*gbce, sampled_softmax, softmax",

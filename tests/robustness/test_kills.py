@@ -214,6 +214,9 @@ def _content(out: Path) -> dict[str, Any]:
             found[name] = _timeless(json.loads(file.read_text(encoding="utf-8")))
             if file.name in ("run.json", "metrics.json"):
                 found[name].pop("sha256", None)  # of the times, too
+                curves = [part for part in found[name].get("parts", {}) if "curve" in part]
+                for part in curves:
+                    del found[name]["parts"][part]  # they have seconds
         elif file.name == "epochs.jsonl":
             lines = file.read_text(encoding="utf-8").splitlines()
             found[name] = [_timeless(json.loads(line)) for line in lines]
