@@ -90,6 +90,15 @@ def real_keys(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 L"
     return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None, :]
 
 
+def places_from_newest(lengths: Int[Tensor, " B"], length: int, max_len: int) -> Int[Tensor, "B L"]:
+    """Place of each position of right-padded sequences, max_len - 1 at the newest item.
+
+    Pads have the place of the newest, too.
+    """
+    place = max_len - lengths[:, None] + torch.arange(length, device=lengths.device)
+    return place.clamp(max=max_len - 1)
+
+
 def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
     """State at each history's newest item."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])

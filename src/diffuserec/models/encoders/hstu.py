@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout, dropout
-from diffuserec.models.encoders import SequenceEncoder, check_heads
+from diffuserec.models.encoders import SequenceEncoder, check_heads, places_from_newest
 
 _EPS = 1e-6
 
@@ -61,8 +61,7 @@ class HSTUEncoder(SequenceEncoder):
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
-        position = torch.arange(embeddings.shape[1], device=lengths.device)
-        place = (self.max_len - lengths[:, None] + position).clamp(max=self.max_len - 1)
+        place = places_from_newest(lengths, embeddings.shape[1], self.max_len)
         scale = embeddings.shape[2] ** 0.5
         states: Tensor = self.dropout(embeddings * scale + self.positions(place))
         for layer in self.layers:

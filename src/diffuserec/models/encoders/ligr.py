@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import SequenceEncoder, check_heads
+from diffuserec.models.encoders import SequenceEncoder, check_heads, places_from_newest
 
 
 class LiGREncoder(SequenceEncoder):
@@ -54,8 +54,7 @@ class LiGREncoder(SequenceEncoder):
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
-        position = torch.arange(embeddings.shape[1], device=lengths.device)
-        place = (self.max_len - lengths[:, None] + position).clamp(max=self.max_len - 1)
+        place = places_from_newest(lengths, embeddings.shape[1], self.max_len)
         states: Tensor = self.dropout(embeddings + self.positions(place))
         for layer in self.layers:
             states = layer(states)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
-from diffuserec.models.encoders import SequenceEncoder, check_heads, real_keys
+from diffuserec.models.encoders import SequenceEncoder, check_heads, places_from_newest, real_keys
 
 PositionEncoding = Literal["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"]
 """How a transformer knows positions: by a learned vector of each, counted from the oldest item or
@@ -127,8 +127,8 @@ class TransformerEncoder(SequenceEncoder):
         if self.kind == "from_oldest":
             embeddings = embeddings + self.positions.weight[:length]
         elif self.kind == "from_newest":
-            place = self.max_len - lengths[:, None] + torch.arange(length, device=device)
-            embeddings = embeddings + self.positions(place.clamp(max=self.max_len - 1))
+            place = places_from_newest(lengths, length, self.max_len)
+            embeddings = embeddings + self.positions(place)
         rotation = None
         if self.kind == "rotary":
             rotation = rotations(length, embeddings.shape[2] // self.n_heads, device)
