@@ -23,7 +23,7 @@ from diffuserec.studies.results import (
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.runner import Outcome, run_study
 from diffuserec.studies.study import Options, Study, read
-from diffuserec.studies.tables import tables, write_tables
+from diffuserec.studies.tables import side_by_side, tables, write_tables
 from diffuserec.studies.workers import Workers
 
 STUDY = """
@@ -273,6 +273,14 @@ def test_tables_pages_and_copies(done: tuple[Path, Path], tmp_path: Path) -> Non
     assert "| SASRec " in text
     with pytest.raises(ConfigError, match="no marks"):
         fill_page(page, "other", "x")
+
+
+def test_a_study_of_two_logs_stands_side_by_side_with_both(done: tuple[Path, Path]) -> None:
+    results = read_results(done[1])
+    other = [table | {"data": "other"} for table in results["tables"]]
+    text = side_by_side([results | {"tables": [*results["tables"], *other]}], "csv")
+    (line,) = (line for line in csv.DictReader(io.StringIO(text)) if line[""] == "SASRec")
+    assert line["store NDCG@10"] == line["other NDCG@10"] != ""
 
 
 def _die(runtime: Runtime) -> None:

@@ -200,15 +200,16 @@ def side_by_side(
     columns: list[str] = []
     for document in documents:
         shown = list(metrics or document["metrics"])
-        table = document["tables"][0]
-        names = [f"{table['data']} {metric}" for metric in shown]
-        columns += names
-        for row in table["rows"]:
-            for name, metric in zip(names, shown, strict=True):
-                found = row["metrics"].get(metric)
-                if found is not None:
-                    text = f"{found['value']:.4f}{' †' if row['unranked'] else ''}"
-                    records.setdefault(row["name"], {})[name] = text
+        first = document["tables"][0]["protocol"]
+        for table in (t for t in document["tables"] if t["protocol"] == first):
+            names = [f"{table['data']} {metric}" for metric in shown]
+            columns += names
+            for row in table["rows"]:
+                for name, metric in zip(names, shown, strict=True):
+                    found = row["metrics"].get(metric)
+                    if found is not None:
+                        text = f"{found['value']:.4f}{' †' if row['unranked'] else ''}"
+                        records.setdefault(row["name"], {})[name] = text
     order = sorted(records, key=lambda name: str(records[name].get(columns[0], "")), reverse=True)
     lines: list[Record] = [
         {"": name} | {column: records[name].get(column) for column in columns} for name in order
