@@ -36,8 +36,10 @@ class BSARec(NextItemRecommender):
         attention_dropout: Annotated[float, OnlyIf(encoder=has_attention_dropout)] = Field(
             0.5, ge=0, lt=1
         )
-        alpha: Annotated[float, OnlyIf(encoder="bsarec")] = Field(0.7, ge=0, le=1)
-        n_low: Annotated[int, OnlyIf(encoder="bsarec")] = Field(3, ge=1)
+        alpha: Annotated[float, OnlyIf(encoder=("bsarec", "bsarec_causal"))] = Field(
+            0.7, ge=0, le=1
+        )
+        n_low: Annotated[int, OnlyIf(encoder=("bsarec", "bsarec_causal"))] = Field(3, ge=1)
         examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "newest_prefixes"
         first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = True
         by_length: bool = False

@@ -18,8 +18,8 @@ As in the released code, sequences have one length, `max_len`, with padding in f
 - Padding has an embedding: a fixed vector, drawn like the items', and its position's.
 - Real positions attend to themselves and earlier real ones; padding attends to everything.
 
-The projection on the lowest frequencies is made as a product with two thin matrices, which equals
-both transforms.
+The projection on the lowest frequencies is made as a product with one matrix, which equals both
+transforms.
 """
 
 import math
@@ -36,7 +36,7 @@ from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder, align_left, align_right, check_heads
 from diffuserec.models.items import INIT_STD
 
-_EPS = 1e-12
+EPS = 1e-12
 
 
 class BSARecEncoder(SequenceEncoder):
@@ -66,10 +66,11 @@ class BSARecEncoder(SequenceEncoder):
         self.max_len = max_len
         self.positions = nn.Embedding(max_len, dim)
         self.register_buffer("padding", torch.zeros(dim))
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(BSARecLayer(dim, dropout, own) for _ in range(own.n_layers))
-        self.register_buffer("waves", low_waves(max_len, own.n_low), persistent=False)
+        waves = low_waves(max_len, own.n_low)
+        self.register_buffer("smoothing", waves.T @ waves, persistent=False)
 
     @classmethod
     def check(cls, own: Settings, dim: int) -> None:
@@ -89,7 +90,7 @@ class BSARecEncoder(SequenceEncoder):
     ) -> Float[Tensor, "B L D"]:
         states, visible = self._enter(embeddings, lengths)
         for layer in self.layers:
-            states = layer(states, self.get_buffer("waves"), visible)
+            states = layer(states, self.get_buffer("smoothing"), visible)
         return align_left(states, lengths, embeddings.shape[1])
 
     def newest(
@@ -99,9 +100,9 @@ class BSARecEncoder(SequenceEncoder):
         states, visible = self._enter(embeddings, lengths)
         *others, last = self.layers
         for layer in others:
-            states = layer(states, self.get_buffer("waves"), visible)
+            states = layer(states, self.get_buffer("smoothing"), visible)
         assert isinstance(last, BSARecLayer)
-        return last.newest(states, self.get_buffer("waves"), visible[:, :, -1:])
+        return last.newest(states, self.get_buffer("smoothing"), visible[:, :, -1:])
 
     def _enter(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
@@ -129,30 +130,36 @@ class BSARecLayer(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.widen = nn.Linear(dim, 4 * dim)
         self.narrow = nn.Linear(4 * dim, dim)
-        self.norm_filter = nn.LayerNorm(dim, eps=_EPS)
-        self.norm_attention = nn.LayerNorm(dim, eps=_EPS)
-        self.norm_forward = nn.LayerNorm(dim, eps=_EPS)
+        self.norm_filter = nn.LayerNorm(dim, eps=EPS)
+        self.norm_attention = nn.LayerNorm(dim, eps=EPS)
+        self.norm_forward = nn.LayerNorm(dim, eps=EPS)
         self.dropout = Dropout(dropout)
 
     def forward(
         self,
         states: Float[Tensor, "B W D"],
-        waves: Float[Tensor, "F W"],
-        visible: Bool[Tensor, "B 1 W W"],
+        smoothing: Float[Tensor, "W W"],
+        visible: Bool[Tensor, "B 1 W W"] | Float[Tensor, "1 H W W"],
     ) -> Float[Tensor, "B W D"]:
-        low = low_pass(states, waves, waves)
+        """The next states.
+
+        Args:
+            smoothing: the matrix whose product with a sequence is its low frequencies.
+            visible: the positions that each one attends to; or biases.
+        """
+        low = smooth(states, smoothing)
         query, key, value = self._heads(self.query_key_value(states), 3)
         return self._mix(states, low, self._attend(query, key, value, visible))
 
     def newest(
         self,
         states: Float[Tensor, "B W D"],
-        waves: Float[Tensor, "F W"],
+        smoothing: Float[Tensor, "W W"],
         visible: Bool[Tensor, "B 1 1 W"],
     ) -> Float[Tensor, "B D"]:
         """The last position of :meth:`forward`."""
         newest, dim = states[:, -1:], states.shape[2]
-        low = low_pass(states, waves, waves[:, -1:])
+        low = smooth(states, smoothing[-1:])
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         (query,) = self._heads(F.linear(newest, weight[:dim], bias[:dim]), 1)
         key, value = self._heads(F.linear(states, weight[dim:], bias[dim:]), 2)
@@ -166,7 +173,7 @@ class BSARecLayer(nn.Module):
         query: Float[Tensor, "B H Q E"],
         key: Float[Tensor, "B H W E"],
         value: Float[Tensor, "B H W E"],
-        visible: Bool[Tensor, "B 1 Q W"],
+        visible: Bool[Tensor, "B 1 Q W"] | Float[Tensor, "1 H Q W"],
     ) -> Float[Tensor, "B Q D"]:
         chance = self.attention_dropout if self.training else 0.0
         return attend(query, key, value, visible, chance=chance).transpose(1, 2).flatten(2)
@@ -197,9 +204,9 @@ def low_waves(length: int, n: int) -> Float[Tensor, "F W"]:
     return F.normalize(torch.stack(found), dim=1).float()
 
 
-def low_pass(
-    states: Float[Tensor, "B W D"], waves: Float[Tensor, "F W"], there: Float[Tensor, "F Q"]
+def smooth(
+    states: Float[Tensor, "B W D"], smoothing: Float[Tensor, "Q W"]
 ) -> Float[Tensor, "B Q D"]:
-    """The part of a sequence that some waves make up, at the positions that `there` picks."""
+    """The product of a matrix with each sequence, in full precision."""
     with torch.autocast(states.device.type, enabled=False):
-        return there.T @ (waves @ states.float())
+        return smoothing @ states.float()

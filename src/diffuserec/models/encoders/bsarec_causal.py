@@ -1,0 +1,76 @@
+"""BSARec's layers where no position sees a later one, so that all targets train at once.
+
+The layers are those of :class:`~diffuserec.models.encoders.bsarec.BSARecEncoder`. What differs:
+
+- The low frequencies of a position are taken from itself and the positions before it. For max_len
+  positions and the F lowest frequencies, the position that is n after another has the weight
+
+      k(n) = (1 + 2 Σ_f cos(2π f n / max_len)) / max_len,    f = 1 … F - 1,
+
+  of that other: for the newest of a full history it is exactly BSARec's filter in its first layer.
+- Positions are known by their distance: a learned bias of the attention for each distance and head.
+- No padding enters.
+
+A position's state is the same however the sequence goes on, which makes an epoch over all positions
+of all users several times cheaper than one over all prefixes.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffuserec.models.config import Settings
+from diffuserec.models.dropout import Dropout
+from diffuserec.models.encoders import SequenceEncoder, check_heads
+from diffuserec.models.encoders.bsarec import EPS, BSARecEncoder, BSARecLayer, low_waves
+
+
+class CausalBSARecEncoder(SequenceEncoder):
+    """Layers of a filter, attention and a network over what came before."""
+
+    class Config(BSARecEncoder.Config):
+        """Settings of the layers."""
+
+    def __init__(
+        self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
+    ) -> None:
+        super().__init__()
+        self.distances = nn.Embedding(max_len, own.n_heads)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(BSARecLayer(dim, dropout, own) for _ in range(own.n_layers))
+        self.register_buffer("smoothing", causal_smoothing(max_len, own.n_low), persistent=False)
+
+    @classmethod
+    def check(cls, own: Settings, dim: int) -> None:
+        assert isinstance(own, CausalBSARecEncoder.Config)
+        check_heads(dim, own.n_heads)
+
+    def reset_parameters(self) -> None:
+        """Draws initial weights: N(0, 0.02²), biases zero, the filters' β from N(0, 1)."""
+        super().reset_parameters()
+        for layer in self.layers:
+            assert isinstance(layer, BSARecLayer)
+            nn.init.normal_(layer.beta)
+
+    def forward(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B L D"]:
+        length = embeddings.shape[1]
+        position = torch.arange(length, device=embeddings.device)
+        distance = position[:, None] - position
+        bias = self.distances(distance.clamp(min=0)).permute(2, 0, 1)[None]
+        visible = bias.masked_fill(distance < 0, -torch.inf)
+        states: Tensor = self.dropout(self.norm(embeddings))
+        for layer in self.layers:
+            states = layer(states, self.get_buffer("smoothing")[:length, :length], visible)
+        return states
+
+
+def causal_smoothing(length: int, n_low: int) -> Float[Tensor, "L L"]:
+    """Weights of the low-pass: of an earlier position (column) for a later one (row), else zero."""
+    waves = low_waves(length, n_low)
+    weights = waves.T @ waves[:, 0]  # by distance: the projection is circular
+    position = torch.arange(length)
+    distance = position[:, None] - position
+    return weights[distance.clamp(min=0)].masked_fill(distance < 0, 0)
