@@ -26,7 +26,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -34,7 +34,10 @@ import torch
 
 from diffuserec import Queries, Runtime, SequenceDataset, Split, Store, leave_one_out, read_log
 from diffuserec.evaluation import rank
+from diffuserec.models.base import Method
 from diffuserec.models.methods import find_augmenter, find_recommender
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 FILE = Path(__file__).with_name("numbers.json")
 RECORD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -52,6 +55,9 @@ SLOW = {
     "sasrec-prefixes",
 }
 """Cases that take long even on the store."""
+
+CHANGED = {"average_epochs": 0.0, "position_encoding": "from_oldest"}
+"""Settings whose defaults are others since, as they were."""
 
 PROTOCOLS = {"": (True, "full"), "_seen_kept": (False, "full"), "_uniform": (True, "uniform:50")}
 """By suffix, whether seen items are hidden, and the candidates."""
@@ -91,13 +97,13 @@ def reproduced(case: dict[str, Any], split: Split) -> Numbers:
     """The numbers of a case as today's code makes them."""
     train, valid, augmenter, records = split.train, split.valid, None, []
     if "augmenter" in case:
-        augmenter = find_augmenter(case["augmenter"])(**case["augmenter_settings"])
+        augmenter = as_it_was(find_augmenter(case["augmenter"]), case["augmenter_settings"])
         records += augmenter.fit(train, valid, RUNTIME).curve
         train = augmenter.augment(train, seed=0)
         histories = augmenter.augment_for_inference(valid.histories, seed=0)
         valid = Queries(histories, valid.targets)
     if "recommender" in case:
-        model = find_recommender(case["recommender"])(**case["settings"])
+        model = as_it_was(find_recommender(case["recommender"]), case["settings"])
         records += model.fit(train, valid, RUNTIME).curve
         arrays = {}
         for suffix, (filter_seen, candidates) in PROTOCOLS.items():
@@ -116,6 +122,20 @@ def reproduced(case: dict[str, Any], split: Split) -> Numbers:
         shown = augmenter.augment_for_inference(split.test.histories, seed=0)
         arrays = arrays_of(train, shown)
     return Numbers([(r.phase, r.loss, r.valid) for r in records], arrays)
+
+
+def as_it_was(method: type[AnyMethod], settings: dict[str, Any]) -> AnyMethod:
+    """A method with the settings of a case and, for the others, the defaults of that time."""
+    settings = changed(method) | settings
+    if "model_settings" in method.Config.model_fields:  # of the recommender that it trains
+        trained = find_recommender(settings.get("model", "sasrec"))
+        own = changed(trained) | settings.get("model_settings", {})
+        settings = settings | {"model_settings": own}
+    return method(**settings)
+
+
+def changed(method: type[Method]) -> dict[str, Any]:
+    return {name: v for name, v in CHANGED.items() if name in method.Config.model_fields}
 
 
 def arrays_of(train: SequenceDataset, shown: SequenceDataset) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ PRESETS = {
         "guidance_in_training": True,
         "num_inference_steps": 1000,
         "eta": 1.0,
+        "average_epochs": 0.0,
     },
     "diff4rec": {
         "kl_weight": 1.0,
@@ -44,12 +45,14 @@ PRESETS = {
         "add_last_item": False,
         "pure_noise": 0.0,
         "mse_weight": 1.0,
+        "average_epochs": 0.0,
     },
     "simdiffrec": {
         "loss": "bce",
         "batch_size": 256,
         "contrast_weight": 0.4,
         "diffusion_weight": 0.4,
+        "average_epochs": 0.0,
     },
 }
 

@@ -62,7 +62,7 @@ SETTINGS = {
     "warmup_steps": 0,
     "rate_decay": "none",
     "max_norm": None,
-    "average_decay": 0.0,
+    "average_epochs": 0.0,
     "attention_dropout": 0.0,
     "position_encoding": "from_oldest",
 }

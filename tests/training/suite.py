@@ -19,6 +19,7 @@ from diffuserec.training import train
 
 # dropout and drawn negatives, so that a wrong random state shows
 SETTINGS: dict[str, Any] = {
+    "average_epochs": 0.0,
     "dim": 8,
     "n_layers": 1,
     "n_heads": 2,

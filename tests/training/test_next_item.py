@@ -277,7 +277,7 @@ def test_the_loss_of_copies_is_added_by_their_weight() -> None:
     items = np.array([[5, 6, 7, 8], [9, 9, 9, 9]], dtype=np.int32)
     catalog = SequenceDataset.from_lists([[*range(1, 10)]]).catalog
     data = replace(data, copies=replace(data.copies, items=items), catalog=catalog)
-    model = Line(epochs=2, n_layers=1).fit(data)
+    model = Line(epochs=2, n_layers=1, average_epochs=0).fit(data)
     # the first epoch has the first copy, the second both with the weight of two
     first = 2 + 0.5 * 6
     assert model.after == [1 - first, 1 - first - (2 + 2 * 0.5 * 7.5)]

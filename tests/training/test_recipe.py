@@ -15,7 +15,7 @@ RECIPE: dict[str, Any] = {
     "warmup_steps": 3,
     "rate_decay": "cosine",
     "max_norm": 0.5,
-    "average_decay": 0.9,
+    "average_epochs": 2.0,
     "attention_dropout": 0.3,
     "examples": "newest_prefixes",
     "first_items": True,
@@ -29,7 +29,7 @@ def test_averages_by_hand() -> None:
     model, _, _ = pair_after(
         lambda model: lambda batch: model.a * 1.0,
         n_batches=3,
-        average_decay=0.28,
+        average_epochs=1 / 0.72 / 3,
         validate=lambda: 0.0,
         watch=dict,
     )
@@ -67,7 +67,7 @@ def test_averages_are_validated_and_kept_and_do_not_steer(validated: bool) -> No
         return losses(model)
 
     more = {"validate": lambda: metric_of(holder[0])()} if validated else {}
-    model, _, _ = pair_after(keep, n_batches=2, epochs=2, average_decay=0.999, **more)
+    model, _, _ = pair_after(keep, n_batches=2, epochs=2, average_epochs=500.0, **more)
     assert seen == pytest.approx([1.0, 0.9, 0.8, 0.7])  # the steps go on from the parameters
     assert model.a.item() > 0.6 + 0.01  # and the last of them, .6, is not what is kept
     if validated:

@@ -194,6 +194,7 @@ class DiffuASR(Augmenter):
         "guidance_in_training": True,
         "num_inference_steps": 1000,
         "eta": 1.0,
+        "average_epochs": 0.0,
     }
     center: Tensor
     scale: Tensor
@@ -317,7 +318,7 @@ class DiffuASR(Augmenter):
             phase="diffusion",
             rate=c.rate(c.epochs, n_batches),
             max_norm=c.max_norm,
-            average_decay=c.average_decay,
+            average_epochs=c.average_epochs,
         )
 
     def _error(

@@ -91,9 +91,9 @@ class SequenceSettings(TrainingSettings):
     """How the learning rate falls, to 0 after ``epochs``: in a straight line or as half a wave."""
     max_norm: float | None = Field(None, gt=0)
     """Length to which longer gradients are cut; None cuts none."""
-    average_decay: float = Field(0.0, ge=0, lt=1)
-    """What is validated and kept are running averages of the parameters over the steps, .999 over
-    about a thousand; 0 keeps the parameters themselves."""
+    average_epochs: float = Field(3.0, ge=0)
+    """What is validated and kept are running averages of the parameters over the steps of about so
+    many epochs; 0 keeps the parameters themselves."""
 
     def rate(self, epochs: int, n_batches: int) -> Callable[[int, int], float] | None:
         """Factor of the learning rate by number of the epoch and of the batch; None if it is 1."""

@@ -173,6 +173,7 @@ class DiffRec(StateRecommender):
         "add_last_item": False,
         "pure_noise": 0.0,
         "mse_weight": 1.0,
+        "average_epochs": 0.0,
     }
 
     def build(self, catalog: Catalog) -> None:

@@ -108,6 +108,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         "batch_size": 256,
         "contrast_weight": 0.4,  # of Beauty; 0.1 for Toys and Sports
         "diffusion_weight": 0.4,
+        "average_epochs": 0.0,
     }
     signal: Tensor
     noise: Tensor

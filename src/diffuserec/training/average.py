@@ -10,12 +10,16 @@ from torch import Tensor, nn
 class Average:
     """Exponential running averages of parameters, which can take the parameters' place.
 
-    After n updates the decay is the smaller of `decay` and (1 + n) / (10 + n), so that the first
-    parameters are soon forgotten.
+    An update keeps 1 - 1 / `n_steps` of the averages; after n updates at most (1 + n) / (10 + n),
+    so that the first parameters are soon forgotten.
+
+    Args:
+        n_steps: mean age of what is averaged, in updates; averages over one or less are the
+            parameters.
     """
 
-    def __init__(self, method: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, method: nn.Module, n_steps: float) -> None:
+        self.decay = 1 - 1 / max(n_steps, 1)
         self.parameters = list(method.parameters())
         self.values = [parameter.detach().clone() for parameter in self.parameters]
         self.n_updates = 0

@@ -54,7 +54,7 @@ def train(
     watch: Callable[[], dict[str, float]] | None = None,
     rate: Callable[[int, int], float] | None = None,
     max_norm: float | None = None,
-    average_decay: float = 0.0,
+    average_epochs: float = 0.0,
 ) -> list[Epoch]:
     """Minimizes a loss; with a validation metric, stops early and keeps the best parameters.
 
@@ -74,8 +74,8 @@ def train(
         rate: factor of the optimizer's learning rate, by the number of the epoch and of the batch
             in it; None keeps it as it is.
         max_norm: gradients that are longer are cut to this length; None cuts none.
-        average_decay: what is validated and kept are running averages of the parameters, in which
-            an older step's weigh so much less than the next one's; 0 keeps the parameters.
+        average_epochs: what is validated and kept are running averages of the parameters over the
+            steps of about so many epochs; 0 keeps the parameters.
 
     Returns:
         One record an epoch, those of an earlier part of a resumed run included.
@@ -95,7 +95,7 @@ def train(
         raise ConfigError("resume needs the checkpoint directory of the interrupted run")
     device = device_of(runtime)
     method.to(device)
-    average = Average(method, average_decay) if average_decay else None
+    average = Average(method, average_epochs * n_batches) if average_epochs else None
     checkpoint = Checkpoint(method, optimizer, runtime, data, phase, average)
     full_rates = [group["lr"] for group in optimizer.param_groups]
     records, best = checkpoint.load() if runtime.resume else ([], None)

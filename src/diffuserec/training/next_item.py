@@ -227,7 +227,7 @@ def train_next_item(
         watch=watch,
         rate=c.rate(epochs, n_batches),
         max_norm=c.max_norm,
-        average_decay=c.average_decay,
+        average_epochs=c.average_epochs,
     )
 
 
