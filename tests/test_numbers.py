@@ -35,6 +35,7 @@ import torch
 from diffuserec import Queries, Runtime, SequenceDataset, Split, Store, leave_one_out, read_log
 from diffuserec.evaluation import rank
 from diffuserec.models.base import Method
+from diffuserec.models.config import by_log
 from diffuserec.models.methods import find_augmenter, find_recommender
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
@@ -135,7 +136,9 @@ def as_it_was(method: type[AnyMethod], settings: dict[str, Any]) -> AnyMethod:
 
 
 def changed(method: type[Method]) -> dict[str, Any]:
-    return {name: v for name, v in CHANGED.items() if name in method.Config.model_fields}
+    fields = method.Config.model_fields
+    of_every_log = {name: fields[name].default for name in by_log(method.Config)}
+    return of_every_log | {name: v for name, v in CHANGED.items() if name in fields}
 
 
 def arrays_of(train: SequenceDataset, shown: SequenceDataset) -> dict[str, np.ndarray]:

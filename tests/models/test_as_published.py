@@ -12,6 +12,17 @@ from diffuserec.models.methods import method_settings, preset_of
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 
 PRESETS = {
+    "bsarec": {
+        "encoder": "bsarec",
+        "attention_dropout": 0.5,
+        "examples": "newest_prefixes",
+        "first_items": True,
+        "by_length": False,
+        "learning_rate": 5e-4,
+        "batch_size": 256,
+        "epochs": 200,
+        "average_epochs": 0.0,
+    },
     "diffuasr": {
         "prediction_type": "epsilon",
         "item_embedding": "scratch",

@@ -53,7 +53,7 @@ def test_settings_of_the_encoder_stand_among_a_methods_own():
     table, encoder = settings.build_encoder(20, n_special=2, extra_positions=5, bias=True)
     assert isinstance(encoder, TransformerEncoder)
     assert [block.n_heads for block in encoder.layers] == [4, 4, 4]
-    assert encoder.positions.weight.shape == (55, 12)
+    assert encoder.distances.weight.shape == (2 * 55 - 1, 4)
     assert encoder.dropout.p == 0.1
     assert encoder.causal
     assert table.weight().shape == (20, 13)
@@ -278,8 +278,8 @@ def test_initial_weights_are_drawn_in_one_order():
     TransformerEncoder(4, 3, 0.5, TransformerEncoder.Config(n_layers=1, n_heads=1))
     expected = torch.empty(6, 4).normal_(std=0.02)
     assert torch.equal(table.embeddings()[1:], expected[1:])
-    # then the encoder's own, positions first
-    assert torch.equal(encoder.positions.weight, torch.empty(3, 4).normal_(std=0.02))
+    # then the encoder's own, distances first
+    assert torch.equal(encoder.distances.weight, torch.empty(5, 1).normal_(std=0.02))
 
 
 @pytest.mark.parametrize("name", ["cadirec", "simdiffrec", "mfgan", "vsan"])

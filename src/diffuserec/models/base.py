@@ -160,7 +160,8 @@ class Method(nn.Module, ABC):
                 "'diffuserec models' lists them"
             )
         super().__init__()
-        self.config = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
+        self.given = parse_settings(type(self).Config, hyper_parameters, type(self).__name__)
+        self.config = self.given  # fit suits what was not given to the log
         self.curve: list[Epoch] = []  # one record for each epoch of fit; not saved
 
     @property
@@ -216,6 +217,7 @@ class Method(nn.Module, ABC):
             raise ConfigError(
                 f"runtime must be a Runtime, such as Runtime(device='cpu'), got {runtime!r}"
             )
+        self.config = self.given.suited_to(train)
         with torch.random.fork_rng():
             torch.manual_seed(runtime.seed)
             self.take(train.catalog)

@@ -2,13 +2,14 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, did_you_mean
 
 
@@ -78,6 +79,14 @@ class Search:
         return f"{self.low} to {self.high}{', by ratio' if self.log else ''}"
 
 
+@dataclass(frozen=True)
+class ByLog:
+    """Says that a setting's default follows from the log; stands in its annotation.
+
+    See :meth:`Settings.defaults_for`.
+    """
+
+
 class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 
@@ -112,6 +121,22 @@ class Settings(BaseModel):
                     raise ValueError(f"{name} = {value!r} has no effect with {unmet}")
         return self
 
+    def suited_to(self, log: SequenceDataset) -> Self:
+        """The same settings, those that are :class:`ByLog` and were not given suited to a log."""
+        open_ = [name for name in by_log(type(self)) if name not in self.model_fields_set]
+        found = self.defaults_for(log, open_) if open_ and len(log) else {}
+        return self.model_copy(update={k: v for k, v in found.items() if v != getattr(self, k)})
+
+    def defaults_for(self, log: SequenceDataset, names: Collection[str]) -> dict[str, Any]:
+        """Defaults of these settings for a log."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a result, as JSON values: all settings, or that the log decides them."""
+        left = dict.fromkeys(by_log(type(self)), "by the log")
+        given = {name for name in left if name in self.model_fields_set}
+        return self.model_dump(mode="json") | {k: v for k, v in left.items() if k not in given}
+
     @property
     def scores_are_logits(self) -> bool:
         """Whether softmax(score) of the trained model is its predictive distribution."""
@@ -119,6 +144,12 @@ class Settings(BaseModel):
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def by_log(schema: type[Settings]) -> list[str]:
+    """Settings whose defaults follow from the log."""
+    fields = schema.model_fields.items()
+    return [name for name, f in fields if any(isinstance(rule, ByLog) for rule in f.metadata)]
 
 
 def parse_settings(
@@ -213,7 +244,8 @@ def described_settings(schema: type[Settings]) -> list[dict[str, str]]:
                 "type": _type_in_words(field.annotation),
                 "bounds": ", ".join(bounds),
                 "default": "none" if default is None else str(default),
-                "meaning": " ".join(next(filter(None, texts), "").split()),
+                "meaning": " ".join(next(filter(None, texts), "").split())
+                + " Follows from the log unless given." * (name in by_log(schema)),
                 "only_if": " ".join(f"{rule}." for rule in rules),
                 "searched": next((str(r) for r in field.metadata if isinstance(r, Search)), ""),
             }

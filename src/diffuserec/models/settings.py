@@ -5,7 +5,7 @@ the settings of a method put them together.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,15 +13,21 @@ from jaxtyping import Float, Int, Int64
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from diffuserec.data import SequenceDataset
+from diffuserec.data import SequenceDataset, training_examples
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
-from diffuserec.models.config import OnlyIf, Search, Settings, parse_settings
+from diffuserec.models.config import ByLog, OnlyIf, Search, Settings, parse_settings
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.encoders.transformer import PositionEncoding
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
+
+_MANY_ACTIONS = 100
+"""Actions an item from which on less dropout is the default."""
+
+_BATCHES = 300
+"""Batches an epoch below which smaller ones are the default."""
 
 
 def _known_loss(name: str) -> str:
@@ -79,9 +85,9 @@ class SequenceSettings(TrainingSettings):
 
     dim: Annotated[int, Search(choices=(32, 64, 128))] = Field(64, ge=1)
     """Width D of items and states."""
-    max_len: int = Field(50, ge=1)
+    max_len: Annotated[int, ByLog()] = Field(50, ge=1)
     """Newest items that the model sees."""
-    dropout: Annotated[float, Search(0.1, 0.7)] = Field(0.5, ge=0, lt=1)
+    dropout: Annotated[float, Search(0.1, 0.7), ByLog()] = Field(0.5, ge=0, lt=1)
     """Share of values that training sets to zero."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of every parameter, times the learning rate, that each step takes away (AdamW)."""
@@ -94,6 +100,32 @@ class SequenceSettings(TrainingSettings):
     average_epochs: float = Field(3.0, ge=0)
     """What is validated and kept are running averages of the parameters over the steps of about so
     many epochs; 0 keeps the parameters themselves."""
+
+    def defaults_for(self, log: SequenceDataset, names: Collection[str]) -> dict[str, Any]:
+        """Defaults by the lengths of the log's histories and its actions an item.
+
+        - `max_len` holds nine of ten histories whole: from 50 to 200, in steps of 50.
+        - `dropout` is .2 where items have a hundred actions each on average, or more; else .5.
+        - `examples` are windows where the newest `max_len` would leave a tenth of the actions out.
+        - `batch_size` is 64, or 32, or 16: the first with 300 batches an epoch, or the last.
+        """
+        found: dict[str, Any] = {}
+        if "max_len" in names:
+            longest = float(np.quantile(log.lengths, 0.9))
+            found["max_len"] = int(np.clip(50 * math.ceil(longest / 50), 50, 200))
+        if "dropout" in names:
+            often = log.lengths.sum() >= _MANY_ACTIONS * log.catalog.n_items
+            found["dropout"] = 0.2 if often else 0.5
+        if "examples" in names:
+            kept = np.minimum(log.lengths, found.get("max_len", self.max_len) + 1).sum()
+            found["examples"] = "windows" if kept < 0.9 * log.lengths.sum() else "per_user"
+        if "batch_size" in names:
+            now = self.model_copy(update=found)
+            examples = now.examples if isinstance(now, ExampleSettings) else "per_user"
+            n_examples = len(training_examples(log, now.max_len, examples)[0])
+            enough = (size for size in (64, 32) if n_examples >= _BATCHES * size)
+            found["batch_size"] = next(enough, 16)
+        return found
 
     def rate(self, epochs: int, n_batches: int) -> Callable[[int, int], float] | None:
         """Factor of the learning rate by number of the epoch and of the batch; None if it is 1."""
@@ -210,23 +242,24 @@ class AttentiveSettings(EncoderSettings):
     )
     """Chance that a weight of the encoder's attention is dropped in training."""
     position_encoding: Annotated[PositionEncoding, OnlyIf(encoder=has_position_encoding)] = (
-        "from_oldest"
+        "relative"
     )
     """How the encoder knows positions; see diffuserec.models.encoders.transformer."""
 
-    def require_plain_attention(self, reason: str) -> None:
-        """Raises ValueError for settings that only an encoder's own way through its blocks has."""
-        for name in ("attention_dropout", "position_encoding"):
-            default = AttentiveSettings.model_fields[name].get_default()
-            value = {**self.model_dump(), **self.encoder_settings}[name]
-            if value != default:
-                raise ValueError(f"{name} = {value!r} has no effect: {reason}")
+    def require_whole_attention(self, reason: str) -> None:
+        """Raises ValueError if attention weights are to be dropped where they cannot be."""
+        if {**self.model_dump(), **self.encoder_settings}["attention_dropout"]:
+            raise ValueError(
+                f"attention_dropout = {self.attention_dropout!r} has no effect: {reason}"
+            )
 
 
 class ExampleSettings(Settings):
     """Settings of how sequences become training examples."""
 
-    examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "per_user"
+    examples: Annotated[Literal["per_user", "windows", "prefixes", "newest_prefixes"], ByLog()] = (
+        "per_user"
+    )
     """A training example: a user's newest max_len items, every one a target; as many such windows
     as it takes for every item to be a target; one for every item, its only target; or one for
     every item of the newest max_len."""
@@ -275,6 +308,9 @@ class TargetsSettings(LossSettings):
 class NextItemSettings(LossSettings, AttentiveSettings):
     """Hyper-parameters of a model that predicts each next item, a transformer by default."""
 
+    batch_size: Annotated[int, Search(choices=(32, 64, 128, 256)), ByLog()] = Field(64, ge=1)
+    """Training examples a batch, on average."""
+
 
 class HeadsSettings(NextItemSettings):
     """Hyper-parameters of a next-item model that has attention beside its encoder."""
@@ -294,6 +330,8 @@ class ContrastiveSettings(NextItemSettings):
 
     min_examples: ClassVar[int] = 2
 
+    batch_size: Annotated[int, Search(choices=(32, 64, 128, 256))] = Field(64, ge=1)
+    """Sequences a batch, on average, each a negative of the others."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of two sequences' states, whose norm is about the square root of dim."""
     temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(1.0, gt=0)

@@ -58,7 +58,11 @@ from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import mixture_cross_entropy
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Mixture
-from diffuserec.models.settings import AttentiveSettings, DiffusionSettings
+from diffuserec.models.settings import (
+    AttentiveSettings,
+    DiffusionSettings,
+    has_position_encoding,
+)
 from diffuserec.models.step_embeddings import interleaved_sinusoidal
 from diffuserec.training import train_next_item
 
@@ -123,6 +127,9 @@ class DiffRec(StateRecommender):
         step_embedding: bool = True
         rescale_steps: Annotated[bool, OnlyIf(step_embedding=True)] = False
         """Whether the step's embedding is that of n·1000/N instead of n."""
+        position_encoding: Annotated[
+            Literal["from_oldest"], OnlyIf(encoder=has_position_encoding)
+        ] = "from_oldest"
         n_train_draws: Annotated[int, OnlyIf(form="two_stream")] = Field(1, ge=1)
         """Noise draws a target whose averaged probability is trained."""
         n_draws: int = Field(10, ge=1)
@@ -143,7 +150,7 @@ class DiffRec(StateRecommender):
                     f"form='prefixes' for encoder {self.encoder!r}"
                 )
             if self.encoder == "transformer":
-                self.require_plain_attention("slots pass through the transformer in their own way")
+                self.require_whole_attention("slots pass through the transformer in their own way")
             if self.noise_last > 1 and self.num_inference_steps > 1:
                 raise ValueError("noise_last above 1 works with num_inference_steps = 1 only")
             if self.noise_last > 1 and self.add_last_item:

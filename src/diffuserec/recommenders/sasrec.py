@@ -8,7 +8,8 @@ Departures, each because it is better on sparse logs and documented as such:
   Macdonald, RecSys 2023, here with the tied item table).
 - Post-norm blocks with LayerNorm on the embedding sum, GELU and a feed-forward width of 4·dim (the
   BERT lineage), instead of the paper's pre-normed queries, ReLU and width dim.
-- Positions count from the oldest item kept. All positions of a user train in one pass.
+- Positions are known by their distance, as a learned bias of the attention; the paper counts them
+  from the oldest item. All positions of a user train in one pass.
 """
 
 from diffuserec.models.settings import FirstItemSettings, NextItemSettings

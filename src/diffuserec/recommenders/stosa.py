@@ -57,6 +57,8 @@ class STOSA(StateRecommender):
 
         encoder: Literal["transformer"] = "transformer"
         """Of both streams, which share their attention."""
+        position_encoding: Literal["from_oldest"] = "from_oldest"
+        """Both streams add the same vectors of positions."""
         loss: Literal["softmax", "sampled_softmax", "bpr"] = "softmax"
         """Of the next item, by its score."""
         n_negatives: Annotated[int | None, OnlyIf(loss=("sampled_softmax", "bpr"))] = Field(
@@ -68,7 +70,7 @@ class STOSA(StateRecommender):
 
         @model_validator(mode="after")
         def _attends_by_itself(self) -> Self:
-            self.require_plain_attention("the attention of distributions is STOSA's own")
+            self.require_whole_attention("the attention of distributions is STOSA's own")
             return self
 
         @property

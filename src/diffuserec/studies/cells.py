@@ -137,7 +137,7 @@ class Cell:
 
 
 def _identity(method: Method) -> list[Any]:
-    return [method.kind, method.name, method.version, method.config.model_dump(mode="json")]
+    return [method.kind, method.name, method.version, method.config.identity()]
 
 
 def _digest(*parts: Any) -> str:

@@ -32,7 +32,7 @@ from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.evaluation.candidates import n_candidates
 from diffuserec.evaluation.metrics import parse_metric
 from diffuserec.models.base import Method
-from diffuserec.models.config import parse_settings
+from diffuserec.models.config import by_log, parse_settings
 from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
 from diffuserec.studies.method_config import read_config
 from diffuserec.studies.published import published_table
@@ -360,10 +360,15 @@ def _lines(
 
 
 def _beyond_defaults(method: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that are the defaults, so that equal plans are written alike."""
+    """Settings without those that are the defaults, so that equal plans are written alike.
+
+    What is the default for some logs alone stays.
+    """
     config = parse_settings(method.Config, settings, method.__name__)
-    defaults = {name: f.get_default() for name, f in method.Config.model_fields.items()}
-    return {k: v for k, v in settings.items() if getattr(config, k) != defaults[k]}
+    fixed = {name: f.get_default() for name, f in method.Config.model_fields.items()}
+    for name in by_log(method.Config):
+        del fixed[name]
+    return {k: v for k, v in settings.items() if k not in fixed or getattr(config, k) != fixed[k]}
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -15,13 +15,17 @@ D, L = 12, 7
 FULL = torch.tensor([L])
 
 
-def encoder(causal=True, dropout=0.0, n_layers=2, seed=0) -> TransformerEncoder:
+def encoder(
+    causal=True, dropout=0.0, n_layers=2, seed=0, position_encoding="from_oldest"
+) -> TransformerEncoder:
     torch.manual_seed(seed)
     made = TransformerEncoder(
         D,
         10,
         dropout,
-        TransformerEncoder.Config.model_construct(n_layers=n_layers, n_heads=3),
+        TransformerEncoder.Config.model_construct(
+            n_layers=n_layers, n_heads=3, position_encoding=position_encoding
+        ),
         causal,
     )
     for parameter in made.parameters():  # large enough that attention is not uniform
@@ -249,7 +253,8 @@ def test_padding_stays_zero_in_training():
 
 def test_weights_start_small():
     torch.manual_seed(0)
-    model = TransformerEncoder(64, 50, 0.5, TransformerEncoder.Config())
+    own = TransformerEncoder.Config(position_encoding="from_oldest")
+    model = TransformerEncoder(64, 50, 0.5, own)
     model.reset_parameters()
     assert model.positions.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert model.blocks[0].widen.weight.std().item() == pytest.approx(0.02, rel=0.02)

@@ -43,7 +43,7 @@ class TransformerEncoder(SequenceEncoder):
         """Attention heads; a divisor of dim."""
         attention_dropout: float = Field(default=0.0, ge=0, lt=1)
         """Chance that an attention weight is dropped."""
-        position_encoding: PositionEncoding = "from_oldest"
+        position_encoding: PositionEncoding = "relative"
         """How positions are known."""
         activation: Literal["gelu", "relu", "silu"] = "gelu"
         """Of the feed-forward networks."""
