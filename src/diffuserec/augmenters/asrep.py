@@ -43,6 +43,7 @@ from diffuserec.models.methods import find_recommender
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import ItemSets, top_k
 from diffuserec.models.settings import PrependingSettings
+from diffuserec.training import fit_shared
 
 _AT_ONCE = 512
 """Histories continued at once."""
@@ -86,7 +87,7 @@ class ASReP(Augmenter):
         known = backwards.view(backwards.starts, ends)
         targets = backwards.log.items[ends[held_out]].astype(np.int64)
         queries = Queries(known.select(held_out), targets) if len(held_out) else None
-        return self.reverse.fit(known, queries, runtime).curve
+        return fit_shared(self.reverse, known, queries, runtime)
 
     @torch.no_grad()
     def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:

@@ -248,7 +248,9 @@ class DiffuASR(Augmenter):
                     "condition_on='train+valid' needs validation queries: fit(train, valid)"
                 )
             self.completion.remember(train, valid)
-        records = self.pretrained.fit(train, valid, runtime).curve if c.is_pretrained else []
+        records = []
+        if c.is_pretrained:
+            records = training.fit_shared(self.pretrained, train, valid, runtime)
         if c.item_embedding != "scratch":
             table = self.pretrained.table.embeddings()[1:].detach()
             center = table.mean(0) if c.centered else torch.zeros_like(table[0])

@@ -72,6 +72,8 @@ class Runtime:
             means when it is a terminal.
         checkpoint: directory for the state after each epoch; None keeps none.
         resume: continue from that directory.
+        shared: directory for fits that several methods begin with, each made once; None shares
+            none.
         on_epoch: called with the record of each epoch once it is in the checkpoint; True ends this
             phase of the fit, as patience would.
 
@@ -85,6 +87,7 @@ class Runtime:
     progress: bool | None = None
     checkpoint: Path | None = None
     resume: bool = False
+    shared: Path | None = None
     on_epoch: Callable[[Epoch], bool | None] | None = None
 
     def __post_init__(self) -> None:
@@ -106,8 +109,9 @@ class Runtime:
             raise ConfigError(f"Runtime: seed must be a whole number, got {self.seed!r}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"Runtime: seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if isinstance(self.checkpoint, str):
-            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        for name in ("checkpoint", "shared"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
     def within(self, name: str, before: str = "") -> "Runtime":
         """The same surroundings for one part of a fit, with its own checkpoint.

@@ -6,6 +6,7 @@ and version of each method, the fingerprint of the data, the split, the seeds, t
 protocol. A cell whose file has that key and was measured is never worked on again.
 
     OUT/augmenters/NAME/     a fitted augmenter, shared by all cells that need just this one
+    OUT/pretrained/          what augmenters and their grids train before they differ
     OUT/runs/NAME/           a trained run; see ``run_directory``
     OUT/measured/NAME/       an evaluation with its values by user
     OUT/cells/NAME.json      the cell
@@ -236,7 +237,7 @@ def seconds_of_first_epoch(cell: Cell, runtime: Runtime, users: int = 256) -> fl
     limit = getattr(model.config, "epochs", None)
     if limit is None:
         return None
-    model.fit(split.train.select(index), None, replace(runtime, on_epoch=stop))
+    model.fit(split.train.select(index), None, replace(runtime, shared=None, on_epoch=stop))
     return sum(e.seconds for e in epochs[:1]) * len(split.train) / len(index) * float(limit)
 
 

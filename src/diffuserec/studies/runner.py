@@ -197,7 +197,7 @@ def _fill(
 
     parts: dict[str, Part] = {cell.name: "valid" for cell in wanted}
     parts |= {cell.name: study.part for cell in wanted if not cell.choose}
-    with Workers(n_workers, runtime) as pool:
+    with Workers(n_workers, replace(runtime, shared=out / "pretrained")) as pool:
         fill(pool, wanted, parts)
         if study.part == "test":
             best = chosen(study, wanted, documents)

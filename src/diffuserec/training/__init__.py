@@ -13,6 +13,7 @@ from diffuserec.training.next_item import (
     train_next_item,
 )
 from diffuserec.training.pairs import train_on_pairs
+from diffuserec.training.shared import fit_shared
 from diffuserec.training.validation import summed_ndcg, validation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "checkpoint_files",
     "device_of",
     "encoder_loss",
+    "fit_shared",
     "next_item_loss",
     "real_positions",
     "summed_ndcg",
