@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffuserec.data import Store, dataset_manifest, load_dataset, read_log
+from diffuserec.errors import ConfigError
 from diffuserec.files import sha256
 from diffuserec.studies.study_file import slug
 from diffuserec.studies.train_run import Say
@@ -36,11 +37,12 @@ def find_data(
     """The prepared data sets that a study names, and those that are not there.
 
     Args:
-        names: of the study.
+        names: of the study; ``beauty:1000`` are a thousand users of ``beauty``.
         where: a prepared dataset or a log, which stands for all names; or a directory that holds,
             under each name, a prepared dataset or a log with any ending.
         out: directory for what has to be prepared.
-        users: at most so many users of each, drawn with seed 0; None keeps all.
+        users: at most so many users of each; None keeps all. Users are drawn with seed 0, and fewer
+            are some of those.
 
     Returns:
         The prepared data sets by name; and, by name, what to do about the others.
@@ -51,15 +53,31 @@ def find_data(
     found: dict[str, Path] = {}
     skipped: dict[str, str] = {}
     own = where.is_file() or (where / "manifest.json").is_file()
-    for name in [slug(where.stem)] if own else names:
-        source = where if own else _source(name, where)
-        if source is None and name != STORE:
-            skipped[name] = (
-                f"{where / name} is not there; put {_wanted(name)} there, or name --data"
-            )
-        else:
-            found[name] = _prepared(name, source, out, users, say).resolve()
+    for name in names:
+        log, some = parse_data(name)
+        log = slug(where.stem) if own else log
+        source = where if own else _source(log, where)
+        shown = log if some is None else f"{log}:{some}"
+        if source is None and log != STORE:
+            skipped[shown] = f"{where / log} is not there; put {_wanted(log)} there, or name --data"
+        elif shown not in found:
+            n_users = min((n for n in (some, users) if n is not None), default=None)
+            found[shown] = _prepared(log, source, out, n_users, say).resolve()
     return found, skipped
+
+
+def parse_data(name: str) -> tuple[str, int | None]:
+    """Name of a log and how many of its users are meant, of a name such as ``beauty:1000``.
+
+    Raises:
+        ConfigError: the number is none, or less than 10.
+    """
+    log, colon, number = name.partition(":")
+    if not colon:
+        return log, None
+    if not (number.isdecimal() and int(number) >= 10):
+        raise ConfigError(f"no data set {name!r}: write {log}:1000 for a thousand users of {log}")
+    return log, int(number)
 
 
 def _wanted(name: str) -> str:

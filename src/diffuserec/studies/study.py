@@ -34,6 +34,7 @@ from diffuserec.evaluation.metrics import parse_metric
 from diffuserec.models.base import Method
 from diffuserec.models.config import by_log, parse_settings
 from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
+from diffuserec.studies.data_sets import parse_data
 from diffuserec.studies.method_config import read_config
 from diffuserec.studies.published import published_table
 from diffuserec.studies.run_directory import Plan
@@ -115,7 +116,7 @@ class Study(StudyTable):
     Attributes:
         title: of tables and pages.
         text: what is asked, and what one must know to read the answer.
-        data: names of data sets; ``store`` is the built-in one.
+        data: names of data sets; ``store`` is the built-in one, ``beauty:1000`` a thousand users.
         splits: see ``diffuserec train --split``.
         seeds: of every row that has none of its own.
         protocols: ``full``, ``uniform:100`` and, with items of the history in the lists,
@@ -154,6 +155,8 @@ class Study(StudyTable):
             parse_metric(metric)
         for split in self.splits:
             require_split(split)
+        for name in self.data:
+            parse_data(name)
         if self.published is not None:
             published_table(self.published)
         return self
