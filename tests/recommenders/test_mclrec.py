@@ -31,7 +31,7 @@ from .oracles import (
     with_its_loss,
 )
 
-SETTINGS = SMALL | {"learned_weight": 0.4}
+SETTINGS = SMALL | {"learned_weight": 0.4, "examples": "per_user"}
 FIRST = [[4, 1], [2, 0, 5], [8]]
 SECOND = [[3, 4, 1, 1, 5, 9], [6, 2, 5], [8]]
 made = partial(untrained, MCLRec, SETTINGS)

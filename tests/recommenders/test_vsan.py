@@ -27,6 +27,7 @@ from .oracles import (
 SETTINGS = {
     "dim": D,
     "max_len": 8,
+    "examples": "per_user",
     "n_heads": 2,
     "dropout": 0.0,
     "batch_size": 8,

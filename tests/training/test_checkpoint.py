@@ -252,13 +252,13 @@ def test_checkpoints_of_all_phases_are_listed(tmp_path) -> None:
 
 
 def fit_positions(log: SequenceDataset, runtime: Runtime) -> SASRec:
-    """Two updates a batch: all by the next item, then the positions alone by their size."""
+    """Two updates a batch: all by the next item, then the distances alone by their size."""
     model = SASRec(**SETTINGS | {"epochs": 3})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.take(log.catalog)
     predict = next_item_loss(model.config, log)
-    positions = model.encoder.positions.weight
+    positions = model.encoder.distances.weight
 
     def loss(batch: Any) -> torch.Tensor:
         return predict(batch, model.encode(batch.items, batch.lengths), model.table.weight())

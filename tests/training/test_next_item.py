@@ -194,7 +194,7 @@ def test_weights_decay_apart_from_the_gradient(random_log) -> None:
     settings = {"epochs": 1, "batch_size": 10**6, "learning_rate": 0.01, "dropout": 0.0}
     plain = state(fit(random_log, Runtime(seed=3), **settings))
     decayed = state(fit(random_log, Runtime(seed=3), weight_decay=0.5, **settings))
-    for name in ("table.vectors.weight", "encoder.positions.weight"):
+    for name in ("table.vectors.weight", "encoder.distances.weight"):
         expected = plain[name] - 0.01 * 0.5 * before[name]
         torch.testing.assert_close(decayed[name], expected, rtol=1e-4, atol=1e-6)
 
