@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from typer.testing import CliRunner
 
 import diffuserec as dr
 from diffuserec.cli import app
 from diffuserec.data import Store
-from diffuserec.models.encoders import ENCODERS, align_left, align_right
+from diffuserec.models.encoders import ENCODERS
 
-SMALL = {"dim": 16, "n_layers": 1, "max_len": 8, "epochs": 2, "dropout": 0.0}
+SMALL = {"dim": 16, "max_len": 8, "epochs": 2, "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -22,37 +23,30 @@ def split() -> dr.Split:
 
 
 def test_the_parts_are_found_by_name() -> None:
-    assert {"fmlprec"} <= set(dr.method_names("recommender"))
+    assert {"fadingrec"} <= set(dr.method_names("recommender"))
     assert {"insertbetween"} <= set(dr.method_names("augmenter"))
-    assert dr.FMLPRec.__module__ == "diffuserec_example.fmlprec"
-    assert "FMLPRec" in dir(dr)
+    assert dr.FadingRec.__module__ == "diffuserec_example.fadingrec"
+    assert "FadingRec" in dir(dr)
 
 
-def test_a_filter_is_a_circular_convolution() -> None:
-    """The convolution theorem, written out: y[t] = sum_s k[s] x[t - s]."""
-    kind = ENCODERS.find("fmlp")
-    encoder = kind(4, 6, 0.0, kind.Config(n_layers=1))
-    layer = encoder.layers[0]
-    x = torch.randn(2, 6, 4)
-    spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(layer.weight)
-    ours = torch.fft.irfft(spectrum, n=6, dim=1, norm="ortho")
-    kernel = torch.fft.irfft(torch.view_as_complex(layer.weight), n=6, dim=0)
+@torch.no_grad()
+def test_a_memory_fades() -> None:
+    """The recursion of the encoder, step by step, and what it makes of a sequence's beginning."""
+    kind = ENCODERS.find("fading")
+    encoder = kind(4, 6, 0.0, kind.Config(widening=2))
+    encoder.reset_parameters()
+    x = torch.randn(1, 6, 4)
+    memory, states = torch.zeros(4), encoder(x, torch.tensor([6]))[0]
     for t in range(6):
-        expected = sum(kernel[s] * x[:, (t - s) % 6] for s in range(6))
-        torch.testing.assert_close(ours[:, t], expected, rtol=1e-4, atol=1e-5)
+        memory = encoder.logits.sigmoid() * memory + x[0, t]
+        normed = encoder.norm_memory(memory)
+        passed = encoder.narrow(F.gelu(encoder.widen(normed)))
+        torch.testing.assert_close(states[t], encoder.norm(normed + passed))
+    torch.testing.assert_close(encoder(x[:, :3], torch.tensor([3]))[0], states[:3])
 
 
-def test_alignment_is_undone() -> None:
-    lengths = torch.tensor([1, 3, 4])
-    padded = torch.arange(12.0).view(3, 4, 1)
-    padded = padded.masked_fill((torch.arange(4) >= lengths[:, None])[:, :, None], 0)
-    right = align_right(padded, lengths, 5)
-    assert right[1, :, 0].tolist() == [0, 0, 4, 5, 6]
-    assert torch.equal(align_left(right, lengths, 4), padded)
-
-
-def test_fmlprec_learns_is_saved_and_loaded(split: dr.Split, tmp_path: Path) -> None:
-    model = dr.FMLPRec(**SMALL | {"epochs": 15, "learning_rate": 0.01}).fit(split.train)
+def test_fadingrec_learns_is_saved_and_loaded(split: dr.Split, tmp_path: Path) -> None:
+    model = dr.FadingRec(**SMALL | {"epochs": 15, "learning_rate": 0.01}).fit(split.train)
     assert model.curve[-1].loss < model.curve[0].loss - 0.1
     model.save(tmp_path / "model")
     again = dr.load(tmp_path / "model")
@@ -60,10 +54,10 @@ def test_fmlprec_learns_is_saved_and_loaded(split: dr.Split, tmp_path: Path) -> 
     assert again.recommend(history).equals(model.recommend(history))
 
 
-def test_filters_train_on_prefixes_alone() -> None:
-    with pytest.raises(dr.ConfigError, match="looks ahead"):
-        dr.SASRec(encoder="fmlp")
-    dr.SASRec(encoder="fmlp", examples="prefixes")
+def test_other_methods_take_the_encoder(split: dr.Split) -> None:
+    settings = {"dim": 8, "max_len": 8, "epochs": 1, "encoder_settings": {"widening": 1}}
+    for name in ("sasrec", "cl4srec"):
+        dr.find_recommender(name)(encoder="fading", **settings).fit(split.train)
 
 
 def test_an_item_is_followed_by_what_most_often_followed_it() -> None:
@@ -112,7 +106,7 @@ def test_on_the_command_line(split: dr.Split, tmp_path: Path) -> None:
     Store(n_users=60, n_items=40, seed=1).dataset().save(tmp_path / "data")
     run = tmp_path / "run"
     settings = [f"--set={name}={value}" for name, value in SMALL.items()]
-    methods = ["--model", "fmlprec", "--augment", "insertbetween"]
+    methods = ["--model", "fadingrec", "--augment", "insertbetween"]
     trained = CliRunner().invoke(
         app,
         ["train", str(tmp_path / "data"), "--out", str(run), *methods, *settings],

@@ -7,6 +7,8 @@ from diffuserec.errors import ConfigError
 from diffuserec.models.encoders import (
     ENCODERS,
     SequenceEncoder,
+    align_left,
+    align_right,
     last_states,
     mean_of_last,
     newest_states,
@@ -121,6 +123,15 @@ def test_an_encoder_is_found_by_name_and_takes_its_own_settings():
     assert isinstance(made("transformer"), TransformerEncoder)
     with pytest.raises(ConfigError, match=r"no encoder 'transfomer' \(did you mean 'transformer'"):
         ENCODERS.find("transfomer")
+
+
+def test_alignment_is_undone():
+    lengths = torch.tensor([1, 3, 4])
+    padded = torch.arange(12.0).view(3, 4, 1)
+    padded = padded.masked_fill((torch.arange(4) >= lengths[:, None])[:, :, None], 0)
+    right = align_right(padded, lengths, 5)
+    assert right[1, :, 0].tolist() == [0, 0, 4, 5, 6]
+    assert torch.equal(align_left(right, lengths, 4), padded)
 
 
 # --- picking states ----------------------------------------------------------------------------
