@@ -1,16 +1,19 @@
 """Settings that methods share: an encoder's, flat or apart, and what they refuse."""
 
+import polars as pl
 import pytest
 import torch
 from pydantic import Field
 from torch import nn
 
+from diffuserec.data import Catalog
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import Settings, parse_settings
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder
 from diffuserec.models.encoders.caser import CaserEncoder
 from diffuserec.models.encoders.gru import GRUEncoder
 from diffuserec.models.encoders.transformer import TransformerEncoder
+from diffuserec.models.items import ItemTable
 from diffuserec.models.methods import find_recommender, load
 from diffuserec.models.settings import (
     ContrastiveSettings,
@@ -280,6 +283,40 @@ def test_initial_weights_are_drawn_in_one_order():
     assert torch.equal(table.embeddings()[1:], expected[1:])
     # then the encoder's own, distances first
     assert torch.equal(encoder.distances.weight, torch.empty(5, 1).normal_(std=0.02))
+
+
+@pytest.mark.parametrize("name", ["transformer", "ligr", "hstu", "bsarec", "bsarec_causal", "fmlp"])
+def test_the_width_of_initial_weights_is_a_setting(name) -> None:
+    made = []
+    for std in (0.02, 0.1):
+        torch.manual_seed(0)
+        built = EncoderSettings(encoder=name, dim=16, init_std=std).build_encoder(50)
+        made.append([*built[0].state_dict().items(), *built[1].state_dict().items()])
+    for (key, narrow), (_, wide) in zip(*made, strict=True):
+        drawn = not key.endswith(("bias", "beta")) and "norm" not in key
+        torch.testing.assert_close(wide, 5 * narrow if drawn else narrow, rtol=1e-5, atol=0)
+        assert not drawn or narrow.any()
+    with pytest.raises(ConfigError, match="init_std: must be greater than 0"):
+        SASRec(init_std=0)
+
+
+def test_all_item_tables_of_a_method_have_the_width_of_the_settings() -> None:
+    catalog = Catalog(pl.Series("item_id", range(1, 2001)), 3)
+    for name, settings in (
+        ("sasrec", {}),
+        ("gru4rec", {}),
+        ("stosa", {}),
+        ("acvae", {"tied": False}),
+        ("diffrec", {"tie_head": False}),
+        ("ecl", {}),
+    ):
+        method = find_recommender(name)(init_std=0.3, dim=16, **settings)
+        method.take(catalog)
+        tables = [m for m in method.modules() if isinstance(m, ItemTable)]
+        tables = [m for m in tables if m.vocab_size == catalog.vocab_size]
+        assert tables
+        for table in tables:
+            assert table.vectors.weight.std().item() == pytest.approx(0.3, rel=0.03), name
 
 
 @pytest.mark.parametrize("name", ["cadirec", "simdiffrec", "mfgan", "vsan"])

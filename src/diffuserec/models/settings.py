@@ -20,7 +20,7 @@ from diffuserec.models.config import ByLog, OnlyIf, Search, Settings, parse_sett
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.encoders.transformer import PositionEncoding
-from diffuserec.models.items import ItemTable
+from diffuserec.models.items import INIT_STD, ItemTable
 from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
 
 _MANY_ACTIONS = 100
@@ -154,6 +154,9 @@ class EncoderSettings(SequenceSettings):
     """Name of the sequence encoder."""
     encoder_settings: Mapping[str, Any] = Field({}, validate_default=False)
     """Settings of the encoder's own, beside those that stand here."""
+    init_std: float = Field(INIT_STD, gt=0)
+    """Standard deviation of the normal from which item vectors and the encoder's weights are drawn;
+    gru and caser keep torch's draws of theirs."""
     masks_targets: ClassVar[bool] = False
     """Whether the method hides its targets from the encoder, which may then look ahead."""
 
@@ -203,7 +206,9 @@ class EncoderSettings(SequenceSettings):
                 f"encoder {self.encoder!r} reads forward only: choose one that sees both ways"
             )
         length = self.max_len + extra_positions
-        return make(self.dim, length, self.dropout, self.encoder_config(), causal)
+        encoder = make(self.dim, length, self.dropout, self.encoder_config(), causal)
+        encoder.init_std = self.init_std
+        return encoder
 
     def build_encoder(
         self,
@@ -225,7 +230,7 @@ class EncoderSettings(SequenceSettings):
         """
         table = ItemTable(vocab_size, self.dim, bias=bias, n_special=n_special)
         encoder = self.make_encoder(causal, extra_positions)
-        table.reset_parameters()
+        table.reset_parameters(self.init_std)
         encoder.reset_parameters()
         return table, encoder
 

@@ -89,7 +89,7 @@ class ACVAE(EncoderRecommender):
         self.table, self.encoder = c.build_encoder(catalog.vocab_size)
         self.output = None if c.tied else ItemTable(catalog.vocab_size, c.dim)
         if self.output is not None:
-            self.output.reset_parameters()
+            self.output.reset_parameters(c.init_std)
         self.posterior = Posterior(c.dim)
         self.decoder = nn.Sequential(nn.Linear(c.dim, c.dim), nn.LayerNorm(c.dim))
         self.adversary = Adversary(c.dim)

@@ -191,7 +191,7 @@ class DiffRec(StateRecommender):
         self.steps = ImportanceSteps(c.num_train_timesteps)
         self.head = None if c.tie_head else ItemTable(catalog.vocab_size, c.dim, bias=True)
         if self.head is not None:
-            self.head.reset_parameters()
+            self.head.reset_parameters(c.init_std)
 
     @property
     def n_candidates(self) -> int | None:

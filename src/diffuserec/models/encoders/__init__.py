@@ -6,6 +6,7 @@ An encoder is found by its file's name, or registered (``diffuserec.encoders`` e
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -29,12 +30,14 @@ class SequenceEncoder(nn.Module, ABC):
         sees: what a position sees beside itself: ``before``, always the earlier positions alone;
             ``either``, by ``causal`` the earlier ones or all, and all with ``both_ways=True`` in
             :meth:`forward`; ``both``, always all: such an encoder trains on prefixes alone.
+        init_std: standard deviation of initial weights; the method's settings decide it.
     """
 
     class Config(Settings):
         """Settings of the encoder's own, beside width, length and dropout."""
 
     sees: ClassVar[Literal["before", "either", "both"]] = "before"
+    init_std: float = INIT_STD
 
     @abstractmethod
     def forward(
@@ -54,8 +57,8 @@ class SequenceEncoder(nn.Module, ABC):
         return last_states(states, lengths)
 
     def reset_parameters(self) -> None:
-        """Draws initial weights: N(0, 0.02²), biases zero."""
-        self.apply(initialize)
+        """Draws initial weights: N(0, init_std²), biases zero."""
+        self.apply(partial(initialize, std=self.init_std))
 
     @classmethod
     def check(cls, own: Settings, dim: int) -> None:
@@ -163,10 +166,10 @@ def newest_states(
     return torch.cat(found)[order.argsort()]
 
 
-def initialize(module: nn.Module) -> None:
-    """Draws weights of linear layers and embeddings from N(0, 0.02²); biases, padding are zero."""
+def initialize(module: nn.Module, std: float = INIT_STD) -> None:
+    """Draws weights of linear layers and embeddings from N(0, std²); biases, padding are zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -34,7 +34,6 @@ from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder, align_left, align_right, check_heads
-from diffuserec.models.items import INIT_STD
 
 EPS = 1e-12
 
@@ -78,9 +77,9 @@ class BSARecEncoder(SequenceEncoder):
         check_heads(dim, own.n_heads)
 
     def reset_parameters(self) -> None:
-        """Draws initial weights: N(0, 0.02²), biases zero, the filters' β from N(0, 1)."""
+        """Draws initial weights: N(0, init_std²), biases zero, the filters' β from N(0, 1)."""
         super().reset_parameters()
-        nn.init.normal_(self.get_buffer("padding"), std=INIT_STD)
+        nn.init.normal_(self.get_buffer("padding"), std=self.init_std)
         for layer in self.layers:
             assert isinstance(layer, BSARecLayer)
             nn.init.normal_(layer.beta)

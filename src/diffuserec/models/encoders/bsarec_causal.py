@@ -47,7 +47,7 @@ class CausalBSARecEncoder(SequenceEncoder):
         check_heads(dim, own.n_heads)
 
     def reset_parameters(self) -> None:
-        """Draws initial weights: N(0, 0.02²), biases zero, the filters' β from N(0, 1)."""
+        """Draws initial weights: N(0, init_std²), biases zero, the filters' β from N(0, 1)."""
         super().reset_parameters()
         for layer in self.layers:
             assert isinstance(layer, BSARecLayer)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder, align_left, align_right
-from diffuserec.models.items import INIT_STD
 
 _EPS = 1e-12
 
@@ -50,12 +49,12 @@ class FMLPEncoder(SequenceEncoder):
         self.layers = nn.ModuleList(FilterLayer(dim, max_len, dropout) for _ in range(own.n_layers))
 
     def reset_parameters(self) -> None:
-        """Draws initial weights: N(0, 0.02²), the filters' too; biases zero."""
+        """Draws initial weights: N(0, init_std²), the filters' too; biases zero."""
         super().reset_parameters()
-        nn.init.normal_(self.get_buffer("padding"), std=INIT_STD)
+        nn.init.normal_(self.get_buffer("padding"), std=self.init_std)
         for layer in self.layers:
             assert isinstance(layer, FilterLayer)
-            nn.init.normal_(layer.spectrum, std=INIT_STD)
+            nn.init.normal_(layer.spectrum, std=self.init_std)
 
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
