@@ -25,6 +25,7 @@ from diffuserec.data import (
     training_batches,
     training_examples,
 )
+from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
 
 
@@ -616,3 +617,56 @@ def test_batches_by_length_pad_little_and_others_mix() -> None:
         return float(np.mean(shares))
 
     assert padding(True) < 0.2 < 0.3 < padding(False)
+
+
+# --- times of items -----------------------------------------------------------------------------
+
+
+def timed() -> SequenceDataset:
+    """Item n at time 10 n."""
+    lists = [[1, 2, 3, 4, 5], [6, 7], [8]]
+    items = np.concatenate(lists).astype(np.int32)
+    offsets = np.array([0, 5, 7, 8])
+    plain = SequenceDataset.from_lists(lists)
+    return SequenceDataset.from_offsets(
+        items, offsets, plain.catalog, timestamps=items * np.int64(10)
+    )
+
+
+@pytest.mark.parametrize("examples", ["per_user", "windows", "prefixes", "newest_prefixes"])
+def test_a_batch_has_the_times_of_its_inputs_and_of_no_target(examples) -> None:
+    first_items = examples in ONE_TARGET
+    batches = list(training_batches(timed(), 2, 3, 0, 0, examples, first_items, with_times=True))
+    assert batches
+    for batch in batches:
+        assert torch.equal(batch.times, 10 * batch.items), examples
+        assert torch.equal(batch.to(torch.device("cpu")).times, batch.times)
+    assert next(iter(training_batches(timed(), 2, 3, 0, 0, examples))).times is None
+
+
+def test_copies_have_the_times_of_their_originals() -> None:
+    data = timed()
+    copies = AugmentedCopies(
+        np.stack([data.items[::-1], data.items]).copy(),
+        np.zeros((2, 3), dtype=np.float32),
+        CurriculumSchedule(pacing="none"),
+    )
+    for batch in training_batches(data.with_copies(copies), 2, 3, 0, 0, with_times=True):
+        for row, user in enumerate(batch.copies.users.tolist()):
+            original = batch.users.tolist().index(user)
+            assert torch.equal(batch.copies.times[row], batch.times[original])
+
+
+def test_times_of_histories_are_cut_with_them() -> None:
+    data, index = timed(), np.arange(3)
+    for histories in (
+        histories_of(data, index, 3, with_times=True),
+        histories_of(data, index, with_times=True).truncate(3),
+        histories_of(data, index, with_times=True).truncate(3).select(torch.tensor([True] * 3)),
+    ):
+        assert histories.times.tolist() == [[30, 40, 50], [60, 70, 0], [80, 0, 0]]
+    assert histories_of(data, index).truncate(3).times is None
+    plain = SequenceDataset.from_lists([[1, 2]])
+    assert histories_of(plain, np.arange(1), with_times=True).times is None
+    for _, histories in history_batches(data, 2, 3, with_times=True):
+        assert torch.equal(histories.times, 10 * histories.items)

@@ -40,19 +40,26 @@ class Histories:
         users: user numbers, shape (B,).
         items: item numbers, oldest first, zeros after the end, shape (B, L).
         lengths: number of items of each history, shape (B,); 0 if it is empty.
+        times: time of each item, zeros after the end, shape (B, L); None if they are not known or
+            nobody asked for them.
     """
 
     users: Int[Tensor, " B"]
     items: Int[Tensor, "B L"]
     lengths: Int[Tensor, " B"]
+    times: Int[Tensor, "B L"] | None = None
 
     def to(self, device: torch.device) -> "Histories":
         """The histories on a device."""
-        return Histories(self.users.to(device), self.items.to(device), self.lengths.to(device))
+        times = None if self.times is None else self.times.to(device)
+        return Histories(
+            self.users.to(device), self.items.to(device), self.lengths.to(device), times
+        )
 
     def select(self, which: Bool[Tensor, " B"]) -> "Histories":
         """Some of the histories."""
-        return Histories(self.users[which], self.items[which], self.lengths[which])
+        times = None if self.times is None else self.times[which]
+        return Histories(self.users[which], self.items[which], self.lengths[which], times)
 
     def aligned_right(self, width: int) -> Int[Tensor, "B W"]:
         """Newest `width` items of each history, the last one in the last column, zeros in front.
@@ -69,11 +76,13 @@ class Histories:
             return self
         first = (self.lengths - max_len).clamp(min=0)
         columns = first[:, None] + torch.arange(max_len, device=self.items.device)
-        inside = columns < self.lengths[:, None]
-        items = self.items.gather(1, columns.clamp(max=self.items.shape[1] - 1))
-        return Histories(
-            self.users, items.masked_fill(~inside, PAD), self.lengths.clamp(max=max_len)
-        )
+        outside = columns >= self.lengths[:, None]
+        columns = columns.clamp(max=self.items.shape[1] - 1)
+        items = self.items.gather(1, columns).masked_fill(outside, PAD)
+        times = None
+        if self.times is not None:
+            times = self.times.gather(1, columns).masked_fill(outside, 0)
+        return Histories(self.users, items, self.lengths.clamp(max=max_len), times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +101,8 @@ class Batch:
             default for all that hold an item.
         copies: augmented copies of these sequences, trained on with them; or None.
         copies_weight: weight of their loss against that of the originals.
+        times: time of each input item, shape (B, L), zeros after the end; None if they are not
+            known or nobody asked for them.
     """
 
     users: Int[Tensor, " B"]
@@ -102,6 +113,7 @@ class Batch:
     real: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
     copies: "Batch | None" = None
     copies_weight: float = 0.0
+    times: Int[Tensor, "B L"] | None = None
 
     def __post_init__(self) -> None:
         if self.real is None:
@@ -170,6 +182,7 @@ def training_batches(
     examples: Examples = "per_user",
     first_items: bool = False,
     by_length: bool = True,
+    with_times: bool = False,
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
@@ -183,6 +196,7 @@ def training_batches(
         max_len: positions of an example.
         examples, first_items: what an example is: see :func:`training_examples`.
         by_length: whether a batch has examples of like length, so that little is padded, or any.
+        with_times: give the times of items, where the dataset has them.
     """
     index, all_ends = training_examples(dataset, max_len, examples, first_items)
     starts = np.maximum(dataset.starts[index], all_ends - max_len - 1)
@@ -193,9 +207,9 @@ def training_batches(
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights, by_length):
         windows = dataset.users[index[chosen]], starts[chosen], all_ends[chosen]
-        batch = _batch(dataset, *windows)
+        batch = _batch(dataset, *windows, with_times=with_times)
         if dataset.copies is not None:
-            copies, weight = _copies_of(dataset.copies, windows, epoch, generator)
+            copies, weight = _copies_of(dataset.copies, windows, epoch, generator, batch.times)
             batch = replace(batch, copies=copies, copies_weight=weight)
         for part in (batch, batch.copies):
             if one_target and part is not None:
@@ -216,6 +230,7 @@ def _batch(
     users: Int64[np.ndarray, " B"],
     starts: Int64[np.ndarray, " B"],
     ends: Int64[np.ndarray, " B"],
+    with_times: bool = False,
 ) -> Batch:
     items, targets, lengths = _shifted(dataset.log.items, starts, ends)
     real = items > 0
@@ -230,7 +245,16 @@ def _batch(
         targets=torch.from_numpy(targets),
         last_target_index=torch.from_numpy(ends - 1),
         real=torch.from_numpy(real),
+        # a window ends with its last target, whose time nobody knows beforehand
+        times=_times(dataset, starts, ends - 1) if with_times else None,
     )
+
+
+def _times(
+    dataset: SequenceDataset, starts: Int64[np.ndarray, " B"], ends: Int64[np.ndarray, " B"]
+) -> Int[Tensor, "B L"] | None:
+    times = dataset.log.timestamps
+    return None if times is None else torch.from_numpy(padded(times, starts, ends))
 
 
 def _shifted(
@@ -255,8 +279,9 @@ def _copies_of(
     windows: tuple[np.ndarray, np.ndarray, np.ndarray],
     epoch: int,
     generator: np.random.Generator,
+    times: Int[Tensor, "B L"] | None,
 ) -> tuple[Batch, float]:
-    """Windows of the epoch's copies, and the weight of their loss."""
+    """Windows of the epoch's copies, at the originals' times, and the weight of their loss."""
     originals, numbers, weight = _drawn_copies(copies, len(windows[0]), epoch, generator)
     users, starts, ends = (array[originals] for array in windows)
     shift = numbers * copies.items.shape[1]
@@ -267,6 +292,7 @@ def _copies_of(
         lengths=torch.from_numpy(lengths),
         targets=torch.from_numpy(targets),
         last_target_index=torch.from_numpy(ends - 1),
+        times=None if times is None else times[torch.from_numpy(originals)],
     )
     return batch, weight
 
@@ -373,13 +399,17 @@ def trainable_sequences(dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
 
 
 def history_batches(
-    dataset: SequenceDataset, batch_size: int, max_len: int | None = None
+    dataset: SequenceDataset,
+    batch_size: int,
+    max_len: int | None = None,
+    with_times: bool = False,
 ) -> Iterator[tuple[Int64[np.ndarray, " B"], Histories]]:
     """All sequences once, shortest first, in batches with their indices.
 
     Args:
         batch_size: sequences a batch; fewer where they are very long.
         max_len: newest items kept of each; None keeps all.
+        with_times: give the times of items, where the dataset has them.
 
     Yields:
         Indices of the sequences, shape (B,), and their histories.
@@ -387,7 +417,7 @@ def history_batches(
     order = np.argsort(dataset.lengths, kind="stable")
     for part in bounded_batches(dataset.lengths[order], batch_size, max_len):
         index = order[part]
-        yield index, histories_of(dataset, index, max_len)
+        yield index, histories_of(dataset, index, max_len, with_times)
 
 
 def bounded_batches(
@@ -414,9 +444,16 @@ def bounded_batches(
 
 
 def histories_of(
-    dataset: SequenceDataset, index: Int64[np.ndarray, " B"], max_len: int | None = None
+    dataset: SequenceDataset,
+    index: Int64[np.ndarray, " B"],
+    max_len: int | None = None,
+    with_times: bool = False,
 ) -> Histories:
-    """Chosen sequences as one padded batch of histories, cut to their newest `max_len` items."""
+    """Chosen sequences as one padded batch of histories, cut to their newest `max_len` items.
+
+    Args:
+        with_times: give the times of items, where the dataset has them.
+    """
     starts, ends = dataset.starts[index], dataset.ends[index]
     if max_len is not None:
         starts = np.maximum(starts, ends - max_len)
@@ -424,6 +461,7 @@ def histories_of(
         users=torch.from_numpy(np.asarray(dataset.users[index])),
         items=torch.from_numpy(padded(dataset.log.items, starts, ends)),
         lengths=torch.from_numpy(ends - starts),
+        times=_times(dataset, starts, ends) if with_times else None,
     )
 
 

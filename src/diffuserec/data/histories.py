@@ -18,6 +18,7 @@ def encode_histories(
     catalog: Catalog,
     histories: Any,
     on_unknown: str = "skip",
+    times: Any = None,
 ) -> tuple[SequenceDataset, Int64[np.ndarray, " U"]]:
     """Histories of raw item ids as a dataset.
 
@@ -27,13 +28,16 @@ def encode_histories(
     Args:
         histories: raw ids, oldest first, one inner list a user.
         on_unknown: ``skip`` leaves out items that the catalog does not hold.
+        times: of all these items, whole numbers as :attr:`SequenceDataset.timestamps` has them; or
+            None.
 
     Returns:
         The dataset, and the number of unknown items in each history.
 
     Raises:
         ConfigError: `on_unknown` is neither of its two words.
-        DataError: not a list of lists; or an unknown item, if those are refused.
+        DataError: not a list of lists; times that are no such lists of whole numbers; or an unknown
+            item, if those are refused.
     """
     if on_unknown not in ("skip", "refuse"):
         raise ConfigError(f"on_unknown must be 'skip' or 'refuse', got {on_unknown!r}")
@@ -50,10 +54,33 @@ def encode_histories(
             f"({int(n_unknown.sum())} unknown in all)"
         )
     items = numbers[numbers > 0].astype(np.int32)
+    kept = None if times is None else _flat_times(times, lengths)[numbers > 0]
     offsets = offsets_of(lengths - n_unknown)
     keys = [zlib.crc32(items[a:b].tobytes()) for a, b in itertools.pairwise(offsets.tolist())]
     users = np.array(keys, dtype=np.int64) + catalog.n_users
-    return SequenceDataset.from_offsets(items, offsets, catalog, users), n_unknown
+    dataset = SequenceDataset.from_offsets(items, offsets, catalog, users, timestamps=kept)
+    return dataset, n_unknown
+
+
+def _flat_times(times: Any, lengths: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " N"]:
+    """Times of all items, one after another."""
+    listed = [
+        as_list("times", part, ordered=True) for part in as_list("times", times, ordered=True)
+    ]
+    if [len(part) for part in listed] != lengths.tolist():
+        raise DataError("times must be lists as long as those of the histories, a time for each id")
+    flat = [value for part in listed for value in part]
+    for value in flat:
+        if (
+            not isinstance(value, int | np.integer)
+            or isinstance(value, bool)
+            or abs(value) >= 2**63
+        ):
+            raise DataError(
+                f"times must be whole numbers as dataset.timestamps has them (microseconds if the "
+                f"log has dates), got {value!r}"
+            )
+    return np.array(flat, dtype=np.int64)
 
 
 def _lists(histories: Any) -> list[Sequence[Any]]:

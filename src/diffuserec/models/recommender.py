@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -82,6 +82,11 @@ class Recommender(Method):
         return self.config.scores_are_logits
 
     @property
+    def reads_times(self) -> bool:
+        """Whether it is given the times of a history's items, where they are known."""
+        return False
+
+    @property
     def has_distribution(self) -> bool:
         """Whether the scores are a distribution over the items, or its logits."""
         return self.is_generative or self.scores_are_logits
@@ -114,13 +119,15 @@ class Recommender(Method):
         def known(histories: Histories) -> Scorer:
             return self.scorer(histories, seed, n_draws, diversity)
 
-        return or_popularity(self, known, histories_of(dataset, index, self.max_len))
+        histories = histories_of(dataset, index, self.max_len, self.reads_times)
+        return or_popularity(self, known, histories)
 
     def recommend(
         self,
         histories: Iterable[RawIds],
         k: int = 10,
         *,
+        times: Iterable[Any] | None = None,
         filter_seen: bool = True,
         allow: RawIds | None = None,
         deny: RawIds | None = None,
@@ -146,6 +153,9 @@ class Recommender(Method):
             histories: raw item ids, oldest first, one list a query. What counts as an id is told
                 in :mod:`diffuserec.data.ids`.
             k: list length; a catalog with fewer items gives shorter lists.
+            times: of the items of all histories, for a method that reads them: whole numbers as
+                `SequenceDataset.timestamps` of the training data has them, microseconds if its log
+                has dates. None: they are not known.
             filter_seen: leave out items of the history itself.
             allow: a list or set: only these items may be shown.
             deny: these may not.
@@ -168,9 +178,9 @@ class Recommender(Method):
             (0 where popularity answered). A history that leaves no item to show has no line.
 
         Raises:
-            ConfigError: not fitted, a number that is not whole or below 1, diversity outside
-                [0, 1], n_draws or diversity given to a method without noise, or another word for
-                `on_unknown`.
+            ConfigError: not fitted, a number that is not whole or below 1, times given to a method
+                that reads none, diversity outside [0, 1], n_draws or diversity given to a method
+                without noise, or another word for `on_unknown`.
             DataError: histories that are no list of lists, an unknown id in `allow` or `deny`, or
                 in a history when refused.
         """
@@ -178,7 +188,9 @@ class Recommender(Method):
         self._check_options(k, n_draws, diversity, seed, batch_size)
         require_augmenter(augmenter)
         require_flag("filter_seen", filter_seen)
-        dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown)
+        if times is not None and not self.reads_times:
+            raise ConfigError(f"{self.name} reads no times as it is set: leave them out")
+        dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown, times)
         allowed = allowed_mask(
             self.catalog.vocab_size,
             None if allow is None else encode_items(self.catalog, "allow", allow),

@@ -157,6 +157,8 @@ class EncoderSettings(SequenceSettings):
     init_std: float = Field(INIT_STD, gt=0)
     """Standard deviation of the normal from which item vectors and the encoder's weights are drawn;
     gru and caser keep torch's draws of theirs."""
+    gives_times: ClassVar[bool] = False
+    """Whether the method gives its encoder the times of items."""
     masks_targets: ClassVar[bool] = False
     """Whether the method hides its targets from the encoder, which may then look ahead."""
 
@@ -184,7 +186,10 @@ class EncoderSettings(SequenceSettings):
 
     @model_validator(mode="after")
     def _encoder_fits(self) -> Self:
-        ENCODERS.find(self.encoder).check(self.encoder_config(), self.dim)
+        own = self.encoder_config()
+        ENCODERS.find(self.encoder).check(own, self.dim)
+        if getattr(own, "time_bias", False) and not self.gives_times:
+            raise ValueError("time_bias has no effect: of the methods, hstu alone reads times")
         of_sequences = isinstance(self, ExampleSettings) and self.examples not in ONE_TARGET
         if of_sequences and not self.masks_targets:
             self.require_no_lookahead("set examples to 'prefixes'")

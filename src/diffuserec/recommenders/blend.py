@@ -82,6 +82,10 @@ class Blend(ScoreRecommender):
             self.weights = self._chosen_weights(valid)
         return records
 
+    @property
+    def reads_times(self) -> bool:
+        return any(model.reads_times for model in self._parts)
+
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
         """Weighted mean of the parts' probabilities."""
         parts = zip(self._parts, self.weights.tolist(), strict=True)
@@ -111,7 +115,8 @@ class Blend(ScoreRecommender):
     def _metrics(self, valid: Queries, tried: list[Tensor]) -> list[float]:
         """Sums of NDCG@10 over the validation queries for each of some weights."""
         totals = [0.0] * len(tried)
-        for index, histories in history_batches(valid.histories, _AT_ONCE):
+        batches = history_batches(valid.histories, _AT_ONCE, with_times=self.reads_times)
+        for index, histories in batches:
             known = histories.lengths > 0  # the others are answered by popularity in any case
             if not bool(known.any()):
                 continue

@@ -6,10 +6,10 @@ Generative Recommendations", ICML 2024 (arXiv 2402.17152).
 Departures:
 - The full softmax over dot products; the released code samples 128 or more negatives and compares
   normed vectors with a temperature. ``loss="sampled_softmax"`` samples, too.
-- No bias by times: see the encoder.
+- The bias by times is an option, ``time_bias``, and reads no time of the target: see the encoder.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -29,10 +29,14 @@ class HSTU(NextItemRecommender):
     class Config(NextItemSettings, FirstItemSettings):
         """Hyper-parameters of HSTU."""
 
+        gives_times: ClassVar[bool] = True
+
         encoder: EncoderName = "hstu"
         """Name of the sequence encoder."""
         n_heads: Annotated[int, OnlyIf(encoder=has_heads)] = Field(1, ge=1)
         """Attention heads; a divisor of dim."""
+        time_bias: Annotated[bool, OnlyIf(encoder="hstu")] = False
+        """Whether the time between two items matters, where the log has times."""
         dropout: float = Field(0.2, ge=0, lt=1)
         """Share of values that training sets to zero."""
         batch_size: int = Field(128, ge=1)

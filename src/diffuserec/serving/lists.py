@@ -61,8 +61,10 @@ def recommend_from(
     asked: list[Sequence[RawId]] = [history or []]
     if histories is not None:
         log = read_histories(histories, **(columns or {}))
-        grouped = log.group_by("user_id", maintain_order=True).agg("item_id")
+        grouped = log.group_by("user_id", maintain_order=True).agg(pl.exclude("user_id"))
         users, asked = grouped["user_id"], grouped["item_id"].to_list()
+        if model.reads_times and "timestamp" in grouped.columns:
+            options["times"] = grouped["timestamp"].to_list()
     known, n_unknown = encode_histories(model.catalog, asked)
     if not known.lengths.any() and not fallback:
         raise DataError(_nothing_known(model.catalog, asked, histories))

@@ -55,21 +55,33 @@ class EncoderRecommender(StateRecommender):
     encoder: SequenceEncoder
 
     def encode(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
+        self,
+        items: Int[Tensor, "B L"],
+        lengths: Int[Tensor, " B"],
+        times: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """States at every position of right-padded item numbers."""
-        states: Tensor = self.encoder(self.table.embed(items), lengths)
+        """States at every position of right-padded item numbers, of items at these times."""
+        more = {} if times is None else {"times": times}
+        states: Tensor = self.encoder(self.table.embed(items), lengths, **more)
         return states
 
-    def newest(self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    def newest(
+        self,
+        items: Int[Tensor, "B L"],
+        lengths: Int[Tensor, " B"],
+        times: Int[Tensor, "B L"] | None = None,
+    ) -> Float[Tensor, "B D"]:
         """States at the newest of right-padded item numbers."""
+        if times is not None:
+            return last_states(self.encode(items, lengths, times), lengths)
         return self.encoder.newest(self.table.embed(items), lengths)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
     ) -> Float[Tensor, "B 1 E"]:
         newest = histories.truncate(self.config.max_len)
-        hidden = last_states(self.encode(newest.items, newest.lengths), newest.lengths)
+        states = self.encode(newest.items, newest.lengths, newest.times)
+        hidden = last_states(states, newest.lengths)
         return self.table.states(hidden)[:, None]
 
 
@@ -84,6 +96,10 @@ class NextItemRecommender(EncoderRecommender):
         c = self.config
         assert isinstance(c, EncoderSettings)
         self.table, self.encoder = c.build_encoder(catalog.vocab_size)
+
+    @property
+    def reads_times(self) -> bool:
+        return self.encoder.reads_times
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         c = self.config
@@ -100,14 +116,14 @@ def encoder_loss(
         of_items = LOSSES.find(settings.loss).make(settings, data)
 
         def of_newest(batch: Batch) -> Tensor:
-            states = table.states(method.newest(batch.items, batch.lengths))
+            states = table.states(method.newest(batch.items, batch.lengths, batch.times))
             return of_items(states, table.weight(), batch.newest_targets, batch.users)
 
         return of_newest
     loss = next_item_loss(settings, data)
 
     def of_all(batch: Batch) -> Tensor:
-        states = table.states(method.encode(batch.items, batch.lengths))
+        states = table.states(method.encode(batch.items, batch.lengths, batch.times))
         return loss(batch, states, table.weight())
 
     return of_all
@@ -206,6 +222,7 @@ def train_next_item(
             examples,
             first_items,
             of_settings.by_length,
+            method.reads_times,
         )
 
     updates = [Update(loss)] if callable(loss) else loss

@@ -31,6 +31,7 @@ class SequenceEncoder(nn.Module, ABC):
             ``either``, by ``causal`` the earlier ones or all, and all with ``both_ways=True`` in
             :meth:`forward`; ``both``, always all: such an encoder trains on prefixes alone.
         init_std: standard deviation of initial weights; the method's settings decide it.
+        reads_times: whether :meth:`forward` takes ``times`` of items, too.
     """
 
     class Config(Settings):
@@ -38,6 +39,7 @@ class SequenceEncoder(nn.Module, ABC):
 
     sees: ClassVar[Literal["before", "either", "both"]] = "before"
     init_std: float = INIT_STD
+    reads_times: bool = False
 
     @abstractmethod
     def forward(
