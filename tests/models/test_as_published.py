@@ -42,6 +42,7 @@ PRESETS = {
         "aug_weight": 1.0,
         "copies_per_step": "all",
     },
+    "fmlprec": {"loss": "bce", "average_epochs": 0.0},
     "diffrec": {
         "form": "prefixes",
         "dim": 256,

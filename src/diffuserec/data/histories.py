@@ -63,21 +63,21 @@ def encode_histories(
 
 
 def _flat_times(times: Any, lengths: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " N"]:
-    """Times of all items, one after another."""
-    listed = [
-        as_list("times", part, ordered=True) for part in as_list("times", times, ordered=True)
-    ]
+    """Times of all items, one after another.
+
+    Raises:
+        DataError: not whole numbers, one for each item of each history.
+    """
+    outer = as_list("times", times, ordered=True)
+    listed = [as_list("times of a history", part, ordered=True) for part in outer]
     if [len(part) for part in listed] != lengths.tolist():
         raise DataError("times must be lists as long as those of the histories, a time for each id")
     flat = [value for part in listed for value in part]
     for value in flat:
-        if (
-            not isinstance(value, int | np.integer)
-            or isinstance(value, bool)
-            or abs(value) >= 2**63
-        ):
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or not -(2**63) <= int(value) < 2**63:
             raise DataError(
-                f"times must be whole numbers as dataset.timestamps has them (microseconds if the "
+                "times must be whole numbers as dataset.timestamps has them (microseconds if the "
                 f"log has dates), got {value!r}"
             )
     return np.array(flat, dtype=np.int64)

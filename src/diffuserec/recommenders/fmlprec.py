@@ -5,10 +5,12 @@ WWW 2022 (arXiv 2202.13556); the recipe is the authors' released one for Amazon 
 
 Departures:
 - The default loss is the full softmax; the paper's, with one negative, is ``loss="bce"``.
+- Running averages of the parameters are kept, as everywhere here by default.
 - Training stops by validation NDCG@10 over all items; the authors' by MRR among 100.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,3 +33,4 @@ class FMLPRec(NextItemRecommender):
         epochs: int = Field(200, ge=1)
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {"loss": "bce", "average_epochs": 0.0}

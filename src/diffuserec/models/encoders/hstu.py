@@ -23,7 +23,7 @@ Departures:
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class HSTUEncoder(SequenceEncoder):
         time_bias: bool = False
         """Whether the time between two items matters, where the log has times."""
 
-    pairs: Tensor
+    pairs: Int64[Tensor, "W R"]
 
     def __init__(
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
