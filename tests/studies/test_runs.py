@@ -464,6 +464,18 @@ def test_a_plan_of_another_model_is_refused(run: Path) -> None:
         open_run(run)
 
 
+def test_settings_that_the_log_decided_are_those_of_the_plan(data: Path, tmp_path: Path) -> None:
+    plan = Plan(str(data), "sasrec", {"dim": 8, "epochs": 1})
+    train_run(plan, tmp_path / "run", Runtime(), report=False)
+    config = open_run(tmp_path / "run").model.config
+    assert config != diffuserec.SASRec(**plan.settings).config
+    found = read_run_file(tmp_path / "run")
+    given = {**plan.settings, "batch_size": config.batch_size + 1}
+    replace(found, plan=replace(plan, settings=given)).write(tmp_path / "run")
+    with pytest.raises(DataError, match="plans another model"):
+        open_run(tmp_path / "run")
+
+
 def test_damaged_results_are_not_called_missing(run: Path) -> None:
     (run / "valid" / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"metrics.json is damaged .*: remove it and evaluate"):

@@ -44,6 +44,7 @@ from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
 from diffuserec.files import beside, cause_of, flush_directory, real, sha256, sweep, telling
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import by_log
 from diffuserec.models.methods import find_recommender, load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender
 from diffuserec.studies.ledger import record
@@ -341,8 +342,11 @@ def _require_parts(path: Path, found: RunFile) -> None:
 
 
 def _require_planned(path: Path, plan: Plan, model: Recommender) -> None:
-    planned = find_recommender(plan.model)
-    if type(model) is not planned or model.config != planned(**plan.settings).config:
+    planned = find_recommender(plan.model)(**plan.settings)
+    of_log = {name: getattr(model.config, name, None) for name in by_log(type(planned.config))}
+    left = {name: value for name, value in of_log.items() if name not in plan.settings}
+    wanted = planned.config.model_copy(update=left)
+    if type(model) is not type(planned) or model.config != wanted:
         raise DataError(
             f"{path / 'run.json'} plans another model than the one in {path / 'model'}: copy the "
             "run again, or train it again"
