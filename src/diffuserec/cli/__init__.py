@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from diffuserec import __version__
-from diffuserec.cli import audit, data, results, show, studies, training
+from diffuserec.cli import audit, data, results, serving, show, studies, training
 from diffuserec.errors import ConfigError, DataError
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ for command in (
     studies.reproduce,
     studies.tune,
     studies.results,
+    serving.serve,
 ):
     app.command()(command)
 

@@ -1,0 +1,149 @@
+"""Answers of a served model: lists, and what its augmenter writes, as plain values for JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuserec.data import RawId, SequenceDataset, encode_histories
+from diffuserec.errors import ConfigError
+from diffuserec.serving.diversity import CANDIDATES_PER_PLACE, mmr_order
+from diffuserec.serving.served import ServedModel
+from diffuserec.serving.wire import Options
+
+Histories = Sequence[Sequence[RawId]]
+
+
+def lists_of(served: ServedModel, options: Options, histories: Histories) -> list[dict[str, Any]]:
+    """A list for each history, as :class:`~diffuserec.serving.wire.ItemList` describes it.
+
+    Raises:
+        ConfigError: an option that this model does not have.
+        DataError: an unknown id in `allow` or `deny`, or in a history when refused.
+    """
+    if options.mmr and not served.has_vectors:
+        raise ConfigError(f"{served.model.name} has no item vectors, so leave out mmr")
+    if options.mmr and options.diversity:
+        raise ConfigError("diversity and mmr are two ways to reorder a list: leave one out")
+    n_asked = options.k * (CANDIDATES_PER_PLACE if options.mmr else 1)
+    frame = served.model.recommend(
+        histories,
+        k=n_asked,
+        filter_seen=options.filter_seen,
+        allow=options.allow,
+        deny=options.deny,
+        on_unknown=options.on_unknown,
+        augmenter=served.augmenter,
+        n_draws=options.n_draws,
+        diversity=options.diversity,
+        seed=options.seed,
+    )
+    bounds = np.searchsorted(frame["query"].to_numpy(), np.arange(len(histories) + 1)).tolist()
+    columns = {name: frame[name].to_list() for name in frame.columns}
+    fields = [name for name in ("item_id", "name", "score", "spread") if name in columns]
+    lists: list[dict[str, Any]] = []
+    for number, history in enumerate(histories):
+        first, last = bounds[number], bounds[number + 1]
+        if first == last:
+            n_unknown = int((served.model.catalog.encode(list(history)) == 0).sum())
+            lists.append({"source": None, "n_unknown": n_unknown, "items": []})
+            continue
+        order = range(first, last)
+        if options.mmr:
+            order = _diverse(served, columns, order, options)
+        lists.append(
+            {
+                "source": columns["source"][first],
+                "n_unknown": columns["n_unknown"][first],
+                "items": [
+                    {"rank": rank, **{name: columns[name][line] for name in fields}}
+                    for rank, line in enumerate(order, 1)
+                ],
+            }
+        )
+    return lists
+
+
+def _diverse(
+    served: ServedModel, columns: dict[str, list[Any]], lines: range, options: Options
+) -> Any:
+    """Lines of a diverse list among those of its candidates."""
+    ids = columns["item_id"][lines.start : lines.stop]
+    scores = torch.tensor(columns["score"][lines.start : lines.stop])
+    vectors = served.vectors(served.model.catalog.encode(ids))
+    order = mmr_order(scores, vectors, options.k, options.mmr)
+    return [lines.start + position for position in order]
+
+
+def named(served: ServedModel, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Raw ids and names of item numbers."""
+    catalog = served.model.catalog
+    places = np.asarray(numbers, dtype=np.int64) - 1
+    ids = catalog.item_ids.gather(places).to_list()
+    if catalog.names is None:
+        return [{"item_id": item_id} for item_id in ids]
+    names = catalog.names.gather(places).to_list()
+    return [{"item_id": i, "name": name} for i, name in zip(ids, names, strict=True)]
+
+
+def augmented(
+    served: ServedModel, history: Sequence[RawId], n_draws: int, seed: int
+) -> dict[str, Any]:
+    """What the augmenter writes, as :class:`~diffuserec.serving.wire.AugmentAnswer` describes it.
+
+    Raises:
+        ConfigError: the model has no augmenter.
+        DataError: the augmenter cannot work on this history.
+    """
+    augmenter = served.augmenter
+    if augmenter is None:
+        raise ConfigError(f"the model {served.name} was trained without an augmenter")
+    dataset, n_unknown = encode_histories(served.model.catalog, [history])
+    draws = [_written(augmenter.augment(dataset, seed + draw)) for draw in range(n_draws)]
+    counts = Counter(
+        item
+        for draw in draws
+        for item in {item for sequence in draw for item, generated in sequence if generated}
+    )
+    return {
+        "augmenter": augmenter.name,
+        "training_only": augmenter.training_only,
+        "n_draws": n_draws,
+        "n_unknown": int(n_unknown[0]),
+        "sequences": [
+            [
+                {
+                    **item,
+                    "generated": generated,
+                    "agreement": counts[number] / n_draws if generated else None,
+                }
+                for item, (number, generated) in zip(
+                    named(served, [number for number, _ in sequence]), sequence, strict=True
+                )
+            ]
+            for sequence in draws[0]
+        ],
+    }
+
+
+def _written(dataset: SequenceDataset) -> list[list[tuple[int, bool]]]:
+    """Item numbers of each sequence after augmentation, and whether the augmenter wrote them.
+
+    Of copies, what differs from the original was written; of new users, everything.
+    """
+    if dataset.copies is not None:
+        place = slice(dataset.starts[0], dataset.ends[0])
+        original = dataset[0].tolist()
+        return [
+            [(item, item != before) for item, before in zip(copy, original, strict=True)]
+            for copy in dataset.copies.items[:, place].tolist()
+        ]
+    marks = np.split(dataset.synthetic, dataset.offsets[1:-1])
+    return [
+        [(item, made or number > 0) for item, made in zip(items.tolist(), own, strict=True)]
+        for number, (items, own) in enumerate(
+            zip(dataset, (mark.tolist() for mark in marks), strict=True)
+        )
+    ]

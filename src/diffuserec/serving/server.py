@@ -1,0 +1,124 @@
+"""The service as a process: uvicorn, signals, and connections that say nothing."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.serving.application import application
+from diffuserec.serving.observation import log_lines, tell
+from diffuserec.serving.settings import ServiceSettings
+
+_SILENT_SECONDS = 15.0
+"""Seconds that a connection may take to send the head of a request."""
+
+_GRACE_SECONDS = 30
+"""Seconds that requests have to end after a termination."""
+
+
+def serve(paths: Mapping[str, Path], settings: ServiceSettings, host: str, port: int) -> None:
+    """Serves models until Ctrl-C or a termination; requests that were begun are answered first.
+
+    SIGHUP loads all models again. Events are lines of JSON on standard error.
+
+    Args:
+        paths: the directory of each model by its name.
+        settings: limits, keys and the like.
+        host: address to listen at.
+        port: 0 takes a free one, which the first line says.
+
+    Raises:
+        ConfigError: other machines could reach it and there are no keys.
+        DataError: a model cannot be read, or the address is not free.
+    """
+    if not settings.keys and not settings.local:
+        raise ConfigError(
+            f"everyone who reaches {host} could ask: give --keys FILE, or listen at 127.0.0.1"
+        )
+    log_lines()
+    app = application(paths, settings)
+    with _listening(host, port) as listener:
+        asyncio.run(_serve(app, listener))
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Any:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{host}, port {port}: cannot listen there: {reason}") from error
+    with listener:
+        yield listener
+
+
+async def _serve(app: FastAPI, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = _Server(config)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    tell("listening", url=f"http://{shown}:{port}")
+    if hasattr(signal, "SIGHUP"):
+        loop = asyncio.get_running_loop()
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            task = asyncio.create_task(app.state.service.reload_all())
+            reloads.add(task)  # or it might be collected before it ends
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+    await server.serve(sockets=[listener])
+    tell("ended")
+
+
+class _Server(uvicorn.Server):
+    """Ends on a signal, and does not raise the signal again afterwards: that end was asked for."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes no more requests; a second Ctrl-C does not wait for those that were begun."""
+        tell("ending", signal=signal.Signals(sig).name)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if it does not send the head of a request for some time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_SILENT_SECONDS, self._check, self)
+
+    def _check(self, before: object) -> None:
+        """Closes the connection if nothing happened since the last check.
+
+        Args:
+            before: the last request, if it had been answered by the time of that check.
+        """
+        if self.transport.is_closing():
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is before:
+            self.transport.close()
+            return
+        self.loop.call_later(_SILENT_SECONDS, self._check, self.cycle if is_idle else self)
