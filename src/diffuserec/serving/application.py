@@ -23,7 +23,7 @@ from diffuserec import __version__
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
 from diffuserec.serving.batching import OverloadError
-from diffuserec.serving.guard import Guard, RefusedError, Visit, error_line
+from diffuserec.serving.guard import JSON, LINES, Guard, RefusedError, Visit, error_line
 from diffuserec.serving.jobs import Jobs
 from diffuserec.serving.service import Service
 from diffuserec.serving.settings import ServiceSettings
@@ -32,6 +32,7 @@ _PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 
 _PAGE_HEADERS = {
@@ -43,9 +44,6 @@ _PAGE_HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-cache",
 }
-
-_JSON = "application/json"
-_LINES = "application/x-ndjson"
 
 
 def application(
@@ -89,6 +87,7 @@ def application(
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,
         responses={"4XX": {"model": wire.ErrorAnswer}, "5XX": {"model": wire.ErrorAnswer}},
         separate_input_output_schemas=False,
     )
@@ -107,7 +106,7 @@ def application(
 
 def _json(content: Any, status: int = 200) -> Response:
     """An answer that is not checked again on its way out."""
-    return Response(to_json(content, inf_nan_mode="null"), status, media_type=_JSON)
+    return Response(to_json(content, inf_nan_mode="null"), status, media_type=JSON)
 
 
 def _visit(request: Request) -> Visit:
@@ -120,7 +119,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     def line(request: Request, status: int, message: str, **headers: str) -> Response:
         body = error_line(status, message, _visit(request).request_id)
-        return Response(body, status, headers=headers, media_type=_JSON)
+        return Response(body, status, headers=headers, media_type=JSON)
 
     def refused(request: Request, error: Any) -> Response:
         if error.reason:
@@ -275,7 +274,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return service.jobs
 
     def body_of(model: type[BaseModel]) -> dict[str, Any]:
-        content = {_LINES: {"schema": model.model_json_schema(ref_template="{model}")}}
+        content = {LINES: {"schema": model.model_json_schema(ref_template="{model}")}}
         return {"requestBody": {"required": True, "content": content}}
 
     @app.post(
@@ -286,8 +285,6 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(wire.JobLine),
     )
     async def accept(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip() != _LINES:
-            raise RefusedError(415, f"a job is sent as {_LINES}")
         model, options = _of_query(request)
         served = service.model(model)
         service.check_options(options)
@@ -306,7 +303,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     async def result(request: Request, job_id: str) -> Response:
         found = jobs()
         lines = found.result(found.find(job_id, _visit(request).caller.name))
-        return StreamingResponse(lines, media_type=_LINES)
+        return StreamingResponse(lines, media_type=LINES)
 
     @app.delete("/v1/jobs/{job_id}", status_code=204, summary="Remove a job and its lists")
     async def delete(request: Request, job_id: str) -> Response:

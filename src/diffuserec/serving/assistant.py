@@ -17,7 +17,7 @@ from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
 from diffuserec.serving.batching import OverloadError
-from diffuserec.serving.guard import RefusedError, Visit
+from diffuserec.serving.guard import ASSISTANTS, RefusedError, Visit
 from diffuserec.serving.service import Service
 
 _INSTRUCTIONS = (
@@ -94,7 +94,7 @@ def routes_of(server: MCPServer[Any], max_body: int) -> list[BaseRoute]:
     """The route of an application at which its assistants ask."""
     elsewhere = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the door does it
     app = server.streamable_http_app(
-        streamable_http_path="/mcp",
+        streamable_http_path=ASSISTANTS,
         json_response=True,
         stateless_http=True,
         max_request_body_size=max_body,
@@ -103,9 +103,8 @@ def routes_of(server: MCPServer[Any], max_body: int) -> list[BaseRoute]:
     return app.routes
 
 
-def _visit(context: Context[Any, Any]) -> Visit:
+def _visit(context: Any) -> Visit:
     """What the door knows of the request that a tool is called by."""
     request = context.request_context.request
-    assert request is not None  # a tool is called over HTTP alone
     found: Visit = request.scope["state"]["visit"]
     return found

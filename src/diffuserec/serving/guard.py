@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffuserec.serving.observation import LOGGER, Metrics, tell
@@ -23,7 +24,12 @@ from diffuserec.serving.settings import LOCAL_NAMES, Caller, ServiceSettings
 OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 """Paths that need no key, besides the files of the page."""
 
+JSON = "application/json"
+LINES = "application/x-ndjson"
+"""Type of what is sent to and comes from jobs: a JSON object a line."""
+
 PAGE = "/page/"
+ASSISTANTS = "/mcp"
 JOBS = "/v1/jobs"
 
 HEADERS = {
@@ -145,7 +151,7 @@ class Guard:
                     503, "the answer took too long: try again, or ask for less", retry_after=1
                 )
             )
-        except _GoneError:
+        except ClientDisconnect:
             visit.facts["gone"] = True
         except Exception:  # a defect: the trace is for the log, never for whoever asked
             LOGGER.exception("defect", extra={"facts": {"request_id": visit.request_id}})
@@ -181,9 +187,13 @@ class Guard:
                 )
         if headers.get("content-encoding", "identity") != "identity":
             raise RefusedError(415, "a request must not be compressed", "encoding")
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         is_job = path == JOBS or path.startswith(f"{JOBS}/")
         largest = limits.max_job_body if is_job else limits.max_body
         _require_length(headers, largest)
+        wanted = LINES if is_job else JSON
+        if scope["method"] == "POST" and kind != wanted:
+            raise RefusedError(415, f"send it as 'Content-Type: {wanted}'", "type")
         if is_job:  # large files come and go, from and to the disk
             async with asyncio.timeout(_PATIENCE_WITH_FILES * limits.timeout):
                 await self._app(scope, _bounded(receive, largest), answer)
@@ -200,17 +210,10 @@ class Guard:
         """Refuses what a page elsewhere makes somebody's browser send."""
         host = headers.get("host", "")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise RefusedError(403, "requests of other sites' pages are not answered", "origin")
-        if self._settings.local:
-            try:
-                name = urlsplit(f"//{host}").hostname
-            except ValueError:
-                name = None
-            if name not in LOCAL_NAMES:
-                raise RefusedError(
-                    403, "without keys, only requests to localhost are answered", "host"
-                )
+        if self._settings.local and _name_of(host) not in LOCAL_NAMES:
+            raise RefusedError(403, "without keys, only requests to localhost are answered", "host")
 
     def _require_caller(
         self, path: str, headers: dict[str, str], visit: Visit, address: str
@@ -234,6 +237,8 @@ class Guard:
 
     def _note(self, scope: Scope, visit: Visit, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or "none"
+        if scope["path"] == ASSISTANTS and status != 404:
+            route = ASSISTANTS
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -251,10 +256,6 @@ class Guard:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class _GoneError(Exception):
-    """Whoever asked has closed the connection."""
 
 
 class _Answer:
@@ -286,7 +287,7 @@ class _Answer:
             return
         body = error_line(refusal.status, refusal.message, self._request_id)
         headers = [
-            (b"content-type", b"application/json"),
+            (b"content-type", JSON.encode()),
             (b"content-length", str(len(body)).encode()),
         ]
         if refusal.retry_after is not None:
@@ -303,6 +304,14 @@ def error_line(status: int, message: str, request_id: str) -> bytes:
     """The body of an error: one line of JSON."""
     content = {"error": message, "status": status, "request_id": request_id}
     return json.dumps(content).encode()
+
+
+def _name_of(host: str) -> str | None:
+    """The name in a host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -328,7 +337,7 @@ async def _body(receive: Receive, largest: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _GoneError
+            raise ClientDisconnect
         part = message.get("body", b"")
         size += len(part)
         if size > largest:

@@ -224,7 +224,6 @@ _MEANT = {
     "bool_type": "must be true or false",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
-    "json_invalid": "is not JSON",
 }
 _VARIANTS = ("int", "str", "constrained-int", "constrained-str")
 
@@ -232,6 +231,8 @@ _VARIANTS = ("int", "str", "constrained-int", "constrained-str")
 def problem_of(errors: Sequence[ErrorDetails | Any]) -> str:
     """The first problem of a request in one line, without what was sent."""
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return "the request is not JSON"
     place = [part for part in first["loc"] if part != "body"]
     if place and place[-1] in _VARIANTS:
         where = ".".join(_part(part) for part in place[:-1])

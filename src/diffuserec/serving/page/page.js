@@ -270,6 +270,9 @@ function show_lists(models, answers) {
   if (fixed.length && Number(at("mmr").value)) {
     notes.push(`No item vectors, so no diversity: ${fixed.join(", ")}.`);
   }
+  if (models.some((model) => model.can_diversify) && Number(at("mmr").value)) {
+    notes.push("Diverse lists do not descend by score.");
+  }
   if (answers.length === 2 && models[0] !== models[1]) {
     const shared = [...ranks[0].keys()].filter((id) => ranks[1].has(id)).length;
     notes.push(`${shared} of ${answers[0].items.length} items are in both lists.`);
@@ -285,7 +288,7 @@ function list_of(model, answer, other) {
     : is_chance ? "probability ± spread over draws" : "score";
   const title = make("h3", {}, make("bdi", {}, plain(model.name)), make("span", { class: "tag" }, tag));
   const scores = answer.items.map((item) => item.score);
-  const high = Math.max(...scores, 0);
+  const high = Math.max(...answer.items.map((item) => item.score + (item.spread || 0)), 0);
   const low = is_chance || by_popularity ? 0 : Math.min(...scores, 0);
   const lines = answer.items.map((item) => line_of(item, low, high, is_chance, other));
   const list = lines.length
@@ -306,19 +309,20 @@ function line_of(item, low, high, is_chance, other) {
   filled.style.width = share(item.score);
   bar.append(filled);
   if (item.spread) {
-    score.append(make("div", { class: "more" }, `± ${percent(item.spread)}`));
+    score.append(make("div", { class: "more" }, `± ${percent(item.spread, 2)}`));
     const range = document.createElement("b");
     range.style.left = share(item.score - item.spread);
     range.style.right = `${100 - parseFloat(share(item.score + item.spread))}%`;
     bar.append(range);
   }
-  const place = other && (other.has(item.item_id) ? `also there, number ${other.get(item.item_id)}` : "only here");
-  const both = other ? make("div", { class: "both" }, place) : null;
+  const both = other && other.has(item.item_id)
+    ? make("div", { class: "both" }, `in both lists, there number ${other.get(item.item_id)}`)
+    : null;
   return make("li", {}, make("span", { class: "rank" }, String(item.rank)), naming(item), score, bar, both);
 }
 
-function percent(value) {
-  return `${(100 * value).toPrecision(3)} %`;
+function percent(value, digits = 3) {
+  return `${(100 * value).toPrecision(digits)} %`;
 }
 
 function number(value) {
