@@ -104,6 +104,7 @@ function close_found() {
   state.found = [];
   state.active = -1;
   at("found").hidden = true;
+  at("found").replaceChildren();
   search.setAttribute("aria-expanded", "false");
   search.removeAttribute("aria-activedescendant");
 }
