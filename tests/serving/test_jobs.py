@@ -1,5 +1,6 @@
 """Batch jobs: their lists are those of single requests, and nothing that was accepted is lost."""
 
+import asyncio
 import json
 import shutil
 import time
@@ -144,16 +145,11 @@ def test_a_job_that_is_begun_anew_is_by_one_model(saved, serving, tmp_path: Path
 
 def test_one_process_works_at_a_directory(saved, serving, tmp_path: Path) -> None:
     settings = ServiceSettings(jobs=tmp_path / "jobs")
-    with serving(saved["markov"], jobs=tmp_path / "jobs"):
-        with pytest.raises(DataError, match="written by another process"):
-            _start(application(saved["markov"], settings))
+    refused = pytest.raises(DataError, match="written by another process")
+    with serving(saved["markov"], jobs=tmp_path / "jobs"), refused:
+        asyncio.run(_start(application(saved["markov"], settings)))
 
 
-def _start(app: Any) -> None:
-    import asyncio
-
-    async def start() -> None:
-        async with app.state.service.running():
-            pass
-
-    asyncio.run(start())
+async def _start(app: Any) -> None:
+    async with app.state.service.running():
+        pass

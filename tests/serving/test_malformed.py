@@ -100,9 +100,23 @@ def strange_head(dice: random.Random) -> bytes:
     method = dice.choice(["GET", "POST", "PUT", "BREW", "get", "OPTIONS", "TRACE", "CONNECT", ""])
     path = dice.choice(
         [
-            *("/", "*", "//", "/v1/%00", "/page/../../../etc/passwd", "/page/%2e%2e%2f", "/v1/models/"),
+            *(
+                "/",
+                "*",
+                "//",
+                "/v1/%00",
+                "/page/../../../etc/passwd",
+                "/page/%2e%2e%2f",
+                "/v1/models/",
+            ),
             *("/v1/jobs/" + "0" * 32, "/v1/jobs/..", "/?" + "q=" * 400, "/" + "a" * 20_000, "x y"),
-            *("/metrics", "/openapi.json", "http://evil.example/", "/%ff", "/v1/models/%F0%9F%92%A9"),
+            *(
+                "/metrics",
+                "/openapi.json",
+                "http://evil.example/",
+                "/%ff",
+                "/v1/models/%F0%9F%92%A9",
+            ),
         ]
     )
     extra = dice.choice(
@@ -115,7 +129,9 @@ def strange_head(dice: random.Random) -> bytes:
         ]
     )
     host = dice.choice(["Host: localhost\r\n", "", "Host: [::1\r\n", "Host: a:b:c\r\n"])
-    head = f"{method} {path} HTTP/{dice.choice(['1.1', '1.1', '1.0', '9'])}\r\n{host}{extra}\r\n\r\n"
+    head = (
+        f"{method} {path} HTTP/{dice.choice(['1.1', '1.1', '1.0', '9'])}\r\n{host}{extra}\r\n\r\n"
+    )
     return head.encode("latin-1") + dice.choice([b"", b"0\r\n\r\n", b"zz\r\n"])
 
 

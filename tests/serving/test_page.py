@@ -109,7 +109,9 @@ def test_by_keyboard_alone(page: Page, ask: Any) -> None:
     page.until(lambda: page.texts("#found .id")[:1] == ["i1"])
     page.press(K.ENTER)
     page.until(lambda: page.history() == ["i1"])
-    assert page.texts("#history .name") == ['<img src=x onerror="document.title=1"> �&amp; "quoted"']
+    assert page.texts("#history .name") == [
+        '<img src=x onerror="document.title=1"> �&amp; "quoted"'
+    ]
     assert page.browser.title == "diffuserec: try a model"
     page.press("lamp")
     page.until(lambda: len(page.texts("#found li")) == 20)
@@ -135,10 +137,11 @@ def test_by_mouse(page: Page, ask: Any) -> None:
     page.all("#search")[0].click()
     page.until(lambda: page.all("#found li"))[3].click()
     (chosen,) = page.until(page.history)
-    plain = page.until(lambda: len(page.list(1)) == 10 and chosen not in page.list(1) and page.list(1))
+    plain = page.until(
+        lambda: len(page.list(1)) == 10 and chosen not in page.list(1) and page.list(1)
+    )
     page.browser.execute_script(
-        "const s = document.getElementById('mmr');"
-        "s.value = 90; s.dispatchEvent(new Event('input'))"
+        "const s = document.getElementById('mmr');s.value = 90; s.dispatchEvent(new Event('input'))"
     )
     page.until(lambda: page.list(1) != plain)
     page.all("#seen")[0].click()
@@ -148,7 +151,10 @@ def test_by_mouse(page: Page, ask: Any) -> None:
     )
     page.until(lambda: len(page.texts("#written li.new")) == 2)
     assert page.texts("#written li:not(.new) .id")[:1] == [chosen]
-    assert "No item vectors, so no diversity: markov." in page.until(lambda: page.texts("#list-note"))[0]
+    assert (
+        "No item vectors, so no diversity: markov."
+        in page.until(lambda: page.texts("#list-note"))[0]
+    )
     page.all("#clear")[0].click()
     page.until(lambda: page.history() == [])
 
@@ -170,12 +176,14 @@ def test_nothing_overflows_and_nothing_is_blocked(page: Page, width: int, scheme
             page.all("#found li")[0].click()
             page.until(lambda n=n: len(page.history()) == n)
         page.until(lambda: len(page.list(2)) == 10 and "i17" not in page.list(2))
-        script = "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        script = (
+            "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        )
         scroll_width, height = browser.execute_script(script)
         assert scroll_width == width
         small = browser.execute_script(
-            "return [...document.querySelectorAll('button, select, input')].filter(e =>"
-            "e.offsetParent && e.type !== 'checkbox' && e.getBoundingClientRect().height < 44).length"
+            "return [...document.querySelectorAll('button, select, input')].filter(e => "
+            "e.offsetParent && e.type !== 'checkbox' && e.offsetHeight < 44).length"
         )
         assert small == 0
         assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []

@@ -127,10 +127,12 @@ def test_a_kill_loses_no_accepted_job_and_a_termination_ends_well(
     wanted = load(place).recommend(HISTORIES[:40])["item_id"].to_list()
     for job_id in accepted:
         deadline = time.monotonic() + 60
-        while json.loads(second.ask("GET", f"/v1/jobs/{job_id}", None, **key)[1])["state"] != "done":
+        while (
+            json.loads(second.ask("GET", f"/v1/jobs/{job_id}", None, **key)[1])["state"] != "done"
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        status, body = second.ask("GET", f"/v1/jobs/{job_id}/result", None, **key)
+        body = second.ask("GET", f"/v1/jobs/{job_id}/result", None, **key)[1]
         lists = [json.loads(line)["items"] for line in body.splitlines()]
         assert len(lists) == len(HISTORIES)
         assert [item["item_id"] for items in lists[:40] for item in items] == wanted

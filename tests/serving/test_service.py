@@ -281,6 +281,24 @@ def test_too_much_at_a_time_is_refused_and_then_answered_again(saved, serving) -
         assert ask("POST", "/v1/recommend/batch", histories).status == 200
 
 
+def test_whoever_goes_away_is_not_waited_for(saved, serving) -> None:
+    body = json.dumps({"histories": [["i1"]] * 256}).encode()
+    head = (
+        "POST /v1/recommend/batch HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with serving(saved["acvae"], at_once=1) as ask:
+        with socket.create_connection(("127.0.0.1", ask.port), timeout=10) as line:
+            line.sendall(head.encode() + body)
+            while not _calls(ask)["count"]:
+                time.sleep(0.001)
+        ask.recommend(["i1"])
+        time.sleep(0.1)
+        before = _calls(ask)["count"]
+        time.sleep(0.1)
+        assert _calls(ask)["count"] == before < 256
+
+
 # -- who may ask
 
 
@@ -317,7 +335,7 @@ def test_keys_are_read_strictly(tmp_path: Path, monkeypatch) -> None:
         "ann short": "has fewer than 16 characters",
         "an/n ann-ann-ann-ann-ann": "a key is written NAME KEY",
         "ann ann-ann-ann-ann-ann boss": "a key is written NAME KEY",
-        "a same-same-same-same\nb same-same-same-same": "line 2: the name b or its key stands twice",
+        "a same-same-same-same\nb same-same-same-same": "the name b or its key stands twice",
         "# none": "holds no key",
     }.items():
         file.write_text(text, encoding="utf-8")
@@ -352,7 +370,9 @@ def test_without_keys_only_this_machine_is_answered(saved, serving) -> None:
 def test_pages_of_other_sites_are_not_answered(ask) -> None:
     own = {"Origin": f"http://127.0.0.1:{ask.port}"}
     assert ask("POST", "/v1/recommend", {"history": []}, own).status == 200
-    assert ask("POST", "/v1/recommend", {"history": []}, {"Origin": "http://a.example"}).status == 403
+    assert (
+        ask("POST", "/v1/recommend", {"history": []}, {"Origin": "http://a.example"}).status == 403
+    )
     assert ask("POST", "/v1/recommend", {"history": []}, {"Origin": "null"}).status == 403
     assert "access-control-allow-origin" not in ask("GET", "/v1/models", None, own).headers
 
@@ -396,16 +416,12 @@ def test_a_model_is_exchanged_without_a_lost_request(saved, serving, keys, tmp_p
         before = ask("GET", "/readyz").json()["models"]["m"]
         assert ask("POST", "/v1/admin/reload", {}, caller).status == 403
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
-            asked = [
-                threads.submit(ask, "POST", "/v1/recommend", body, caller) for _ in range(60)
-            ]
+            asked = [threads.submit(ask, "POST", "/v1/recommend", body, caller) for _ in range(60)]
             train = SequenceDataset.from_lists([[1, 2, 3]] * 5)
             shutil.rmtree(place)
             Markov().fit(train).save(place)
             reloaded = ask("POST", "/v1/admin/reload", {"model": "m"}, admin)
-            asked += [
-                threads.submit(ask, "POST", "/v1/recommend", body, caller) for _ in range(60)
-            ]
+            asked += [threads.submit(ask, "POST", "/v1/recommend", body, caller) for _ in range(60)]
             answers = [answer.result() for answer in asked]
         assert reloaded.json()["before"] == before
         after = reloaded.json()["sha256"]

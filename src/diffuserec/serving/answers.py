@@ -88,47 +88,42 @@ def named(served: ServedModel, numbers: Sequence[int]) -> list[dict[str, Any]]:
     return [{"item_id": i, "name": name} for i, name in zip(ids, names, strict=True)]
 
 
-def augmented(
-    served: ServedModel, history: Sequence[RawId], n_draws: int, seed: int
-) -> dict[str, Any]:
-    """What the augmenter writes, as :class:`~diffuserec.serving.wire.AugmentAnswer` describes it.
+Sequences = list[list[tuple[int, bool]]]
+"""Items of sequences by number, and whether an augmenter wrote them."""
+
+
+def written(served: ServedModel, history: Sequence[RawId], seed: int) -> Sequences:
+    """The sequences that the augmenter makes of a history.
 
     Raises:
         ConfigError: the model has no augmenter.
         DataError: the augmenter cannot work on this history.
     """
-    augmenter = served.augmenter
-    if augmenter is None:
+    if served.augmenter is None:
         raise ConfigError(f"the model {served.name} was trained without an augmenter")
-    dataset, n_unknown = encode_histories(served.model.catalog, [history])
-    draws = [_written(augmenter.augment(dataset, seed + draw)) for draw in range(n_draws)]
+    dataset, _ = encode_histories(served.model.catalog, [history])
+    return _sequences(served.augmenter.augment(dataset, seed))
+
+
+def agreement(served: ServedModel, draws: Sequence[Sequences]) -> list[list[dict[str, Any]]]:
+    """The sequences of the first draw, and in what share of the draws each item was written."""
     counts = Counter(
         item
-        for draw in draws
-        for item in {item for sequence in draw for item, generated in sequence if generated}
+        for sequences in draws
+        for item in {item for sequence in sequences for item, made in sequence if made}
     )
-    return {
-        "augmenter": augmenter.name,
-        "training_only": augmenter.training_only,
-        "n_draws": n_draws,
-        "n_unknown": int(n_unknown[0]),
-        "sequences": [
-            [
-                {
-                    **item,
-                    "generated": generated,
-                    "agreement": counts[number] / n_draws if generated else None,
-                }
-                for item, (number, generated) in zip(
-                    named(served, [number for number, _ in sequence]), sequence, strict=True
-                )
-            ]
-            for sequence in draws[0]
-        ],
-    }
+    return [
+        [
+            {**item, "generated": made, "agreement": counts[number] / len(draws) if made else None}
+            for item, (number, made) in zip(
+                named(served, [number for number, _ in sequence]), sequence, strict=True
+            )
+        ]
+        for sequence in draws[0]
+    ]
 
 
-def _written(dataset: SequenceDataset) -> list[list[tuple[int, bool]]]:
+def _sequences(dataset: SequenceDataset) -> Sequences:
     """Item numbers of each sequence after augmentation, and whether the augmenter wrote them.
 
     Of copies, what differs from the original was written; of new users, everything.

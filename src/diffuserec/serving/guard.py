@@ -204,7 +204,28 @@ class Guard:
         except TimeoutError:
             raise RefusedError(408, "the request was not sent in time", "slow") from None
         async with asyncio.timeout(limits.timeout):
-            await self._app(scope, _replayed(body, receive), answer)
+            await self._while_there(scope, body, receive, answer)
+
+    async def _while_there(
+        self, scope: Scope, body: bytes, receive: Receive, answer: "_Answer"
+    ) -> None:
+        """Answers a request whose body was read; stops if whoever asked closes the connection."""
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        gone = asyncio.create_task(_disconnection(receive))
+
+        async def again() -> Message:
+            return pending.pop() if pending else await asyncio.shield(gone)
+
+        answering = asyncio.ensure_future(self._app(scope, again, answer))
+        try:
+            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ClientDisconnect
+            answering.result()
+        finally:
+            gone.cancel()
+            if answering.cancel():
+                await asyncio.wait((answering,))
 
     def _require_place(self, headers: dict[str, str]) -> None:
         """Refuses what a page elsewhere makes somebody's browser send."""
@@ -347,14 +368,12 @@ async def _body(receive: Receive, largest: int) -> bytes:
             return b"".join(parts)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, once more; then whatever comes."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return again
+async def _disconnection(receive: Receive) -> Message:
+    """The message that the connection was closed, when it comes."""
+    message = await receive()
+    while message["type"] != "http.disconnect":
+        message = await receive()
+    return message
 
 
 def _bounded(receive: Receive, largest: int) -> Receive:

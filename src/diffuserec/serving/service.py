@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
-from diffuserec.serving.answers import augmented, named
+from diffuserec.serving.answers import agreement, named, written
 from diffuserec.serving.batching import ModelQueue
 from diffuserec.serving.guard import RefusedError, Visit
 from diffuserec.serving.jobs import Jobs
@@ -129,10 +130,19 @@ class Service:
         served = self.model(request.model)
         self.check_histories([request.history])
         self._at_most("n_draws", request.n_draws, self.limits.max_draws)
-        found = await self.queue.call(
-            lambda: augmented(served, request.history, request.n_draws, request.seed)
-        )
-        return {"model": served.name, **found}
+        history = request.history
+        draws = []
+        for seed in range(request.seed, request.seed + request.n_draws):  # others get in between
+            draws.append(await self.queue.call(partial(written, served, history, seed)))
+        assert served.augmenter is not None
+        return {
+            "model": served.name,
+            "augmenter": served.augmenter.name,
+            "training_only": served.augmenter.training_only,
+            "n_draws": request.n_draws,
+            "n_unknown": int((served.model.catalog.encode(history) == 0).sum()),
+            "sequences": agreement(served, draws),
+        }
 
     async def reload(self, name: str) -> ServedModel:
         """Loads a model's directory again, while requests go on; the old one stays on an error.

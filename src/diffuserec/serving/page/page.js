@@ -33,7 +33,8 @@ async function ask(path, body, signal) {
   return content;
 }
 
-/* Runs the newest of the tasks of one kind; an older one that still runs is given up. */
+/* Runs the newest of the tasks of one kind; an older one that still runs is given up. Tells whether it was the newest
+   to the end. */
 async function newest(kind, task) {
   if (running[kind]) running[kind].abort();
   const controller = new AbortController();
@@ -44,6 +45,7 @@ async function newest(kind, task) {
   } catch (error) {
     if (error.name !== "AbortError" && running[kind] === controller) report(kind, error);
   }
+  return running[kind] === controller;
 }
 
 const problems = {};
@@ -254,7 +256,7 @@ function refresh() {
     await pause(40, signal);
     const asked = models.map((model) => ask("v1/recommend", request_of(model), signal));
     show_lists(models, await Promise.all(asked));
-  }).finally(() => at("lists").classList.remove("busy"));
+  }).then((is_newest) => is_newest && at("lists").classList.remove("busy"));
   show_cards(models);
   show_augmented(models);
 }
@@ -342,7 +344,7 @@ function show_augmented(models) {
     return;
   }
   newest("augmenter", async (signal) => {
-    await pause(150, signal);
+    await pause(400, signal);
     const history = state.history.map((item) => item.item_id);
     const answer = await ask("v1/augment", { model: model.name, history }, signal);
     const use = answer.training_only ? "for training only" : "before the model is asked";
