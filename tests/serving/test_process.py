@@ -20,7 +20,7 @@ from diffuserec import load
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="it needs POSIX signals")
 
-HISTORIES = [[f"i{n % 40 + 1}"] for n in range(1000)]
+HISTORIES = [[f"i{n % 40 + 1}"] for n in range(400)]
 
 
 class Process:
@@ -51,7 +51,7 @@ class Process:
 
     def wait_for(self, event: str, n: int = 1) -> dict[str, Any]:
         """The n-th event of a kind."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = [line for line in self.events if line["event"] == event]
             if len(found) >= n:
@@ -103,7 +103,7 @@ def test_a_kill_loses_no_accepted_job_and_a_termination_ends_well(
     accepted = []
 
     def post() -> None:
-        for _ in range(3):
+        for _ in range(2):
             try:
                 status, body = first.ask(
                     "POST", "/v1/jobs", lines, **key, **{"Content-Type": "application/x-ndjson"}
@@ -116,7 +116,7 @@ def test_a_kill_loses_no_accepted_job_and_a_termination_ends_well(
     threads = [threading.Thread(target=post) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while len(accepted) < 4:
+    while len(accepted) < 2:
         time.sleep(0.01)
     first.end(signal.SIGKILL)
     for thread in threads:
@@ -126,7 +126,7 @@ def test_a_kill_loses_no_accepted_job_and_a_termination_ends_well(
     started.append(second)
     wanted = load(place).recommend(HISTORIES[:40])["item_id"].to_list()
     for job_id in accepted:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while (
             json.loads(second.ask("GET", f"/v1/jobs/{job_id}", None, **key)[1])["state"] != "done"
         ):
