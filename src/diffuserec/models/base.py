@@ -17,6 +17,7 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 :class:`Runtime`, which is never saved and never changes what is learned.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -176,8 +177,8 @@ class Method(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Device of its parameters."""
-        tensors = [*self.parameters(), *self.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def max_len(self) -> int | None:

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -51,15 +51,35 @@ def serve(paths: Mapping[str, Path], settings: ServiceSettings, host: str, port:
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Any:
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that takes connections at an address.
+
+    Raises:
+        DataError: the address is not free, or not one of this machine.
+    """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        # asyncio sends small answers at once only where the protocol is said to be TCP
+        listener = socket.socket(family, kind, protocol)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{host}, port {port}: cannot listen there: {reason}") from error
+        raise _cannot_listen(host, port, error) from error
     with listener:
+        try:
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
         yield listener
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return DataError(f"{host}, port {port}: cannot listen there: {reason}")
 
 
 async def _serve(app: FastAPI, listener: socket.socket) -> None:
