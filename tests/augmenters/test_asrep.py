@@ -39,7 +39,7 @@ def test_it_goes_on_backwards(cycle: SequenceDataset, model, settings) -> None:
 
 
 def test_no_item_comes_twice_until_all_are_used(cycle: SequenceDataset) -> None:
-    augmenter = ASReP(n_items=16, model="markov").fit(cycle)
+    augmenter = ASReP(n_items=16, model="markov", condition="published").fit(cycle)
     longer = augmenter.augment(cycle)
     assert (longer.lengths > 20).all()  # the catalog has 20 items
     for user in range(len(cycle)):

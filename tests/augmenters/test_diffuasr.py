@@ -22,6 +22,8 @@ N_CATEGORIES, N_PHASES, N_TWINS = 4, 5, 2
 RUNTIME = Runtime(device="cpu", seed=3)
 QUICK: dict[str, Any] = {
     "n_items": M,
+    "condition": "published",
+    "channels": 8,
     "epochs": 1,
     "pretrain_epochs": 1,
     "num_inference_steps": 3,
@@ -61,6 +63,8 @@ def split() -> Split:
 def trained(split: Split) -> DiffuASR:
     return DiffuASR(
         n_items=M,
+        condition="published",
+        channels=8,
         epochs=8,
         patience=8,
         batch_size=128,
@@ -121,15 +125,32 @@ def test_a_users_items_depend_on_seed_user_and_history_only(
     assert np.array_equal(prefixes(part), whole[some])
 
 
-def test_only_short_histories_are_lengthened_and_no_empty_ones(trained: DiffuASR) -> None:
-    log = SequenceDataset.from_lists([[1, 2], [], [1, 2, 3], [4]], trained.catalog)
-    short = variant(trained, max_history=2)
-    once = short.augment(log)
-    assert once.lengths.tolist() == [2 + M, 0, 3, 1 + M]
-    # synthetic items neither count nor are conditioned on: the same are generated again
-    twice = short.augment(once)
-    assert twice.lengths.tolist() == [2 + 2 * M, 0, 3, 1 + 2 * M]
-    assert np.array_equal(twice[0][:M], once[0][:M])
+@pytest.mark.parametrize(
+    "settings, channels, floor",
+    [
+        ({"n_items": 5}, 16, 0.0),
+        ({"n_items": 17}, 24, 0.0),
+        ({"n_items": 10, "channels": 8}, 8, 0.2),
+        ({"n_items": 16, "channels": 8}, 8, 0.5),
+    ],
+)
+def test_the_network_has_channels_for_all_items(settings, channels: int, floor: float) -> None:
+    log = structured_log(40)
+    long = {"item_embedding": "scratch", "multipliers": (1, 2)}
+    model = DiffuASR(**QUICK | {"channels": None} | long | settings)
+    model.take(log.catalog)
+    assert model.network.channels == channels
+    assert model.noise_floor == pytest.approx(floor)
+
+
+def test_it_says_what_error_too_few_channels_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    log = structured_log(40)
+    wide = {"n_items": 10, "item_embedding": "scratch", "min_condition": 1}
+    DiffuASR(**QUICK | wide).fit(log, runtime=RUNTIME)
+    assert "8 channels for 10 items" in (said := capsys.readouterr().err)
+    assert "below 0.20" in said
+    DiffuASR(**QUICK | wide | {"channels": 16}).fit(log, runtime=RUNTIME)
+    assert "channels" not in capsys.readouterr().err
 
 
 def test_nothing_to_lengthen(trained: DiffuASR) -> None:
@@ -392,8 +413,11 @@ def test_validation_decides_when_pretraining_stops(few: Split) -> None:
 def test_too_few_long_users_are_refused_with_what_would_do() -> None:
     log = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 6]] * 12 + [[1] * 20] * 4)
     with pytest.raises(DataError, match=r"n_items \+ 3 = 13 training items, and 4 have them"):
-        DiffuASR(n_items=10).fit(log)
+        DiffuASR(n_items=10, condition="published").fit(log)
     with pytest.raises(DataError, match=r"n_items to 3 or less \(--augment-set n_items=3\)"):
+        DiffuASR(n_items=10, condition="published").fit(log)
+    # of those who are conditioned on their first item alone
+    with pytest.raises(DataError, match=r"n_items \+ 1 = 11 training items, and 4 have them"):
         DiffuASR(n_items=10).fit(log)
     for settings in ({}, {"n_items": 1}):
         with pytest.raises(DataError, match="use a log with longer histories"):
@@ -415,7 +439,7 @@ def test_the_number_of_items_fits_the_histories(
     lengths, n_items, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = SequenceDataset.from_lists([[step % 7 + 1 for step in range(n)] for n in lengths])
-    quick = {"dim": 64, "epochs": 1, "batch_size": 4096}
+    quick = {"condition": "published", "dim": 64, "epochs": 1, "batch_size": 4096}
     quick |= {"item_embedding": "scratch", "num_inference_steps": 1}
     model = DiffuASR(**quick).fit(log, runtime=Runtime(seed=2))
     assert model.config.n_items == n_items

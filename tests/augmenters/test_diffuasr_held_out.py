@@ -26,6 +26,7 @@ def moved_users(log: SequenceDataset, seed: int) -> np.ndarray:
     """
     model = DiffuASR(
         n_items=M,
+        condition="published",
         item_embedding="scratch",
         guidance="classifier_free",
         epochs=1,

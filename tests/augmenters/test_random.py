@@ -35,7 +35,7 @@ def test_items_are_put_in_front_and_the_rest_stays(
 
 def test_random_draws_each_item_equally_often() -> None:
     log = SequenceDataset.from_lists([[1, 2, 5]] * 2000)
-    drawn = prefixes(Random(n_items=10).fit(log).augment(log), 10)
+    drawn = prefixes(Random(n_items=10, condition="published").fit(log).augment(log), 10)
     counts = np.bincount(drawn.reshape(-1), minlength=6)
     assert counts[0] == 0
     # 20,000 draws of 5 items: standard deviation 57
@@ -44,18 +44,32 @@ def test_random_draws_each_item_equally_often() -> None:
 
 def test_random_seq_draws_each_own_item_equally_often() -> None:
     log = SequenceDataset.from_lists([[3, 1, 4, 4]] * 2000 + [[2]])
-    drawn = prefixes(RandomSeq(n_items=10).fit(log).augment(log), 10)
+    drawn = prefixes(RandomSeq(n_items=10, condition="published").fit(log).augment(log), 10)
     counts = np.bincount(drawn[:-1].reshape(-1), minlength=5)
     assert counts[0] == counts[2] == 0
     np.testing.assert_allclose(counts[[1, 3, 4]], [5000, 5000, 10000], atol=5 * 71)
     assert (drawn[-1] == 2).all()
 
 
+def test_random_seq_draws_from_the_first_items_by_default() -> None:
+    log = SequenceDataset.from_lists([[3, 1, 4, 4], [2, 1]])
+    assert prefixes(RandomSeq(n_items=5).fit(log).augment(log), 5).tolist() == [[3] * 5, [2] * 5]
+    three = RandomSeq(n_items=40, n_condition=3).fit(log).augment(log)
+    assert set(three[0][:40].tolist()) == {1, 3, 4}
+    assert three[1].tolist() == [2, 1]  # no third item yet
+
+
+def test_random_gives_histories_of_one_beginning_the_same_items() -> None:
+    log = SequenceDataset.from_lists([[3, 1, 4], [3, 2], [2, 1]])
+    drawn = prefixes(Random(n_items=20).fit(log).augment(log), 20).tolist()
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 @both
 def test_a_users_items_depend_on_seed_user_and_history_only(
     method: Baseline, random_log: SequenceDataset
 ) -> None:
-    model = method(n_items=3).fit(random_log)
+    model = method(n_items=3, condition="published").fit(random_log)
     whole = prefixes(model.augment(random_log, 5), 3)
     assert np.array_equal(whole, prefixes(model.augment(random_log, 5), 3))
     assert not np.array_equal(whole, prefixes(model.augment(random_log, 6), 3))

@@ -69,7 +69,6 @@ OWN: dict[str, dict[str, Any]] = {
         "batch_size": 256,
     },
     "diffuasr": {
-        "min_condition": 1,
         "epochs": 1,
         "pretrain_epochs": 1,
         "dim": 64,
@@ -84,8 +83,8 @@ OWN: dict[str, dict[str, Any]] = {
 WITHOUT_ORDER = {"popularity", "bpr", "neumf"}
 """Recommenders whose scores know nothing of a history's order."""
 
-WITHOUT_NOISE = {"asrep"}
-"""Augmenters that take what is likeliest."""
+WITHOUT_NOISE = {"asrep", "random_seq"}
+"""Augmenters that take what is likeliest, or have one item to draw from."""
 
 WITHOUT_CONTEXT = {"bpr", "neumf"}
 """Recommenders that learn which user has which item: items that are context say nothing."""

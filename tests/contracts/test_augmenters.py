@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.data import Catalog, Queries, SequenceDataset, Split
+from diffuserec.data import Catalog, Queries, SequenceDataset, Split, encode_histories
 from diffuserec.evaluation import evaluate
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -15,6 +15,7 @@ from diffuserec.models.methods import load_augmenter
 
 from .suite import (
     AUGMENTERS,
+    CHANGING,
     PARALLEL,
     PREPENDING,
     TRAINED,
@@ -134,14 +135,127 @@ def test_augmenting_leaves_the_callers_random_numbers_alone(augmenter, mixed) ->
     assert_same_dataset(augmenter.augment(mixed, seed=3), first)
 
 
+def changed_from(dataset: SequenceDataset, first: int) -> SequenceDataset:
+    """The dataset with other items from a number of each history's on, counted from 0."""
+    number = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
+    n_items = dataset.vocab_size - 1
+    others = (dataset.items + n_items // 2 - 1) % n_items + 1
+    items = np.where(number >= first, others, dataset.items).astype(np.int32)
+    return dataset.with_items(items, dataset.lengths, None)
+
+
+def in_front_of_targets(longer: SequenceDataset, first: int) -> list[list[int] | None]:
+    """All that stands in front of the real item of that number of each sequence, from 0.
+
+    None where there is no such item, or where it is never a target.
+    """
+    found: list[list[int] | None] = []
+    for index in range(len(longer)):
+        where = slice(longer.offsets[index], longer.offsets[index + 1])
+        real = np.flatnonzero(~longer.synthetic[where])
+        context = longer.context_only
+        is_target = len(real) > first and (context is None or not context[where][real[first]])
+        found.append(longer[index][: real[first]].tolist() if is_target else None)
+    return found
+
+
+def n_moved(augmenter: Augmenter, dataset: SequenceDataset, first: int) -> int:
+    """How many targets have something else in front of them once they and all later items change.
+
+    Fails if there are no targets of that number.
+    """
+    before = in_front_of_targets(augmenter.augment(dataset, seed=3), first)
+    after = in_front_of_targets(augmenter.augment(changed_from(dataset, first), seed=3), first)
+    assert any(before)
+    return sum(a != b for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("first", [1, 2, 5])
+def test_nothing_in_front_of_a_target_has_seen_it(
+    name: str, first: int, split: Split, mixed
+) -> None:
+    assert n_moved(fitted("augmenter", name, split), mixed, first) == 0
+
+
+def test_the_published_form_of_diffuasr_has_seen_its_targets(split: Split, mixed) -> None:
+    settings = {"condition": "published", "min_condition": 1, "guidance_scale": 10}
+    published = made("augmenter", "diffuasr", **settings)
+    assert n_moved(published.fit(split.train, runtime=Runtime(seed=1)), mixed, 2) > 0
+
+
 @pytest.mark.parametrize("name", PREPENDING)
-def test_only_short_histories_when_asked(name: str, split: Split) -> None:
-    longest = 5
-    chosen = made("augmenter", name, max_history=longest).fit(split.train)
+@pytest.mark.parametrize("settings", [{}, {"max_history": 9}, {"n_condition": 3}])
+def test_a_user_has_the_same_items_in_front_wherever_they_are_shown(
+    name: str, settings: dict[str, int], built_in_store: Split
+) -> None:
+    split = built_in_store
+    augmenter = made("augmenter", name, **settings).fit(split.train, runtime=Runtime(seed=1))
+    clicked = SequenceDataset.from_lists(
+        [[*h.tolist(), t, 7] for h, t in zip(split.test.histories, split.test.targets, strict=True)],
+        split.train.catalog,
+    )
+    shown = [augmenter.augment(split.train, seed=3)]
+    shown += [
+        augmenter.augment_for_inference(histories, seed=3)
+        for histories in (split.valid.histories, split.test.histories, clicked)
+    ]
+    raw = [split.train.catalog.decode(history) for history in clicked]
+    served, _ = encode_histories(split.train.catalog, raw)
+    shown.append(augmenter.augment_for_inference(served, seed=3))
+    in_front = [
+        [d[i][d.synthetic[d.offsets[i] : d.offsets[i + 1]]].tolist() for i in range(len(d))]
+        for d in shown
+    ]
+    for user, number in enumerate(split.test.histories.users.tolist()):
+        others = [in_front[0][number], *(part[user] for part in in_front[1:])]
+        if split.train.lengths[number] >= settings.get("n_condition", 1):
+            assert others == others[:1] * 5
+    assert any(in_front[0])
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+@pytest.mark.parametrize("condition", ["causal", "published"])
+def test_only_short_histories_when_asked(name: str, condition: str, built_in_store: Split) -> None:
+    split, longest = built_in_store, 9
+    settings = {"max_history": longest, "condition": condition}
+    chosen = made("augmenter", name, **settings).fit(split.train)
     longer = chosen.augment(split.train)
     added = longer.lengths - split.train.lengths
     assert (added[split.train.lengths > longest] == 0).all()
     assert (added[split.train.lengths <= longest] == chosen.config.n_items).all()
+    # at inference too it is the length in training that counts
+    shown = chosen.augment_for_inference(split.test.histories)
+    added = shown.lengths - split.test.histories.lengths
+    was_long = split.train.lengths[split.test.histories.users] > longest
+    assert ((added == 0) == was_long).all()
+    grown = ~was_long & (split.test.histories.lengths > longest)
+    assert grown.any()
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+def test_what_items_are_generated_from_is_no_target_behind_them(name: str, split: Split) -> None:
+    require_context(fitted("augmenter", name, split), split, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_context"), [({"n_condition": 3}, 3), ({"condition": "published"}, 0)]
+)
+def test_as_many_as_asked_are_no_targets(
+    settings: dict[str, Any], n_context: int, split: Split
+) -> None:
+    require_context(made("augmenter", "random", **settings).fit(split.train), split, n_context)
+
+
+def require_context(augmenter: Augmenter, split: Split, n_context: int) -> None:
+    longer = augmenter.augment(split.train)
+    context = longer.context_only
+    assert (context is None) == (n_context == 0)
+    for index in range(len(longer) if n_context else 0):
+        where = slice(longer.offsets[index], longer.offsets[index + 1])
+        n = int(longer.synthetic[where].sum())
+        assert n > 0
+        assert np.flatnonzero(context[where]).tolist() == list(range(n, n + n_context))
 
 
 def test_a_saved_augmenter_adds_the_same(augmenter, mixed, tmp_path: Path) -> None:

@@ -16,14 +16,17 @@ Departures and options:
   recommender that learns from them begins anew, as in DiffuASR's comparison.
 - A tenth of the users' first items is held out from the reverse model to decide when to stop.
 - 10 items for histories of at most 20; the authors' 15 to 17 are ``n_items``.
+- They are generated from the first items of a history, which are never targets behind them. The
+  paper continues whole histories backwards and leaves out their items (``condition="published"``):
+  a training target is then never among them, a test target may be.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -35,8 +38,7 @@ from diffuserec.data import (
     bounded_batches,
     histories_of,
 )
-from diffuserec.data.advice import require_sequences
-from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import parse_settings
 from diffuserec.models.methods import find_recommender
@@ -49,14 +51,15 @@ _AT_ONCE = 512
 """Histories continued at once."""
 
 
-class ASReP(Augmenter):
+class ASReP(PrependingAugmenter):
     """Prepends the items that a recommender of reversed sequences continues a history with."""
 
     class Config(PrependingSettings):
         """Hyper-parameters of ASReP."""
 
         max_history: int | None = Field(20, ge=1)
-        """Only users with at most so many real items are given any; None means all."""
+        """Only users with at most so many real items in training are given any, at inference too,
+        and users that training does not know; None means all."""
         model: str = "sasrec"
         """Name of the recommender that is trained in reverse."""
         model_settings: Mapping[str, Any] = Field({}, validate_default=False)
@@ -69,15 +72,19 @@ class ASReP(Augmenter):
             return self
 
     config: Config
+    version: ClassVar[int] = 2
+    as_published: ClassVar[Mapping[str, Any]] = {"condition": "published"}
     reverse: Recommender
 
     def build(self, catalog: Catalog) -> None:
         self.reverse = find_recommender(self.config.model)(**self.config.model_settings)
         self.reverse.take(catalog)
 
-    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
-        """Trains the reverse recommender on the real items of `train`; `valid` is not used."""
-        backwards = _reversed(train.real())
+    def learn_to_generate(
+        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
+    ) -> list[Epoch]:
+        """Trains the reverse recommender; `valid` is not used."""
+        backwards = _reversed(train)
         generator = np.random.Generator(np.random.Philox(key=[runtime.seed, 0]))
         users = generator.permutation(len(backwards))
         users = users[backwards.lengths[users] >= 3]
@@ -90,20 +97,15 @@ class ASReP(Augmenter):
         return fit_shared(self.reverse, known, queries, runtime)
 
     @torch.no_grad()
-    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        """The same users with M earlier items in front; longer histories stay as they are."""
-        self.require_fitted()
-        require_sequences("augment", dataset)
-        chosen = self.config.chosen(dataset)
-        backwards = _reversed(dataset.real())
-        generated = np.zeros((len(chosen), self.config.n_items), dtype=np.int32)
-        order = np.argsort(backwards.lengths[chosen], kind="stable")
-        for batch in bounded_batches(backwards.lengths[chosen][order], _AT_ONCE):
+    def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
+        backwards = _reversed(conditions)
+        generated = np.zeros((len(conditions), self.config.n_items), dtype=np.int32)
+        order = np.argsort(backwards.lengths, kind="stable")
+        for batch in bounded_batches(backwards.lengths[order], _AT_ONCE):
             part = order[batch]
-            histories = histories_of(backwards, chosen[part]).to(self.device)
-            earlier = self._continued(histories, seed)
+            earlier = self._continued(histories_of(backwards, part).to(self.device), seed)
             generated[part] = earlier.flip(1).cpu().numpy()  # generated last, oldest
-        return dataset.prepend(generated, chosen)
+        return generated
 
     def _continued(self, histories: Histories, seed: int) -> Int64[Tensor, "B M"]:
         """M items that follow reversed histories, each the best one that is not there yet."""

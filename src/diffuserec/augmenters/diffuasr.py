@@ -18,6 +18,11 @@ Departures of the defaults:
   step. The released code has the opposite sign and a constant factor of 0.01.
 - Sampling starts at the noisiest step. The released code starts at step 800 of 1000.
 - The condition is the history that `augment` is given; no item held out for testing is in it.
+- That condition is its first items, which are never targets behind what is generated. The paper and
+  the code condition on whole training histories (``condition="published"``): the items have seen
+  the targets that they stand in front of.
+- The network has as many channels as it takes to tell M items apart from noise; those of the code
+  are 8, which leave a share 1 - 8/M of the noise unknown (``channels``).
 - The pretrained recommender may have any encoder (``encoder``); the paper's is SASRec's.
 """
 
@@ -29,7 +34,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int32, Int64
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import track
@@ -44,9 +49,8 @@ from diffuserec.data import (
     bounded_batches,
     histories_of,
 )
-from diffuserec.data.advice import require_sequences
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.completion import HistoryCompletion
 from diffuserec.models.config import OnlyIf, Search
@@ -89,11 +93,12 @@ _CHECKS = 1024
 _CHUNK = 512
 """Users sampled at once: the activations of a layer then stay in the cache."""
 
+_WHOLE = OnlyIf(condition="published")
 _GUIDED = OnlyIf(guidance=("classifier_free", "classifier"))
 _CLASSIFIED = OnlyIf(guidance="classifier")
 
 
-class DiffuASR(Augmenter):
+class DiffuASR(PrependingAugmenter):
     """Diffusion in the embedding space of M items, conditioned on the history that follows."""
 
     class Config(PrependingSettings, DiffusionSettings, AttentiveSettings):
@@ -105,19 +110,27 @@ class DiffuASR(Augmenter):
         dim: int = Field(64, ge=1)
         """Width D of items: the square of a multiple of 8."""
 
-        condition_on: Literal["train", "train+valid"] = "train"
+        condition_on: Annotated[Literal["train", "train+valid"], _WHOLE] = "train"
         """``train+valid`` (code): a training history is completed by the user's validation item,
         which `fit` must be given; validation metrics of what is trained on it are too good."""
         cond_pool: Literal["mean", "sum"] = "mean"
         """How a history becomes one vector: mean of its embeddings (paper) or sum (code)."""
         cond_dropout: float = Field(0.1, ge=0, lt=1)
         """Share of training conditions replaced by the learned null vector (paper and code: 0)."""
-        min_condition: int = Field(3, ge=1)
+        min_condition: Annotated[int, _WHOLE] = Field(3, ge=1)
         """Items that a long user must have after the first M: 3 (code) or 1 (paper)."""
         item_embedding: Literal["frozen", "init", "scratch"] = "frozen"
         """The pretrained table, frozen or as a start; or a random one, trained (code)."""
         centered: Annotated[bool, OnlyIf(item_embedding=("frozen", "init"))] = True
         """Whether the pretrained items' mean is taken off before noising and rounding."""
+
+        channels: int | None = Field(None, ge=8, multiple_of=8)
+        """Channels of the U-Net's first level, through which M items must pass: of the noise it can
+        know a share of channels/M at most. By default M rounded up to a multiple of 8, and at least
+        16; the code has 8."""
+        multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
+        """Channels of each of its levels as multiples of that; each level but the last halves the
+        image."""
 
         guidance: Literal["classifier_free", "classifier", "none"] = "classifier_free"
         guidance_scale: Annotated[float, _GUIDED, Search(0.1, 10.0, log=True)] = Field(1.0, ge=0)
@@ -155,7 +168,9 @@ class DiffuASR(Augmenter):
 
         @model_validator(mode="after")
         def _consistent(self) -> Self:
-            image_side(self.dim)
+            if min(self.multipliers) < 1:
+                raise ValueError(f"multipliers must be 1 or more, got {self.multipliers}")
+            image_side(self.dim, len(self.multipliers))
             if self.n_items is not None and self.n_items > self.max_len:
                 raise ValueError(f"n_items {self.n_items} is more than max_len {self.max_len}")
             untrained = self.cond_dropout == 0 and not self.guidance_in_training
@@ -173,6 +188,11 @@ class DiffuASR(Augmenter):
             return self
 
         @property
+        def n_after(self) -> int:
+            """Items that a long user must have after the first M."""
+            return self.n_condition if self.condition == "causal" else self.min_condition
+
+        @property
         def is_pretrained(self) -> bool:
             """Whether a recommender is trained first, for its item table or as the classifier."""
             return self.item_embedding != "scratch" or self.guidance == "classifier"
@@ -185,7 +205,10 @@ class DiffuASR(Augmenter):
             return NextItemSettings(**shared | own)
 
     config: Config
+    version: ClassVar[int] = 2
     as_published: ClassVar[Mapping[str, Any]] = {
+        "condition": "published",
+        "channels": 8,
         "prediction_type": "epsilon",
         "item_embedding": "scratch",
         "condition_on": "train+valid",
@@ -204,7 +227,7 @@ class DiffuASR(Augmenter):
         self.schedule = c.noise_schedule()
         self.pretrained = _Pretrained(**dict(c.of_pretraining()))
         self.pretrained.take(catalog)
-        self.network = SUNet(self.n_generated, c.dim)
+        self.network = self._network(self.n_generated)
         self.null = nn.Parameter(torch.zeros(c.dim))
         frozen = c.item_embedding == "frozen"
         self.items = None if frozen else ItemTable(catalog.vocab_size, c.dim)
@@ -219,6 +242,20 @@ class DiffuASR(Augmenter):
         chosen = self.config.n_items
         return min(_USUAL, self.config.max_len) if chosen is None else chosen
 
+    def _network(self, n_items: int) -> SUNet:
+        """A network for M items, with channels for all of them unless the settings say otherwise."""
+        c = self.config
+        channels = max(16, 8 * math.ceil(n_items / 8)) if c.channels is None else c.channels
+        return SUNet(n_items, c.dim, channels, c.multipliers)
+
+    @property
+    def noise_floor(self) -> float:
+        """Least mean squared error of predicted noise that the network can reach at the last step.
+
+        Its first layer sees channels · D of the M · D numbers of noise; each unseen one costs 1.
+        """
+        return max(0.0, 1 - self.network.channels / self.n_generated)
+
     @property
     def vectors(self) -> Float[Tensor, "V D"]:
         """Item vectors as x_0 holds them, centered and of unit variance; row 0 means nothing."""
@@ -226,7 +263,9 @@ class DiffuASR(Augmenter):
             return (self.pretrained.table.embeddings().detach() - self.center) / self.scale
         return (self.items.embeddings() - self.center) / self.scale
 
-    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+    def learn_to_generate(
+        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
+    ) -> list[Epoch]:
         """Pretrains a recommender, then trains the diffusion model on users with long histories.
 
         `valid` decides when pretraining stops. The diffusion model stops by its error on a tenth
@@ -238,9 +277,14 @@ class DiffuASR(Augmenter):
             ConfigError: ``condition_on="train+valid"`` without `valid`.
         """
         c = self.config
-        train = train.real().without_copies()
         if c.n_items is None:
             c = self._choose_n_items(train, runtime)
+        if self.noise_floor > 0 and runtime.progress is not False:
+            print(
+                f"diffuasr: {self.network.channels} channels for {self.n_generated} items: the "
+                f"error of predicted noise cannot fall below {self.noise_floor:.2f}",
+                file=sys.stderr,
+            )
         long = self._long_users(train)
         if self.completion is not None:
             if valid is None:
@@ -267,7 +311,10 @@ class DiffuASR(Augmenter):
         if self.items is not None:
             parameters += self.items.parameters()
         first = long.view(long.starts, long.starts + self.n_generated)
-        after = long.view(long.starts + self.n_generated, long.ends)
+        begin, end = long.starts + self.n_generated, long.ends
+        if c.condition == "causal":  # as much as it will be shown when it generates
+            end = begin + c.n_condition
+        after = long.view(begin, end)
         order = np.random.Generator(np.random.Philox(key=[runtime.seed, 2**40]))
         held_out, chosen = np.split(order.permutation(len(long)), [max(1, len(long) // 10)])
 
@@ -359,36 +406,28 @@ class DiffuASR(Augmenter):
         prediction: Tensor = self.network(x_t, self.network.embed_step(t) + embedded)
         return prediction
 
-    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        """The same users with M generated items, oldest first, in front of their histories.
-
-        Synthetic items that are there already stay and are not looked at. Empty histories stay
-        empty.
+    def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
+        """M items, oldest first, that could have come before each of these sequences.
 
         Raises:
             DataError: the dataset is of another catalog.
         """
-        self.require_fitted()
-        require_sequences("augment", dataset)
-        c = self.config
-        if dataset.vocab_size != self.catalog.vocab_size:
+        if conditions.vocab_size != self.catalog.vocab_size:
             raise DataError(
                 f"this DiffuASR knows {self.catalog.n_items} items and the dataset has "
-                f"{dataset.catalog.n_items}: fit one on this data"
+                f"{conditions.catalog.n_items}: fit one on this data"
             )
         self.eval()
-        real = dataset.real()
-        chosen = c.chosen(real)
-        generated = np.empty((len(chosen), self.n_generated), dtype=np.int32)
-        by_length = np.argsort(real.lengths[chosen], kind="stable")
-        batches = list(bounded_batches(real.lengths[chosen][by_length], _CHUNK))
+        generated = np.empty((len(conditions), self.n_generated), dtype=np.int32)
+        by_length = np.argsort(conditions.lengths, kind="stable")
+        batches = list(bounded_batches(conditions.lengths[by_length], _CHUNK))
         console = Console(stderr=True)
         for batch in track(
             batches, "augment", console=console, disable=not console.is_terminal, transient=True
         ):
             part = by_length[batch]
-            generated[part] = self._generate(histories_of(real, chosen[part]), seed)
-        return dataset.prepend(generated, chosen)
+            generated[part] = self._generate(histories_of(conditions, part), seed)
+        return generated
 
     @torch.no_grad()
     def _generate(self, histories: Histories, seed: int) -> Int[np.ndarray, "B M"]:
@@ -457,7 +496,7 @@ class DiffuASR(Augmenter):
         if fitting < usual:
             with torch.random.fork_rng():
                 torch.manual_seed(runtime.seed)
-                self.network = SUNet(fitting, self.config.dim).to(self.device)
+                self.network = self._network(fitting).to(self.device)
             if runtime.progress is not False:
                 print(
                     f"diffuasr: n_items {fitting} instead of {usual}, for few histories are longer",
@@ -469,16 +508,16 @@ class DiffuASR(Augmenter):
         """The greatest M for which so many users have enough items; 0 or less if none is."""
         if len(train) < n_users:
             return 0
-        return int(np.sort(train.lengths)[-n_users]) - self.config.min_condition
+        return int(np.sort(train.lengths)[-n_users]) - self.config.n_after
 
     def _long_users(self, train: SequenceDataset) -> SequenceDataset:
         """Users with enough items for an example of the diffusion model."""
-        needed = self.n_generated + self.config.min_condition
+        needed = self.n_generated + self.config.n_after
         long = np.flatnonzero(train.lengths >= needed)
         if len(long) < _FEWEST:
             fits = self._longest(train, _FEWEST)
             raise DataError(
-                f"DiffuASR learns from users with at least n_items + {self.config.min_condition} = "
+                f"DiffuASR learns from users with at least n_items + {self.config.n_after} = "
                 f"{needed} training items, and {len(long)} have them; it needs {_FEWEST}: "
                 + (
                     f"set n_items to {fits} or less (--augment-set n_items={fits}), or leave it out"

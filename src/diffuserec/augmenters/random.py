@@ -4,20 +4,20 @@ The baseline of Liu et al., "Diffusion Augmentation for Sequential Recommendatio
 effect of longer sequences whose additions mean nothing.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 
-from diffuserec.data import Catalog, Queries, SequenceDataset
-from diffuserec.data.advice import require_sequences
-from diffuserec.models.augmenter import Augmenter
-from diffuserec.models.base import Epoch, Runtime
+from diffuserec.data import Catalog, SequenceDataset
+from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.settings import PrependingSettings
 
 
-class Random(Augmenter):
+class Random(PrependingAugmenter):
     """Prepends items of the catalog, each equally likely."""
 
     class Config(PrependingSettings):
@@ -25,20 +25,16 @@ class Random(Augmenter):
 
     config: Config
     trained: ClassVar[bool] = False
+    version: ClassVar[int] = 2
+    as_published: ClassVar[Mapping[str, Any]] = {"condition": "published"}
 
     def build(self, catalog: Catalog) -> None:
         """Makes nothing: there are no parameters."""
 
-    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
-        return []
-
-    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        """The same users with M random items in front; empty histories stay empty."""
-        self.require_fitted()
-        require_sequences("augment", dataset)
-        chosen = self.config.chosen(dataset)
-        users = torch.from_numpy(np.asarray(dataset.users[chosen]))
+    def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
+        users = torch.from_numpy(np.asarray(conditions.users))
         uniform = KeyedNoise(seed, users).uniform(self.config.n_items).numpy()
         n_items = self.catalog.n_items
         drawn = np.minimum((uniform.astype(np.float64) * n_items).astype(np.int32), n_items - 1)
-        return dataset.prepend(drawn + 1, chosen)
+        generated: np.ndarray = drawn + 1
+        return generated

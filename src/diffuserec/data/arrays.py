@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-TYPES = {"items": "<i4", "offsets": "<i8", "users": "<i8", "synthetic": "|b1", "timestamps": "<i8"}
+TYPES = {
+    "items": "<i4",
+    "offsets": "<i8",
+    "users": "<i8",
+    "synthetic": "|b1",
+    "context_only": "|b1",
+    "timestamps": "<i8",
+}
 """Types of the arrays of a dataset, by name."""
 
 _HEADER = 128

@@ -94,11 +94,11 @@ class Batch:
         items: item numbers, oldest first, zeros after the end, shape (B, L).
         lengths: number of input items, shape (B,).
         targets: the next item at each position, shape (B, L); 0 if there is none to learn (padding,
-            and positions before a synthetic item).
+            and positions before an item that is synthetic or never a target).
         last_target_index: position in the dataset's flat log (not in its `items`) of the item
-            after the last input item, which is the last target unless it is synthetic, shape (B,).
-        real: True for positions whose item is no padding and not synthetic, shape (B, L); by
-            default for all that hold an item.
+            after the last input item, which is the last target if it may be one, shape (B,).
+        real: True for positions whose item may be predicted: no padding, not synthetic and not one
+            that synthetic items were made from, shape (B, L); by default for all that hold an item.
         copies: augmented copies of these sequences, trained on with them; or None.
         copies_weight: weight of their loss against that of the originals.
         times: time of each input item, shape (B, L), zeros after the end; None if they are not
@@ -137,7 +137,7 @@ class Batch:
         return Histories(self.users, items, self.lengths + (last[:, 0] > 0))
 
     def real_with_last_target(self) -> Bool[Tensor, "B M"]:
-        """True for positions of :meth:`with_last_target` with an item that is not synthetic."""
+        """True for positions of :meth:`with_last_target` whose item may be predicted."""
         real = torch.cat([self.real, torch.zeros_like(self.real[:, :1])], dim=1)
         return real.scatter(1, self.lengths[:, None], self._last_target() > 0)
 
@@ -234,10 +234,10 @@ def _batch(
 ) -> Batch:
     items, targets, lengths = _shifted(dataset.log.items, starts, ends)
     real = items > 0
-    if dataset.log.synthetic is not None:
-        synthetic = padded(dataset.log.synthetic, starts, ends, 2) != 0
-        targets[synthetic[:, 1:]] = PAD
-        real &= ~synthetic[:, :-1]
+    if dataset.log.never_targets is not None:
+        context = padded(dataset.log.never_targets, starts, ends, 2) != 0
+        targets[context[:, 1:]] = PAD
+        real &= ~context[:, :-1]
     return Batch(
         users=torch.from_numpy(np.asarray(users)),
         items=torch.from_numpy(items),
@@ -317,8 +317,8 @@ def training_examples(
 ) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
     """Index of each training example's sequence, and the position after its last target.
 
-    Positions are counted in the flat log. Every item with another before it is a target unless it
-    is synthetic; examples without a target are left out.
+    Positions are counted in the flat log. Every item with another before it is a target unless the
+    log says that it never is; examples without a target are left out.
 
     Args:
         examples: ``per_user``: one example a sequence, with a target at each of the newest
@@ -357,10 +357,10 @@ def training_examples(
 def _n_targets(
     dataset: SequenceDataset, starts: Int64[np.ndarray, " R"], ends: Int64[np.ndarray, " R"]
 ) -> Int64[np.ndarray, " R"]:
-    """Number of items in [start + 1, end) that are not synthetic."""
-    if dataset.log.synthetic is None:
+    """Number of items in [start + 1, end) that may be targets."""
+    if dataset.log.never_targets is None:
         return np.asarray(ends - starts - 1)
-    real = offsets_of(~dataset.log.synthetic)
+    real = offsets_of(~dataset.log.never_targets)
     counted: np.ndarray = np.subtract(real[ends], real[starts + 1])
     return counted
 
@@ -393,7 +393,7 @@ def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pair
 
 
 def trainable_sequences(dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
-    """Indices of sequences with an item after the first that is not synthetic."""
+    """Indices of sequences with an item after the first that may be a target."""
     index = np.flatnonzero(dataset.lengths >= 2)
     return index[_n_targets(dataset, dataset.starts[index], dataset.ends[index]) > 0]
 

@@ -39,11 +39,22 @@ class FlatLog:
         synthetic: which items were generated, bool, shape (N,); None if none was.
         timestamps: time of each interaction, int64 microseconds or the log's own numbers, shape
             (N,); None if the log has none.
+        context_only: real items that are never targets, because synthetic items before them were
+            made from them, bool, shape (N,); None if there are none.
     """
 
     items: Int32[np.ndarray, " N"]
     synthetic: Bool[np.ndarray, " N"] | None = None
     timestamps: Int64[np.ndarray, " N"] | None = None
+    context_only: Bool[np.ndarray, " N"] | None = None
+
+    @cached_property
+    def never_targets(self) -> Bool[np.ndarray, " N"] | None:
+        """Items that may not be learned as the next one; None if all may."""
+        if self.synthetic is None or self.context_only is None:
+            return self.context_only if self.synthetic is None else self.synthetic
+        either: np.ndarray = self.synthetic | self.context_only
+        return either
 
     def take(self, where: Any) -> "FlatLog":
         """Another log of the interactions at these positions (a slice, a mask or indices)."""
@@ -51,6 +62,7 @@ class FlatLog:
             self.items[where],
             None if self.synthetic is None else self.synthetic[where],
             None if self.timestamps is None else self.timestamps[where],
+            None if self.context_only is None else self.context_only[where],
         )
 
 
@@ -58,7 +70,8 @@ class FlatLog:
 class SequenceDataset:
     """Sequences of items, oldest first, ragged; a view of a flat log.
 
-    A synthetic item is one that an augmenter generated: context, never a target, never "seen".
+    A synthetic item is one that an augmenter generated: context, never a target, never "seen". The
+    real items that it was generated from are never targets behind it.
 
     Attributes:
         log: the flat arrays. They may hold more than these sequences (of a training part, the
@@ -97,6 +110,7 @@ class SequenceDataset:
         users: Int64[np.ndarray, " U"] | None = None,
         synthetic: Bool[np.ndarray, " N"] | None = None,
         timestamps: Int64[np.ndarray, " N"] | None = None,
+        context_only: Bool[np.ndarray, " N"] | None = None,
     ) -> "SequenceDataset":
         """A dataset of sequences that follow one another without gaps.
 
@@ -105,12 +119,12 @@ class SequenceDataset:
             offsets: start of each sequence, and N at the end.
             users: user numbers; by default 0..U-1.
             synthetic: which items were generated; None if none was.
+            context_only: real items that are never targets; None if all may be.
         """
         if users is None:
             users = np.arange(len(offsets) - 1, dtype=np.int64)
-        return SequenceDataset(
-            FlatLog(items, synthetic, timestamps), offsets[:-1], offsets[1:], catalog, users
-        )
+        log = FlatLog(items, synthetic, timestamps, context_only)
+        return SequenceDataset(log, offsets[:-1], offsets[1:], catalog, users)
 
     @staticmethod
     def from_lists(
@@ -222,6 +236,12 @@ class SequenceDataset:
         return None if self.log.timestamps is None else self.log.timestamps[self._positions]
 
     @property
+    def context_only(self) -> Bool[np.ndarray, " N"] | None:
+        """True for each of `items` that is real and never a target; None if all may be."""
+        flags = self.log.context_only
+        return None if flags is None else flags[self._positions]
+
+    @property
     def log_positions(self) -> Int64[np.ndarray, " N"]:
         """Position in the flat log of each of `items`. O(N), computed at every call."""
         where = self._positions
@@ -302,6 +322,7 @@ class SequenceDataset:
         lengths: Int64[np.ndarray, " U"],
         synthetic: Bool[np.ndarray, " N"] | None,
         timestamps: Int64[np.ndarray, " N"] | None = None,
+        context_only: Bool[np.ndarray, " N"] | None = None,
     ) -> "SequenceDataset":
         """New sequences for these users: the result of an augmenter that inserts or deletes.
 
@@ -309,19 +330,31 @@ class SequenceDataset:
             items: item numbers of all sequences, one after another.
             lengths: items of each sequence, in the order of `users`.
             synthetic: which items were generated; None if none was.
+            context_only: real items that are never targets; None if all may be.
         """
         return SequenceDataset.from_offsets(
-            items, offsets_of(lengths), self.catalog, self.users, synthetic, timestamps
+            items,
+            offsets_of(lengths),
+            self.catalog,
+            self.users,
+            synthetic,
+            timestamps,
+            context_only,
         )
 
     def prepend(
-        self, generated: Int32[np.ndarray, "S M"], index: Int[np.ndarray, " S"]
+        self,
+        generated: Int32[np.ndarray, "S M"],
+        index: Int[np.ndarray, " S"],
+        n_context: int = 0,
     ) -> "SequenceDataset":
         """The dataset with synthetic items in front of some sequences.
 
         Args:
             generated: item numbers, oldest first, M for each of the chosen sequences.
             index: indices of the chosen sequences, each at most once; the others are unchanged.
+            n_context: so many of the first real items of the chosen sequences were what the items
+                were generated from: they are marked as never targets.
 
         Returns:
             A new dataset of the same users. The added items are marked synthetic and have the
@@ -348,6 +381,12 @@ class SequenceDataset:
         items[new], items[old] = generated.reshape(-1), self.items
         if self.has_synthetic:
             synthetic[old] = self.synthetic
+        context = None
+        if n_context or self.context_only is not None:
+            context = np.zeros(offsets[-1], dtype=bool)
+            context[old] = self._first_real(index, n_context)
+            if self.context_only is not None:
+                context[old] |= self.context_only
         times = None
         if self.timestamps is not None:
             times = np.zeros(offsets[-1], dtype=np.int64)
@@ -355,7 +394,17 @@ class SequenceDataset:
             if len(self.timestamps):
                 first = np.minimum(self.offsets[:-1][index], len(self.timestamps) - 1)
                 times[new] = np.repeat(self.timestamps[first], m)
-        return self.with_items(items, lengths, synthetic, times)
+        return self.with_items(items, lengths, synthetic, times, context)
+
+    def _first_real(self, index: Int[np.ndarray, " S"], n: int) -> Bool[np.ndarray, " N"]:
+        """True for the first n real items of some sequences, of all `items`."""
+        real, owners = ~self.synthetic, np.repeat(np.arange(len(self)), self.lengths)
+        before = offsets_of(real)
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[index] = True
+        number = before[:-1] - before[self.offsets[owners]]
+        first: np.ndarray = real & chosen[owners] & (number < n)
+        return first
 
     def with_new_users(
         self,
@@ -402,12 +451,16 @@ class SequenceDataset:
         if self.has_synthetic or synthetic is not None:
             theirs = np.zeros(len(items), dtype=bool) if synthetic is None else synthetic
             marks = np.concatenate([self.synthetic, theirs])
+        context = self.context_only
+        if context is not None:
+            context = np.concatenate([context, np.zeros(len(items), dtype=bool)])
         return SequenceDataset.from_offsets(
             np.concatenate([self.items, items]),
             offsets_of(np.concatenate([self.lengths, lengths])),
             catalog,
             np.concatenate([self.users, np.arange(self.catalog.n_users, catalog.n_users)]),
             marks,
+            context_only=context,
         )
 
     def with_copies(self, copies: AugmentedCopies) -> "SequenceDataset":
@@ -448,6 +501,8 @@ class SequenceDataset:
         arrays = {"items": self.items, "offsets": self.offsets, "users": self.users}
         if self.has_synthetic:
             arrays["synthetic"] = self.synthetic
+        if self.context_only is not None:
+            arrays["context_only"] = self.context_only
         if self.timestamps is not None:
             arrays["timestamps"] = self.timestamps
         return arrays
@@ -456,7 +511,7 @@ class SequenceDataset:
     def fingerprint(self) -> str:
         """What the sequences hold, as 32 hexadecimal digits: equal for equal data, wherever it is.
 
-        Counted in are the items, users, times and synthetic marks of these sequences, the raw ids
+        Counted in are the items, users, times and marks of these sequences, the raw ids
         and attributes of the catalog, and augmented copies. O(N), computed once.
         """
         sums = {name: array_sha256(array, TYPES[name]) for name, array in self.arrays().items()}

@@ -51,6 +51,9 @@ _EVENTS = frozenset({"event", "eventtype", "eventname", "action", "actiontype", 
 _NAMES = frozenset({"title", "itemname", "productname", "itemtitle", "producttitle", "movietitle"})
 _CATEGORIES = frozenset({"categories", "genre", "genres"})
 
+_MARKS = ("synthetic", "context_only")
+"""Columns of a log that mark items; see :class:`FlatLog`."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -116,8 +119,8 @@ class Interactions:
 
     Attributes:
         frame: ``user_id`` and ``item_id`` (both int64 or string), ``timestamp`` (int64; absent
-            if the log has only an order), ``synthetic`` (bool; absent if no item is marked), and
-            the log's other columns. Sorted by user; a user's rows are together, oldest first.
+            if the log has only an order), ``synthetic`` and ``context_only`` (bool; see
+            :class:`FlatLog`; absent if no item is marked), and the log's other columns. Sorted by user; a user's rows are together, oldest first.
         summary: source and size, and the changes made.
         attributes: of items, as a frame with a column ``item_id``, or None.
     """
@@ -213,13 +216,17 @@ class Interactions:
             log=self.summary.source,
             filters=", ".join(self.summary.filters) or "none",
         )
-        marked = "synthetic" in frame.columns and frame["synthetic"].any()
+        marks = {
+            name: frame[name].to_numpy().copy()
+            for name in _MARKS
+            if name in frame.columns and frame[name].any()
+        }
         return SequenceDataset.from_offsets(
             items=codes,
             offsets=np.append(starts, frame.height),
             catalog=catalog,
-            synthetic=frame["synthetic"].to_numpy().copy() if marked else None,
             timestamps=frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
+            **marks,
         )
 
     def write(self, path: Path | str, format: str | None = None) -> None:
@@ -351,7 +358,7 @@ def from_frame(
 
 
 def from_dataset(dataset: SequenceDataset) -> Interactions:
-    """The interactions of a dataset, with raw ids; synthetic items are marked.
+    """The interactions of a dataset, with raw ids; items that are no targets are marked.
 
     Users whose raw ids the catalog does not keep are named by their numbers. A dataset without
     times gives a log without ``timestamp``.
@@ -370,6 +377,8 @@ def from_dataset(dataset: SequenceDataset) -> Interactions:
         columns.append(pl.Series("timestamp", np.asarray(dataset.timestamps)))
     if dataset.has_synthetic:
         columns.append(pl.Series("synthetic", np.ascontiguousarray(dataset.synthetic)))
+    if dataset.context_only is not None:
+        columns.append(pl.Series("context_only", np.ascontiguousarray(dataset.context_only)))
     frame = pl.DataFrame(columns).sort("user_id", maintain_order=True)
     names = tuple((name, name) for name in frame.columns)
     return _counted(frame, Summary("the dataset", "dataset", names))
@@ -412,9 +421,10 @@ def _assemble(
             notes.append(f"column {name!r} left out: its values are not of one type")
         else:
             table = table.with_columns(other) if table.width else other.to_frame()
-    if "synthetic" in table.columns:
-        series.append(parse_flags(table.drop_in_place("synthetic"), source))
-        mapping.append(("synthetic", "synthetic"))
+    for name in _MARKS:
+        if name in table.columns:
+            series.append(parse_flags(table.drop_in_place(name), source))
+            mapping.append((name, name))
     if where is None:
         notes += _on_positives(table)
     others = []

@@ -23,7 +23,13 @@ _FORMAT = BundleFormat(
     again="prepare the log again",
     make="make one with 'diffuserec prepare LOG --out DATA'",
     required=("items.npy", "offsets.npy", "users.npy", "item_ids.parquet"),
-    optional=("synthetic.npy", "timestamps.npy", "user_ids.parquet", "attributes.parquet"),
+    optional=(
+        "synthetic.npy",
+        "context_only.npy",
+        "timestamps.npy",
+        "user_ids.parquet",
+        "attributes.parquet",
+    ),
     keys=("n_users", "n_items", "note"),
 )
 
@@ -169,10 +175,11 @@ def _wrong_arrays(
     for block in blocks(items):
         if not (block.min() >= 1 and block.max() < vocab_size):
             return "items.npy", f"its numbers do not lie in 1..{vocab_size - 1}"
-    for name in ("synthetic", "timestamps"):
+    for name in ("synthetic", "context_only", "timestamps"):
         if name in arrays and len(arrays[name]) != len(items):
             return f"{name}.npy", f"it has {len(arrays[name]):,} entries, not {len(items):,}"
-    for block in blocks(arrays.get("synthetic", np.zeros(0, dtype=bool))):
-        if block.view(np.uint8).max() > 1:
-            return "synthetic.npy", "it holds others than true and false"
+    for name in ("synthetic", "context_only"):
+        for block in blocks(arrays.get(name, np.zeros(0, dtype=bool))):
+            if block.view(np.uint8).max() > 1:
+                return f"{name}.npy", "it holds others than true and false"
     return None

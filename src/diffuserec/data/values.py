@@ -124,7 +124,7 @@ def parse_times(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
 
 
 def parse_flags(values: pl.Series, source: Source) -> pl.Series:
-    """The column ``synthetic`` as booleans.
+    """A column of marks, such as ``synthetic``, as booleans.
 
     Raises:
         DataError: a value is neither true nor false; names the row.
@@ -133,9 +133,9 @@ def parse_flags(values: pl.Series, source: Source) -> pl.Series:
     row = first_true(~words.is_in(["true", "false", "1", "0"]).fill_null(False))
     if row is not None:
         raise source.fail(
-            f"{values[row]!r} in column 'synthetic' is neither true nor false (1 nor 0)", row
+            f"{values[row]!r} in column {values.name!r} is neither true nor false (1 nor 0)", row
         )
-    return words.is_in(["true", "1"]).alias("synthetic")
+    return words.is_in(["true", "1"]).alias(values.name)
 
 
 def parse_other(values: pl.Series) -> pl.Series:

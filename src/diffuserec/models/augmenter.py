@@ -4,9 +4,16 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
 
-from diffuserec.data import SequenceDataset
-from diffuserec.models.base import Method, method_registry
+from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.data.advice import require_sequences
+from diffuserec.data.batches import padded
+from diffuserec.models.base import Epoch, Method, Runtime, method_registry
+from diffuserec.models.diffusion import row_keys
+from diffuserec.models.settings import PrependingSettings
 from diffuserec.registry import Registry
 
 
@@ -14,7 +21,9 @@ class Augmenter(Method):
     """Changes sequences: dataset in, dataset out.
 
     It may insert items (marked synthetic: context, never a target, never "seen"), delete items,
-    add alternative copies for training (:class:`ParallelAugmenter`), or add whole new users.
+    add alternative copies for training (:class:`ParallelAugmenter`), or add whole new users. What
+    stands in front of a target should follow from the items before it alone, unless a setting says
+    otherwise by name: a recommender cannot be told at inference what training told it.
     """
 
     kind = "augmenter"
@@ -44,6 +53,97 @@ class Augmenter(Method):
         return augmented.select(np.arange(len(histories)))
 
 
+class PrependingAugmenter(Augmenter):
+    """An augmenter that puts M generated items in front of histories.
+
+    A subclass says how to generate them, and how that is learned: what of a history it may look at,
+    whose histories are given any, and what is no target behind them is decided here.
+
+    With ``condition="causal"`` they are generated from the first k items of a history and from
+    nothing else, noise included, and those k items are never targets behind them. So a user has the
+    same generated items in training, at validation and test, when served, and after the next click,
+    and equal beginnings are generated from once. With ``"published"``, they are generated from
+    whole histories, training targets among them.
+    """
+
+    config: PrependingSettings
+    long_histories: Int64[Tensor, " N"]
+
+    @abstractmethod
+    def generate(
+        self, conditions: SequenceDataset, seed: int
+    ) -> Int32[np.ndarray, "S M"]:
+        """M items, oldest first, that could have come before each of these sequences.
+
+        By sequence: noise is drawn from `seed` and the sequences' user numbers.
+
+        Args:
+            conditions: real items, at least one each; all that may be known of a user. With
+                ``condition="causal"``, its user numbers are no users' but keys of the sequences.
+        """
+
+    def learn_to_generate(
+        self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
+    ) -> list[Epoch]:
+        """Learns from `train`, which holds real items and no copies; see :meth:`Method.learn`."""
+        return []
+
+    def take(self, catalog: Catalog) -> None:
+        self.register_buffer("long_histories", torch.zeros(0, dtype=torch.int64))
+        super().take(catalog)
+
+    def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        train = train.real().without_copies()
+        self.long_histories = self._keys_of_long(train)[1].unique().to(self.device)
+        return self.learn_to_generate(train, valid, runtime)
+
+    def augment(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """The same users with M generated items, oldest first, in front of their histories.
+
+        Synthetic items that are there already stay and are not looked at. Histories that are empty,
+        shorter than what items are generated from, or of users whose training history was longer
+        than `max_history`, stay as they are.
+        """
+        self.require_fitted()
+        require_sequences("augment", dataset)
+        real, k = dataset.real(), self.config.n_condition
+        chosen = self._chosen(real)
+        if self.config.condition == "published":
+            return dataset.prepend(self.generate(real.select(chosen), seed), chosen)
+        starts = real.starts[chosen]
+        heads, which = np.unique(
+            padded(real.log.items, starts, starts + k), axis=0, return_inverse=True
+        )
+        keys = row_keys(torch.from_numpy(heads)).numpy() % 2**62 + self.catalog.n_users
+        conditions = SequenceDataset.from_offsets(
+            heads.astype(np.int32).reshape(-1), np.arange(len(heads) + 1) * k, real.catalog, keys
+        )
+        generated = self.generate(conditions, seed)[which.reshape(-1)]
+        return dataset.prepend(generated, chosen, n_context=k)
+
+    def _chosen(self, real: SequenceDataset) -> Int64[np.ndarray, " S"]:
+        """Indices of the sequences that are given items."""
+        causal = self.config.condition == "causal"
+        given = real.lengths >= (self.config.n_condition if causal else 1)
+        index, keys = self._keys_of_long(real)
+        given[index] &= ~torch.isin(keys, self.long_histories.cpu()).numpy()
+        return np.flatnonzero(given)
+
+    def _keys_of_long(
+        self, real: SequenceDataset
+    ) -> tuple[Int64[np.ndarray, " S"], Int64[Tensor, " S"]]:
+        """Sequences longer than `max_history`, and keys of their beginnings, by which they are
+        known however they go on."""
+        longest = self.config.max_history
+        if longest is None:
+            return np.zeros(0, dtype=np.int64), torch.zeros(0, dtype=torch.int64)
+        index = np.flatnonzero(real.lengths > longest)
+        starts = real.starts[index]
+        return index, row_keys(
+            torch.from_numpy(padded(real.log.items, starts, starts + longest + 1))
+        )
+
+
 class ParallelAugmenter(Augmenter):
     """An augmenter that adds alternative copies of each training sequence."""
 
@@ -56,3 +156,4 @@ class ParallelAugmenter(Augmenter):
 
 AUGMENTERS: Registry[type[Augmenter]] = method_registry(Augmenter, "diffuserec.augmenters")
 Augmenter.registry = AUGMENTERS
+"""Augmenters, one file each: dataset in, augmented dataset out. The folder is the list of them."""

@@ -424,11 +424,12 @@ class PrependingSettings(Settings):
 
     n_items: Annotated[int, Search(1, 15)] = Field(10, ge=1)
     """M, the items put in front of a history."""
+    condition: Literal["causal", "published"] = "causal"
+    """What they are generated from: the first items of a history, which are never targets then; or
+    all of it (paper), so that in training they have seen the targets that they stand in front of."""
+    n_condition: Annotated[int, OnlyIf(condition="causal")] = Field(1, ge=1)
+    """k, the first items of a history that others are generated from. The first has nothing before
+    it to predict it from; each further one is a target less."""
     max_history: int | None = Field(None, ge=1)
-    """Only users with at most so many real items are given any; None means all."""
-
-    def chosen(self, dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
-        """Indices of the sequences that are given items; empty ones stay empty."""
-        lengths = dataset.real_lengths
-        longest = np.inf if self.max_history is None else self.max_history
-        return np.flatnonzero((lengths > 0) & (lengths <= longest))
+    """Only users with at most so many real items in training are given any, at inference too, and
+    users that training does not know; None means all."""

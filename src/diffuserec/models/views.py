@@ -179,8 +179,8 @@ def most_confident(
 class SameTarget:
     """Index of interactions by item: finds another history with the same next item (DuoRec).
 
-    Time and memory grow with the number of interactions. Only real items that something precedes
-    are targets.
+    Time and memory grow with the number of interactions. Targets are what training takes for them:
+    real items that something precedes, but those that synthetic items were made from.
     """
 
     def __init__(self, dataset: SequenceDataset, max_len: int) -> None:
@@ -190,7 +190,9 @@ class SameTarget:
         # of positions that are in no sequence, neither is read
         self.begins = np.zeros(n, dtype=np.int64)
         self.begins[positions] = np.repeat(dataset.starts, dataset.lengths)
-        targets = positions[~dataset.synthetic & (positions > self.begins[positions])]
+        targets = positions[positions > self.begins[positions]]
+        if dataset.log.never_targets is not None:
+            targets = targets[~dataset.log.never_targets[targets]]
         # a sparse matrix in rows is sorted by counting: the positions that hold each item
         where = coo_array(
             (np.ones(len(targets), dtype=bool), (self.log[targets], targets)),

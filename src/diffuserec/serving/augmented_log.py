@@ -100,9 +100,13 @@ def append_rest(
     times = None
     if augmented.timestamps is not None and rest.timestamps is not None:
         times = np.concatenate([augmented.timestamps, rest.timestamps])[order]
+    context = augmented.context_only
+    if context is not None:
+        context = np.concatenate([context, np.zeros(len(rest.items), dtype=bool)])[order]
     return augmented.with_items(
         np.concatenate([augmented.items, rest.items])[order],
         lengths,
         np.concatenate([augmented.synthetic, rest.synthetic])[order],
         times,
+        context,
     )

@@ -76,6 +76,14 @@ class KeyedNoise:
         return out.view(n_rows, 2 * n_words)[:, :n_elements].reshape(n_rows, *shape)
 
 
+def row_keys(rows: Int[Tensor, "B K"]) -> Int[Tensor, " B"]:
+    """A 64-bit key of each row of integers, the same wherever the row stands."""
+    keys = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for column in rows.to(torch.int64).unbind(1):
+        keys = _mix(keys + (column + 1) * _signed(_GOLDEN))
+    return keys
+
+
 def _signed(value: int) -> int:
     """The int64 with the low 64 bits of `value`: torch has no arithmetic on unsigned ones."""
     value &= 2**64 - 1
