@@ -192,7 +192,10 @@ def test_a_user_has_the_same_items_in_front_wherever_they_are_shown(
     split = built_in_store
     augmenter = made("augmenter", name, **settings).fit(split.train, runtime=Runtime(seed=1))
     clicked = SequenceDataset.from_lists(
-        [[*h.tolist(), t, 7] for h, t in zip(split.test.histories, split.test.targets, strict=True)],
+        [
+            [*h.tolist(), t, 7]
+            for h, t in zip(split.test.histories, split.test.targets, strict=True)
+        ],
         split.train.catalog,
     )
     shown = [augmenter.augment(split.train, seed=3)]

@@ -243,7 +243,7 @@ class DiffuASR(PrependingAugmenter):
         return min(_USUAL, self.config.max_len) if chosen is None else chosen
 
     def _network(self, n_items: int) -> SUNet:
-        """A network for M items, with channels for all of them unless the settings say otherwise."""
+        """A network for M items, with channels for all of them unless settings say otherwise."""
         c = self.config
         channels = max(16, 8 * math.ceil(n_items / 8)) if c.channels is None else c.channels
         return SUNet(n_items, c.dim, channels, c.multipliers)

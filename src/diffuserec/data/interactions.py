@@ -120,7 +120,8 @@ class Interactions:
     Attributes:
         frame: ``user_id`` and ``item_id`` (both int64 or string), ``timestamp`` (int64; absent
             if the log has only an order), ``synthetic`` and ``context_only`` (bool; see
-            :class:`FlatLog`; absent if no item is marked), and the log's other columns. Sorted by user; a user's rows are together, oldest first.
+            :class:`FlatLog`; absent if no item is marked), and the log's other columns. Sorted by
+            user; a user's rows are together, oldest first.
         summary: source and size, and the changes made.
         attributes: of items, as a frame with a column ``item_id``, or None.
     """

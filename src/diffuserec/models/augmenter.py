@@ -70,9 +70,7 @@ class PrependingAugmenter(Augmenter):
     long_histories: Int64[Tensor, " N"]
 
     @abstractmethod
-    def generate(
-        self, conditions: SequenceDataset, seed: int
-    ) -> Int32[np.ndarray, "S M"]:
+    def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
         """M items, oldest first, that could have come before each of these sequences.
 
         By sequence: noise is drawn from `seed` and the sequences' user numbers.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
@@ -426,7 +426,7 @@ class PrependingSettings(Settings):
     """M, the items put in front of a history."""
     condition: Literal["causal", "published"] = "causal"
     """What they are generated from: the first items of a history, which are never targets then; or
-    all of it (paper), so that in training they have seen the targets that they stand in front of."""
+    all of it (paper), so that in training they have seen the targets they stand in front of."""
     n_condition: Annotated[int, OnlyIf(condition="causal")] = Field(1, ge=1)
     """k, the first items of a history that others are generated from. The first has nothing before
     it to predict it from; each further one is a target less."""
