@@ -193,7 +193,7 @@ def test_a_user_has_the_same_items_in_front_wherever_they_are_shown(
     augmenter = made("augmenter", name, **settings).fit(split.train, runtime=Runtime(seed=1))
     clicked = SequenceDataset.from_lists(
         [
-            [*h.tolist(), t, 7]
+            [*h.tolist(), int(t), 7]
             for h, t in zip(split.test.histories, split.test.targets, strict=True)
         ],
         split.train.catalog,
