@@ -446,6 +446,22 @@ def test_a_study_prints_its_tables_and_the_same_again(
     assert "NDCG" not in printed.partition("bottomrule")[0]
 
 
+def test_a_study_with_a_failed_row_says_so_by_its_status(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "study.toml", tmp_path / "runs"
+    row = '[[rows]]\nmodel = "sasrec"\nsettings = { dim = 8, epochs = 2, learning_rate = 1e30 }'
+    file.write_text(f'title = "Fails"\ndata = ["any"]\n{row}\n', encoding="utf-8")
+    words = ("study", file, "--data", data, "--out", out, "--workers", 1)
+    status, printed, told = call(capsys, *words)
+    assert status == 1
+    assert "tables and report" in printed
+    assert "1 of 3 rows failed" in told
+    assert "became nan" in (out / "table.md").read_text(encoding="utf-8")
+    # floors alone are as they should be
+    assert call(capsys, *words, "--only", "Popularity")[0] == 0
+
+
 def test_the_data_sets_of_a_paper_are_counted_beside_the_printed_sizes(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -383,6 +383,24 @@ def test_results_of_a_study_are_audited(tmp_path: Path) -> None:
     assert accused(audit(read_table(file))) == {"below floor"}
 
 
+def test_the_floors_of_a_study_are_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    # between the built-in floors of beauty, which are below these
+    rows = [
+        result("A", 0.09, 0.055),
+        result("Markov", 0.08, 0.05, epoch_limit=None, floor=True),
+        result("Item graph", 0.094, 0.052, epoch_limit=None, floor=True),
+    ]
+    anywhere = {"part": "valid", "split": "temporal:target=last", "protocol": "uniform:100"}
+    file.write_text(results(table(rows), table(rows, **anywhere)), encoding="utf-8")
+    found = audit(read_table(file)).of("below floor")
+    assert [finding.methods for finding in found] == [("A",), ("A",)]
+    assert all("Item graph" in f.message and "0.0900 < 0.0940" in f.message for f in found)
+    assert not audit(read_table(file), known_floors()).of("below floor")
+    file.write_text(results(table(rows[1:])), encoding="utf-8")
+    assert audit(read_table(file)) == Audit(2, ())
+
+
 def test_a_printed_table_of_a_study_is_audited(tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     file.write_text(

@@ -174,6 +174,18 @@ def test_validation_alone_never_looks_at_the_test_part(data: Path, tmp_path: Pat
     assert sum(look["event"] == "test" for look in looks(runs[0])) == 2  # a protocol each
 
 
+def test_what_training_measured_last_is_not_measured_again(data: Path, tmp_path: Path) -> None:
+    options = Options(part="valid", only=("SASRec",), seeds=(0,))
+    out = tmp_path / "out"
+    _, results, _ = filled(read(written(tmp_path), options), out, data, options)
+    (run,) = (out / "runs").iterdir()
+    kept = [look["filter_seen"] for look in looks(run) if "epochs" not in look]
+    assert kept == [True, False]  # once a protocol
+    stored = json.loads((run / "valid" / "metrics.json").read_text(encoding="utf-8"))
+    (table, _) = results["tables"]
+    assert table["rows"][0]["metrics"]["HR@10"]["value"] == stored["metrics"]["HR@10"]
+
+
 def test_a_failure_stands_in_the_table_and_is_tried_again(data: Path, tmp_path: Path) -> None:
     text = STUDY.replace("sasrec = { epochs = 1", "sasrec = { learning_rate = 1e30, epochs = 2")
     options = Options(only=("SASRec", "SASRec + Random", "Popularity"), seeds=(0,))

@@ -51,6 +51,18 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
+def test_a_split_file_lies_beside_the_study(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.csv"
+    first = f"file:target=first,path={elsewhere.as_posix()}"
+    splits = f'["leave-one-out", "file:parts, new.csv", "{first}"]'
+    text = STUDY.replace("seeds = [0, 1]", f"seeds = [0, 1]\nsplits = {splits}")
+    assert read(written(tmp_path, text)).splits == [
+        "leave-one-out",
+        f"file:path={tmp_path / 'parts, new.csv'}",
+        f"file:target=first,path={elsewhere}",
+    ]
+
+
 def test_a_row_makes_a_line_for_each_method_and_point(tmp_path: Path) -> None:
     study = read(written(tmp_path, STUDY))
     found = {line.name: line for line in lines(study)}

@@ -18,7 +18,9 @@ def audit(
     ] = None,
     floors: Annotated[
         Path | None,
-        typer.Option(help="A CSV file of floors to clear, in the same shape; else built-in ones."),
+        typer.Option(
+            help="A CSV file of floors to clear; else those of the study itself, or built-in ones."
+        ),
     ] = None,
     all_published: Annotated[
         bool, typer.Option("--all-published", help="All published tables of results.")

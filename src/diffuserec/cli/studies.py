@@ -1,5 +1,9 @@
 """Commands about many runs: study, reproduce, results."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,24 +38,47 @@ WorkerCount = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of a command that fills a study, as its parameters."""
+
+    out: options.Out
+    data: DataDirectory = Path("data")
+    seeds: Seeds = None
+    settings: SetOf = None
+    only: Only = None
+    budget: Budget = "full"
+    split: ShownPart = None
+    workers: WorkerCount = None
+    device: options.Device = "auto"
+    precision: options.Precision = "fp32"
+    as_json: options.AsJson = False
+
+
+def _with_study_options(command: Callable[[Any, StudyOptions], None]) -> Callable[..., None]:
+    """A command of an argument and :class:`StudyOptions`, with each option as a parameter."""
+    argument, _ = inspect.signature(command).parameters.values()
+    found = [argument, *inspect.signature(StudyOptions).parameters.values()]
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        command(given.pop(argument.name), StudyOptions(**given))
+
+    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in found]
+    called.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in found}
+    return called
+
+
+@_with_study_options
 def study(
-    file: Annotated[Path, typer.Argument(help="A study file (TOML).")],
-    out: options.Out,
-    data: DataDirectory = Path("data"),
-    seeds: Seeds = None,
-    settings: SetOf = None,
-    only: Only = None,
-    budget: Budget = "full",
-    split: ShownPart = None,
-    workers: WorkerCount = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    as_json: options.AsJson = False,
+    file: Annotated[Path, typer.Argument(help="A study file (TOML).")], given: StudyOptions
 ) -> None:
     """Trains and measures all rows of a study file on all its data; again to continue.
 
     What is finished is kept, whatever stopped the study. Its directory holds a file for each cell
-    (a row, a data set, a seed), the tables, and a report to look at.
+    (a row, a data set, a seed), the tables, and a report to look at. Status 1 says that a row
+    failed.
 
     Examples:
 
@@ -60,27 +87,18 @@ def study(
         diffuserec study mine.toml --out runs/mine --set sasrec.dim=32
         diffuserec study mine.toml --out runs/quick --budget small
     """
-    _run(file, out, data, seeds, settings, only, budget, split, workers, device, precision, as_json)
+    _run(file, given)
 
 
+@_with_study_options
 def reproduce(
     name: Annotated[str, typer.Argument(help="A table or figure, such as diffrec-table2.")],
-    out: options.Out,
-    data: DataDirectory = Path("data"),
-    seeds: Seeds = None,
-    settings: SetOf = None,
-    only: Only = None,
-    budget: Budget = "full",
-    split: ShownPart = None,
-    workers: WorkerCount = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    as_json: options.AsJson = False,
+    given: StudyOptions,
 ) -> None:
     """Makes a table or figure of a paper anew: measured beside published.
 
     A data set that is not there is left out, with a line that says where it comes from. 'small'
-    is a check that ends in half an hour, not a result.
+    is a check that ends in half an hour, not a result. Status 1 says that a row failed.
 
     Examples:
 
@@ -90,13 +108,12 @@ def reproduce(
     from diffuserec.studies.papers import data_names, data_table, paper_study
 
     if name in data_names():
-        records, notes = data_table(name, data, out, show.say)
+        records, notes = data_table(name, given.data, given.out, show.say)
         for note in notes:
             show.say(note)
-        show.records(records, as_json)
+        show.records(records, given.as_json)
         return
-    file = paper_study(name)
-    _run(file, out, data, seeds, settings, only, budget, split, workers, device, precision, as_json)
+    _run(paper_study(name), given)
 
 
 def tune(
@@ -212,20 +229,8 @@ def _format(format: str, into: Path | None) -> str:
     return format if into is None else "markdown"
 
 
-def _run(
-    file: Path,
-    out: Path,
-    data: Path,
-    seeds: str | None,
-    settings: list[str] | None,
-    only: list[str] | None,
-    budget: str,
-    split: Literal["test", "valid"] | None,
-    workers: int | None,
-    device: Any,
-    precision: Any,
-    as_json: bool,
-) -> None:
+def _run(file: Path, given: StudyOptions) -> None:
+    """Fills a study and shows its tables; ends with status 1 if a row failed."""
     from diffuserec.cli.training import resumable
     from diffuserec.models.base import Runtime
     from diffuserec.studies.results import results_of, write_report
@@ -233,29 +238,35 @@ def _run(
     from diffuserec.studies.study import Options, read
     from diffuserec.studies.tables import tables, write_tables
 
+    out, workers = given.out, given.workers
     changed = Options(
-        settings=options.parse_pairs(settings),
-        seeds=_seeds(seeds),
-        small=budget == "small",
-        only=tuple(only or ()),
-        part=split,
+        settings=options.parse_pairs(given.settings),
+        seeds=_seeds(given.seeds),
+        small=given.budget == "small",
+        only=tuple(given.only or ()),
+        part=given.split,
     )
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     found = read(file, changed)
-    runtime = Runtime(device=device, precision=precision)
+    runtime = Runtime(device=given.device, precision=given.precision)
     with resumable(out):
         outcome = run_study(
-            found, out, data, runtime, options=changed, workers=workers, say=show.say
+            found, out, given.data, runtime, options=changed, workers=workers, say=show.say
         )
         document = results_of(found, outcome, out, small=changed.small)
         write_tables(document, out)
         write_report(found, outcome, out)
-    if as_json:
+    if given.as_json:
         show.print_json(document)
     else:
         show.print_text(tables(document, "text"))
         show.print_line(f"tables and report: {out}")
+    rows = [row for table in document["tables"] for row in table["rows"]]
+    failed = sum(row["failed"] is not None for row in rows)
+    if failed:
+        show.say(f"{failed} of {len(rows)} rows failed; the next start tries them again")
+        raise typer.Exit(1)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -270,6 +270,19 @@ def canonical_split(name: str) -> str:
     return f"file:target={target},sha256={checksum},path={path}"
 
 
+def split_beside(name: str, folder: Path) -> str:
+    """A split's name, in which the path of a file counts from a folder.
+
+    Raises:
+        ConfigError: no such split or setting.
+    """
+    kind, settings = _parse(name)
+    if kind != "file":
+        return name
+    path = folder / settings.pop("path")
+    return f"file:{''.join(f'{key}={value},' for key, value in settings.items())}path={path}"
+
+
 def require_split(name: str) -> None:
     """Raises ConfigError if there is no split of that name, or a setting is wrong."""
     _parse(name)

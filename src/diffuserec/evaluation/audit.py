@@ -74,6 +74,7 @@ class TableRow:
         split: how the data set was divided, where it is said and is not leave-one-out.
         protocol: of a table of a study, where it is not the full ranking: its rows are compared
             with no others.
+        is_floor: whether it is a method that only counts, measured as the rows beside it.
     """
 
     method: str
@@ -89,6 +90,7 @@ class TableRow:
     n_items: int | None = None
     split: str = ""
     protocol: str = ""
+    is_floor: bool = False
 
     @property
     def table(self) -> str:
@@ -149,7 +151,7 @@ def audit(rows: Sequence[TableRow], floors: Sequence[TableRow] | None = None) ->
         rows: the table.
         floors: rows of methods that only count, to be cleared by all rows of a data set of as many
             users and items or, where either side does not say how many, of the same name; by
-            default those of :func:`known_floors`.
+            default those that stand in the table, or else :func:`known_floors`.
 
     Raises:
         ConfigError: a metric that is not known.
@@ -160,7 +162,11 @@ def audit(rows: Sequence[TableRow], floors: Sequence[TableRow] | None = None) ->
         findings += _impossible(row)
     for table in dict.fromkeys(row.table for row in rows):
         mine = [row for row in rows if row.table == table]
-        found, why = _below_floors(mine, known_floors() if floors is None else floors)
+        own = [row for row in mine if row.is_floor]
+        if own and floors is None:
+            found, why = _below(mine, own), ""
+        else:
+            found, why = _below_floors(mine, known_floors() if floors is None else floors)
         findings += found + _unequal(mine) + _mixed_protocols(mine) + _duplicates(mine)
         unchecked += [f"{table or 'the table'}: {why}"] if why else []
     return Audit(len(rows), tuple(findings), tuple(unchecked))
@@ -264,6 +270,7 @@ def _rows_of(table: Mapping[str, Any]) -> list[TableRow]:
             metrics={name: float(cell["value"]) for name, cell in row["metrics"].items()},
             epochs=_as_float(limit := row.get("epoch_limit")),
             trials=_as_float(row["trials"] if limit is not None else None),
+            is_floor=bool(row.get("floor")),
             **facts,
         )
         for row in table["rows"]
@@ -529,17 +536,24 @@ def _below_floors(
     mine = [floor for floor in floors if _same_data(full[0], floor)]
     if not mine:
         return [], "no floor is known for this data set"
+    return _below(full, mine), ""
+
+
+def _below(rows: Sequence[TableRow], floors: Sequence[TableRow]) -> list[Finding]:
+    """Rows with a metric below a floor that was measured alike; floors may be below each other."""
     findings = []
-    for row in full:
+    for row in rows:
+        if row.is_floor:
+            continue
         below: dict[str, list[str]] = {}
         for name, value in row.metrics.items():
-            least, method = _highest_floor(mine, name, row.filter_seen)
+            least, method = _highest_floor(floors, name, row.filter_seen)
             if value < least - 10.0**-row.decimals:
                 below.setdefault(method, []).append(f"{name} {value:.4f} < {least:.4f}")
         if below:
             text = "; ".join(f"{method}: {', '.join(less)}" for method, less in below.items())
             findings.append(Finding("below floor", row.table, (row.method,), text))
-    return findings, ""
+    return findings
 
 
 def _highest_floor(

@@ -191,7 +191,10 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
         found = {what: known.get(what) for what in ("valid", "test", "protocol_line")}
         for which in parts:
             if found[which] is None:
-                result = run.look(which, candidates=candidates, filter_seen=filter_seen)
+                # training ended with a validation, which is kept with the run
+                kept = which == "valid" and not cell.measured_at
+                look = run.evaluate if kept else run.look
+                result = look(which, candidates=candidates, filter_seen=filter_seen)
                 result.save(out / "measured" / f"{cell.name}-{which}")
                 found |= {which: result.metrics, "protocol_line": str(result.protocol)}
         write_json(cell.file(out), _document(cell, run.path, out) | found)

@@ -14,6 +14,7 @@ import polars as pl
 
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import read_document, write_json, write_text
+from diffuserec.models.methods import find_recommender
 from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
@@ -235,6 +236,7 @@ def _row(
         "point": dict(first.point),
         "seeds": [cell.plan.seed for cell in cells],
         "trials": trials[_method(first)],
+        "floor": first.plan.augment is None and not find_recommender(first.plan.model).trained,
         "failed": next((d["error"] for d in documents if d["status"] == "failed"), None),
         "metrics": {},
         "difference": None,

@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffuserec.data.splits import require_split
+from diffuserec.data.splits import require_split, split_beside
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.evaluation.candidates import n_candidates
 from diffuserec.evaluation.metrics import parse_metric
@@ -117,7 +117,7 @@ class Study(StudyTable):
         title: of tables and pages.
         text: what is asked, and what one must know to read the answer.
         data: names of data sets; ``store`` is the built-in one, ``beauty:1000`` a thousand users.
-        splits: see ``diffuserec train --split``.
+        splits: see ``diffuserec train --split``; a file's path counts from that of the study.
         seeds: of every row that has none of its own.
         protocols: ``full``, ``uniform:100`` and, with items of the history in the lists,
             ``seen kept`` or ``uniform:100, seen kept``.
@@ -221,7 +221,8 @@ def read(file: Path, options: Options | None = None) -> Study:
     options = options or Options()
     study = read_study(file, Study)
     rows = [row if row.config is None else _configured(row, file) for row in study.rows]
-    study = study.model_copy(update={"rows": rows})
+    splits = [split_beside(split, file.parent) for split in study.splits]
+    study = study.model_copy(update={"rows": rows, "splits": splits})
     changes: dict[str, Any] = {}
     if options.small and study.small.data is not None:
         changes["data"] = study.small.data
