@@ -34,6 +34,7 @@ def main() -> None:
         peer = ["--no-peer"] * given.no_peer
         commands = [
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
+            ["forms_speed.py", log, "--json", out / "forms_speed.json"],
             ["diffrec_speed.py", log, "--json", out / "diffrec_speed.json"],
             ["contrastive_speed.py", log, "--json", out / "contrastive_speed.json"],
             ["prepare.py", "--json", out / "prepare.json"],
