@@ -11,6 +11,7 @@ from diffuserec.evaluation import evaluate, rank
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import find_recommender, load
 from diffuserec.recommenders.hstu import HSTU
+from diffuserec.serving.lists import recommend_from
 
 QUICK = {
     "dim": 16,
@@ -72,6 +73,17 @@ def test_what_is_measured_is_served(fitted: HSTU, tmp_path) -> None:
     assert shown.tolist() == measured.top_items[:, 0].tolist()
     unknown = again.recommend(raw, k=1, filter_seen=False)
     assert unknown["item_id"].to_list() != served["item_id"].to_list()
+
+
+def test_a_log_of_histories_is_answered_by_its_times(fitted: HSTU, tmp_path) -> None:
+    fitted.save(tmp_path / "model")
+    lines = ["user,item,time", "u,a,100", "u,b,86500", "u,e,86560", "v,a,100", "v,b,160", "v,e,220"]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given = {"k": 1, "filter_seen": False}
+    served = recommend_from(tmp_path / "model", None, tmp_path / "log.csv", **given)
+    assert served["item_id"].to_list() == ["b", "a"]  # the oldest of the last hour
+    alone = fitted.recommend([list("abe")] * 2, **given)
+    assert alone["item_id"].n_unique() == 1
 
 
 def test_unknown_items_lose_their_times_too(fitted: HSTU) -> None:

@@ -83,7 +83,8 @@ class Recommender(Method):
 
     @property
     def reads_times(self) -> bool:
-        """Whether it is given the times of a history's items, where they are known."""
+        """Whether it is given the times of a history's items, where they are known. May be
+        overridden: by default it reads none."""
         return False
 
     @property
