@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 
 from diffuserec.errors import DataError
@@ -59,6 +60,35 @@ def test_a_job_gives_the_lists_of_single_requests(saved, serving, tmp_path: Path
         assert ask("DELETE", f"/v1/jobs/{job['id']}").status == 204
         assert ask("GET", f"/v1/jobs/{job['id']}").status == 404
         assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_job_may_be_a_parquet_file(saved, serving, tmp_path: Path) -> None:
+    def sent(frame: pl.DataFrame, cut: int | None = None) -> Any:
+        file = tmp_path / "histories.parquet"
+        frame.write_parquet(file)
+        kind = {"Content-Type": "application/vnd.apache.parquet"}
+        return ask("POST", "/v1/jobs", file.read_bytes()[:cut], kind)
+
+    histories, users = [["i1", "i2"], [], ["x"]], ["ann", None, "bob"]
+    with serving(saved["markov"], jobs=tmp_path / "jobs") as ask:
+        job = sent(pl.DataFrame({"user": users, "history": histories})).json()
+        assert job["n"] == 3
+        finished(ask, job["id"])
+        lines = lines_of(ask("GET", f"/v1/jobs/{job['id']}/result"))
+        assert [line["user"] for line in lines] == users
+        for line, history in zip(lines, histories, strict=True):
+            assert line["items"] == ask.recommend(history).json()["items"]
+        assert {file.name for file in (tmp_path / "jobs" / job["id"]).iterdir()} == {
+            *("input.jsonl", "job.json", "done.json"),
+            f"lists-{job['sha256'] or finished(ask, job['id'])['sha256'][:16]}",
+        }
+        for frame, cut in (
+            (pl.DataFrame({"history": histories, "other": [1, 2, 3]}), None),
+            (pl.DataFrame({"history": histories}), 60),
+            (pl.DataFrame({"history": pl.repeat(0, 1_000_000, eager=True).implode()}), None),
+        ):
+            assert sent(frame, cut).status == 422
+        assert len(list((tmp_path / "jobs").iterdir())) == 1
 
 
 def test_a_job_belongs_to_its_caller(saved, serving, keys, tmp_path: Path) -> None:

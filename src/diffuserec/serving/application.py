@@ -23,7 +23,7 @@ from diffuserec import __version__
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
 from diffuserec.serving.batching import OverloadError
-from diffuserec.serving.guard import JSON, LINES, Guard, RefusedError, Visit, error_line
+from diffuserec.serving.guard import JSON, LINES, PARQUET, Guard, RefusedError, Visit, error_line
 from diffuserec.serving.jobs import Jobs
 from diffuserec.serving.service import Service
 from diffuserec.serving.settings import ServiceSettings
@@ -274,13 +274,16 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return service.jobs
 
     def body_of(model: type[BaseModel]) -> dict[str, Any]:
-        content = {LINES: {"schema": model.model_json_schema(ref_template="{model}")}}
+        content: dict[str, Any] = {
+            LINES: {"schema": model.model_json_schema(ref_template="{model}")},
+            PARQUET: {"schema": {"type": "string", "format": "binary"}},
+        }
         return {"requestBody": {"required": True, "content": content}}
 
     @app.post(
         "/v1/jobs",
         status_code=202,
-        summary="Lists of many histories, sent as JSON lines; kept across restarts",
+        summary="Lists of many histories, sent as JSON lines or Parquet; kept across restarts",
         response_model=wire.JobStatus,
         openapi_extra=body_of(wire.JobLine),
     )
@@ -290,7 +293,10 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         service.check_options(options)
         await service.queue.lists(served, options, [[]])  # refuses what no list could be made by
         visit = _visit(request)
-        job = await jobs().accept(request.stream(), visit.caller.name, options, served.name)
+        is_parquet = request.headers["content-type"].partition(";")[0].strip().lower() == PARQUET
+        job = await jobs().accept(
+            request.stream(), is_parquet, visit.caller.name, options, served.name
+        )
         visit.facts |= {"job": job.path.name, "histories": job.n, "model": served.name}
         return _json(jobs().status(job), 202)
 

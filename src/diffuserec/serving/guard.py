@@ -28,6 +28,9 @@ JSON = "application/json"
 LINES = "application/x-ndjson"
 """Type of what is sent to and comes from jobs: a JSON object a line."""
 
+PARQUET = "application/vnd.apache.parquet"
+"""Type of a job that is sent as a Parquet file."""
+
 PAGE = "/page/"
 ASSISTANTS = "/mcp"
 JOBS = "/v1/jobs"
@@ -191,9 +194,9 @@ class Guard:
         is_job = path == JOBS or path.startswith(f"{JOBS}/")
         largest = limits.max_job_body if is_job else limits.max_body
         _require_length(headers, largest)
-        wanted = LINES if is_job else JSON
-        if scope["method"] == "POST" and kind != wanted:
-            raise RefusedError(415, f"send it as 'Content-Type: {wanted}'", "type")
+        wanted = (LINES, PARQUET) if is_job else (JSON,)
+        if scope["method"] == "POST" and kind not in wanted:
+            raise RefusedError(415, f"send it as 'Content-Type: {' or '.join(wanted)}'", "type")
         if is_job:  # large files come and go, from and to the disk
             async with asyncio.timeout(_PATIENCE_WITH_FILES * limits.timeout):
                 await self._app(scope, _bounded(receive, largest), answer)

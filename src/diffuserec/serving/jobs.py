@@ -17,9 +17,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -54,6 +56,24 @@ _KEPT_SECONDS = 7 * 86_400.0
 """Seconds for which a job that has ended is kept."""
 
 _ID = re.compile("[0-9a-f]{32}")
+
+_LINES_BYTES = 8
+"""Times as many bytes as a job may have that its lines may have, if it is sent as Parquet."""
+
+_PARQUET = """
+import sys
+import polars as pl
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+except (ImportError, ValueError, OSError):
+    pass
+frame = pl.scan_parquet(sys.argv[1], glob=False)
+names = [name for name in ("history", "user") if name in frame.collect_schema()]
+assert "history" in names and not set(frame.collect_schema()) - set(names)
+frame.select(names).collect().write_ndjson(sys.argv[2])
+"""
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -130,12 +150,19 @@ class Jobs:
         self._held.close()
 
     async def accept(
-        self, body: AsyncIterator[bytes], caller: str, options: Options, model: str
+        self,
+        body: AsyncIterator[bytes],
+        is_parquet: bool,
+        caller: str,
+        options: Options,
+        model: str,
     ) -> Job:
         """Writes a job to the disk; when this returns, no kill loses it.
 
         Args:
-            body: JSON lines, ``{"history": [...]}`` each; ``"user"`` may say whose it is.
+            body: JSON lines, ``{"history": [...]}`` each; ``"user"`` may say whose it is. Or a
+                Parquet file with these columns.
+            is_parquet: whether it is a Parquet file.
 
         Raises:
             RefusedError: a line is wrong, there are none, or too many jobs are kept.
@@ -147,6 +174,8 @@ class Jobs:
             )
         path = self._folder / secrets.token_hex(16)
         with new_directory(path) as work:
+            if is_parquet:
+                body = self._lines_of_parquet(work, body)
             n = await self._write_input(work / "input.jsonl", body)
             created = time.time()
             facts = {
@@ -180,6 +209,40 @@ class Jobs:
         if not n:
             raise RefusedError(422, 'a job is JSON lines such as {"history": ["a", "b"]}', "job")
         return n
+
+    async def _lines_of_parquet(
+        self, folder: Path, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """JSON lines of a Parquet file, which a process of its own opens.
+
+        A forged file can end the process that reads it, or ask for any amount of memory.
+        """
+        sent, lines = folder / "sent.parquet", folder / "sent.jsonl"
+        with sent.open("wb") as file:
+            async for part in body:
+                file.write(part)
+        most = str(_LINES_BYTES * self._limits.max_job_body)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-X", "utf8", "-c", _PARQUET, str(sent), str(lines), most),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "POLARS_MAX_THREADS": "1"},
+        )
+        try:
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if status:
+            raise RefusedError(
+                422, "a Parquet file of a job has a column history, of lists, and may have user"
+            )
+        with lines.open("rb") as found:
+            while part := found.read(2**16):
+                yield part
+        sent.unlink()
+        lines.unlink()
 
     def _write_line(self, out: Any, line: bytes, number: int) -> int:
         if not line.strip():
