@@ -182,7 +182,7 @@ async def overload(port: int, n_items: int, n: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=220.0, help="requests a second")
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1, help="of the model's matrix products")
@@ -212,7 +212,13 @@ def main() -> None:
         settings = {key: str(value) for key, value in vars(given).items()}
         write_json(
             given.json,
-            {"settings": settings, "load_before": load, "steady": records, "overload": flood},
+            {
+                "settings": settings,
+                "nice": os.nice(0),
+                "load_before": load,
+                "steady": records,
+                "overload": flood,
+            },
         )
 
 

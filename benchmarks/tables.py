@@ -593,11 +593,40 @@ def viewed(name: str) -> str:
     return f"{table(['', *(m.view for m in metrics)], lines)}\n\n{note}"
 
 
+def service() -> str:
+    """Latency, errors and memory of the service over the time of its load."""
+    found = _read("serve_load")
+    names = [f"{number}. tenth" for number in range(1, 11)] + ["all"]
+    lines = [
+        [
+            name,
+            f"{part['requests']:,}",
+            f"{part['errors']:,}",
+            *(f"{part[key]:.1f}" for key in ("p50_ms", "p99_ms", "max_ms")),
+            f"{part['memory_mib']:.0f}",
+        ]
+        for name, part in zip(names, found["steady"], strict=True)
+    ]
+    settings, whole, flood = found["settings"], found["steady"][-1], found["overload"]
+    counts = ", ".join(f"{n:,} of status {status}" for status, n in flood["statuses"].items())
+    return (
+        table(["time", "requests", "errors", "p50 ms", "p99 ms", "longest ms", "MiB"], lines)
+        + f"\n\n{float(settings['rate']):.0f} requests a second were sent for "
+        f"{float(settings['seconds']):.0f} s and {whole['a_second']:.1f} answered; "
+        f"{whole['processor_ms']:.2f} ms of processor time each. SASRec, width {settings['dim']}, "
+        f"{int(settings['items']):,} items, {settings['threads']} thread. Beside other work: the "
+        f"load of the machine was {found['load_before'][0]:.1f} on two cores before, the priority "
+        f"(nice) {found['nice']}. {int(settings['overload']):,} requests at once: {counts}; one "
+        f"after them: {flood['after']}."
+    )
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 PLACES: dict[str, Callable[[], str]] = {
+    "service": service,
     "lab": summary,
     "floors": floors,
     "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
