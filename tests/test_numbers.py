@@ -35,7 +35,7 @@ import torch
 from diffuserec import Queries, Runtime, SequenceDataset, Split, Store, leave_one_out, read_log
 from diffuserec.evaluation import rank
 from diffuserec.models.base import Method
-from diffuserec.models.config import by_log
+from diffuserec.models.config import OnlyIf, by_log
 from diffuserec.models.methods import find_augmenter, find_recommender
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
@@ -127,18 +127,23 @@ def reproduced(case: dict[str, Any], split: Split) -> Numbers:
 
 def as_it_was(method: type[AnyMethod], settings: dict[str, Any]) -> AnyMethod:
     """A method with the settings of a case and, for the others, the defaults of that time."""
-    settings = changed(method) | settings
+    settings = changed(method, settings) | settings
     if "model_settings" in method.Config.model_fields:  # of the recommender that it trains
         trained = find_recommender(settings.get("model", "sasrec"))
-        own = changed(trained) | settings.get("model_settings", {})
+        given = settings.get("model_settings", {})
+        own = changed(trained, given) | given
         settings = settings | {"model_settings": own}
     return method(**settings)
 
 
-def changed(method: type[Method]) -> dict[str, Any]:
-    fields = method.Config.model_fields
+def changed(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of that time that are others now and have an effect beside these settings."""
+    fields, config = method.Config.model_fields, method(**settings).config
     of_every_log = {name: fields[name].default for name in by_log(method.Config)}
-    return of_every_log | {name: v for name, v in CHANGED.items() if name in fields}
+    then = {name: value for name, value in CHANGED.items() if name in fields}
+    rules = {name: [r for r in fields[name].metadata if isinstance(r, OnlyIf)] for name in then}
+    idle = {name for name in then if any(rule.unmet(config) for rule in rules[name])}
+    return of_every_log | {name: value for name, value in then.items() if name not in idle}
 
 
 def arrays_of(train: SequenceDataset, shown: SequenceDataset) -> dict[str, np.ndarray]:

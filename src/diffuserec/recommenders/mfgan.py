@@ -262,7 +262,9 @@ class Discriminator(nn.Module):
     def __init__(self, n_values: int, c: MFGAN.Config) -> None:
         super().__init__()
         self.values = ItemTable(n_values, c.dim)
-        own = TransformerEncoder.Config(n_layers=1, n_heads=c.n_heads)
+        own = TransformerEncoder.Config(
+            n_layers=1, n_heads=c.n_heads, position_encoding=c.position_encoding
+        )
         self.encoder = TransformerEncoder(
             c.dim, c.max_len + 1, c.discriminator_dropout, own, causal=False
         )
