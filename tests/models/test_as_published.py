@@ -23,7 +23,12 @@ PRESETS = {
         "epochs": 200,
         "average_epochs": 0.0,
     },
+    "asrep": {"condition": "published"},
+    "random": {"condition": "published"},
+    "random_seq": {"condition": "published"},
     "diffuasr": {
+        "condition": "published",
+        "channels": 8,
         "prediction_type": "epsilon",
         "item_embedding": "scratch",
         "condition_on": "train+valid",
@@ -32,6 +37,7 @@ PRESETS = {
         "guidance_in_training": True,
         "num_inference_steps": 1000,
         "eta": 1.0,
+        "position_encoding": "from_oldest",
         "average_epochs": 0.0,
     },
     "diff4rec": {
@@ -64,6 +70,7 @@ PRESETS = {
         "batch_size": 256,
         "contrast_weight": 0.4,
         "diffusion_weight": 0.4,
+        "position_encoding": "from_oldest",
         "average_epochs": 0.0,
     },
 }
@@ -86,7 +93,7 @@ def test_a_preset_differs_from_the_defaults_in_just_these(name: str) -> None:
     assert {key: text for key, text in shown.items() if text} == texts
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if len(PRESETS[name]) > 1])
 def test_the_page_gives_a_reason_for_each(name: str) -> None:
     page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     section = page.partition("## As published\n")[2].partition("\n## ")[0]
@@ -107,6 +114,8 @@ def test_other_methods_have_none() -> None:
 
 def test_a_preset_of_a_recommender_and_its_augmenter() -> None:
     assert preset_of(SASRec, find_augmenter("diff4rec")) == ({}, PRESETS["diff4rec"])
-    assert preset_of(find_recommender("diffrec"), None) == (PRESETS["diffrec"], {})
+    own, augmenters = preset_of(find_recommender("diffrec"), None)
+    assert augmenters == {}
+    assert PRESETS["diffrec"].items() <= own.items()
     with pytest.raises(ConfigError, match=r"diffrec \(recommender\), .*diffuasr \(augmenter\)"):
         preset_of(SASRec, None)

@@ -6,6 +6,7 @@ import pytest
 
 import diffuserec as dr
 from diffuserec.models.config import by_log
+from diffuserec.models.methods import preset_of
 from diffuserec.studies.study import Study, lines
 from diffuserec.studies.study_file import read_study
 
@@ -36,7 +37,42 @@ def test_the_documented_rule(n_users: int, length: int, n_items: int, expected: 
 def test_an_epoch_has_batches_enough(n_users: int, expected: int) -> None:
     few = log(n_users, 3, 30)
     assert dr.SASRec().given.suited_to(few).batch_size == expected
-    assert dr.CL4SRec().given.suited_to(few).batch_size == 64  # its negatives are the batch
+
+
+@pytest.mark.parametrize("name", ["cl4srec", "cadirec", "simdiffrec", "bert4rec", "s3rec"])
+def test_who_contrasts_or_masks_keeps_batches_and_examples(name: str) -> None:
+    method = dr.find_recommender(name)
+    assert not {"batch_size", "examples"} & {*by_log(method.Config)}
+    assert method().given.suited_to(log(20, 240, 3000)).max_len == 200
+
+
+def test_items_of_an_augmenter_are_not_counted() -> None:
+    real = log(20, 46, 60)
+    longer = dr.find_augmenter("random")(n_items=10).fit(real).augment(real)
+    assert dr.SASRec(**SMALL).fit(longer).config.max_len == 50
+    assert longer.lengths.max() > 50
+
+
+def test_parts_of_a_method_follow_the_log_and_are_loaded_as_they_were(tmp_path: Path) -> None:
+    long = log(6, 60, 70)
+    blend = dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": SMALL}).fit(long)
+    blend.save(tmp_path / "blend")
+    again = dr.load(tmp_path / "blend")
+    assert again.config == blend.config
+    assert again.config.settings["sasrec"]["max_len"] == 100
+    assert again.config.comes_of(dr.Blend(settings={"sasrec": SMALL}).given)
+    assert not again.config.comes_of(dr.Blend(settings={"sasrec": SMALL | {"dim": 16}}).given)
+    reverse = dr.find_augmenter("asrep")(model_settings=SMALL).fit(long)
+    reverse.save(tmp_path / "asrep")
+    assert dr.load_augmenter(tmp_path / "asrep").config.model_settings["max_len"] == 100
+
+
+def test_settings_as_published_leave_nothing_to_the_log() -> None:
+    for name in ("bsarec", "simdiffrec", "fmlprec"):
+        method = dr.find_recommender(name)
+        assert {*by_log(method.Config)} <= {*preset_of(method, None)[0]}
+    given = dr.BSARec(**preset_of(dr.BSARec, None)[0]).given
+    assert given.suited_to(log(20, 240, 30)) == given
 
 
 def test_what_was_given_holds_and_the_rest_follows_from_it() -> None:
@@ -71,4 +107,4 @@ def test_a_study_tells_a_given_default_from_one_that_was_left(tmp_path: Path) ->
     left, given = lines(read_study(file, Study))
     assert (left.plan.settings, given.plan.settings) == ({}, {"max_len": 50})
     identities = [dr.SASRec(**line.plan.settings).config.identity() for line in (left, given)]
-    assert [identity["max_len"] for identity in identities] == ["by the log", 50]
+    assert [identity["max_len"] for identity in identities] == ["by the log, rule 1", 50]

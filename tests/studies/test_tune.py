@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffuserec import Runtime, Store, evaluate, leave_one_out
-from diffuserec.data import load_dataset
+from diffuserec.data import SequenceDataset, load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import load_evaluation
 from diffuserec.models.config import OnlyIf, Search, parse_settings
@@ -67,7 +67,9 @@ def test_given_settings_are_not_searched() -> None:
     space = search_space(plan)
     assert "dim" not in space
     assert {"learning_rate", "dropout", "augment.n_items"} <= space.keys()
-    assert default_of(plan, "augment.n_items") == find_augmenter("random")().config.n_items
+    log = SequenceDataset.from_lists([[1 + i % 9 for i in range(60)]] * 20)
+    assert default_of(plan, "augment.n_items", log) == find_augmenter("random")().config.n_items
+    assert [default_of(plan, name, log) for name in ("dropout", "batch_size")] == [0.2, 16]
     chosen = with_settings_of(plan, {"dropout": 0.2, "augment.n_items": 3})
     assert chosen.settings == {"dim": 8, "dropout": 0.2}
     assert chosen.augment_settings == {"n_items": 3}

@@ -65,9 +65,13 @@ def test_a_damaged_file_is_named(random_log, tmp_path: Path) -> None:
     runtime = Runtime(seed=3, shared=tmp_path)
     fitted(random_log, runtime)
     (file,) = tmp_path.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"\.safetensors is damaged: remove it"):
-        fitted(random_log, runtime)
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1  # a bit of a weight
+    for damaged in (whole[:100], bytes(flipped)):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"\.safetensors is damaged: remove it"):
+            fitted(random_log, runtime)
 
 
 def test_augmenters_that_differ_later_share_their_pretraining(random_log, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from diffuserec.data import (
 from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import parse_settings
-from diffuserec.models.methods import find_recommender
+from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import ItemSets, top_k
 from diffuserec.models.settings import PrependingSettings
@@ -70,6 +70,15 @@ class ASReP(PrependingAugmenter):
             schema = find_recommender(self.model).Config
             parse_settings(schema, dict(self.model_settings), f"model_settings of {self.model}")
             return self
+
+        def suited_to(self, log: SequenceDataset) -> Self:
+            """The same settings, those of the reverse recommender suited to a log."""
+            own = suited_part(self.model, self.model_settings, log)
+            return super().suited_to(log).model_copy(update={"model_settings": own})
+
+        def identity(self) -> dict[str, Any]:
+            own = find_recommender(self.model).Config(**self.model_settings).identity()
+            return super().identity() | {"model_settings": own}
 
     config: Config
     version: ClassVar[int] = 2

@@ -218,6 +218,7 @@ class DiffuASR(PrependingAugmenter):
         "num_inference_steps": 1000,
         "eta": 1.0,
         "average_epochs": 0.0,
+        "position_encoding": "from_oldest",
     }
     center: Tensor
     scale: Tensor

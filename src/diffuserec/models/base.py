@@ -222,7 +222,7 @@ class Method(nn.Module, ABC):
             raise ConfigError(
                 f"runtime must be a Runtime, such as Runtime(device='cpu'), got {runtime!r}"
             )
-        self.config = self.given.suited_to(train)
+        self.config = self.given.suited_to(train.real())
         with torch.random.fork_rng():
             torch.manual_seed(runtime.seed)
             self.take(train.catalog)

@@ -87,6 +87,17 @@ class ByLog:
     """
 
 
+_RULE = 1
+"""Counts changes of the rules of :meth:`Settings.defaults_for`; part of a study's keys."""
+
+
+def _holds(value: Any, given: Any) -> bool:
+    """Whether a value is the given one; settings of a part may have more than were given."""
+    if isinstance(value, Mapping) and isinstance(given, Mapping):
+        return all(name in value and _holds(value[name], given[name]) for name in given)
+    return bool(value == given)
+
+
 class Settings(BaseModel):
     """Hyper-parameters: typed, frozen, unknown names refused."""
 
@@ -125,15 +136,22 @@ class Settings(BaseModel):
         """The same settings, those that are :class:`ByLog` and were not given suited to a log."""
         open_ = [name for name in by_log(type(self)) if name not in self.model_fields_set]
         found = self.defaults_for(log, open_) if open_ and len(log) else {}
-        return self.model_copy(update={k: v for k, v in found.items() if v != getattr(self, k)})
+        return self.model_copy(update=found)
 
     def defaults_for(self, log: SequenceDataset, names: Collection[str]) -> dict[str, Any]:
         """Defaults of these settings for a log."""
         raise NotImplementedError
 
+    def comes_of(self, given: "Settings") -> bool:
+        """Whether these settings are given ones, suited to some log."""
+        left = set(by_log(type(given))) - given.model_fields_set
+        return type(self) is type(given) and all(
+            name in left or _holds(value, getattr(given, name)) for name, value in self
+        )
+
     def identity(self) -> dict[str, Any]:
-        """What decides a result, as JSON values: all settings, or that the log decides them."""
-        left = dict.fromkeys(by_log(type(self)), "by the log")
+        """What decides a result, as JSON values: all settings, or by which rule the log does."""
+        left = dict.fromkeys(by_log(type(self)), f"by the log, rule {_RULE}")
         given = {name for name in left if name in self.model_fields_set}
         return self.model_dump(mode="json") | {k: v for k, v in left.items() if k not in given}
 

@@ -7,11 +7,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import FORMAT, Artifact, read_artifact
 from diffuserec.models.augmenter import AUGMENTERS, Augmenter
 from diffuserec.models.base import Method
-from diffuserec.models.config import described_settings
+from diffuserec.models.config import by_log, described_settings
 from diffuserec.models.recommender import RECOMMENDERS, Recommender
 from diffuserec.registry import Registry
 
@@ -158,6 +159,20 @@ def _require_fitting(method: Method, artifact: Artifact) -> None:
             )
 
 
+def suited_part(name: str, given: Mapping[str, Any], log: SequenceDataset) -> dict[str, Any]:
+    """Settings of a recommender that is part of another method, suited to a log."""
+    schema = find_recommender(name).Config
+    suited = schema(**given).suited_to(log)
+    return {**given, **{setting: getattr(suited, setting) for setting in by_log(schema)}}
+
+
+def published_of(method: type[Method]) -> Mapping[str, Any]:
+    """The settings of a method's paper, none of them left to the log; empty if none are known."""
+    fields = method.Config.model_fields
+    fixed = {name: fields[name].get_default() for name in by_log(method.Config)}
+    return {**fixed, **method.as_published} if method.as_published else {}
+
+
 def preset_of(
     recommender: type[Recommender], augmenter: type[Augmenter] | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -166,7 +181,7 @@ def preset_of(
     Raises:
         ConfigError: neither has any.
     """
-    found = recommender.as_published, augmenter.as_published if augmenter else {}
+    found = published_of(recommender), published_of(augmenter) if augmenter else {}
     if not any(found):
         having = ", ".join(
             f"{name} ({registry.kind})"

@@ -104,7 +104,7 @@ class SequenceSettings(TrainingSettings):
     def defaults_for(self, log: SequenceDataset, names: Collection[str]) -> dict[str, Any]:
         """Defaults by the lengths of the log's histories and its actions an item.
 
-        - `max_len` holds nine of ten histories whole: from 50 to 200, in steps of 50.
+        - `max_len` holds nine of ten histories whole if 200 items can: from 50 to 200, by 50.
         - `dropout` is .2 where items have a hundred actions each on average, or more; else .5.
         - `examples` are windows where the newest `max_len` would leave a tenth of the actions out.
         - `batch_size` is 64, or 32, or 16: the first with 300 batches an epoch, or the last.
@@ -267,9 +267,7 @@ class AttentiveSettings(EncoderSettings):
 class ExampleSettings(Settings):
     """Settings of how sequences become training examples."""
 
-    examples: Annotated[Literal["per_user", "windows", "prefixes", "newest_prefixes"], ByLog()] = (
-        "per_user"
-    )
+    examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "per_user"
     """A training example: a user's newest max_len items, every one a target; as many such windows
     as it takes for every item to be a target; one for every item, its only target; or one for
     every item of the newest max_len."""
@@ -277,9 +275,14 @@ class ExampleSettings(Settings):
     """Whether a batch has examples of like length, which leaves little padding, or any."""
 
 
-class FirstItemSettings(ExampleSettings):
-    """Example settings of a model that can learn what comes after nothing."""
+class PlainSettings(ExampleSettings, TrainingSettings):
+    """Settings of a model that learns the next item alone, of every position or prefix."""
 
+    examples: Annotated[Literal["per_user", "windows", "prefixes", "newest_prefixes"], ByLog()] = (
+        "per_user"
+    )
+    batch_size: Annotated[int, Search(choices=(16, 32, 64, 128, 256)), ByLog()] = Field(64, ge=1)
+    """Training examples a batch, on average."""
     first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = False
     """Whether a user's first item is a target too, of an empty history."""
 
@@ -318,9 +321,6 @@ class TargetsSettings(LossSettings):
 class NextItemSettings(LossSettings, AttentiveSettings):
     """Hyper-parameters of a model that predicts each next item, a transformer by default."""
 
-    batch_size: Annotated[int, Search(choices=(32, 64, 128, 256)), ByLog()] = Field(64, ge=1)
-    """Training examples a batch, on average."""
-
 
 class HeadsSettings(NextItemSettings):
     """Hyper-parameters of a next-item model that has attention beside its encoder."""
@@ -340,8 +340,6 @@ class ContrastiveSettings(NextItemSettings):
 
     min_examples: ClassVar[int] = 2
 
-    batch_size: Annotated[int, Search(choices=(32, 64, 128, 256))] = Field(64, ge=1)
-    """Sequences a batch, on average, each a negative of the others."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Of two sequences' states, whose norm is about the square root of dim."""
     temperature: Annotated[float, Search(0.03, 1.0, log=True)] = Field(1.0, gt=0)

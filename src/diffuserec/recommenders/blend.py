@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, history_batches
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings, parse_settings
-from diffuserec.models.methods import find_recommender
+from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender, ScoreRecommender
 from diffuserec.models.retrieval import Matrix
 from diffuserec.training import summed_ndcg
@@ -58,6 +58,16 @@ class Blend(ScoreRecommender):
                 schema = find_recommender(name).Config
                 parse_settings(schema, dict(self.settings.get(name, {})), f"settings of {name}")
             return self
+
+        def suited_to(self, log: SequenceDataset) -> Self:
+            """The same parts, their settings suited to a log."""
+            own = {name: suited_part(name, self.settings.get(name, {}), log) for name in self.parts}
+            return self.model_copy(update={"settings": own})
+
+        def identity(self) -> dict[str, Any]:
+            parts = {name: find_recommender(name).Config for name in self.parts}
+            own = {name: c(**self.settings.get(name, {})).identity() for name, c in parts.items()}
+            return super().identity() | {"settings": own}
 
     config: Config
     weights: Tensor
@@ -131,6 +141,8 @@ class Blend(ScoreRecommender):
 def distribution(model: Recommender, histories: Histories) -> Float[Tensor, "B V"]:
     """A recommender's probabilities of the items; 0 for padding."""
     newest = histories if model.max_len is None else histories.truncate(model.max_len)
+    if not model.reads_times:
+        newest = replace(newest, times=None)
     scores = model.score(newest).float()
     scores[:, 0] = -torch.inf if _is_scored(model) else 0.0
     if _is_scored(model):

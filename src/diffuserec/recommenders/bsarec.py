@@ -21,8 +21,8 @@ from pydantic import Field
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.settings import (
     EncoderName,
-    FirstItemSettings,
     NextItemSettings,
+    PlainSettings,
     has_heads,
 )
 from diffuserec.training import NextItemRecommender
@@ -31,7 +31,7 @@ from diffuserec.training import NextItemRecommender
 class BSARec(NextItemRecommender):
     """Frequency filters and attention with tied item embeddings."""
 
-    class Config(NextItemSettings, FirstItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of BSARec; its encoder explains alpha and n_low."""
 
         encoder: EncoderName = "bsarec_causal"

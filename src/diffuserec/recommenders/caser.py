@@ -24,7 +24,7 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.settings import (
     EncoderName,
     EncoderSettings,
-    FirstItemSettings,
+    PlainSettings,
     TargetsSettings,
 )
 from diffuserec.training import NextItemRecommender
@@ -33,7 +33,7 @@ from diffuserec.training import NextItemRecommender
 class Caser(NextItemRecommender):
     """Horizontal and vertical convolutions with tied item embeddings."""
 
-    class Config(TargetsSettings, FirstItemSettings, EncoderSettings):
+    class Config(PlainSettings, TargetsSettings, EncoderSettings):
         """Hyper-parameters of Caser; its encoder explains those of the filters."""
 
         encoder: EncoderName = "caser"

@@ -17,9 +17,9 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.losses import takes_negatives
 from diffuserec.models.settings import (
     EncoderName,
-    FirstItemSettings,
     LossName,
     NextItemSettings,
+    PlainSettings,
 )
 from diffuserec.training import NextItemRecommender
 
@@ -27,7 +27,7 @@ from diffuserec.training import NextItemRecommender
 class ESASRec(NextItemRecommender):
     """Gated attention and SwiGLU layers with tied item embeddings."""
 
-    class Config(NextItemSettings, FirstItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of eSASRec; its encoder explains widening."""
 
         encoder: EncoderName = "ligr"

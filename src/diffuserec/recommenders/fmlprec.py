@@ -15,14 +15,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, FirstItemSettings, NextItemSettings
+from diffuserec.models.settings import EncoderName, NextItemSettings, PlainSettings
 from diffuserec.training import NextItemRecommender
 
 
 class FMLPRec(NextItemRecommender):
     """Frequency filters with tied item embeddings."""
 
-    class Config(NextItemSettings, FirstItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of FMLP-Rec."""
 
         encoder: EncoderName = "fmlp"

@@ -22,14 +22,14 @@ from typing import Annotated
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, EncoderSettings, FirstItemSettings, LossSettings
+from diffuserec.models.settings import EncoderName, EncoderSettings, LossSettings, PlainSettings
 from diffuserec.training import NextItemRecommender
 
 
 class GRU4Rec(NextItemRecommender):
     """Gated recurrent units with tied item embeddings."""
 
-    class Config(LossSettings, FirstItemSettings, EncoderSettings):
+    class Config(PlainSettings, LossSettings, EncoderSettings):
         """Hyper-parameters of GRU4Rec."""
 
         encoder: EncoderName = "gru"

@@ -17,9 +17,9 @@ from diffuserec.models.config import OnlyIf
 from diffuserec.models.encoders.transformer import PositionEncoding
 from diffuserec.models.losses import takes_negatives
 from diffuserec.models.settings import (
-    FirstItemSettings,
     LossName,
     NextItemSettings,
+    PlainSettings,
     has_heads,
     has_position_encoding,
 )
@@ -29,7 +29,7 @@ from diffuserec.training import NextItemRecommender
 class GSASRec(NextItemRecommender):
     """Causal transformer trained by generalized binary cross entropy."""
 
-    class Config(NextItemSettings, FirstItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of gSASRec."""
 
         loss: LossName = "gbce"

@@ -16,8 +16,8 @@ from pydantic import Field
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.settings import (
     EncoderName,
-    FirstItemSettings,
     NextItemSettings,
+    PlainSettings,
     has_heads,
 )
 from diffuserec.training import NextItemRecommender
@@ -26,7 +26,7 @@ from diffuserec.training import NextItemRecommender
 class HSTU(NextItemRecommender):
     """Pointwise attention with tied item embeddings."""
 
-    class Config(NextItemSettings, FirstItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of HSTU."""
 
         gives_times: ClassVar[bool] = True

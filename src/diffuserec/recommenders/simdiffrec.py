@@ -109,6 +109,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         "contrast_weight": 0.4,  # of Beauty; 0.1 for Toys and Sports
         "diffusion_weight": 0.4,
         "average_epochs": 0.0,
+        "position_encoding": "from_oldest",
     }
     signal: Tensor
     noise: Tensor

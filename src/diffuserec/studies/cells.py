@@ -36,6 +36,7 @@ from diffuserec.studies.run_directory import (
     is_free,
     open_run,
     read_curve,
+    settings_by_log,
 )
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.study import parse_protocol
@@ -197,7 +198,8 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
                 result = look(which, candidates=candidates, filter_seen=filter_seen)
                 result.save(out / "measured" / f"{cell.name}-{which}")
                 found |= {which: result.metrics, "protocol_line": str(result.protocol)}
-        write_json(cell.file(out), _document(cell, run.path, out) | found)
+        document = _document(cell, run.path, out) | found
+        write_json(cell.file(out), document | {"by_the_log": settings_by_log(run)})
 
 
 def fail(cell: Cell, out: Path, message: str) -> dict[str, Any]:
@@ -240,6 +242,7 @@ def seconds_of_first_epoch(cell: Cell, runtime: Runtime, users: int = 256) -> fl
     limit = getattr(model.config, "epochs", None)
     if limit is None:
         return None
+    model.given = model.given.suited_to(split.train)  # not to the few
     model.fit(split.train.select(index), None, replace(runtime, shared=None, on_epoch=stop))
     return sum(e.seconds for e in epochs[:1]) * len(split.train) / len(index) * float(limit)
 

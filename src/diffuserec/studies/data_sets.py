@@ -113,6 +113,8 @@ def _prepared(name: str, source: Path | None, out: Path, users: int | None, say:
         dataset = load_dataset(source)
     else:
         dataset = read_log(source).to_dataset()
+    if users is not None and len(dataset) < users:
+        say(f"{name} has {len(dataset):,} users, not {users:,}: all of them")
     if users is not None and len(dataset) > users:
         index = np.sort(np.random.default_rng(0).permutation(len(dataset))[:users])
         dataset = dataset.select(index)

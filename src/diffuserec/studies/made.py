@@ -12,7 +12,7 @@ import numpy as np
 
 from diffuserec.evaluation import Evaluation
 from diffuserec.reports.report import Made
-from diffuserec.studies.run_directory import Plan, RunDirectory, read_curve
+from diffuserec.studies.run_directory import Plan, RunDirectory, read_curve, settings_by_log
 from diffuserec.studies.run_file import read_run_file
 
 _FACTS = {
@@ -37,7 +37,9 @@ def made_of(run: RunDirectory) -> Made:
     fitted = run.path / "augmenter-curve.json"
     n_before = len(read_curve(fitted)) if fitted.exists() else 0
     return Made(
-        settings=_settings(plan.settings, plan.augment, plan.augment_settings),
+        settings=_settings(
+            {**plan.settings, **settings_by_log(run)}, plan.augment, plan.augment_settings
+        ),
         command=train_command(plan, str(run.path)),
         directory=str(run.path),
         epochs=len(curve) - n_before or None,
@@ -55,7 +57,11 @@ def made_of_cell(document: Mapping[str, Any], out: Path) -> Made:
     """
     seconds = sum(document["seconds"].values())
     return Made(
-        settings=_settings(document["settings"], document["augment"], document["augment_settings"]),
+        settings=_settings(
+            {**document["settings"], **document["by_the_log"]},
+            document["augment"],
+            document["augment_settings"],
+        ),
         directory=str(out / document["run"]),
         epochs=document["epochs"] or None,
         seconds=seconds if document["epoch_limit"] is not None else None,

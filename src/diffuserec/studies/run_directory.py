@@ -295,6 +295,14 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
     return RunDirectory(source, plan, found.fingerprint, model, augmenter, split)
 
 
+def settings_by_log(run: RunDirectory) -> dict[str, Any]:
+    """The settings of a run's recommender that its log decided, where they are not the usual."""
+    config, given = run.model.config, run.plan.settings
+    usual = {name: field.get_default() for name, field in type(config).model_fields.items()}
+    taken = {name: getattr(config, name) for name in by_log(type(config)) if name not in given}
+    return {name: value for name, value in taken.items() if value != usual[name]}
+
+
 def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter:
     """The augmenter of another run, for a run of this plan.
 
@@ -343,10 +351,7 @@ def _require_parts(path: Path, found: RunFile) -> None:
 
 def _require_planned(path: Path, plan: Plan, model: Recommender) -> None:
     planned = find_recommender(plan.model)(**plan.settings)
-    of_log = {name: getattr(model.config, name, None) for name in by_log(type(planned.config))}
-    left = {name: value for name, value in of_log.items() if name not in plan.settings}
-    wanted = planned.config.model_copy(update=left)
-    if type(model) is not type(planned) or model.config != wanted:
+    if type(model) is not type(planned) or not model.config.comes_of(planned.given):
         raise DataError(
             f"{path / 'run.json'} plans another model than the one in {path / 'model'}: copy the "
             "run again, or train it again"

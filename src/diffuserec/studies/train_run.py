@@ -85,7 +85,7 @@ def train_run(
     shared = None
     if plan.augment is not None and augmenter_from is not None:
         shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
-    tracking = Tracking(track, path.name, _facts(plan, dataset.fingerprint), path)
+    tracking = Tracking(track, path.name, _facts(plan, dataset.fingerprint, split.train), path)
     runtime = replace(
         runtime,
         seed=plan.seed,
@@ -137,7 +137,7 @@ def _hook(
     return told
 
 
-def _facts(plan: Plan, fingerprint: str) -> dict[str, Any]:
+def _facts(plan: Plan, fingerprint: str, log: SequenceDataset) -> dict[str, Any]:
     """What trackers are told of a run: the plan, with all settings, and the data."""
     model, augmenter = methods_of(plan)
     facts: dict[str, Any] = {
@@ -147,9 +147,9 @@ def _facts(plan: Plan, fingerprint: str) -> dict[str, Any]:
         "seed": plan.seed,
         "model": plan.model,
         "augmenter": plan.augment,
-    } | model.config.model_dump(mode="json")
+    } | model.config.suited_to(log).model_dump(mode="json")
     if augmenter is not None:
-        settings = augmenter.config.model_dump(mode="json")
+        settings = augmenter.config.suited_to(log).model_dump(mode="json")
         facts |= {f"augment.{name}": value for name, value in settings.items()}
     return facts
 

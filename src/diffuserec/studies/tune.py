@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuserec.data import load_dataset, split_dataset
+from diffuserec.data import SequenceDataset, load_dataset, split_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import load_evaluation
 from diffuserec.files import locked, read_lines, write_json, write_text
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf, Search, Settings
+from diffuserec.models.config import OnlyIf, Search, Settings, by_log
 from diffuserec.models.methods import find_augmenter, find_recommender
 from diffuserec.reports.tuning import draw_history, draw_importance, tuning_page
 from diffuserec.studies.epoch_log import FILE as EPOCHS
@@ -156,7 +156,7 @@ def tune(
         raise ConfigError(f"the number of workers must be at least 1, got {workers}")
     space = search_space(plan)
     dataset = load_dataset(plan.data)
-    split_dataset(dataset, plan.split)
+    split = split_dataset(dataset, plan.split)
     require_buildable(plan, dataset.catalog)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
@@ -164,7 +164,7 @@ def tune(
         _require_same(study, plan, dataset.fingerprint)
         _take_up_again(study)
         if not study.trials:
-            settings = {name: default_of(plan, name) for name in space}
+            settings = {name: default_of(plan, name, split.train) for name in space}
             _enqueue(study, settings, default=True)
         _complete_ledger(study, out)
         n_begun = len(_ended(study))
@@ -277,14 +277,17 @@ def _complete_ledger(study: "optuna.Study", out: Path) -> None:
             record(out, "validation", epochs=n, trial=trial.number, **facts)
 
 
-def default_of(plan: Plan, name: str) -> Any:
-    """Default of a setting, ``augment.`` before those of the augmenter."""
+def default_of(plan: Plan, name: str, log: SequenceDataset) -> Any:
+    """Default of a setting for a log, ``augment.`` before those of the augmenter."""
     if name.startswith(_AUGMENT):
         assert plan.augment is not None
         schema: type[Settings] = find_augmenter(plan.augment).Config
     else:
         schema = find_recommender(plan.model).Config
-    return schema.model_fields[name.removeprefix(_AUGMENT)].get_default(call_default_factory=True)
+    setting = name.removeprefix(_AUGMENT)
+    if setting in by_log(schema):
+        return getattr(schema().suited_to(log), setting)
+    return schema.model_fields[setting].get_default(call_default_factory=True)
 
 
 def _suggest(trial: "optuna.Trial", plan: Plan, space: Mapping[str, Search]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Checkpoint:
             "groups": json.dumps(state["param_groups"]),
         }
         with replacing(self.path) as work:
-            save_file(tensors, work, {**metadata, "sha256": _digest(tensors, metadata)})
+            save_file(tensors, work, {**metadata, "sha256": digest_of(tensors, metadata)})
 
     def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
         """Puts the state back; returns the epochs completed and the best parameters, if any.
@@ -76,7 +76,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DataError(f"{self.path} is damaged ({error}): start without --resume") from error
-        if metadata.pop("sha256", None) != _digest(tensors, metadata):
+        if metadata.pop("sha256", None) != digest_of(tensors, metadata):
             raise DataError(
                 f"{self.path} is damaged (it does not match its checksum): start without --resume"
             )
@@ -103,7 +103,7 @@ class Checkpoint:
         return records, {k: v.to(device) for k, v in best.items()} or None
 
 
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def digest_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Checksum of all that a checkpoint holds."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -31,8 +31,8 @@ from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
     EncoderSettings,
     ExampleSettings,
-    FirstItemSettings,
     LossSettings,
+    PlainSettings,
     SequenceSettings,
     TargetsSettings,
 )
@@ -195,7 +195,7 @@ def train_next_item(
     c = method.config
     assert isinstance(c, SequenceSettings)
     of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
-    first_items = examples is None and isinstance(c, FirstItemSettings) and c.first_items
+    first_items = examples is None and isinstance(c, PlainSettings) and c.first_items
     examples = examples or of_settings.examples
     index, _ = training_examples(data, c.max_len, examples, first_items)
     n_examples = len(index)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -14,6 +15,7 @@ from diffuserec.data import Queries, SequenceDataset
 from diffuserec.errors import DataError
 from diffuserec.files import locked, replacing
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training.checkpoint import digest_of
 from diffuserec.training.device import device_of
 
 _WEEK = 7 * 86_400.0
@@ -40,8 +42,9 @@ def fit_shared(
     path = runtime.shared / f"{name}.safetensors"
     with locked(runtime.shared / name, wait=_WEEK):
         if path.exists():
-            method.config = method.given.suited_to(train)
-            method.take(train.catalog)
+            method.config = method.given.suited_to(train.real())
+            with torch.random.fork_rng():
+                method.take(train.catalog)
             method.curve = _read(path, method)
             method.to(device_of(runtime))
             return method.curve
@@ -52,7 +55,7 @@ def fit_shared(
         tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
         with replacing(path) as work:
             facts = {"records": json.dumps([asdict(record) for record in records])}
-            save_file(tensors, work, facts)
+            save_file(tensors, work, {**facts, "sha256": digest_of(tensors, facts)})
     return records
 
 
@@ -63,16 +66,21 @@ class _Watch:
         self.hook, self.stopped = hook, False
 
     def __call__(self, epoch: Epoch) -> bool:
-        self.stopped = self.stopped or (self.hook is not None and self.hook(epoch) is True)
-        return self.stopped
+        stops = self.hook is not None and self.hook(epoch) is True
+        self.stopped = self.stopped or stops
+        return stops
 
 
 def _read(path: Path, method: Method) -> list[Epoch]:
     """Puts the state of a fit into a method; returns the records of its epochs."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            records = [Epoch(**record) for record in json.loads(file.metadata()["records"])]
-            method.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            facts = dict(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts.pop("sha256") != digest_of(tensors, facts):
+            raise ValueError("the checksum")
+        records = [Epoch(**record) for record in json.loads(facts["records"])]
+        method.load_state_dict(tensors)
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} is damaged: remove it, and it is made anew") from error
     method.eval()
@@ -80,7 +88,7 @@ def _read(path: Path, method: Method) -> list[Epoch]:
 
 
 def _key(method: Method, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> str:
-    parts = [method.kind, method.name, method.version, method.config.identity(), train.fingerprint]
+    parts = [method.kind, method.name, method.version, method.given.identity(), train.fingerprint]
     if valid is not None:
         targets = hashlib.sha256(np.ascontiguousarray(valid.targets).tobytes()).hexdigest()
         parts += [valid.histories.fingerprint, targets]

@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from diffuserec.models.settings import EncoderName, EncoderSettings, FirstItemSettings, LossSettings
+from diffuserec.models.settings import EncoderName, EncoderSettings, LossSettings, PlainSettings
 from diffuserec.training import NextItemRecommender
 
 
 class FadingRec(NextItemRecommender):
     """Fading memories of a history's items with tied item embeddings."""
 
-    class Config(LossSettings, FirstItemSettings, EncoderSettings):
+    class Config(PlainSettings, LossSettings, EncoderSettings):
         """Hyper-parameters of FadingRec."""
 
         encoder: EncoderName = "fading"

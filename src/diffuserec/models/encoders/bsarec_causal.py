@@ -5,7 +5,7 @@ The layers are those of :class:`~diffuserec.models.encoders.bsarec.BSARecEncoder
 - The low frequencies of a position are taken from itself and the positions before it. For max_len
   positions and the F lowest frequencies, the position that is n after another has the weight
 
-      k(n) = (1 + 2 Σ_f cos(2π f n / max_len)) / max_len,    f = 1 … F - 1,
+      k(n) = (1 + 2 Σ_f cos(2π f n / max_len)) / max_len,    f = 1 … F - 1 < max_len / 2,
 
   of that other: for the newest of a full history it is exactly BSARec's filter in its first layer.
 - Positions are known by their distance: a learned bias of the attention for each distance and head.
