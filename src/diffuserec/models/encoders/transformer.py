@@ -30,8 +30,8 @@ class TransformerEncoder(SequenceEncoder):
     """Positions and self-attention blocks.
 
     Dropout is on the embedding sum and both residual branches, and by `attention_dropout` on the
-    attention weights; without that, the fused attention kernel runs. With right-padded batches a
-    causal encoder needs no mask.
+    attention weights; without that and without biases by distance, the fused attention kernel runs.
+    With right-padded batches a causal encoder needs no mask of the padding.
     """
 
     class Config(Settings):
