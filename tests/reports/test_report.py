@@ -173,7 +173,14 @@ def test_protocol_line_says_where_methods_differ(report):
 
 def test_json_is_one_object(report):
     document = json.loads(report.json())
-    assert set(document) == {"protocol", "notes", "results", "summary", "comparisons"}
+    assert set(document) == {
+        "protocol",
+        "notes",
+        "results",
+        "summary",
+        "comparisons",
+        "leaks",
+    }
     assert len(document["results"]) == len(report.results)
 
 

@@ -117,6 +117,10 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
     assert rows[width]["trials"] == 2
     assert rows["SASRec"]["unranked"] == "not stopped by validation within 1 epochs"
     assert rows["draws, n_draws = 1"]["keys"] != rows["draws, n_draws = 2"]["keys"]
+    # the augmented row has the leak meter, for each seed
+    assert [leak["augmenter"] for leak in rows["SASRec + Random"]["leak"]] == ["random", "random"]
+    assert rows["SASRec"]["leak"] == [None, None]
+    assert "Leak meter" in tables(results)
     # the number is that of the run's own evaluation
     for table, seen in ((full, True), (kept, False)):
         from diffuserec.studies.run_directory import open_run

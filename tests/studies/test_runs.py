@@ -20,7 +20,7 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import locked, read_lines, write_lines
 from diffuserec.models.base import Epoch
 from diffuserec.studies.compare import compare_runs
-from diffuserec.studies.run_directory import Plan, is_finished, open_run, read_curve
+from diffuserec.studies.run_directory import Plan, is_finished, open_run, read_curve, read_leak
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.train_run import train_run
 
@@ -161,6 +161,28 @@ def test_an_augmenter_is_shared_on_its_own_data_alone(
             train_run(wrong, out, RUNTIME, augmenter_from=first)
         assert not out.exists()
     train_run(replace(plan, seed=1), tmp_path / "second", RUNTIME, augmenter_from=first)
+
+
+def test_a_run_tells_what_the_leak_meter_found(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = Plan(str(data), "markov", {}, "random_seq", {"condition": "published"})
+    leaking = train_run(plan, tmp_path / "published", RUNTIME, say=said.append).path
+    causal = train_run(replace(plan, augment_settings={}), tmp_path / "causal", RUNTIME).path
+    assert [line[:16] for line in said if "meter" in line] == ["leak meter: leak"]
+    page = (leaking / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Leak meter</h2>" in page
+    assert "leak meter: leak: in training" in page
+    report = compare_runs([leaking, causal], names=["published", "causal"])
+    assert [note[:24] for note in report.notes if "leak meter" in note] == [
+        "published, leak meter: l",
+        "causal, leak meter: no l",
+    ]
+    leaks = json.loads(report.json())["leaks"]
+    assert leaks["published"][0]["training"]["share"] > leaks["causal"][0]["training"]["share"]
+    assert read_leak(causal) is not None
+    (causal / "leak.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"leak\.json is damaged"):
+        compare_runs([causal])
 
 
 # --- what a run tells ---------------------------------------------------------------------------

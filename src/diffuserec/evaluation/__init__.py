@@ -9,6 +9,9 @@ from diffuserec.evaluation.groups import GROUPS as GROUPS
 from diffuserec.evaluation.groups import group_means as group_means
 from diffuserec.evaluation.groups import history_groups as history_groups
 from diffuserec.evaluation.groups import popularity_groups as popularity_groups
+from diffuserec.evaluation.leak import Leak as Leak
+from diffuserec.evaluation.leak import SeenTargets as SeenTargets
+from diffuserec.evaluation.leak import leak_meter as leak_meter
 from diffuserec.evaluation.metrics import METRICS as METRICS
 from diffuserec.evaluation.metrics import Metric as Metric
 from diffuserec.evaluation.metrics import list_metric as list_metric

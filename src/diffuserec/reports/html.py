@@ -107,6 +107,7 @@ def write_html(
         tested=report.comparisons["metric"].unique(maintain_order=True).to_list(),
         tables=[summary.table() for summary in summaries],
         figures=report_figures(report, curves),
+        leaks=_leaks(report),
         augmented=augmented,
         copied=copied,
         drawn=[_columns(lists) for lists in drawn],
@@ -190,6 +191,24 @@ def _methods(report: Report, curves: Mapping[str, Sequence[Epoch]]) -> list[dict
         commands = [run.command for run in made if run.command is not None]
         found.append({"name": method, "facts": facts, "commands": commands})
     return [method for method in found if method["facts"]]
+
+
+def _leaks(report: Report) -> list[dict[str, str]]:
+    """What the leak meter found of each method, a row a part; of several seeds the first."""
+    found = []
+    for method, runs in report.made.items():
+        leak = next((run.leak for run in runs if run.leak is not None), None)
+        for part, seen in (leak.rows if leak else {}).items():
+            found.append(
+                {
+                    "method": method,
+                    "part": part,
+                    "n_targets": f"{seen.n_targets:,}",
+                    "share": f"{seen.share:.2%}",
+                    "cosine": "" if seen.cosine is None else f"{seen.cosine:.3f}",
+                }
+            )
+    return found
 
 
 def _each(values: Iterable[str]) -> str:

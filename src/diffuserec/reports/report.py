@@ -22,6 +22,7 @@ from diffuserec.errors import ConfigError
 from diffuserec.evaluation import (
     GROUPS,
     Evaluation,
+    Leak,
     Metric,
     compare,
     holm,
@@ -62,6 +63,7 @@ class Made:
         epochs: trained, or None where nothing was.
         seconds: of fitting and augmenting.
         facts: further ones by their headings, such as versions and the device.
+        leak: what the leak meter found; None if no augmenter puts items in front of targets.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class Made:
     epochs: int | None = None
     seconds: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    leak: Leak | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,8 @@ class Report:
         protocol: one line, or one for each data set.
         notes: warnings about these numbers, such as many hidden repeats.
         evaluations: the evaluations themselves, by method.
-        made: how the runs of a method came about, where it is known.
+        made: how the runs of a method came about, where it is known, and whether their augmenter
+            leaks targets into training.
     """
 
     results: pl.DataFrame
@@ -148,7 +152,10 @@ class Report:
             summary=_summary(cells),
             comparisons=_comparisons(cells, references or {}),
             protocol="\n".join(lines),
-            notes=tuple(dict.fromkeys(run.repeat_note for run in every if run.repeat_note)),
+            notes=(
+                *dict.fromkeys(run.repeat_note for run in every if run.repeat_note),
+                *_leak_notes(made or {}),
+            ),
             evaluations=runs,
             made=dict(made or {}),
         )
@@ -201,13 +208,17 @@ class Report:
         return results_table(self, "html") + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
     def json(self) -> str:
-        """One JSON object: ``protocol, notes, results, summary, comparisons``."""
+        """One JSON object: ``protocol, notes, results, summary, comparisons, leaks``."""
         document = {
             "protocol": self.protocol,
             "notes": list(self.notes),
             "results": self.results.to_dicts(),
             "summary": self.summary.to_dicts(),
             "comparisons": self.comparisons.to_dicts(),
+            "leaks": {
+                method: [run.leak.to_json() for run in runs if run.leak is not None]
+                for method, runs in self.made.items()
+            },
         }
         return json.dumps(document, indent=2, allow_nan=False)
 
@@ -284,6 +295,17 @@ class Report:
 
 
 _Cells = Mapping[tuple[str, str | None], Sequence[Evaluation]]
+
+
+def _leak_notes(made: Mapping[str, Sequence[Made]]) -> list[str]:
+    """What the leak meter found of each method, in words; of several runs the worst."""
+    notes = []
+    for method, runs in made.items():
+        leaks = [run.leak for run in runs if run.leak is not None]
+        worst = max(leaks, key=lambda leak: (leak.is_leaking, leak.is_reversed), default=None)
+        if worst is not None:
+            notes.append(f"{method}, leak meter: {worst.verdict}")
+    return notes
 
 
 def _results(cells: _Cells) -> pl.DataFrame:

@@ -186,10 +186,12 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
         model = with_settings(model, cells[0].measured_at)
     run = replace(run, model=model)
     parts: tuple[Part, ...] = ("valid",) if part == "valid" else ("valid", "test")
+    leak = run.measure_leak(with_test=part == "test")
     for cell in cells:
         candidates, filter_seen = parse_protocol(cell.protocol)
         known = stored(cell, out) or {}
         found = {what: known.get(what) for what in ("valid", "test", "protocol_line")}
+        found["leak"] = None if leak is None else leak.to_json()
         for which in parts:
             if found[which] is None:
                 # training ended with a validation, which is kept with the run

@@ -10,9 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from diffuserec.evaluation import Evaluation
+from diffuserec.evaluation import Evaluation, Leak
 from diffuserec.reports.report import Made
-from diffuserec.studies.run_directory import Plan, RunDirectory, read_curve, settings_by_log
+from diffuserec.studies.run_directory import (
+    Plan,
+    RunDirectory,
+    read_curve,
+    read_leak,
+    settings_by_log,
+)
 from diffuserec.studies.run_file import read_run_file
 
 _FACTS = {
@@ -45,6 +51,7 @@ def made_of(run: RunDirectory) -> Made:
         epochs=len(curve) - n_before or None,
         seconds=seconds or None,
         facts=_facts(asdict(last)),
+        leak=read_leak(run.path),
     )
 
 
@@ -55,7 +62,7 @@ def made_of_cell(document: Mapping[str, Any], out: Path) -> Made:
         document: of the cell.
         out: directory of the study.
     """
-    seconds = sum(document["seconds"].values())
+    seconds, leak = sum(document["seconds"].values()), document.get("leak")
     return Made(
         settings=_settings(
             {**document["settings"], **document["by_the_log"]},
@@ -66,6 +73,7 @@ def made_of_cell(document: Mapping[str, Any], out: Path) -> Made:
         epochs=document["epochs"] or None,
         seconds=seconds if document["epoch_limit"] is not None else None,
         facts=_facts(document["environment"]),
+        leak=None if leak is None else Leak.from_json(leak),
     )
 
 

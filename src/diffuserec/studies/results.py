@@ -37,7 +37,8 @@ def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -
 
     Each table has ``data, split, protocol, part, line`` (its protocol) and ``rows``; each row has
     ``name, seeds, metrics`` (``value, margin, seed_std`` by name), ``difference`` from the row it
-    is compared with, what was spent on it, and ``unranked``: why it does not stand in one order
+    is compared with, what was spent on it, ``leak`` (what the leak meter found, for each seed, or
+    null), and ``unranked``: why it does not stand in one order
     with the others, or null.
     """
     document = {
@@ -259,6 +260,7 @@ def _row(
     for what, event in (("validations", "validation"), ("looks_at_test", "test")):
         row[what] = [n_looks(es, event) for es in events]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
+    row["leak"] = [document.get("leak") for document in documents]
     row["keys"] = [document["key"] for document in documents]
     row["environment"] = documents[0]["environment"]
     return row

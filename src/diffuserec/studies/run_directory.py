@@ -8,6 +8,7 @@
     ledger.jsonl  every look at validation and test; see ``ledger``
     test/         metrics.json and per_user.parquet
     valid/        the same files for the validation queries
+    leak.json     what the leak meter found, where an augmenter puts items in front of targets
     report.html   figures and tables
     checkpoint/   only while training: ``--resume`` continues from it
 
@@ -40,8 +41,18 @@ from diffuserec.data import (
     split_dataset,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation import Evaluation, evaluate, load_evaluation
-from diffuserec.files import beside, cause_of, flush_directory, real, sha256, sweep, telling
+from diffuserec.evaluation import Evaluation, Leak, evaluate, leak_meter, load_evaluation
+from diffuserec.files import (
+    beside,
+    cause_of,
+    flush_directory,
+    read_document,
+    real,
+    sha256,
+    sweep,
+    telling,
+    write_json,
+)
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import by_log
@@ -63,7 +74,7 @@ _TIED = (
 _OWN = frozenset(
     {"run.json", "model", "augmenter", "curve.json", "augmenter-curve.json", "epochs.jsonl"}
     | {"ledger.jsonl", "test", "valid", "report.html", "checkpoint", "tensorboard"}
-    | {"tracking.json"}
+    | {"tracking.json", "leak.json"}
 )
 """Names in the directory of a run."""
 
@@ -134,6 +145,24 @@ class RunDirectory:
         if default:
             result.save(self.path / part, of=self.identity)
         return result
+
+    def measure_leak(self, with_test: bool, train: SequenceDataset | None = None) -> Leak | None:
+        """What the leak meter finds; None if no augmenter puts items in front of targets.
+
+        Args:
+            with_test: whether it looks at the test targets, too.
+            train: the sequences that the model was trained on, if they are at hand.
+        """
+        if self.augmenter is None or self.augmenter.training_only:
+            return None
+        return leak_meter(
+            self.augmenter,
+            self.training_data() if train is None else train,
+            self.split.valid,
+            self.split.test if with_test else None,
+            model=self.model,
+            seed=self.plan.seed,
+        )
 
     @property
     def identity(self) -> str:
@@ -333,6 +362,26 @@ def read_curve(file: Path) -> list[Epoch]:
         where = "".join(f"{part}: " for part in first["loc"])
         reason = f"{where}{first['msg']}"
         raise DataError(f"{file} is damaged ({reason}): train the run again") from error
+
+
+def write_leak(path: Path, leak: Leak) -> None:
+    """Writes what the leak meter found into a run's directory."""
+    write_json(path / "leak.json", leak.to_json())
+
+
+def read_leak(path: Path) -> Leak | None:
+    """What the leak meter found of a run; None if it was not measured.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = path / "leak.json"
+    if not file.exists():
+        return None
+    try:
+        return Leak.from_json(read_document(file))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is damaged: remove it, or train the run again") from error
 
 
 def _checksums(path: Path) -> dict[str, str]:

@@ -36,6 +36,10 @@ def tables(
         groups = _group_records(table, shown[0])
         if groups:
             parts.append(format_table(groups, format, title=f"{shown[0]} by group"))
+        leaks = _leak_records(table)
+        if leaks:
+            parts.append(format_table(leaks, format, title="Leak meter"))
+            parts.append(_paragraph(_LEAK_LEGEND, format))
         parts += [_paragraph(text, format) for text in _sentences(table, shown[0])]
     if document.get("said"):
         parts.append(_paragraph(f"The paper: {document['said']}", format))
@@ -70,6 +74,29 @@ def _group_records(table: Mapping[str, Any], metric: str) -> list[Record]:
             records.append({"method": row["name"], **cells})
     return [{"method": "users", **sizes}, *records] if records else []
 
+
+def _leak_records(table: Mapping[str, Any]) -> list[Record]:
+    """What the leak meter found of each augmented row, means over its seeds."""
+    records: list[Record] = []
+    for row in table["rows"]:
+        leaks = [leak for leak in row.get("leak", ()) if leak is not None]
+        if leaks:
+            record: dict[str, Cell] = {"method": row["name"]}
+            for part in ("training", "sample", "served", "validation", "test"):
+                shares = [leak[part] and leak[part]["share"] for leak in leaks]
+                record[part] = mean(shares)
+            for part in ("training", "validation", "test"):
+                cosines = [leak[part] and leak[part]["cosine"] for leak in leaks]
+                record[f"cosine, {part}"] = mean(cosines)
+            records.append(record)
+    return records
+
+
+_LEAK_LEGEND = (
+    "Leak meter: share of targets that are among the items generated in front of them, and mean "
+    "cosine to those. A sample of the training targets is also measured as it is served: more in "
+    "the sample than when served is a leak. Validation and test may be lower without one."
+)
 
 _LEGEND = (
     "± half of the 95 % interval over users; stars and intervals of differences: against the row "

@@ -36,6 +36,7 @@ from diffuserec.studies.run_directory import (
     load_fitted_augmenter,
     read_curve,
     release,
+    write_leak,
 )
 from diffuserec.training.device import device_of
 from diffuserec.training.tracking import Tracking
@@ -116,6 +117,7 @@ def train_run(
                 _track(tracking, "valid", run.evaluate("valid"))
                 if report:
                     _track(tracking, "test", run.evaluate())
+                    _measure_leak(run, train, say)
                     _write_report(run, train)
             finish(path, seconds)
         except BaseException:
@@ -156,6 +158,13 @@ def _facts(plan: Plan, fingerprint: str, log: SequenceDataset) -> dict[str, Any]
 
 def _track(tracking: Tracking, part: str, result: Evaluation) -> None:
     tracking.results(part, result.metrics, str(result.protocol))
+
+
+def _measure_leak(run: RunDirectory, train: SequenceDataset, say: Say) -> None:
+    leak = run.measure_leak(True, train)
+    if leak is not None:
+        write_leak(run.path, leak)
+        say(f"leak meter: {leak.verdict}")
 
 
 def _write_report(run: RunDirectory, train: SequenceDataset) -> None:
