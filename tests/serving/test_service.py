@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diffuserec import SequenceDataset, load
+from diffuserec import SequenceDataset, find_augmenter, load
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.recommenders.markov import Markov
 from diffuserec.serving.application import application
@@ -149,6 +149,23 @@ def test_an_augmenter_shows_what_it_writes(ask) -> None:
     assert sequence[2]["agreement"] is None
     assert found["augmenter"] == "random"
     assert not found["training_only"]
+
+
+def test_an_augmenter_of_copies_shows_each(saved, serving, tmp_path: Path) -> None:
+    model = load(saved["sasrec"])
+    model.save(tmp_path / "model")
+    train = SequenceDataset.from_lists([[1, 2, 3, 4]] * 8, model.catalog)
+    settings = {"n_copies": 2, "epochs": 1, "num_train_timesteps": 25, "hidden_dim": 8}
+    find_augmenter("diff4rec")(**settings).fit(train).save(tmp_path / "augmenter")
+    history = ["i1", "i2", "i3"]
+    with serving(tmp_path) as ask:
+        found = ask("POST", "/v1/augment", {"history": history, "n_draws": 3}).json()
+    assert found["training_only"]
+    assert [len(sequence) for sequence in found["sequences"]] == [3, 3]
+    for sequence in found["sequences"]:
+        for item, original in zip(sequence, history, strict=True):
+            assert item["generated"] == (item["item_id"] != original)
+            assert (item["agreement"] is None) != item["generated"]
 
 
 def test_the_answer_follows_its_own_description(ask) -> None:

@@ -124,21 +124,18 @@ def agreement(served: ServedModel, draws: Sequence[Sequences]) -> list[list[dict
 
 
 def _sequences(dataset: SequenceDataset) -> Sequences:
-    """Item numbers of each sequence after augmentation, and whether the augmenter wrote them.
+    """The sequence of an augmented history by item numbers, and which items the augmenter wrote.
 
-    Of copies, what differs from the original was written; of new users, everything.
+    Of copies, each is one, and what differs from the original was written. Whole new users are left
+    out: they are not of this history.
     """
+    place = slice(dataset.starts[0], dataset.ends[0])
+    items = dataset[0].tolist()
     if dataset.copies is not None:
-        place = slice(dataset.starts[0], dataset.ends[0])
-        original = dataset[0].tolist()
         return [
-            [(item, item != before) for item, before in zip(copy, original, strict=True)]
+            [(item, item != before) for item, before in zip(copy, items, strict=True)]
             for copy in dataset.copies.items[:, place].tolist()
         ]
-    marks = np.split(dataset.synthetic, dataset.offsets[1:-1])
-    return [
-        [(item, made or number > 0) for item, made in zip(items.tolist(), own, strict=True)]
-        for number, (items, own) in enumerate(
-            zip(dataset, (mark.tolist() for mark in marks), strict=True)
-        )
-    ]
+    synthetic = dataset.log.synthetic
+    marks = [False] * len(items) if synthetic is None else synthetic[place].tolist()
+    return [list(zip(items, marks, strict=True))]

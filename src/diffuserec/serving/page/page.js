@@ -346,7 +346,7 @@ function show_augmented(models) {
   newest("augmenter", async (signal) => {
     await pause(400, signal);
     const history = state.history.map((item) => item.item_id);
-    const answer = await ask("v1/augment", { model: model.name, history }, signal);
+    const answer = await ask("v1/augment", { model: model.name, history, n_draws: 5 }, signal);
     const use = answer.training_only ? "for training only" : "before the model is asked";
     at("augmenter-note").textContent =
       `${answer.augmenter} of ${model.name}, ${use}. What is framed in blue was written; the share says in how ` +
