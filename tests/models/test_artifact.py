@@ -136,9 +136,9 @@ def test_a_missing_manifest_is_named(saved) -> None:
     [
         ({"format": "somebody-elses"}, "not a saved model"),
         ({"format": None}, "not a saved model"),
-        ({"version": 2}, "model version 2, this release reads 3: train it again"),
-        ({"version": 4}, "model version 4, this release reads 3: install the release that wrote"),
-        ({"version": True}, "model version True, this release reads 3"),
+        ({"version": 3}, "model version 3, this release reads 4: train it again"),
+        ({"version": 5}, "model version 5, this release reads 4: install the release that wrote"),
+        ({"version": True}, "model version True, this release reads 4"),
         ({"files": None}, "lacks files"),
         ({"kind": None, "name": None}, "lacks kind, name"),
         ({"files": {}}, "files names others than there should be"),

@@ -27,7 +27,7 @@ _WEIGHTS, _ITEMS = "weights.safetensors", "items.parquet"
 
 FORMAT = BundleFormat(
     name="diffuserec-model",
-    version=3,
+    version=4,
     title="saved model",
     again="train it again, or copy it again from where it is whole",
     make="give the directory that save() or train wrote",
