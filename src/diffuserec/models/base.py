@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffuserec.data import Catalog, Queries, SequenceDataset
 from diffuserec.data.advice import require_queries, require_sequences
@@ -246,6 +246,19 @@ class Method(nn.Module, ABC):
         """Raises ConfigError if it is not fitted."""
         if not self.is_fitted:
             raise ConfigError(f"this {type(self).__name__} is not fitted: call fit() or load one")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the parameters and buffers of another method of its settings and catalog.
+
+        Raises:
+            RuntimeError: they are not its own.
+        """
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.get_submodule(owner)
+            if leaf in module._buffers:  # counts have the shape of what was counted
+                setattr(module, leaf, tensor.clone())
+        self.load_state_dict(dict(tensors))
 
     def save(self, path: Path | str) -> None:
         """Writes the method as a directory that ``load`` reads without the training data.

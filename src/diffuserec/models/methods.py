@@ -103,12 +103,7 @@ def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str)
         method = method_class(**artifact.config)
         with torch.random.fork_rng():
             method.take(artifact.catalog)
-        for name, tensor in artifact.tensors.items():
-            owner, _, leaf = name.rpartition(".")
-            module = method.get_submodule(owner)
-            if leaf in module._buffers:  # counts have the shape of what was counted
-                setattr(module, leaf, tensor)
-        method.load_state_dict(dict(artifact.tensors))
+        method.restore(artifact.tensors)
     except (ArithmeticError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise FORMAT.damaged(

@@ -261,7 +261,7 @@ def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
     with torch.random.fork_rng():
         other.take(method.catalog)
     try:
-        other.load_state_dict(method.state_dict())
+        other.restore(method.state_dict())
     except RuntimeError as error:
         raise ConfigError(
             f"settings {dict(settings)} change what {method.name} learns and can't be changed in a "

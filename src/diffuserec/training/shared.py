@@ -80,7 +80,7 @@ def _read(path: Path, method: Method) -> list[Epoch]:
         if facts.pop("sha256") != digest_of(tensors, facts):
             raise ValueError("the checksum")
         records = [Epoch(**record) for record in json.loads(facts["records"])]
-        method.load_state_dict(tensors)
+        method.restore(tensors)
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} is damaged: remove it, and it is made anew") from error
     method.eval()
