@@ -10,6 +10,7 @@ from diffuserec.models.diffusion.guidance import (
     classifier_free_network,
     classifier_guidance,
 )
+from diffuserec.models.diffusion.masking import draw_masks
 from diffuserec.models.diffusion.noise import KeyedNoise, row_keys
 from diffuserec.models.diffusion.rounding import nearest_rows
 from diffuserec.models.diffusion.samplers import (
@@ -41,6 +42,7 @@ __all__ = [
     "classifier_free_network",
     "classifier_guidance",
     "denoise_with",
+    "draw_masks",
     "nearest_rows",
     "row_keys",
     "timesteps",
