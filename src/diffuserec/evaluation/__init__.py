@@ -5,6 +5,10 @@ from diffuserec.evaluation.evaluate import Evaluation as Evaluation
 from diffuserec.evaluation.evaluate import evaluate as evaluate
 from diffuserec.evaluation.evaluate import load_evaluation as load_evaluation
 from diffuserec.evaluation.evaluate import rank as rank
+from diffuserec.evaluation.generation import GenerationQuality as GenerationQuality
+from diffuserec.evaluation.generation import HiddenBeginnings as HiddenBeginnings
+from diffuserec.evaluation.generation import generation_quality as generation_quality
+from diffuserec.evaluation.generation import hide_beginnings as hide_beginnings
 from diffuserec.evaluation.groups import GROUPS as GROUPS
 from diffuserec.evaluation.groups import group_means as group_means
 from diffuserec.evaluation.groups import history_groups as history_groups
