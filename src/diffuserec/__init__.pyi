@@ -63,6 +63,7 @@ from diffuserec.recommenders.vsan import VSAN as _VSAN
 from diffuserec.augmenters.asrep import ASReP as _ASReP
 from diffuserec.augmenters.diff4rec import Diff4Rec as _Diff4Rec
 from diffuserec.augmenters.diffuasr import DiffuASR as _DiffuASR
+from diffuserec.augmenters.maskdiff import MaskDiff as _MaskDiff
 from diffuserec.augmenters.random import Random as _Random
 from diffuserec.augmenters.random_seq import RandomSeq as _RandomSeq
 
@@ -167,6 +168,9 @@ class Diff4Rec(_Diff4Rec):
 
 class DiffuASR(_DiffuASR):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 512, epochs: int = 40, patience: int = 5, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'relative', num_train_timesteps: int = 1000, beta_schedule: Literal['linear', 'quad', 'cosine', 'sqrt', 'sigmoid', 'exp', 'trunc_linear'] = 'linear', num_inference_steps: int = 50, n_items: int | None = None, condition: Literal['causal', 'published'] = 'causal', n_condition: int = 1, max_history: int | None = None, condition_on: Literal['train', 'train+valid'] = 'train', cond_pool: Literal['mean', 'sum'] = 'mean', cond_dropout: float = 0.1, min_condition: int = 3, item_embedding: Literal['frozen', 'init', 'scratch'] = 'frozen', centered: bool = True, channels: int | None = None, multipliers: tuple[int, ...] = (1, 2, 2, 2), guidance: Literal['classifier_free', 'classifier', 'none'] = 'classifier_free', guidance_scale: float = 1.0, guidance_in_training: bool = False, guidance_at: Literal['x_t', 'x_0'] = 'x_t', label: Literal['first', 'last'] = 'first', classifier_loss: Literal['softmax', 'bce'] = 'softmax', prediction_type: Literal['epsilon', 'sample', 'v_prediction'] = 'v_prediction', sampler: Literal['ddim', 'dpm_solver'] = 'ddim', eta: float = 0.0, pretrain_learning_rate: float = 0.001, pretrain_batch_size: int = 64, pretrain_epochs: int = 12, pretrain_patience: int = 3) -> None: ...
+
+class MaskDiff(_MaskDiff):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 60, patience: int = 6, dim: int = 64, max_len: int = 50, dropout: float = 0.3, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, n_items: int | Literal['auto'] = 10, condition: Literal['causal', 'published'] = 'causal', n_condition: int = 1, max_history: int | None = None, precision: float = 0.3, n_layers: int = 2, n_heads: int = 2, window: int = 5, num_inference_steps: int = 1, exclude_seen: bool = True) -> None: ...
 
 class Random(_Random):
     def __init__(self, *, n_items: int = 10, condition: Literal['causal', 'published'] = 'causal', n_condition: int = 1, max_history: int | None = None) -> None: ...

@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, Any]] = {
             for name in ("dim", "n_layers", "dropout", "learning_rate", "batch_size", "epochs")
         }
     },
+    "maskdiff": {"average_epochs": 0.0, "max_len": 12},
     "diff4rec": {
         "latent_dim": 8,
         "hidden_dim": 16,
@@ -83,7 +84,7 @@ OWN: dict[str, dict[str, Any]] = {
 WITHOUT_ORDER = {"popularity", "bpr", "neumf"}
 """Recommenders whose scores know nothing of a history's order."""
 
-WITHOUT_NOISE = {"asrep", "random_seq"}
+WITHOUT_NOISE = {"asrep", "maskdiff", "random_seq"}
 """Augmenters that take what is likeliest, or have one item to draw from."""
 
 WITHOUT_CONTEXT = {"bpr", "neumf"}

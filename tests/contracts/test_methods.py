@@ -36,7 +36,7 @@ from .suite import (
     made,
 )
 
-HOOKS = {"item_weight", "n_candidates", "reads_times", "states"}
+HOOKS = {"item_weight", "learn_to_generate", "n_candidates", "reads_times", "states"}
 """Concrete parts of the contract that say of themselves that they may be overridden."""
 
 DECLARED = {"Config", "config", "combine", "trained", "training_only", "table", "encoder"}

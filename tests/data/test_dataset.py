@@ -426,3 +426,11 @@ def test_the_fingerprint_is_of_the_content_wherever_it_is(tmp_path) -> None:
     ]
     prints = {other.fingerprint for other in [dataset, *others]}
     assert len(prints) == len(others) + 1
+
+
+def test_a_zero_in_front_is_no_item() -> None:
+    log = SequenceDataset.from_lists([[4, 5], [6], [7, 8, 9]])
+    generated = np.array([[0, 1, 2], [0, 0, 0]], dtype=np.int32)
+    longer = log.prepend(generated, np.array([2, 0]))
+    assert [items.tolist() for items in longer] == [[4, 5], [6], [1, 2, 7, 8, 9]]
+    assert longer.synthetic.tolist() == [False] * 3 + [True] * 2 + [False] * 3

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from diffuserec.data import Histories
+from diffuserec.data import Histories, SequenceDataset, histories_of
 from diffuserec.models import item_matrix
-from diffuserec.models.item_matrix import ItemMatrix
+from diffuserec.models.item_matrix import ItemMatrix, pairs_within
+from diffuserec.recommenders.markov import Markov
 
 V = 6
 HISTORIES = Histories(
@@ -70,3 +71,25 @@ def test_the_matrix_is_made_once_for_all_batches(monkeypatch) -> None:
     matrix.set(csr_array(dense(1)))
     assert not torch.equal(matrix.decayed_sums(HISTORIES, 0.5), before)
     assert built.count((V, V)) == 2
+
+
+def test_pairs_are_all_that_stand_near_in_one_sequence() -> None:
+    pairs = pairs_within(SequenceDataset.from_lists([[3, 1, 2, 1], [5], [], [4, 2]]), 2)
+    found = sorted(zip(*(part.tolist() for part in pairs), strict=True))
+    assert found == [
+        (0, 1, 1, 0.5),
+        (0, 1, 2, 1.0),
+        (0, 1, 3, 1.0),
+        (0, 2, 1, 1.0),
+        (0, 2, 3, 0.5),
+        (3, 2, 4, 1.0),
+    ]
+    assert not len(pairs_within(SequenceDataset.from_lists([[1, 2]]), 0).owner)
+
+
+def test_a_method_takes_the_counts_of_another(cycle: SequenceDataset) -> None:
+    fitted, empty = Markov().fit(cycle), Markov()
+    empty.take(cycle.catalog)
+    empty.restore(fitted.state_dict())
+    shown = histories_of(cycle, np.arange(5))
+    assert torch.equal(empty.all_scores(shown), fitted.all_scores(shown))

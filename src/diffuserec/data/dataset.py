@@ -351,7 +351,8 @@ class SequenceDataset:
         """The dataset with synthetic items in front of some sequences.
 
         Args:
-            generated: item numbers, oldest first, M for each of the chosen sequences.
+            generated: item numbers, oldest first, at most M for each of the chosen sequences: 0 is
+                no item.
             index: indices of the chosen sequences, each at most once; the others are unchanged.
             n_context: so many of the first real items of the chosen sequences were what the items
                 were generated from: they are marked as never targets.
@@ -368,17 +369,18 @@ class SequenceDataset:
                 "these sequences have augmented copies, and items can't be put in front of those: "
                 "use one of the two augmenters"
             )
-        m = generated.shape[1]
+        given = generated > 0
+        number = given.sum(1)
         extra = np.zeros(len(self), dtype=np.int64)
-        extra[index] = m
+        extra[index] = number
         lengths = self.lengths + extra
         offsets = offsets_of(lengths)
-        new = (offsets[:-1][index][:, None] + np.arange(m)).reshape(-1)
+        new = (offsets[:-1][index][:, None] + np.cumsum(given, axis=1) - 1)[given]
         synthetic = np.zeros(offsets[-1], dtype=bool)
         synthetic[new] = True
         old = ~synthetic
         items = np.empty(offsets[-1], dtype=np.int32)
-        items[new], items[old] = generated.reshape(-1), self.items
+        items[new], items[old] = generated[given], self.items
         if self.has_synthetic:
             synthetic[old] = self.synthetic
         context = None
@@ -393,7 +395,7 @@ class SequenceDataset:
             times[old] = self.timestamps
             if len(self.timestamps):
                 first = np.minimum(self.offsets[:-1][index], len(self.timestamps) - 1)
-                times[new] = np.repeat(self.timestamps[first], m)
+                times[new] = np.repeat(self.timestamps[first], number)
         return self.with_items(items, lengths, synthetic, times, context)
 
     def _first_real(self, index: Int[np.ndarray, " S"], n: int) -> Bool[np.ndarray, " N"]:

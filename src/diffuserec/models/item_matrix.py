@@ -1,12 +1,43 @@
 """A sparse matrix of weights from item to item: all that counting methods learn."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int64
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from diffuserec.data import Histories
+from diffuserec.data import Histories, SequenceDataset
+
+
+class Pairs(NamedTuple):
+    """Items that stand near each other in a sequence.
+
+    Attributes:
+        owner: index of the sequence, shape (N,).
+        later: the later item of each pair.
+        earlier: the earlier one.
+        weight: 1 / distance.
+    """
+
+    owner: Int64[np.ndarray, " N"]
+    later: Int64[np.ndarray, " N"]
+    earlier: Int64[np.ndarray, " N"]
+    weight: Float32[np.ndarray, " N"]
+
+
+def pairs_within(dataset: SequenceDataset, window: int) -> Pairs:
+    """All pairs of items of a sequence that are at most `window` positions apart."""
+    owners = np.repeat(np.arange(len(dataset)), dataset.lengths)
+    items = dataset.items.astype(np.int64)
+    parts = [(np.zeros(0, np.int64),) * 3 + (np.zeros(0, np.float32),)]
+    for distance in range(1, window + 1):
+        same = owners[distance:] == owners[:-distance]
+        later, earlier = items[distance:][same], items[:-distance][same]
+        weight = np.full(len(later), 1 / distance, dtype=np.float32)
+        parts.append((owners[distance:][same], later, earlier, weight))
+    return Pairs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class ItemMatrix(nn.Module):
@@ -40,16 +71,20 @@ class ItemMatrix(nn.Module):
         weights = torch.pow(decay, age.clamp(min=0).to(torch.float32))
         used = (age >= 0) & (weights > 0)
         starts = np.concatenate([[0], np.cumsum(used.sum(1).cpu().numpy())])
-        matrix = self._matrix()
         chosen = csr_array(
             (
                 weights[used].cpu().numpy(),
                 histories.items[used].to(torch.int32).cpu().numpy(),
                 starts.astype(np.int32),
             ),
-            shape=(len(histories.users), matrix.shape[0]),
+            shape=(len(histories.users), len(self.offsets) - 1),
         )
-        return torch.from_numpy((chosen @ matrix).toarray()).to(self.values.device)
+        return torch.from_numpy(self.sums(chosen).toarray()).to(self.values.device)
+
+    def sums(self, weights: csr_array) -> csr_array:
+        """Weighted sums of rows: one for each row of `weights`, of shape (B, V)."""
+        found: csr_array = weights @ self._matrix()
+        return found
 
     def _matrix(self) -> csr_array:
         """The weights as a SciPy matrix, built once for these buffers."""
