@@ -175,6 +175,49 @@ def generated(name: str, part: str) -> str:
     return table(["", *columns], body)
 
 
+def hidden_beginnings(name: str) -> str:
+    """Hit share of generated items by condition, and what else is known of them for the first."""
+    document = _read(name)
+    ours = document.get("against_maskdiff", {})
+
+    def cell(row: str, condition: str) -> str:
+        found = document["rows"][row][condition]
+        text = f"{found['hit']:.4f} ± {found['margin']:.4f}"
+        p = ours.get(row, {}).get(condition, {}).get("p")
+        return text if p is None else f"{text} (p {p:.2g})"
+
+    conditions = list(next(iter(document["rows"].values())))
+    others = ("own", "distinct", "jaccard", "calibration_error", "cpu_ms_per_user")
+    lines = []
+    for row, found in document["rows"].items():
+        first = found[conditions[0]]
+        rest = ["" if first[other] is None else f"{first[other]:.3g}" for other in others]
+        lines.append([row, *(cell(row, condition) for condition in conditions), *rest])
+    header = ["", *conditions, *(other.replace("_", " ") for other in others)]
+    return (
+        f"{table(header, lines)}\n\n{document['log']}: {document['users']:,} users, "
+        f"{document['items']:,} items; {document['hidden_users']:,} users with "
+        f"{document['n_items']} hidden items each, one seed. Share of generated items that are "
+        "among the hidden ones, ± half of the 95 % interval over users; p of the paired difference "
+        "from maskdiff, not corrected. The other columns are of the first condition."
+    )
+
+
+def tried(name: str) -> str:
+    """Hit shares of what was tried on the way."""
+    document = _read(name)
+    lines = [
+        [row["what"], "" if row["epochs"] is None else str(row["epochs"])]
+        + [f"{hit:.4f}" for hit in row["hit"]]
+        for row in document["rows"]
+    ]
+    return (
+        f"{table(['', 'epochs', *document['conditions']], lines)}\n\n{document['log']}; "
+        f"{document['hidden_users']} users with {document['n_items']} hidden items, one seed, the "
+        "parameters of that epoch."
+    )
+
+
 def augmenting() -> str:
     """Seconds to augment every history of the log."""
     document = _read("diffuasr_speed")
@@ -637,6 +680,10 @@ PLACES: dict[str, Callable[[], str]] = {
     "diffuasr_store": lambda: generated("diffuasr_store", "learned"),
     "diffuasr_steps": lambda: generated("diffuasr_beauty", "steps"),
     "diffuasr_speed": augmenting,
+    "generation_beauty": lambda: hidden_beginnings("generation_beauty"),
+    "generation_subset": lambda: hidden_beginnings("generation_subset"),
+    "generation_store": lambda: hidden_beginnings("generation_store"),
+    "maskdiff_trials": lambda: tried("maskdiff_trials"),
     "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
     "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
     "diffrec_kept": lambda: kept("diffrec_kept"),
@@ -679,6 +726,7 @@ PLACES: dict[str, Callable[[], str]] = {
             ("neumf", "NeuMF"),
             ("random", "Random"),
             ("asrep", "ASReP"),
+            ("maskdiff", "MaskDiff"),
             ("diffuasr", "DiffuASR"),
             ("diff4rec", "Diff4Rec"),
         )
