@@ -83,7 +83,10 @@ class PrependingAugmenter(Augmenter):
     def learn_to_generate(
         self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
     ) -> list[Epoch]:
-        """Learns from `train`, which holds real items and no copies; see :meth:`Method.learn`."""
+        """Learns from `train`, which holds real items and no copies; see :meth:`Method.learn`.
+
+        Overridden by those that learn.
+        """
         return []
 
     def take(self, catalog: Catalog) -> None:
