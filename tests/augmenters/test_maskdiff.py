@@ -7,7 +7,7 @@ import pytest
 
 from diffuserec.augmenters.maskdiff import MaskDiff
 from diffuserec.data import SequenceDataset
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
 from diffuserec.studies.cells import with_settings
 
@@ -125,3 +125,22 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         MaskDiff(n_items="some")
     with pytest.raises(ConfigError, match="precision"):
         MaskDiff(n_items=3, precision=0.5)
+
+
+def test_places_that_do_not_exist_are_refused(walker) -> None:
+    shown = SequenceDataset.from_lists([[5, 6], [7]], walker.catalog)
+    with pytest.raises(DataError, match=r"sequence 1 has 1 items, .* a place from 0 to 1"):
+        walker.insert(shown, np.array([2, 2]), 1)
+    with pytest.raises(ConfigError, match="n must be from 1 to max_len - 1 = 11, got 12"):
+        walker.insert(shown, np.array([0, 0]), 12)
+    other = SequenceDataset.from_lists([[5, 6]])
+    with pytest.raises(DataError, match="knows 20 items and the dataset has 6"):
+        walker.insert(other, np.array([0]), 1)
+
+
+def test_with_nobody_held_out_probabilities_are_taken_as_they_are() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4]] * 8)
+    augmenter = MaskDiff(n_items="auto", precision=0.6, **(QUICK | {"epochs": 1}))
+    longer = augmenter.fit(log, runtime=Runtime(precision="bf16")).augment(log)
+    assert longer.real_lengths.tolist() == [4] * 8
+    assert float(augmenter.least_probability) == pytest.approx(0.6)

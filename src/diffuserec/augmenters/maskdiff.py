@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from diffuserec import training
 from diffuserec.data import PAD, Catalog, Queries, SequenceDataset
 from diffuserec.data.batches import length_buckets, padded
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search
@@ -225,6 +226,9 @@ class MaskDiff(PrependingAugmenter):
         those that are generated.
         """
         c, shown = self.config, self.config.n_condition
+        self.least_probability.fill_(c.precision if c.n_items == "auto" else 0.0)
+        if not len(held_out):
+            return
         n = int(np.clip(np.median(held_out.lengths) - shown, 1, self.n_generated))
         chosen = np.flatnonzero(held_out.lengths >= n + shown)
         chosen = chosen[: max(1, _CALIBRATED // (n * len(self.popularity)))]
@@ -256,7 +260,8 @@ class MaskDiff(PrependingAugmenter):
         share = isotonic_regression(right[order].astype(float)).x  # rises with the probability
         good = np.flatnonzero(share >= c.precision)
         least = float(chance[order[good[0]]]) if len(good) else math.inf
-        self.least_probability.fill_(least if c.n_items == "auto" else 0.0)
+        if c.n_items == "auto":
+            self.least_probability.fill_(least)
 
     def _states(
         self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], masked: Bool[Tensor, "B L"]
@@ -348,8 +353,27 @@ class MaskDiff(PrependingAugmenter):
 
         `at` = 0 is in front, and the length of a sequence is its end. What is looked at are the
         max_len - n items around that place.
+
+        Raises:
+            ConfigError: more items than the network has places for.
+            DataError: a place outside its sequence, or a dataset of another catalog.
         """
         c = self.config
+        self.require_fitted()
+        if not 1 <= n < c.max_len:
+            raise ConfigError(f"n must be from 1 to max_len - 1 = {c.max_len - 1}, got {n}")
+        if dataset.vocab_size != self.catalog.vocab_size:
+            raise DataError(
+                f"this MaskDiff knows {self.catalog.n_items} items and the dataset has "
+                f"{dataset.catalog.n_items}: fit one on this data"
+            )
+        outside = np.flatnonzero((at < 0) | (at > dataset.lengths))
+        if len(outside):
+            where = int(outside[0])
+            raise DataError(
+                f"sequence {where} has {dataset.lengths[where]} items, and others are to stand "
+                f"before number {at[where]}: give it a place from 0 to {dataset.lengths[where]}"
+            )
         self.eval()
         lengths = np.minimum(dataset.lengths, c.max_len - n)
         first = np.clip(at - (c.max_len - n) // 2, 0, dataset.lengths - lengths)
