@@ -159,6 +159,7 @@ def main() -> None:
         "items": train.catalog.n_items,
         "hidden_users": len(hidden.first),
         "n_items": m,
+        "settings": {},
         "fit_cpu_s": {},
         "rows": {},
     }
@@ -176,6 +177,7 @@ def main() -> None:
         words = [part.split(".", 1)[1] for part in given.set if part.startswith(name + ".")]
         settings: dict[str, Any] = dict(word.split("=", 1) for word in words)
         settings = {k: json.loads(v) if v.startswith("{") else v for k, v in settings.items()}
+        result["settings"][name] = settings
         augmenter = dr.find_augmenter(name)(**{"n_items": m} | settings)
         assert isinstance(augmenter, PrependingAugmenter)
         start = time.process_time()

@@ -179,6 +179,7 @@ def hidden_beginnings(name: str) -> str:
     """Hit share of generated items by condition, and what else is known of them for the first."""
     document = _read(name)
     ours = document.get("against_maskdiff", {})
+    own = {row: settings for row, settings in document["settings"].items() if settings}
 
     def cell(row: str, condition: str) -> str:
         found = document["rows"][row][condition]
@@ -199,7 +200,8 @@ def hidden_beginnings(name: str) -> str:
         f"{document['items']:,} items; {document['hidden_users']:,} users with "
         f"{document['n_items']} hidden items each, one seed. Share of generated items that are "
         "among the hidden ones, ± half of the 95 % interval over users; p of the paired difference "
-        "from maskdiff, not corrected. The other columns are of the first condition."
+        "from maskdiff, not corrected. The other columns are of the first condition. Settings that "
+        f"are not the defaults: {_words(own) if own else 'none'}."
     )
 
 
