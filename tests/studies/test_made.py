@@ -62,7 +62,7 @@ def test_the_commands_of_the_page_work(folder):
         answer = CliRunner().invoke(app, shlex.split(command)[1:])
         assert answer.exit_code == 0, answer.output
     made = made_of(open_run(folder / "run"))
-    assert made.settings == {"epochs": "1", "dim": "8"}
+    assert made.settings == {"epochs": "1", "dim": "8", "batch_size": "16"}  # the last by the log
     assert (made.epochs, made.directory) == (1, str(folder / "run"))
     assert made.seconds > 0
 
