@@ -19,6 +19,10 @@ from diffuserec.models.items import INIT_STD
 from diffuserec.registry import Registry
 
 
+ReadSlots = Callable[[Float[Tensor, "B S D"], Int[Tensor, "#B S"]], Float[Tensor, "B S D"]]
+"""Embeddings in S slots, and how many positions stand before each, to the slots' states."""
+
+
 class SequenceEncoder(nn.Module, ABC):
     """Common interface of sequence encoders: one hidden state per position.
 
@@ -32,6 +36,7 @@ class SequenceEncoder(nn.Module, ABC):
             :meth:`forward`; ``both``, always all: such an encoder trains on prefixes alone.
         init_std: standard deviation of initial weights; the method's settings decide it.
         reads_times: whether :meth:`forward` takes ``times`` of items, too.
+        takes_slots: whether it has :meth:`beside`.
     """
 
     class Config(Settings):
@@ -40,6 +45,7 @@ class SequenceEncoder(nn.Module, ABC):
     sees: ClassVar[Literal["before", "either", "both"]] = "before"
     init_std: float = INIT_STD
     reads_times: bool = False
+    takes_slots: ClassVar[bool] = False
 
     @abstractmethod
     def forward(
@@ -57,6 +63,17 @@ class SequenceEncoder(nn.Module, ABC):
         """
         states: Tensor = self(embeddings, lengths)
         return last_states(states, lengths)
+
+    def beside(self, embeddings: Float[Tensor, "B L D"]) -> ReadSlots:
+        """Reads slots that each follow the first positions of a sequence; of a causal encoder.
+
+        A slot's state is what it would be at the end of those positions, whatever comes after them
+        and stands in other slots. The sequences are encoded once, here.
+
+        Raises:
+            ConfigError: this encoder cannot.
+        """
+        raise ConfigError(f"{type(self).__name__} does not read slots beside a sequence")
 
     def reset_parameters(self) -> None:
         """Draws initial weights: N(0, init_std²), biases zero."""

@@ -101,7 +101,8 @@ class BSARecEncoder(SequenceEncoder):
         for layer in others:
             states = layer(states, self.get_buffer("smoothing"), visible)
         assert isinstance(last, BSARecLayer)
-        return last.newest(states, self.get_buffer("smoothing"), visible[:, :, -1:])
+        smoothing = self.get_buffer("smoothing")[-1:]
+        return last.last(states, smoothing, visible[:, :, -1:])[:, 0]
 
     def _enter(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
@@ -150,19 +151,19 @@ class BSARecLayer(nn.Module):
         query, key, value = self._heads(self.query_key_value(states), 3)
         return self._mix(states, low, self._attend(query, key, value, visible))
 
-    def newest(
+    def last(
         self,
         states: Float[Tensor, "B W D"],
-        smoothing: Float[Tensor, "W W"],
-        visible: Bool[Tensor, "B 1 1 W"],
-    ) -> Float[Tensor, "B D"]:
-        """The last position of :meth:`forward`."""
-        newest, dim = states[:, -1:], states.shape[2]
-        low = smooth(states, smoothing[-1:])
+        smoothing: Float[Tensor, "*b Q W"],
+        visible: Bool[Tensor, "B 1 Q W"] | Float[Tensor, "#B H Q W"],
+    ) -> Float[Tensor, "B Q D"]:
+        """The last Q positions of :meth:`forward`, by their rows of what that takes."""
+        last, dim = states[:, -smoothing.shape[-2] :], states.shape[2]
+        low = smooth(states, smoothing)
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
-        (query,) = self._heads(F.linear(newest, weight[:dim], bias[:dim]), 1)
+        (query,) = self._heads(F.linear(last, weight[:dim], bias[:dim]), 1)
         key, value = self._heads(F.linear(states, weight[dim:], bias[dim:]), 2)
-        return self._mix(newest, low, self._attend(query, key, value, visible))[:, 0]
+        return self._mix(last, low, self._attend(query, key, value, visible))
 
     def _heads(self, x: Float[Tensor, "B W N"], n: int) -> tuple[Float[Tensor, "B H W E"], ...]:
         return x.view(*x.shape[:2], n, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind()
@@ -172,7 +173,7 @@ class BSARecLayer(nn.Module):
         query: Float[Tensor, "B H Q E"],
         key: Float[Tensor, "B H W E"],
         value: Float[Tensor, "B H W E"],
-        visible: Bool[Tensor, "B 1 Q W"] | Float[Tensor, "1 H Q W"],
+        visible: Bool[Tensor, "B 1 Q W"] | Float[Tensor, "#B H Q W"],
     ) -> Float[Tensor, "B Q D"]:
         chance = self.attention_dropout if self.training else 0.0
         return attend(query, key, value, visible, chance=chance).transpose(1, 2).flatten(2)
@@ -204,7 +205,7 @@ def low_waves(length: int, n: int) -> Float[Tensor, "F W"]:
 
 
 def smooth(
-    states: Float[Tensor, "B W D"], smoothing: Float[Tensor, "Q W"]
+    states: Float[Tensor, "B W D"], smoothing: Float[Tensor, "*b Q W"]
 ) -> Float[Tensor, "B Q D"]:
     """The product of a matrix with each sequence, in full precision."""
     with torch.autocast(states.device.type, enabled=False):

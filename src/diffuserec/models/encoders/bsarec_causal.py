@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import SequenceEncoder, check_heads
+from diffuserec.models.encoders import ReadSlots, SequenceEncoder, check_heads
 from diffuserec.models.encoders.bsarec import EPS, BSARecEncoder, BSARecLayer, low_waves
 
 
@@ -30,6 +30,8 @@ class CausalBSARecEncoder(SequenceEncoder):
 
     class Config(BSARecEncoder.Config):
         """Settings of the layers."""
+
+    takes_slots = True
 
     def __init__(
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
@@ -56,15 +58,48 @@ class CausalBSARecEncoder(SequenceEncoder):
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
-        length = embeddings.shape[1]
-        position = torch.arange(length, device=embeddings.device)
-        distance = position[:, None] - position
-        bias = self.distances(distance.clamp(min=0)).permute(2, 0, 1)[None]
-        visible = bias.masked_fill(distance < 0, -torch.inf)
-        states: Tensor = self.dropout(self.norm(embeddings))
-        for layer in self.layers:
-            states = layer(states, self.get_buffer("smoothing")[:length, :length], visible)
+        return self._passed(embeddings, len(self.layers))[-1]
+
+    def beside(self, embeddings: Float[Tensor, "B L D"]) -> ReadSlots:
+        inputs = self._passed(embeddings, len(self.layers) - 1)
+        position = torch.arange(embeddings.shape[1], device=embeddings.device)
+
+        def read(slots: Tensor, n_before: Tensor) -> Tensor:
+            before = n_before[:, :, None] - position
+            before = before.masked_fill(before == 0, -1)  # a slot stands in the next one's place
+            itself = torch.eye(slots.shape[1], dtype=torch.int64, device=slots.device) - 1
+            distance = torch.cat([before, itself.expand(len(before), -1, -1)], dim=2)
+            smoothing, visible = self._by_distance(distance)
+            states: Tensor = self.dropout(self.norm(slots))
+            for layer, history in zip(self.layers, inputs, strict=True):
+                assert isinstance(layer, BSARecLayer)
+                states = layer.last(torch.cat([history, states], dim=1), smoothing, visible)
+            return states
+
+        return read
+
+    def _passed(
+        self, embeddings: Float[Tensor, "B L D"], n_layers: int
+    ) -> list[Float[Tensor, "B L D"]]:
+        """The input of the first layer, and the states after each of so many."""
+        position = torch.arange(embeddings.shape[1], device=embeddings.device)
+        smoothing, visible = self._by_distance((position[:, None] - position)[None])
+        states = [self.dropout(self.norm(embeddings))]
+        for layer in self.layers[:n_layers]:
+            states.append(layer(states[-1], smoothing[0], visible))
         return states
+
+    def _by_distance(
+        self, distance: Int[Tensor, "#B Q L"]
+    ) -> tuple[Float[Tensor, "#B Q L"], Float[Tensor, "#B H Q L"]]:
+        """Weights in the low-pass and biases of attention, by how far back another position is.
+
+        What is a negative distance back is not seen.
+        """
+        hidden, distance = distance < 0, distance.clamp(min=0)
+        smoothing = self.get_buffer("smoothing")[distance, 0].masked_fill(hidden, 0)
+        bias: Tensor = self.distances(distance).permute(0, 3, 1, 2)
+        return smoothing, bias.masked_fill(hidden[:, None], -torch.inf)
 
 
 def causal_smoothing(length: int, n_low: int) -> Float[Tensor, "L L"]:

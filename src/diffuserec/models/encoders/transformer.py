@@ -15,9 +15,16 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffuserec.errors import ConfigError
 from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
-from diffuserec.models.encoders import SequenceEncoder, check_heads, places_from_newest, real_keys
+from diffuserec.models.encoders import (
+    ReadSlots,
+    SequenceEncoder,
+    check_heads,
+    places_from_newest,
+    real_keys,
+)
 
 PositionEncoding = Literal["from_oldest", "from_newest", "relative", "alibi", "rotary", "none"]
 """How a transformer knows positions: by a learned vector of each, counted from the oldest item or
@@ -49,6 +56,7 @@ class TransformerEncoder(SequenceEncoder):
         """Of the feed-forward networks."""
 
     sees = "either"
+    takes_slots = True
 
     def __init__(
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
@@ -116,37 +124,74 @@ class TransformerEncoder(SequenceEncoder):
         for block in others:
             states = block(states, seen, rotation)
         at = (lengths - 1).clamp(min=0)
+        distance = at[:, None, None] - torch.arange(states.shape[1], device=states.device)
         real = real_keys(at + 1, states.shape[1])
-        return last.newest(states, at, self._seen(at[:, None], real), rotation)
+        return last.newest(states, at, self._seen(distance, real), rotation)
+
+    def beside(self, embeddings: Float[Tensor, "B L D"]) -> ReadSlots:
+        if self.kind == "from_newest":
+            raise ConfigError(
+                "position_encoding 'from_newest' has no slots beside a sequence: an item would "
+                "have another place for each"
+            )
+        lengths = torch.full((len(embeddings),), embeddings.shape[1], device=embeddings.device)
+        states, seen, rotation = self._begin(embeddings, lengths, both_ways=False)
+        history = []
+        *others, last = self.layers
+        for block in others:
+            query, key, value = block.heads(states, rotation)
+            history.append((key, value))
+            states = block.after(states, block.attend(query, key, value, seen))
+        history.append(last.heads(states, rotation)[1:])
+
+        def read(slots: Tensor, n_before: Tensor) -> Tensor:
+            position = torch.arange(embeddings.shape[1], device=slots.device)
+            distance = n_before[:, :, None] - position
+            itself = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
+            visible = torch.cat([distance > 0, itself.expand(len(distance), -1, -1)], dim=2)
+            seen = self._seen(F.pad(distance, (0, slots.shape[1])), visible[:, None])
+            rotation = self._rotation(n_before[:, None])
+            if self.kind == "from_oldest":
+                slots = slots + F.embedding(n_before, self.positions.weight)
+            states = self.enter(slots)
+            for block, (key, value) in zip(self.layers, history, strict=True):
+                query, own_key, own_value = block.heads(states, rotation)
+                keys, values = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
+                states = block.after(states, block.attend(query, keys, values, seen))
+            return states
+
+        return read
 
     def _begin(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], both_ways: bool
     ) -> "tuple[Tensor, Tensor | None, Rotation | None]":
         """Input of the first block, what every position sees there, and the turns of positions."""
-        length, device = embeddings.shape[1], embeddings.device
+        length = embeddings.shape[1]
         if self.kind == "from_oldest":
             embeddings = embeddings + self.positions.weight[:length]
         elif self.kind == "from_newest":
             place = places_from_newest(lengths, length, self.max_len)
             embeddings = embeddings + self.positions(place)
-        rotation = None
-        if self.kind == "rotary":
-            rotation = rotations(length, embeddings.shape[2] // self.n_heads, device)
+        position = torch.arange(length, device=embeddings.device)
+        distance = position[:, None] - position
         forward = self.causal and not both_ways
         seen = None if forward else real_keys(lengths, length)
         if self.kind in ("relative", "alibi"):
-            if seen is None:
-                seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-            seen = self._seen(torch.arange(length, device=device)[None], seen)
-        return self.enter(embeddings), seen, rotation
+            seen = self._seen(distance[None], distance >= 0 if seen is None else seen)
+        return self.enter(embeddings), seen, self._rotation(position)
+
+    def _rotation(self, positions: Int[Tensor, "*b L"]) -> "Rotation | None":
+        """The turns of positions, if they are known by turns."""
+        if self.kind != "rotary":
+            return None
+        return rotations(positions, self.norm.normalized_shape[0] // self.n_heads)
 
     def _seen(
-        self, queries: Int[Tensor, "#B Q"], real: Bool[Tensor, "*m"]
+        self, distance: Int[Tensor, "#B Q L"], real: Bool[Tensor, "*m"]
     ) -> Bool[Tensor, "*m"] | Float[Tensor, "#B #H Q L"]:
-        """The keys that queries at some positions see, with the biases of their distances."""
+        """The keys that queries see, with the biases of how far before a query each stands."""
         if self.kind not in ("relative", "alibi"):
             return real
-        distance = queries[:, :, None] - torch.arange(real.shape[-1], device=real.device)
         if self.kind == "relative":
             bias = self.distances(distance + self.max_len - 1).permute(0, 3, 1, 2)
         else:
@@ -201,13 +246,7 @@ class TransformerBlock(nn.Module):
             seen: the keys that every position sees, in a causal block too; or biases.
             rotation: turns of queries and keys by their position.
         """
-        query, key, value = self.heads(states)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        attended = attend(
-            query, key, value, seen, self.causal and seen is None, self._chance_of_dropping()
-        )
-        return self.after(states, attended)
+        return self.after(states, self.attend(*self.heads(states, rotation), seen))
 
     def newest(
         self,
@@ -226,15 +265,27 @@ class TransformerBlock(nn.Module):
             cosines, sines = rotation
             query = rotate(query, (cosines[at][:, None, None], sines[at][:, None, None]))
             key = rotate(key, rotation)
-        attended = attend(query, key, value, seen, chance=self._chance_of_dropping())
-        return self.after(chosen, attended)[:, 0]
+        return self.after(chosen, self.attend(query, key, value, seen))[:, 0]
 
     def heads(
-        self, states: Float[Tensor, "B L D"]
+        self, states: Float[Tensor, "B L D"], rotation: "Rotation | None" = None
     ) -> tuple[Float[Tensor, "B H L E"], Float[Tensor, "B H L E"], Float[Tensor, "B H L E"]]:
         """Queries, keys and values of H heads of width E = D / H."""
         query, key, value = self._split(self.query_key_value(states))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         return query, key, value
+
+    def attend(
+        self,
+        query: Float[Tensor, "B H Q E"],
+        key: Float[Tensor, "B H L E"],
+        value: Float[Tensor, "B H L E"],
+        seen: Bool[Tensor, "#B #H #Q L"] | Float[Tensor, "#B #H #Q L"] | None,
+    ) -> Float[Tensor, "B H Q E"]:
+        """Means of the values that each query sees: by `seen`, or in a causal block those up to it."""
+        chance = self.attention_dropout if self.training else 0.0
+        return attend(query, key, value, seen, self.causal and seen is None, chance)
 
     def after(
         self, states: Float[Tensor, "B L D"], attended: Float[Tensor, "B H L E"]
@@ -250,18 +301,15 @@ class TransformerBlock(nn.Module):
         width = self.out.in_features // self.n_heads
         return x.view(*x.shape[:2], -1, self.n_heads, width).permute(2, 0, 3, 1, 4)
 
-    def _chance_of_dropping(self) -> float:
-        return self.attention_dropout if self.training else 0.0
-
 
 Rotation = tuple[Float[Tensor, "*b L F"], Float[Tensor, "*b L F"]]
 """Cosines and sines of the angles of positions, F = E / 2 of each."""
 
 
-def rotations(length: int, width: int, device: torch.device) -> Rotation:
-    """The turns of positions 0 … length - 1: position p turns pair f by p / 10000^(2f / width)."""
-    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
-    angles = torch.arange(length, device=device)[:, None] * rates
+def rotations(positions: Int[Tensor, "*b L"], width: int) -> Rotation:
+    """The turns of positions: position p turns pair f by p / 10000^(2f / width)."""
+    pairs = torch.arange(0, width, 2, device=positions.device)
+    angles = positions[..., None] * torch.exp(pairs * (-math.log(10000.0) / width))
     return angles.cos(), angles.sin()
 
 
