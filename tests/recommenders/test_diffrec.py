@@ -24,6 +24,8 @@ D = 12
 # every setting, so that no test hangs on a default
 SETTINGS = {
     "form": "two_stream",
+    "slot": "diffused",
+    "init_std": 0.02,
     "encoder": "transformer",
     "encoder_settings": {},
     "dim": D,
@@ -43,11 +45,11 @@ SETTINGS = {
     "rounding_loss": False,
     "targets": "all",
     "noise_last": 1,
+    "noised_history": "always",
     "normalize": True,
     "damping": 0.7,
     "add_last_item": True,
     "tie_head": True,
-    "position_embedding": True,
     "step_embedding": True,
     "rescale_steps": False,
     "n_train_draws": 1,
@@ -67,6 +69,7 @@ SETTINGS = {
     "position_encoding": "from_oldest",
 }
 FORMS = ["two_stream", "prefixes"]
+CAUSAL_BSAREC = {"encoder": "bsarec_causal", "position_encoding": "relative", "n_heads": 2}
 
 
 def set_to(settings: dict) -> dict:
@@ -142,15 +145,18 @@ def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.
     if c.rescale_steps:
         n = n * 1000 / c.num_train_timesteps
     step = step_vector(n) * scale if c.step_embedding else torch.zeros(D)
-    with_positions = c.encoder == "transformer" and c.position_embedding
+    places = torch.zeros(len(history) + 1, D)
+    if c.encoder == "transformer" and c.position_encoding == "from_oldest":
+        places = encoder.positions.weight[: len(places)]
+    elif c.encoder == "transformer" and c.position_encoding == "from_newest":
+        places = encoder.positions.weight[-len(places) :]
     tokens = []
     for position, item in enumerate(history):
         token = table[item]
         age = len(history) - 1 - position
         if age < len(noise):
             token = math.sqrt(alpha_bar) * token + math.sqrt(1 - alpha_bar) * scale * noise[age]
-        if with_positions:
-            token = token + encoder.positions.weight[position]
+        token = token + places[position]
         if c.form == "prefixes":
             token = token + step
         tokens.append(token)
@@ -158,8 +164,7 @@ def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.
     if c.damping is not None:
         slot = slot * max(math.sqrt(alpha_bar), c.damping)
     slot = slot + step
-    if with_positions:
-        slot = slot + encoder.positions.weight[len(history)]
+    slot = slot + places[-1]
     if c.add_last_item:
         slot = slot + table[history[-1]]
     if c.encoder != "transformer":
@@ -173,6 +178,10 @@ def by_hand(model: DiffRec, history: list[int], x_t, t: int, noise=()) -> torch.
             ).split(D, dim=1)
         )
         logits = query @ key.transpose(1, 2) / math.sqrt(D / c.n_heads)
+        if c.position_encoding == "relative":
+            place = torch.arange(len(states))
+            distance = place[:, None] - place + c.max_len  # of max_len + 1 tokens
+            logits = logits + encoder.distances.weight[distance].permute(2, 0, 1)
         if c.form == "two_stream":
             later = torch.ones(len(states), len(states)).triu(1).bool()
             logits = logits.masked_fill(later, -math.inf)
@@ -196,7 +205,8 @@ VARIANTS = [
     {"damping": 0.01},
     {"normalize": False},
     {"add_last_item": False},
-    {"position_embedding": False},
+    {"position_encoding": "relative"},
+    {"position_encoding": "none"},
     {"step_embedding": False},
     {"rescale_steps": True},
     {"n_layers": 1, "n_heads": 2},
@@ -234,7 +244,7 @@ def test_the_two_streams_are_a_causal_sequence_for_every_prefix(settings):
     assert n_compared == k * (6 + 3 + 1)
 
 
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("settings", [*VARIANTS, {"position_encoding": "from_newest"}], ids=str)
 @torch.no_grad()
 def test_the_prefix_form_is_a_bidirectional_sequence(settings):
     model = made(form="prefixes", **settings)
@@ -318,10 +328,11 @@ def test_only_the_bidirectional_form_takes_a_history_without_positions_as_a_set(
         one, other = (predicted(model, items, *slot) for items in (ITEMS[:1], shuffled))
         return float((one - other).abs().max())
 
-    assert difference(form="prefixes", position_embedding=False) < 1e-5
+    assert difference(form="prefixes", position_encoding="none") < 1e-5
     # with positions, or with causal attention, order counts
-    assert difference(form="prefixes") > 1e-2
-    assert difference(position_embedding=False) > 1e-2
+    for position_encoding in ("from_oldest", "from_newest", "relative"):
+        assert difference(form="prefixes", position_encoding=position_encoding) > 1e-2
+    assert difference(position_encoding="none") > 1e-2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -606,7 +617,8 @@ OTHER_ENCODERS = [
 
 def with_encoder(settings: dict) -> dict:
     """The settings in form prefixes, without those that only a transformer has."""
-    mine = {k: v for k, v in set_to(settings).items() if k not in ("n_layers", "n_heads")}
+    of_transformer = ("n_layers", "n_heads", "position_encoding")
+    mine = {k: v for k, v in set_to(settings).items() if k not in of_transformer}
     return mine | {"form": "prefixes"}
 
 
@@ -643,12 +655,12 @@ def test_any_encoder_learns_and_is_loaded_again(settings, cycle, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"form": "two_stream"}, "form 'two_stream' needs the attention of encoder='transformer'"),
+        ({"form": "two_stream"}, "form 'two_stream' needs an encoder with slots, such as "),
         (
             {"noise_last": 2, "add_last_item": False},
             "noise_last = 2 has no effect with encoder = 'gru': it needs encoder = 'transformer'",
         ),
-        ({"position_embedding": False}, "position_embedding = False has no effect with encoder"),
+        ({"position_encoding": "none"}, "position_encoding = 'none' has no effect with encoder"),
         ({"n_heads": 3}, "n_heads = 3 has no effect with encoder = 'gru'"),
         ({"encoder": "gr"}, "no encoder 'gr'"),
         ({"encoder_settings": {"hidden": 3}}, "encoder_settings of gru has no setting 'hidden'"),
@@ -657,6 +669,116 @@ def test_any_encoder_learns_and_is_loaded_again(settings, cycle, tmp_path):
 )
 def test_what_another_encoder_cannot_do_is_refused(settings, message):
     assert_refused(DiffRec, {"encoder": "gru", "form": "prefixes"} | settings, message)
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_last_item": False, "tie_head": False}], ids=str)
+@torch.no_grad()
+def test_slots_beside_causal_bsarec_are_its_sequence_for_every_prefix(settings):
+    model = made(**CAUSAL_BSAREC, **settings)
+    n_history = torch.arange(1, 7)[None]
+    x_t, t = normal(3, 6, D), torch.randint(N, (3, 6), generator=torch.Generator().manual_seed(1))
+    states = predicted(model, ITEMS, n_history, x_t, t)
+    for row, items in enumerate(LISTS):
+        for n in range(1, len(items) + 1):
+            slot = x_t[row, n - 1], int(t[row, n - 1])
+            expected = by_hand(model, items[:n], *slot)
+            torch.testing.assert_close(states[row, n - 1], expected, rtol=0, atol=1e-5)
+
+
+def test_two_streams_of_causal_bsarec_learn_the_cycle(cycle, tmp_path):
+    split = leave_one_out(cycle)
+    model = DiffRec(**SETTINGS | LEARNS | CAUSAL_BSAREC | {"form": "two_stream"}).fit(split.train)
+    assert hit_share(model, split) >= 0.95
+    model.save(tmp_path / "model")
+    histories = histories_of(split.test.histories, np.arange(10))
+    assert torch.equal(load(tmp_path / "model").score(histories), model.score(histories))
+
+
+# --- without diffusion -------------------------------------------------------------------------
+
+EMPTY = {  # the defaults of what then has no effect
+    "slot": "empty",
+    "step_sampling": "importance",
+    "step_weight": "normalized",
+    "pure_noise": 0.5,
+    "damping": 0.3,
+    "n_draws": 10,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"form": "prefixes"}, CAUSAL_BSAREC], ids=str)
+@torch.no_grad()
+def test_an_empty_slot_has_neither_target_nor_noise(monkeypatch, settings):
+    chosen = SETTINGS | EMPTY | settings | {"form": settings.get("form", "two_stream")}
+    log = SequenceDataset.from_lists([[*range(1, V)]])
+    model, loss_of = with_its_loss(DiffRec, chosen, monkeypatch, log)
+    histories = histories_from(*LISTS)
+    states = model.states(histories, 6)
+    assert states.shape == (3, 1, D)
+    assert torch.equal(model.states(histories, 7, 4), states)
+    for row, items in enumerate(LISTS):
+        expected = by_hand(model, items, torch.zeros(D), N - 1)
+        torch.testing.assert_close(states[row, 0], expected, rtol=0, atol=1e-5)
+    batch = batch_of([[3, 1, 4, 1, 5], [2, 6, 5], [8, 9]])
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        losses.append(loss_of(batch))
+    assert torch.equal(*losses)
+    table, scale = model.table.vectors.weight, model.table.vectors.weight[1:].std()
+    entropies, errors = [], []
+    for items in ([3, 1, 4, 1, 5], [2, 6, 5], [8, 9]):
+        lasts = range(1, len(items)) if chosen["form"] == "two_stream" else [len(items) - 1]
+        for n in lasts:
+            h_0 = by_hand(model, items[:n], torch.zeros(D), N - 1)
+            entropies.append(-torch.log_softmax(table[1:] @ h_0, 0)[items[n] - 1])
+            errors.append((h_0 - table[items[n]] / scale).square().mean())
+    expected = torch.stack(entropies).mean() + 0.5 * torch.stack(errors).mean()
+    assert float(losses[0]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_an_empty_slot_learns_the_cycle(cycle):
+    split = leave_one_out(cycle)
+    model = DiffRec(**SETTINGS | LEARNS | EMPTY).fit(split.train)
+    assert hit_share(model, split) >= 0.95
+
+
+@pytest.mark.parametrize("noised_history", ["always", "training"])
+@torch.no_grad()
+def test_noised_history_may_be_seen_when_recommending(noised_history):
+    model = made(form="prefixes", noise_last=9, noised_history=noised_history)
+    one, other = (
+        model.states(Histories(torch.tensor([4]), torch.tensor([items]), torch.tensor([5])))
+        for items in ([3, 1, 4, 1, 5], [9, 2, 6, 5, 3])
+    )
+    if noised_history == "always":  # next to nothing is left of any history
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05)
+    else:
+        assert (one - other).abs().max() > 0.5
+        noise = KeyedNoise(0, torch.tensor([4])).normal(4, 9, D)
+        expected = by_hand(model, [3, 1, 4, 1, 5], noise[0, 2, 0], N - 1)
+        first = model.states(
+            Histories(torch.tensor([4]), torch.tensor([[3, 1, 4, 1, 5]]), torch.tensor([5]))
+        )
+        torch.testing.assert_close(first[0, 2], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@torch.no_grad()
+def test_rounding_is_judged_as_a_perfect_prediction_would_be(monkeypatch, normalize):
+    log = SequenceDataset.from_lists([[*range(1, V)]])
+    batch = batch_of([[3, 1, 4, 1, 5], [2, 6, 5]])
+    found = []
+    for rounding_loss in (False, True):
+        chosen = SETTINGS | {"normalize": normalize, "mse_weight": 0.0, "pure_noise": 1.0}
+        model, loss_of = with_its_loss(
+            DiffRec, chosen | {"rounding_loss": rounding_loss}, monkeypatch, log
+        )
+        scale = model.table.vectors.weight[1:].std() if normalize else 1.0
+        clean = model.table.embed(batch.targets) / scale
+        monkeypatch.setattr(model, "predictor", lambda *_, x=clean: lambda x_t, t: x)
+        found.append(float(loss_of(batch)))
+    assert found[1] == pytest.approx(2 * found[0], rel=1e-5)
 
 
 # --- the loss ----------------------------------------------------------------------------------
@@ -674,15 +796,17 @@ def batch_of(lists: list[list[int]], synthetic: tuple[int, ...] = ()) -> Batch:
     return Batch(torch.arange(len(lists)), items, lengths, targets, lengths)
 
 
-LOSSES = [
+LOSSES: list[dict] = [
     {},
     {"tie_head": False},
     {"mse_reduction": "sum"},
-    {"step_weight": "literal"},
+    {"step_sampling": "importance", "step_weight": "literal"},
     {"detach_target": True},
     {"prior_loss": True},
     {"rounding_loss": True},
     {"rounding_loss": True, "tie_head": False},
+    {"position_encoding": "relative"},
+    CAUSAL_BSAREC,
     {"normalize": False},
     {"n_train_draws": 3},
     {"targets": "last"},
@@ -696,17 +820,20 @@ LOSSES = [
 @pytest.mark.parametrize("settings", LOSSES, ids=str)
 def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
     log = SequenceDataset.from_lists([[*range(1, V)]])
-    chosen = set_to({"pure_noise": 0.3} | settings)  # so that weights of steps differ
+    chosen = set_to({"pure_noise": 0.3} | settings)
     model, loss_of = with_its_loss(DiffRec, chosen, monkeypatch, log)
     c = model.config
     batch = batch_of([[3, 1, 4, 1, 5], [2, 6, 5], [8, 9]], synthetic=(1,))
     k = c.n_train_draws
     each = c.form == "two_stream" and c.targets == "all"
     columns = 4 if each else 1
+    every = torch.arange(N).repeat(10)
+    if c.step_sampling == "importance":  # so that weights of steps differ
+        model.steps.record(every, every + 1.0)
     # a batch draws its steps, and then its noise
     torch.manual_seed(11)
     t, weights = model.draw_steps(torch.zeros(3, columns, dtype=torch.int64))
-    assert len(weights.unique()) > 1
+    assert len(weights.unique()) > 1 or c.step_sampling == "uniform"
     noise = torch.randn(3, columns, k, c.noise_last, D)
     torch.manual_seed(11)
     loss = loss_of(batch)
@@ -741,7 +868,7 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
             weighted.append(weights[row, column] * error)
             used.append(step)
             priors.append(bars[-1] * x_0.square().sum())
-            true = torch.log_softmax(weight[1:] @ table[target] + bias[1:], dim=0)
+            true = torch.log_softmax(weight[1:] @ x_0 + bias[1:], dim=0)
             rounding.append(-true[target - 1])
     n_real = {True: 4 + 1 + 1, False: 3}[each]
     assert len(errors) == n_real
@@ -760,9 +887,9 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings):
         assert mine.any(), name
     # what is recorded is the unweighted error of each step that was drawn
     if c.step_sampling == "importance":
-        recorded = sorted(float(e) for e in model.steps.losses.flatten() if e != 0)
-        assert recorded == pytest.approx(sorted(map(float, errors)), rel=1e-4)
-        assert model.steps.counts.tolist() == np.bincount(used, minlength=N).tolist()
+        for step, error in zip(used, errors, strict=True):
+            assert float((model.steps.losses[step] - error).abs().min()) < 1e-4 * float(error)
+        assert model.steps.counts.tolist() == (10 + np.bincount(used, minlength=N)).tolist()
     else:
         assert not model.steps.counts.any()
 
@@ -782,7 +909,9 @@ def test_steps_are_drawn_and_weighted_without_bias(pure_noise, step_sampling):
     model, p = with_records(pure_noise=pure_noise, step_sampling=step_sampling)
     if step_sampling == "uniform":
         p = np.full(N, 1 / N)
-    p = (1 - pure_noise) * p + pure_noise * (np.arange(N) == N - 1)
+    last = np.arange(N) == N - 1
+    p = (1 - pure_noise) * p + pure_noise * last
+    wanted = (1 - pure_noise) / N + pure_noise * last
     n = 40_000
     torch.manual_seed(2)
     t, weight = (x.flatten() for x in model.draw_steps(torch.ones(n // 4, 4, dtype=torch.int64)))
@@ -791,17 +920,20 @@ def test_steps_are_drawn_and_weighted_without_bias(pure_noise, step_sampling):
     assert counts[~possible].sum() == 0
     if possible.sum() > 1:
         assert stats.chisquare(counts[possible], n * p[possible]).pvalue > 1e-3
-    # the weight is 1 / (N p): 1 for uniform steps
-    np.testing.assert_allclose(weight, 1 / (N * p[t.numpy()]), rtol=1e-4)
+    # uniform steps weigh 1 each, and so does the share of pure noise, however large it is
+    if step_sampling == "uniform" or pure_noise == 1:
+        np.testing.assert_allclose(weight, 1, rtol=1e-4)
+    np.testing.assert_allclose(weight, (wanted / np.where(possible, p, 1))[t.numpy()], rtol=1e-4)
     if pure_noise == 1:
         return
-    # so that any function of the step keeps its mean over 1..N
+    # so that any function of the step has its mean over 1..N, and at N for the share of pure noise
     f = np.random.default_rng(0).normal(size=N) + np.arange(N)
     estimates = weight.numpy() * f[t.numpy()]
     error = estimates.std() / math.sqrt(n)
-    assert abs(estimates.mean() - f.mean()) < 4 * error
+    mean = (1 - pure_noise) * f.mean() + pure_noise * f[-1]
+    assert abs(estimates.mean() - mean) < 4 * error
     exact = (p * np.unique(np.c_[t, weight], axis=0)[:, 1] * f).sum()
-    assert exact == pytest.approx(f.mean(), rel=1e-4)
+    assert exact == pytest.approx(mean, rel=1e-4)
 
 
 def test_literal_weights_are_n_times_the_normalized_ones():
@@ -877,7 +1009,7 @@ def hit_share(model: DiffRec, split) -> float:
         ({"form": "prefixes", "epochs": 5}, 0.95),
         ({"form": "prefixes", "epochs": 5, "step_embedding": False}, 0.9),
         (
-            {"form": "prefixes", "epochs": 24, "targets": "last", "position_embedding": False},
+            {"form": "prefixes", "epochs": 24, "targets": "last", "position_encoding": "none"},
             0.75,
         ),
     ],
@@ -974,6 +1106,13 @@ def test_a_loss_that_is_no_number_is_refused(cycle, form, n_steps):
             {"n_train_draws": 2, "form": "prefixes"},
             "n_train_draws = 2 has no effect with form = 'prefixes': it needs form = 'two_stream'",
         ),
+        (
+            {"position_encoding": "from_newest"},
+            "position_encoding 'from_newest' needs form='prefixes'",
+        ),
+        ({"noised_history": "training"}, "noised_history = 'training' has no effect"),
+        (EMPTY | {"damping": None}, "damping = None has no effect with slot = 'empty'"),
+        (EMPTY | {"pure_noise": 1.0}, "pure_noise = 1.0 has no effect with slot = 'empty'"),
         (
             {"rescale_steps": True, "step_embedding": False},
             "rescale_steps = True has no effect with step_embedding = False",

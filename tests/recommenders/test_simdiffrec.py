@@ -18,6 +18,7 @@ from diffuserec.data import Batch
 from diffuserec.errors import ConfigError
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.recommenders import simdiffrec
+from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.recommenders.simdiffrec import SimDiffRec, forward_weights
 
 from .oracles import (
@@ -48,6 +49,7 @@ SETTINGS = SMALL | {
     "k_sample": 3,
     "num_train_timesteps": T,
     "diffusion_weight": 0.4,
+    "mse_weight": 1.0,
 }
 
 
@@ -151,9 +153,10 @@ def restored_by_hand(model: SimDiffRec, items: list[int]):
     signal, weight = weights_by_hand(model)
     z_0, noise = model.table.vectors.weight[torch.tensor(items)], noise_by_hand(model, items)
     visited = [T * left // n - 1 for left in range(n, 0, -1)]
+    deviation = model.table.vectors.weight[1:].std()
     z_t = signal[-1] * z_0 + weight[-1] * noise
     for now, after in itertools.pairwise(visited):
-        z_0 = denoise_by_hand(model, z_t, now)
+        z_0 = deviation * denoise_by_hand(model, z_t, now)
         z_t = z_t + (signal[after] - signal[now]) * z_0 + (weight[after] - weight[now]) * noise
     return denoise_by_hand(model, z_t, visited[-1])
 
@@ -206,7 +209,8 @@ def loss_by_hand(model: SimDiffRec, batch: Batch, t: list[int]):
                 continue
             scores = torch.log_softmax(table[1:] @ restored[position], 0)
             entropies.append(-scores[item - 1])
-            errors.append((restored[position] - z_0[position]).square().mean())
+            aim = z_0[position] / table[1:].std().detach()
+            errors.append((restored[position] - aim).square().mean())
         if c.augment_step == "last":
             restored = restored_by_hand(model, items)
         positive, *negative = views_by_hand(model, restored, items)
@@ -362,7 +366,7 @@ def test_similar_items_are_found_anew_before_each_epoch(monkeypatch, random_log)
     [
         {},
         {"k_sample": 0},
-        {"k_sample": 1},
+        {"k_sample": 2},
         {"mse_weight": 0.0},
         {"similarity": "dot", "temperature": 2.0},
         {"share_encoder": True, "n_layers": 2},
@@ -394,6 +398,94 @@ def test_the_loss_written_out(monkeypatch, settings, batch) -> None:
         ours = loss(batch)
     assert asked == [(T, (3,))]  # a step for each sequence
     assert_same(model, ours, loss_by_hand(model, batch, [17, T - 1, 0]))
+
+
+def watched_passes(model: SimDiffRec) -> dict[str, list[int]]:
+    """Sequences that the encoder and the denoiser are given from now on, a number for each pass."""
+    passes: dict[str, list[int]] = {"encoder": [], "denoiser": []}
+    for name, found in passes.items():
+        getattr(model, name).register_forward_pre_hook(
+            lambda _, given, found=found: found.append(len(given[0]))
+        )
+    return passes
+
+
+NO_VIEWS = {"augment_ratio": 0.0, "k_sample": 0}
+
+
+@pytest.mark.parametrize(
+    "settings, encoded, denoised",
+    [
+        ({}, 9, 2),  # the sequences and two views; in training, and for the views
+        ({"k_sample": 0}, 6, 2),
+        ({"augment_step": "random"}, 9, 1),
+        ({"contrast_weight": 0.0}, 3, 1),
+        (NO_VIEWS, 6, 1),
+        (NO_VIEWS | {"diffusion_weight": 0.0}, 6, 0),
+        ({"contrast_weight": 0.0, "diffusion_weight": 0.0}, 3, 0),
+    ],
+    ids=str,
+)
+def test_what_has_no_weight_costs_nothing(monkeypatch, settings, encoded, denoised) -> None:
+    model, loss = begun(monkeypatch, **settings)
+    passes = watched_passes(model)
+    torch.manual_seed(0)
+    value = loss(BATCH)
+    assert passes == {"encoder": [encoded], "denoiser": [3] * denoised}
+    assert float(value.detach()) > 0
+
+
+def test_confidences_are_asked_for_only_where_positions_follow_from_them(monkeypatch) -> None:
+    asked: list[int] = []
+    original = simdiffrec.max_prob
+    monkeypatch.setattr(simdiffrec, "max_prob", lambda *given: asked.append(1) or original(*given))
+    for positions, n in (("confident", 1), ("random", 0)):
+        model, loss = begun(monkeypatch, positions=positions)
+        asked.clear()
+        loss(BATCH)
+        assert len(asked) == n
+        view, _ = model.views(BATCH, LOG)  # and for people
+        assert (view.confidence[BATCH.items > 0] > 0).all()
+
+
+def test_without_both_weights_it_is_sasrec(random_log) -> None:
+    shared = {name: SMALL[name] for name in SMALL if name != "contrast_weight"} | {"epochs": 2}
+    plain = SASRec(**shared).fit(random_log)
+    without = {"contrast_weight": 0.0, "diffusion_weight": 0.0}
+    model = SimDiffRec(**SETTINGS | shared | without).fit(random_log)
+    assert [epoch.loss for epoch in model.curve] == [epoch.loss for epoch in plain.curve]
+    assert torch.equal(model.table.vectors.weight, plain.table.vectors.weight)
+
+
+@pytest.mark.parametrize("diffusion_weight", [0.0, 0.4])
+def test_without_replaced_items_dropout_is_what_is_contrasted(
+    monkeypatch, diffusion_weight
+) -> None:
+    model, loss = begun(monkeypatch, **NO_VIEWS, diffusion_weight=diffusion_weight)
+    (view,) = model.views(BATCH, LOG)
+    assert torch.equal(view.items, BATCH.items)
+    assert not view.changed.any()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", lambda *_, **__: torch.tensor([17, T - 1, 0]))
+        ours = loss(BATCH)
+    sequences = [BATCH.items[n, :length].tolist() for n, length in enumerate(BATCH.lengths)]
+    states = [last_state(model, items) for items in sequences]
+    expected = next_item_by_hand(model, BATCH)
+    expected = expected + 0.7 * one_way_by_hand(states, states, model.config)
+    if diffusion_weight:
+        signal, weight = weights_by_hand(model)
+        table = model.table.vectors.weight
+        entropies, errors = [], []
+        for items, t in zip(sequences, [17, T - 1, 0], strict=True):
+            z_0 = table[torch.tensor(items)]
+            noised = signal[t] * z_0 + weight[t] * noise_by_hand(model, items)
+            restored = denoise_by_hand(model, noised, t)
+            chances = torch.log_softmax(restored @ table[1:].T, 1)
+            entropies += [-row[item - 1] for row, item in zip(chances, items, strict=True)]
+            errors += list((restored - z_0 / table[1:].std()).square().mean(1))
+        denoising = torch.stack(entropies).mean() + torch.stack(errors).mean()
+        expected = expected + diffusion_weight * denoising
+    assert float(ours) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_similarity_is_the_cosine_unless_asked_otherwise() -> None:
@@ -461,9 +553,8 @@ def test_views_are_the_likeliest_items_where_they_are_surest(exclude_original, k
         assert bool((negative.items != batch.items)[changed].all())
 
 
-def test_the_first_rank_is_the_positive_and_rank_zero_is_no_view() -> None:
-    (positive, negative), _ = views_of(made(k_sample=1, augment_ratio=0.5), some_lists(20))
-    assert torch.equal(positive.items, negative.items)
+def test_rank_zero_is_no_view() -> None:
+    (positive, _), _ = views_of(made(k_sample=2, augment_ratio=0.5), some_lists(20))
     (alone,), _ = views_of(made(k_sample=0, augment_ratio=0.5), some_lists(20))
     assert alone.name == "positive"
     assert torch.equal(alone.items, positive.items)
@@ -506,6 +597,7 @@ def test_a_denoiser_that_knows_the_items_restores_them_in_any_number_of_steps(
     model = made(forward_process=process, num_inference_steps=n_steps)
     signal, weight = weights_by_hand(model)
     z_0 = model.table.vectors.weight[BATCH.items].detach()
+    restored = z_0 / model.table.vectors.weight[1:].std().detach()
     noise = torch.zeros_like(z_0)
     for n, length in enumerate(BATCH.lengths.tolist()):
         noise[n, :length] = noise_by_hand(model, BATCH.items[n, :length].tolist()).detach()
@@ -514,12 +606,12 @@ def test_a_denoiser_that_knows_the_items_restores_them_in_any_number_of_steps(
         # and the way back is the way there
         (step,) = set(t.tolist())
         torch.testing.assert_close(z_t, signal[step] * z_0 + weight[step] * noise)
-        return z_0
+        return restored
 
     model.denoiser = FakeDenoiser(knows)
     positive, _ = model.views(BATCH, LOG)
     real = BATCH.items > 0
-    chances = torch.softmax(z_0[real] @ model.table.vectors.weight[1:].detach().T, 1)
+    chances = torch.softmax(restored[real] @ model.table.vectors.weight[1:].detach().T, 1)
     torch.testing.assert_close(positive.confidence[real], chances.amax(1))
     visited = [int(t[0]) for _, t in model.denoiser.calls]
     assert len(visited) == n_steps
@@ -592,6 +684,8 @@ def test_confidences_of_a_random_step_are_those_of_the_training_pass(
         {"examples": "prefixes"},
         GAUSSIAN | {"positions": "random", "dropout": 0.3},
         {"share_encoder": True, "augment_step": "random", "augment_count": "max_len"},
+        NO_VIEWS | {"dropout": 0.3},
+        NO_VIEWS | {"dropout": 0.3, "diffusion_weight": 0.0},
         {"n_heads": 1, "dim": 6, "k_sample": 0, "num_inference_steps": T},
         {"encoder": "caser", "n_layers": 2, "n_heads": 4},
     ],
@@ -608,10 +702,13 @@ def test_fits_in_bfloat16(random_log) -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"augment_ratio": 0}, "augment_ratio: .*greater than 0, got 0"),
+        ({"augment_ratio": -0.1}, "augment_ratio: .*greater than or equal to 0, got -0.1"),
         ({"augment_ratio": 1.5}, "augment_ratio: .*less than or equal to 1, got 1.5"),
         ({"k_noise": 0}, "k_noise: .*greater than or equal to 1, got 0"),
         ({"k_sample": -1}, "k_sample: .*greater than or equal to 0, got -1"),
+        ({"k_sample": 1}, "k_sample 1 is the positive itself as its own hard negative"),
+        ({"augment_ratio": 0}, "augment_ratio 0 makes a hard negative of the sequence itself"),
+        ({"diffusion_weight": 0}, "diffusion_weight 0 leaves the denoiser as it was drawn"),
         ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
         ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),
         ({"num_inference_steps": 0}, "num_inference_steps: .*greater than or equal to 1, got 0"),

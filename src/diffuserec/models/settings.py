@@ -64,6 +64,11 @@ def has_position_encoding(encoder: str) -> bool:
     return "position_encoding" in ENCODERS.find(encoder).Config.model_fields
 
 
+def several(n: int) -> bool:
+    """more than 1"""
+    return n > 1
+
+
 class TrainingSettings(Settings):
     """Hyper-parameters of training by gradient steps."""
 
@@ -300,6 +305,16 @@ class LossSettings(ExampleSettings):
     @property
     def scores_are_logits(self) -> bool:
         return LOSSES.find(self.loss).scores_are_logits
+
+
+class ControlSettings(Settings):
+    """What a plain next-item model may share with others, so that their gains can be told apart."""
+
+    tie_head: bool = True
+    """Whether scores come from the item table, or from a second one with biases."""
+    input_noise: float = Field(0.0, ge=0)
+    """Standard deviation of normal noise on the items' embeddings in training, in units of the
+    embeddings' own."""
 
 
 class TargetsSettings(LossSettings):

@@ -135,7 +135,8 @@ def encode_with_views(
     n, length = original[0].shape
     items, lengths = concat_views(original, *views)
     states = encode(items, lengths)
-    return [states[:n, :length], *last_states(states[n:], lengths[n:]).split(n)]
+    of_views = last_states(states[n:], lengths[n:]).split(n) if views else ()
+    return [states[:n, :length], *of_views]
 
 
 def random_prefix(

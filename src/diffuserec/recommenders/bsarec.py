@@ -20,6 +20,7 @@ from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
 from diffuserec.models.settings import (
+    ControlSettings,
     EncoderName,
     NextItemSettings,
     PlainSettings,
@@ -31,7 +32,7 @@ from diffuserec.training import NextItemRecommender
 class BSARec(NextItemRecommender):
     """Frequency filters and attention with tied item embeddings."""
 
-    class Config(PlainSettings, NextItemSettings):
+    class Config(PlainSettings, NextItemSettings, ControlSettings):
         """Hyper-parameters of BSARec; its encoder explains alpha and n_low."""
 
         encoder: EncoderName = "bsarec_causal"

@@ -15,9 +15,9 @@ Two forms:
   transformer, the state at the slot is the prediction, whatever that encoder sees.
 - ``form="two_stream"`` trains all targets of a user in one example. History tokens see the history
   before them; each target has its own slot with its own step, which sees the history before it
-  and itself. A history's keys and values then do not depend on the noise: they are computed once
-  and all draws read them. It equals an example per prefix with causal attention, but for histories
-  longer than ``max_len``, whose examples are windows: the first targets of one see less.
+  and itself. What an encoder makes of a history then does not depend on the noise: it is computed
+  once and all draws read it. It equals an example per prefix with a causal encoder, but for
+  histories longer than ``max_len``, whose examples are windows: the first targets of one see less.
 
 Departures; docs/methods/diffrec.md has what each is worth. Options, with the paper's reading:
 - The cross entropy is that of the *predicted* embedding: on the true one, as eq. 13 prints it, it
@@ -33,10 +33,14 @@ Departures; docs/methods/diffrec.md has what each is worth. Options, with the pa
 - ``add_last_item`` adds the newest item's embedding to the slot; ``pure_noise`` is the share of
   targets that train from pure noise, as recommending does (0); ``tie_head`` scores with the item
   table instead of one of its own.
+- Positions are known by their distance; in eq. 14 they are counted up to the slot, which is the
+  last (``position_encoding="from_newest"``).
+- ``slot="empty"`` is the ablation without diffusion: the slot holds nothing of the target and no
+  noise, and asks the history what comes next.
 
 Not options: the reverse walk samples the posterior's variance, where the paper has beta_n;
-``max_len`` counts the history alone and the slot has a position of its own; norms follow the
-residuals, the feed-forward width is 4·dim with a GELU; batches hold equally many targets.
+``max_len`` counts the history alone; norms follow the residuals, the feed-forward width is 4·dim
+with a GELU; batches hold equally many targets.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,52 +56,52 @@ from diffuserec.data import Batch, Catalog, Examples, Histories, Queries, Sequen
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, Sampler
-from diffuserec.models.encoders import ENCODERS, SequenceEncoder, last_states
-from diffuserec.models.encoders.transformer import TransformerEncoder
+from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import mixture_cross_entropy
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Mixture
-from diffuserec.models.settings import (
-    AttentiveSettings,
-    DiffusionSettings,
-    has_position_encoding,
-)
+from diffuserec.models.settings import AttentiveSettings, DiffusionSettings, several
 from diffuserec.models.step_embeddings import interleaved_sinusoidal
 from diffuserec.training import train_next_item
-
-KVCache = list[tuple[Tensor, Tensor]]
-"""Keys and values (B, H, L, E) of a history in each block."""
 
 Predictor = Callable[[Float[Tensor, "B S D"], Int[Tensor, "B S"]], Float[Tensor, "B S D"]]
 """Noised embeddings in S slots of a history, and their steps, to predicted clean embeddings."""
 
 _SLOTS = 32
-"""Slots decoded at once when recommending: the attention mask grows with their square."""
+"""Slots read at once when recommending: the attention mask grows with their square."""
 
 _VALIDATION_CANDIDATES = 256
 """Items that validation averages over: the top ten that it looks for are among them."""
 
 
 class DiffRec(StateRecommender):
-    """Transformer that denoises the embedding of the next item."""
+    """An encoder that denoises the embedding of the next item."""
 
     class Config(DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DiffRec."""
 
         form: Literal["two_stream", "prefixes"] = "two_stream"
-        """All targets of a user in one example with causal attention, or the paper's example a
+        """All targets of a user in one example with a causal encoder, or the paper's example a
         prefix with bidirectional attention."""
+        slot: Literal["diffused", "empty"] = "diffused"
+        """What the slot holds: the noised target, or nothing: the ablation without diffusion."""
         dim: int = Field(64, ge=2)
         """Width D of items and states; the paper has 256."""
         dropout: float = Field(0.5, ge=0, lt=1)
         """The paper has 0.3 for Amazon and 0.2 for MovieLens, at width 256."""
-        beta_schedule: Literal["sqrt", "cosine", "linear"] = "sqrt"
-        step_sampling: Literal["importance", "uniform"] = "importance"
+        beta_schedule: Annotated[Literal["sqrt", "cosine", "linear"], OnlyIf(slot="diffused")] = (
+            "sqrt"
+        )
+        step_sampling: Annotated[Literal["importance", "uniform"], OnlyIf(slot="diffused")] = (
+            "importance"
+        )
         """Training steps are drawn by their recorded losses (eq. 18), or uniformly."""
-        step_weight: Literal["normalized", "literal"] = "normalized"
+        step_weight: Annotated[Literal["normalized", "literal"], OnlyIf(slot="diffused")] = (
+            "normalized"
+        )
         """Weight of the squared error at step n: 1/(N p_n), or eq. 18's 1/p_n."""
-        pure_noise: float = Field(0.5, ge=0, le=1)
+        pure_noise: Annotated[float, OnlyIf(slot="diffused")] = Field(0.5, ge=0, le=1)
         """Share of the targets that train at n = N, whatever the step sampling says."""
         mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.01, ge=0)
         mse_reduction: Literal["mean", "sum"] = "mean"
@@ -114,27 +118,27 @@ class DiffRec(StateRecommender):
         on the newest alone."""
         noise_last: Annotated[int, OnlyIf(form="prefixes", encoder="transformer")] = Field(1, ge=1)
         """Noised items: 1 is the target alone; more noise history too (fig. 5)."""
+        noised_history: Annotated[Literal["always", "training"], OnlyIf(noise_last=several)] = (
+            "always"
+        )
+        """Whether nothing of the noised history is seen when recommending either, or all of it."""
         normalize: bool = True
         """Whether embeddings are divided by their standard deviation before they are diffused."""
-        damping: float | None = Field(0.3, gt=0, le=1)
+        damping: Annotated[float | None, OnlyIf(slot="diffused")] = Field(0.3, gt=0, le=1)
         """The slot holds the noised embedding times sqrt(alpha_bar_n), the best linear guess of the
         clean one, but at least times this; None leaves it as it is."""
         add_last_item: bool = True
         """Whether the newest item's embedding is added to the slot."""
         tie_head: bool = True
         """Whether scores come from the item table, or from a second one with biases."""
-        position_embedding: Annotated[bool, OnlyIf(encoder="transformer")] = True
         step_embedding: bool = True
         rescale_steps: Annotated[bool, OnlyIf(step_embedding=True)] = False
         """Whether the step's embedding is that of n·1000/N instead of n."""
-        position_encoding: Annotated[
-            Literal["from_oldest"], OnlyIf(encoder=has_position_encoding)
-        ] = "from_oldest"
-        n_train_draws: Annotated[int, OnlyIf(form="two_stream")] = Field(1, ge=1)
+        n_train_draws: Annotated[int, OnlyIf(form="two_stream", slot="diffused")] = Field(1, ge=1)
         """Noise draws a target whose averaged probability is trained."""
-        n_draws: int = Field(10, ge=1)
+        n_draws: Annotated[int, OnlyIf(slot="diffused")] = Field(10, ge=1)
         """Noise draws whose probabilities are averaged."""
-        num_inference_steps: int = Field(1, ge=1)
+        num_inference_steps: Annotated[int, OnlyIf(slot="diffused")] = Field(1, ge=1)
         """1 predicts from pure noise at once; more walk back, N of them as in algorithm 2."""
         n_candidates: int | None = Field(None, ge=1)
         """Score by averaging over so many items that the draws' mean state puts first, not over
@@ -144,13 +148,8 @@ class DiffRec(StateRecommender):
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
-            if self.form == "two_stream" and self.encoder != "transformer":
-                raise ValueError(
-                    f"form 'two_stream' needs the attention of encoder='transformer': set "
-                    f"form='prefixes' for encoder {self.encoder!r}"
-                )
-            if self.encoder == "transformer":
-                self.require_whole_attention("slots pass through the transformer in their own way")
+            if self.form == "two_stream":
+                self._require_slots()
             if self.noise_last > 1 and self.num_inference_steps > 1:
                 raise ValueError("noise_last above 1 works with num_inference_steps = 1 only")
             if self.noise_last > 1 and self.add_last_item:
@@ -164,10 +163,23 @@ class DiffRec(StateRecommender):
                 )
             return self
 
+        def _require_slots(self) -> None:
+            if not ENCODERS.find(self.encoder).takes_slots:
+                raise ValueError(
+                    f"form 'two_stream' needs an encoder with slots, such as 'transformer' or "
+                    f"'bsarec_causal': set form='prefixes' for encoder {self.encoder!r}"
+                )
+            if getattr(self.encoder_config(), "position_encoding", None) == "from_newest":
+                raise ValueError(
+                    "position_encoding 'from_newest' needs form='prefixes': in two streams an item "
+                    "would have another place for each slot"
+                )
+
     config: Config
     combine = "mixture"
     as_published: ClassVar[Mapping[str, Any]] = {
         "form": "prefixes",
+        "position_encoding": "from_newest",
         "dim": 256,
         "max_len": 49,  # and the slot: 50 tokens
         "dropout": 0.3,  # 0.2 for MovieLens
@@ -221,8 +233,11 @@ class DiffRec(StateRecommender):
         n_draws = c.n_draws if n_draws is None else n_draws
         keyed = KeyedNoise(seed, newest.users)
         noise = keyed.normal(n_draws, c.noise_last, c.dim)
+        if c.slot == "empty":  # all draws are the same
+            n_draws, noise = 1, torch.zeros_like(noise[:, :1])
         n_history = newest.lengths[:, None].expand(-1, n_draws)
-        predict = self.predictor(newest.items, n_history, noise[:, :, 1:])
+        of_history = noise[:, :, 1:] if c.noised_history == "always" else noise[:, :, :0]
+        predict = self.predictor(newest.items, n_history, of_history)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             return predict(x_t, t[:, None].expand(-1, n_draws))
@@ -248,6 +263,8 @@ class DiffRec(StateRecommender):
         noise = torch.randn(*targets.shape, k, c.noise_last, c.dim, device=targets.device)
         several = x_0.flatten(0, 1)[:, None].expand(-1, k, -1)
         x_t = self.schedule.add_noise(several, noise[:, :, :, 0].flatten(0, 1), t.flatten())
+        if c.slot == "empty":
+            x_t = torch.zeros_like(x_t)
         predict = self.predictor(
             items, n_history.repeat_interleave(k, 1), noise[:, :, :, 1:].flatten(1, 2)
         )
@@ -268,7 +285,7 @@ class DiffRec(StateRecommender):
         c, n = self.config, max(1, len(targets))
         loss = self._cross_entropy(predicted, targets)
         if c.rounding_loss:
-            loss = loss + self._cross_entropy((x_0 * self._scale())[:, None], targets)
+            loss = loss + self._cross_entropy(x_0[:, None], targets)
         if c.prior_loss:
             end = float(self.schedule.alpha_bars[-1])
             loss = loss + end * x_0.square().sum() / n
@@ -287,17 +304,24 @@ class DiffRec(StateRecommender):
     def draw_steps(
         self, targets: Int[Tensor, "B S"]
     ) -> tuple[Int[Tensor, "B S"], Float[Tensor, "B S"]]:
-        """Steps of the targets, 0..N-1, and the weights of their squared errors."""
+        """Steps of the targets, 0..N-1, and the weights of their squared errors.
+
+        With the normalized weights, the error's expectation is its mean over all steps and, for
+        the share of pure noise, the error at n = N.
+        """
         c = self.config
         n_steps = c.num_train_timesteps
+        pure_noise = 1.0 if c.slot == "empty" else c.pure_noise
         if c.step_sampling == "importance":
             p = self.steps.probabilities()
         else:
             p = torch.full((n_steps,), 1 / n_steps, device=targets.device)
-        p = p * (1 - c.pure_noise)
-        p[-1] += c.pure_noise
+        wanted = torch.full_like(p, (1 - pure_noise) / n_steps)
+        p = p * (1 - pure_noise)
+        p[-1] += pure_noise
+        wanted[-1] += pure_noise
         t = torch.multinomial(p, targets.numel(), replacement=True).view_as(targets)
-        return t, 1 / (p[t] * (n_steps if c.step_weight == "normalized" else 1))
+        return t, wanted[t] / p[t] * (1 if c.step_weight == "normalized" else n_steps)
 
     def _scale(self) -> Float[Tensor, ""]:
         """Divisor of the embeddings before they are diffused."""
@@ -317,15 +341,15 @@ class DiffRec(StateRecommender):
             items: of the histories, which are encoded here if that does not depend on the noise.
             noise: of the newest items of each slot's history (``noise_last``).
         """
-        encoder, embedded = self.encoder, self.table.embed(items)
+        embedded = self.table.embed(items)
         if self.config.form == "two_stream":
-            assert isinstance(encoder, TransformerEncoder)
-            kv_cache = encode_history(encoder, self._with_positions(embedded))
+            read_slots = self.encoder.beside(embedded)
 
             def decode(x_t: Tensor, t: Tensor) -> Tensor:
                 slots = self.target_token(items, n_history, x_t, t)
                 size = slots.shape[1] if self.training else _SLOTS
-                return decode_slots(encoder, kv_cache, slots, n_history, size)
+                parts = zip(slots.split(size, 1), n_history.split(size, 1), strict=True)
+                return torch.cat([read_slots(*part) for part in parts], dim=1)
 
             return decode
 
@@ -335,11 +359,12 @@ class DiffRec(StateRecommender):
             own, own_embedded = (x.repeat_interleave(n_slots, 0) for x in (items, embedded))
             slots = x_t.flatten(0, 1)[:, None]
             slot = self.target_token(own, lengths[:, None], slots, steps[:, None])
-            noised = self._noise_last(own_embedded, lengths, steps, noise.flatten(0, 1))
-            tokens = self._with_positions(noised)
+            tokens = self._noise_last(own_embedded, lengths, steps, noise.flatten(0, 1))
             if self.config.step_embedding:
                 tokens = tokens + (self._step_embedding(steps) * self._scale())[:, None]
-            return read_slot(encoder, slot, tokens, lengths).view_as(x_t)
+            after = lengths[:, None, None].expand_as(slot)
+            tokens = F.pad(tokens, (0, 0, 0, 1)).scatter(1, after, slot)
+            return self.encoder.newest(tokens, lengths + 1).view_as(x_t)
 
         return read
 
@@ -359,8 +384,6 @@ class DiffRec(StateRecommender):
         if c.step_embedding:
             token = token + self._step_embedding(t)
         token = token * self._scale()
-        if self._positions is not None:
-            token = token + F.embedding(n_history, self._positions)
         if c.add_last_item:
             last = items.gather(1, (n_history - 1).expand(len(items), -1))
             token = token + self.table.embed(last)
@@ -384,92 +407,9 @@ class DiffRec(StateRecommender):
         blurred = signal * embedded + spread * self._scale() * noise.gather(1, index)
         return torch.where(noised[:, :, None], blurred, embedded)
 
-    def _with_positions(self, embedded: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        if self._positions is None:
-            return embedded
-        return embedded + self._positions[: embedded.shape[1]]
-
-    @property
-    def _positions(self) -> Float[Tensor, "P D"] | None:
-        """Position embeddings of the tokens; an encoder that is no transformer has none."""
-        encoder = self.encoder
-        if not (self.config.position_embedding and isinstance(encoder, TransformerEncoder)):
-            return None
-        weight: Tensor = encoder.positions.weight
-        return weight
-
     def _step_embedding(self, t: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
         c = self.config
         n = (t.flatten() + 1).float()
         if c.rescale_steps:
             n = n * (1000 / c.num_train_timesteps)
         return interleaved_sinusoidal(n, c.dim).view(*t.shape, c.dim)
-
-
-def encode_history(encoder: TransformerEncoder, tokens: Float[Tensor, "B L D"]) -> KVCache:
-    """Keys and values of history tokens in each block, every token seeing those up to itself."""
-    states = encoder.enter(tokens)
-    kv_cache: KVCache = []
-    for block in encoder.layers:
-        query, key, value = block.heads(states)
-        kv_cache.append((key, value))
-        if len(kv_cache) < len(encoder.layers):
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            states = block.after(states, attended)
-    return kv_cache
-
-
-def decode_slots(
-    encoder: TransformerEncoder,
-    kv_cache: KVCache,
-    slots: Float[Tensor, "B S D"],
-    n_history: Int[Tensor, "#B S"],
-    size: int,
-) -> Float[Tensor, "B S D"]:
-    """States of slots that each see the first `n_history` tokens of the history and themselves.
-
-    Args:
-        kv_cache: from :func:`encode_history`.
-        n_history: tokens that each slot sees.
-    """
-    found = []
-    for first in range(0, slots.shape[1], size):
-        part = slice(first, first + size)
-        states, n_seen = encoder.enter(slots[:, part]), n_history[:, part, None]
-        before = torch.arange(kv_cache[0][0].shape[2], device=slots.device) < n_seen
-        itself = torch.eye(states.shape[1], dtype=torch.bool, device=slots.device)
-        seen = torch.cat([before, itself.expand(len(before), -1, -1)], dim=2)[:, None]
-        for block, (key, value) in zip(encoder.layers, kv_cache, strict=True):
-            query, own_key, own_value = block.heads(states)
-            attended = F.scaled_dot_product_attention(
-                query,
-                torch.cat([key, own_key], dim=2),
-                torch.cat([value, own_value], dim=2),
-                attn_mask=seen,
-            )
-            states = block.after(states, attended)
-        found.append(states)
-    return torch.cat(found, dim=1)
-
-
-def read_slot(
-    encoder: SequenceEncoder,
-    slot: Float[Tensor, "B 1 D"],
-    tokens: Float[Tensor, "B L D"],
-    lengths: Int[Tensor, " B"],
-) -> Float[Tensor, "B D"]:
-    """State of a slot that follows a history; in a transformer, every token sees every other."""
-    if not isinstance(encoder, TransformerEncoder):
-        after = lengths[:, None, None].expand_as(slot)
-        tokens = F.pad(tokens, (0, 0, 0, 1)).scatter(1, after, slot)
-        return last_states(encoder(tokens, lengths + 1), lengths + 1)
-    # the slot is first in the tensor, which attention does not notice
-    states = encoder.enter(torch.cat([slot, tokens], dim=1))
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    seen = F.pad(position < lengths[:, None], (1, 0), value=True)[:, None, None]
-    *others, last = encoder.layers
-    for block in others:
-        states = block(states, seen)
-    query, key, value = last.heads(states)  # of the last block only the slot is read
-    attended = F.scaled_dot_product_attention(query[:, :, :1], key, value, attn_mask=seen)
-    return last.after(states[:, :1], attended)[:, 0]

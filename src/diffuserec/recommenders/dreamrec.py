@@ -47,14 +47,9 @@ from diffuserec.models.diffusion import (
     uniform,
 )
 from diffuserec.models.encoders import last_states
-from diffuserec.models.settings import AttentiveSettings, DiffusionSettings, has_layers
+from diffuserec.models.settings import AttentiveSettings, DiffusionSettings, has_layers, several
 from diffuserec.models.step_embeddings import sinusoidal
 from diffuserec.training import EncoderRecommender, train_next_item
-
-
-def several(n: int) -> bool:
-    """more than 1"""
-    return n > 1
 
 
 class DreamRec(EncoderRecommender):

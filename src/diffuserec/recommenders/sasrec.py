@@ -12,14 +12,14 @@ Departures, each because it is better on sparse logs and documented as such:
   from the oldest item. All positions of a user train in one pass.
 """
 
-from diffuserec.models.settings import NextItemSettings, PlainSettings
+from diffuserec.models.settings import ControlSettings, NextItemSettings, PlainSettings
 from diffuserec.training import NextItemRecommender
 
 
 class SASRec(NextItemRecommender):
     """Causal transformer with tied item embeddings."""
 
-    class Config(PlainSettings, NextItemSettings):
+    class Config(PlainSettings, NextItemSettings, ControlSettings):
         """Hyper-parameters of SASRec."""
 
     config: Config

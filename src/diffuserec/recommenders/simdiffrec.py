@@ -24,7 +24,11 @@ distribution by random numbers and cannot evaluate; docs/methods/simdiffrec.md h
 - ``positions="random"`` and ``k_sample=0`` are the paper's other two ablations.
 - ``exclude_original``: a position's own item is left out of the restored ones. Otherwise the
   positive often equals the original, which the paper allows.
+- ``augment_ratio=0`` with ``k_sample=0`` replaces nothing: sequences are contrasted with themselves
+  under other dropout. Without the denoising loss no other views can be made, and are refused.
 - ``mse_weight``: of eq. 13's squared error, averaged over real positions and the width (code: 0).
+  Restored embeddings are compared with the items' divided by their standard deviation, for they are
+  normed and the items' are many times smaller; walking back in steps multiplies by it.
 - ``share_encoder``: the denoiser uses the recommender's blocks (the code) instead of its own.
 - ``num_inference_steps`` above 1 walks the fully noised sequence back in steps, moving from the
   noise towards the restored embeddings; the forward process has no chance whose posterior eq. 10
@@ -40,12 +44,12 @@ item, its only target).
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Queries, SequenceDataset
@@ -76,15 +80,15 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         """alpha of eq. 18; the paper has 0.4 for Beauty, 0.1 for Toys and Sports."""
         diffusion_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """beta of eq. 18; likewise."""
-        mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(1.0, ge=0)
-        """Weight of the squared error in the denoising loss."""
+        mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.0, ge=0)
+        """Weight of the squared error in the denoising loss; 1 in eq. 13."""
         k_noise: Annotated[int, OnlyIf(forward_process=("convex", "vp"))] = Field(25, ge=1)
         """Similar items whose mean is the noise."""
-        k_sample: Annotated[int, Search(1, 100, log=True)] = Field(5, ge=0)
-        """Rank of the hard negative among the restored items; 1 is the positive itself, 0 makes no
-        hard negatives."""
-        augment_ratio: Annotated[float, Search(0.05, 0.6)] = Field(0.2, gt=0, le=1)
-        """Share of a sequence's positions that are replaced."""
+        k_sample: Annotated[int, Search(2, 100, log=True)] = Field(5, ge=0)
+        """Rank of the hard negative among the restored items, from 2 on; 0 makes no hard
+        negatives."""
+        augment_ratio: Annotated[float, Search(0.05, 0.6)] = Field(0.2, ge=0, le=1)
+        """Share of a sequence's positions that are replaced; at 0 dropout alone makes views."""
         augment_count: Literal["length", "max_len"] = "length"
         """Whether the share is one of the sequence's length or of max_len."""
         positions: Literal["confident", "random"] = "confident"
@@ -102,12 +106,32 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         share_encoder: Annotated[bool, OnlyIf(encoder="transformer")] = False
         """Whether the denoiser uses the encoder's blocks."""
 
+        @model_validator(mode="after")
+        def _views_differ(self) -> Self:
+            if self.k_sample == 1:
+                raise ValueError(
+                    "k_sample 1 is the positive itself as its own hard negative: choose 2 or more, "
+                    "or 0 for no hard negatives"
+                )
+            if self.augment_ratio == 0 and self.k_sample:
+                raise ValueError(
+                    "augment_ratio 0 makes a hard negative of the sequence itself: set k_sample to "
+                    "0, too"
+                )
+            if self.augment_ratio and self.contrast_weight and not self.diffusion_weight:
+                raise ValueError(
+                    "diffusion_weight 0 leaves the denoiser as it was drawn, and its views would "
+                    "be chance: set contrast_weight to 0, too, or augment_ratio and k_sample"
+                )
+            return self
+
     config: Config
     as_published: ClassVar[Mapping[str, Any]] = {
         "loss": "bce",
         "batch_size": 256,
         "contrast_weight": 0.4,  # of Beauty; 0.1 for Toys and Sports
         "diffusion_weight": 0.4,
+        "mse_weight": 1.0,
         "average_epochs": 0.0,
         "position_encoding": "from_oldest",
     }
@@ -143,26 +167,35 @@ class SimDiffRec(EncoderRecommender, Contrastive):
 
         def loss(batch: Batch) -> Tensor:
             original = batch.items, batch.lengths
-            denoising, restored = self._denoising_loss(batch)
-            if c.augment_step == "last":
-                restored = self._restored(*original)
-            views = [(view.items, view.lengths) for view in self._views(*original, restored)]
-            states, positive, *hard = encode_with_views(self.encode, original, *views)
-            own, negatives = last_states(states, batch.lengths), hard[0] if hard else None
-            contrast = c.contrast(own, positive, two_way=False, negatives=negatives)
-            predicted = next_item(batch, states, self.table.weight())
-            return predicted + c.contrast_weight * contrast + c.diffusion_weight * denoising
+            of_denoising = of_contrast = restored = None
+            if c.diffusion_weight:
+                of_denoising, restored = self._denoising_loss(batch)
+            views = []
+            if c.contrast_weight:
+                made = self._views(batch, restored, certain=c.positions == "confident")
+                views = [(view.items, view.lengths) for view in made]
+            states, *others = encode_with_views(self.encode, original, *views)
+            if others:
+                own, positive, *hard = last_states(states, batch.lengths), *others
+                negatives = hard[0] if hard else None
+                of_contrast = c.contrast(own, positive, two_way=False, negatives=negatives)
+            total = next_item(batch, states, self.table.weight())
+            if of_contrast is not None:
+                total = total + c.contrast_weight * of_contrast
+            if of_denoising is not None:
+                total = total + c.diffusion_weight * of_denoising
+            return total
 
-        return train_next_item(self, loss, train, valid, runtime, prepare=self._find_neighbors)
+        prepare = self._find_neighbors if c.diffusion_weight else None
+        return train_next_item(self, loss, train, valid, runtime, prepare=prepare)
 
     @torch.no_grad()
     def views(self, batch: Batch, train: SequenceDataset) -> list[View]:
         self._find_neighbors()
+        restored = None
         if self.config.augment_step == "random":
             _, restored = self._denoising_loss(batch)
-        else:
-            restored = self._restored(batch.items, batch.lengths)
-        return self._views(batch.items, batch.lengths, restored)
+        return self._views(batch, restored)
 
     def _find_neighbors(self) -> None:
         if self.config.forward_process != "gaussian":
@@ -183,9 +216,13 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         t = torch.randint(self.config.num_train_timesteps, lengths.shape, device=items.device)
         z_t = self.signal[t, None, None] * z_0 + self.noise[t, None, None] * self._noise(items)
         restored = self._denoise(z_t, t, lengths)
-        error = F.mse_loss(restored[real].float(), z_0[real])
+        error = F.mse_loss(restored[real].float(), z_0[real] / self._scale())
         loss = softmax_cross_entropy(restored[real], self.table.weight(), items[real])
         return loss + self.config.mse_weight * error, restored
+
+    def _scale(self) -> Float[Tensor, ""]:
+        """Divisor of the items' embeddings that restored ones are compared with."""
+        return self.table.embeddings()[1:].detach().std()
 
     @torch.no_grad()
     def _restored(
@@ -202,7 +239,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
             restored = self._denoise(z_t, lengths.new_full(lengths.shape, step), lengths)
             if number + 1 < len(steps):
                 after = steps[number + 1]
-                z_t = z_t + (self.signal[after] - self.signal[step]) * restored
+                z_t = z_t + (self.signal[after] - self.signal[step]) * self._scale() * restored
                 z_t = z_t + (self.noise[after] - self.noise[step]) * noise
         self.train(was_training)
         return restored
@@ -218,17 +255,24 @@ class SimDiffRec(EncoderRecommender, Contrastive):
 
     @torch.no_grad()
     def _views(
-        self,
-        items: Int[Tensor, "B L"],
-        lengths: Int[Tensor, " B"],
-        restored: Float[Tensor, "B L D"],
+        self, batch: Batch, restored: Float[Tensor, "B L D"] | None, certain: bool = True
     ) -> list[View]:
-        """The positive and, if there is to be one, the hard negative."""
-        c = self.config
+        """The positive and, if there is to be one, the hard negative.
+
+        Args:
+            restored: by the training pass, used if views are not of the last step.
+            certain: whether confidences are needed.
+        """
+        c, items, lengths = self.config, batch.items, batch.lengths
         weight = self.table.weight()
         real = items > 0
+        if not c.augment_ratio:
+            return [View("positive", items, lengths, changed=torch.zeros_like(real))]
+        if restored is None or c.augment_step == "last":
+            restored = self._restored(items, lengths)
         confidence = torch.zeros(items.shape, device=items.device)
-        confidence[real] = max_prob(restored[real], weight)
+        if certain:
+            confidence[real] = max_prob(restored[real], weight)
         n = torch.ceil(lengths.cpu().double() * c.augment_ratio - 1e-9).long().to(lengths.device)
         if c.augment_count == "max_len":
             n = torch.full_like(lengths, max(1, math.floor(c.max_len * c.augment_ratio + 1e-9)))

@@ -25,10 +25,12 @@ from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import DataError
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES
 from diffuserec.models.recommender import Recommender, StateRecommender
 from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
+    ControlSettings,
     EncoderSettings,
     ExampleSettings,
     LossSettings,
@@ -54,6 +56,18 @@ class EncoderRecommender(StateRecommender):
     config: SequenceSettings
     encoder: SequenceEncoder
 
+    @property
+    def head_table(self) -> ItemTable:
+        """The table whose vectors score states."""
+        return self.table
+
+    def item_weight(self) -> Float[Tensor, "V E"]:
+        return self.head_table.weight()
+
+    def embed(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """What the encoder reads of items."""
+        return self.table.embed(items)
+
     def encode(
         self,
         items: Int[Tensor, "B L"],
@@ -62,7 +76,7 @@ class EncoderRecommender(StateRecommender):
     ) -> Float[Tensor, "B L D"]:
         """States at every position of right-padded item numbers, of items at these times."""
         more = {} if times is None else {"times": times}
-        states: Tensor = self.encoder(self.table.embed(items), lengths, **more)
+        states: Tensor = self.encoder(self.embed(items), lengths, **more)
         return states
 
     def newest(
@@ -74,7 +88,7 @@ class EncoderRecommender(StateRecommender):
         """States at the newest of right-padded item numbers."""
         if times is not None:
             return last_states(self.encode(items, lengths, times), lengths)
-        return self.encoder.newest(self.table.embed(items), lengths)
+        return self.encoder.newest(self.embed(items), lengths)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None
@@ -82,7 +96,7 @@ class EncoderRecommender(StateRecommender):
         newest = histories.truncate(self.config.max_len)
         states = self.encode(newest.items, newest.lengths, newest.times)
         hidden = last_states(states, newest.lengths)
-        return self.table.states(hidden)[:, None]
+        return self.head_table.states(hidden)[:, None]
 
 
 class NextItemRecommender(EncoderRecommender):
@@ -96,6 +110,21 @@ class NextItemRecommender(EncoderRecommender):
         c = self.config
         assert isinstance(c, EncoderSettings)
         self.table, self.encoder = c.build_encoder(catalog.vocab_size)
+        self.own_head: ItemTable | None = None
+        if isinstance(c, ControlSettings) and not c.tie_head:
+            self.own_head = ItemTable(catalog.vocab_size, c.dim, bias=True)
+            self.own_head.reset_parameters(c.init_std)
+
+    @property
+    def head_table(self) -> ItemTable:
+        return self.own_head or self.table
+
+    def embed(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        c, embedded = self.config, self.table.embed(items)
+        if not (self.training and isinstance(c, ControlSettings) and c.input_noise):
+            return embedded
+        spread = c.input_noise * self.table.embeddings()[1:].detach().std()
+        return embedded + spread * torch.randn_like(embedded)
 
     @property
     def reads_times(self) -> bool:
@@ -111,20 +140,20 @@ def encoder_loss(
     method: EncoderRecommender, settings: LossSettings, data: SequenceDataset
 ) -> Callable[[Batch], Float[Tensor, ""]]:
     """Next-item loss of a batch, from the states of a method's encoder."""
-    table = method.table
+    head = method.head_table
     if settings.examples in ONE_TARGET:
         of_items = LOSSES.find(settings.loss).make(settings, data)
 
         def of_newest(batch: Batch) -> Tensor:
-            states = table.states(method.newest(batch.items, batch.lengths, batch.times))
-            return of_items(states, table.weight(), batch.newest_targets, batch.users)
+            states = head.states(method.newest(batch.items, batch.lengths, batch.times))
+            return of_items(states, head.weight(), batch.newest_targets, batch.users)
 
         return of_newest
     loss = next_item_loss(settings, data)
 
     def of_all(batch: Batch) -> Tensor:
-        states = table.states(method.encode(batch.items, batch.lengths, batch.times))
-        return loss(batch, states, table.weight())
+        states = head.states(method.encode(batch.items, batch.lengths, batch.times))
+        return loss(batch, states, head.weight())
 
     return of_all
 

@@ -18,7 +18,6 @@ from diffuserec.models.config import Settings
 from diffuserec.models.items import INIT_STD
 from diffuserec.registry import Registry
 
-
 ReadSlots = Callable[[Float[Tensor, "B S D"], Int[Tensor, "#B S"]], Float[Tensor, "B S D"]]
 """Embeddings in S slots, and how many positions stand before each, to the slots' states."""
 

@@ -156,7 +156,10 @@ class TransformerEncoder(SequenceEncoder):
             states = self.enter(slots)
             for block, (key, value) in zip(self.layers, history, strict=True):
                 query, own_key, own_value = block.heads(states, rotation)
-                keys, values = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
+                keys, values = (
+                    torch.cat([key, own_key], dim=2),
+                    torch.cat([value, own_value], dim=2),
+                )
                 states = block.after(states, block.attend(query, keys, values, seen))
             return states
 
@@ -283,7 +286,7 @@ class TransformerBlock(nn.Module):
         value: Float[Tensor, "B H L E"],
         seen: Bool[Tensor, "#B #H #Q L"] | Float[Tensor, "#B #H #Q L"] | None,
     ) -> Float[Tensor, "B H Q E"]:
-        """Means of the values that each query sees: by `seen`, or in a causal block those up to it."""
+        """Means of the values seen: by `seen`, or in a causal block those up to each query."""
         chance = self.attention_dropout if self.training else 0.0
         return attend(query, key, value, seen, self.causal and seen is None, chance)
 
