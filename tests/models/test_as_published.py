@@ -51,6 +51,7 @@ PRESETS = {
     "fmlprec": {"loss": "bce", "average_epochs": 0.0},
     "diffrec": {
         "form": "prefixes",
+        "position_encoding": "from_newest",
         "dim": 256,
         "max_len": 49,
         "dropout": 0.3,
@@ -70,6 +71,7 @@ PRESETS = {
         "batch_size": 256,
         "contrast_weight": 0.4,
         "diffusion_weight": 0.4,
+        "mse_weight": 1.0,
         "position_encoding": "from_oldest",
         "average_epochs": 0.0,
     },

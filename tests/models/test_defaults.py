@@ -37,6 +37,7 @@ def test_the_documented_rule(n_users: int, length: int, n_items: int, expected: 
 def test_an_epoch_has_batches_enough(n_users: int, expected: int) -> None:
     few = log(n_users, 3, 30)
     assert dr.SASRec().given.suited_to(few).batch_size == expected
+    assert dr.DiffRec().given.suited_to(few).batch_size == expected
 
 
 @pytest.mark.parametrize("name", ["cl4srec", "cadirec", "simdiffrec", "bert4rec", "s3rec"])

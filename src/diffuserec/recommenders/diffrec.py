@@ -54,7 +54,7 @@ from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Examples, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf, Search
+from diffuserec.models.config import ByLog, OnlyIf, Search
 from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, Sampler
 from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.items import ItemTable
@@ -88,8 +88,6 @@ class DiffRec(StateRecommender):
         """What the slot holds: the noised target, or nothing: the ablation without diffusion."""
         dim: int = Field(64, ge=2)
         """Width D of items and states; the paper has 256."""
-        dropout: float = Field(0.5, ge=0, lt=1)
-        """The paper has 0.3 for Amazon and 0.2 for MovieLens, at width 256."""
         beta_schedule: Annotated[Literal["sqrt", "cosine", "linear"], OnlyIf(slot="diffused")] = (
             "sqrt"
         )
@@ -143,7 +141,7 @@ class DiffRec(StateRecommender):
         n_candidates: int | None = Field(None, ge=1)
         """Score by averaging over so many items that the draws' mean state puts first, not over
         all; the draws themselves stay exact."""
-        batch_size: int = Field(64, ge=1)
+        batch_size: Annotated[int, ByLog()] = Field(64, ge=1)
         """Training examples a batch, on average: users, or prefixes (the paper has 256)."""
 
         @model_validator(mode="after")
