@@ -205,21 +205,6 @@ def hidden_beginnings(name: str) -> str:
     )
 
 
-def tried(name: str) -> str:
-    """Hit shares of what was tried on the way."""
-    document = _read(name)
-    lines = [
-        [row["what"], "" if row["epochs"] is None else str(row["epochs"])]
-        + [f"{hit:.4f}" for hit in row["hit"]]
-        for row in document["rows"]
-    ]
-    return (
-        f"{table(['', 'epochs', *document['conditions']], lines)}\n\n{document['log']}; "
-        f"{document['hidden_users']} users with {document['n_items']} hidden items, one seed, the "
-        "parameters of that epoch."
-    )
-
-
 def augmenting() -> str:
     """Seconds to augment every history of the log."""
     document = _read("diffuasr_speed")
@@ -685,7 +670,6 @@ PLACES: dict[str, Callable[[], str]] = {
     "generation_beauty": lambda: hidden_beginnings("generation_beauty"),
     "generation_subset": lambda: hidden_beginnings("generation_subset"),
     "generation_store": lambda: hidden_beginnings("generation_store"),
-    "maskdiff_trials": lambda: tried("maskdiff_trials"),
     "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
     "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
     "diffrec_kept": lambda: kept("diffrec_kept"),

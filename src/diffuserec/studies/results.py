@@ -149,7 +149,7 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
         _row(name, cells, outcome, out, report if name in finished else None, trials)
         for name, cells in by_line.items()
     ]
-    _say_unranked(rows)
+    _say_unranked(rows, len(study.seeds))
     if study.published is not None:
         _add_published(rows, study.published, group[0].data)
     notes = list(report.notes) if report else []
@@ -266,17 +266,19 @@ def _row(
     return row
 
 
-def _say_unranked(rows: Iterable[dict[str, Any]]) -> None:
-    """Says why a row does not stand in one order with the others: its effort was another one."""
-    trained = [row for row in rows if row.get("epoch_limit") is not None]
-    most = max((len(row["seeds"]) for row in trained), default=1)
+def _say_unranked(rows: Iterable[dict[str, Any]], n_seeds: int) -> None:
+    """Says why a row does not stand in one order with the others: its effort was a smaller one.
+
+    Args:
+        n_seeds: of the study; a row of its own may have more.
+    """
     for row in rows:
         if row["failed"] is not None:
             row["unranked"] = "failed"
         elif "limit" in row.get("stop", ()):
             row["unranked"] = f"not stopped by validation within {row['epoch_limit']} epochs"
-        elif row.get("epoch_limit") is not None and len(row["seeds"]) < most:
-            row["unranked"] = f"{len(row['seeds'])} of {most} seeds"
+        elif row.get("epoch_limit") is not None and len(row["seeds"]) < n_seeds:
+            row["unranked"] = f"{len(row['seeds'])} of {n_seeds} seeds"
 
 
 def _said(name: str | None) -> str | None:
