@@ -81,49 +81,6 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
     )
 
 
-SHOWN = {
-    "DiffRec",
-    "SimDiffRec",
-    "SASRec",
-    "SASRec + Diff4Rec",
-    "SASRec + DiffuASR",
-    "markov",
-    "popularity",
-}
-"""Rows of the README's table."""
-
-
-def summary() -> str:
-    """The README's table: what this project is about beside what costs little, with both logs."""
-    found: dict[str, dict[str, list[str]]] = {}
-    order: dict[str, float] = {}
-    for log, names in LOGS.items():
-        for name in names:
-            if not (RESULTS / f"{name}.json").exists():
-                continue
-            for variant in measured(name):
-                label = variant["label"].replace(" softmax", "")
-                if any(other in label for other in (" bce", "prefixes", "epochs", ", ")):
-                    continue  # another form of a method that is there
-                early = " †" if variant["ended_early"] else ""
-                cells = [cell.split()[0] + early for cell in variant["cells"]]
-                found.setdefault(label, {}).setdefault(log, cells)
-                order.setdefault(label, variant["ndcg"] if log == "Beauty" else 0.0)
-    if not found:
-        raise FileNotFoundError(2, "no results", str(RESULTS))
-    body = [
-        [label, *(cell for log in LOGS for cell in found[label].get(log, ["", ""]))]
-        for label in sorted(found.keys() & SHOWN, key=lambda label: -order[label])
-    ]
-    header = [f"{log} {metric}" for log in LOGS for metric in ("HR@10", "NDCG@10")]
-    return (
-        f"{table(['', *header], body)}\n\nTest, leave-one-out, full ranking, seen items hidden, "
-        "softmax where there is a choice, epochs chosen on validation; † ended by its budget. With "
-        "intervals, seeds, significance, seconds and all other rows: "
-        "[laboratory notes](docs/lab/README.md)."
-    )
-
-
 def speed() -> str:
     """SASRec's epoch and evaluation, compared with the arithmetic and RecBole."""
     r = _read("sasrec_epoch")
@@ -657,7 +614,6 @@ def _read(name: str) -> Any:
 
 PLACES: dict[str, Callable[[], str]] = {
     "service": service,
-    "lab": summary,
     "floors": floors,
     "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
     "sasrec": lambda: report("sasrec_ml-1m"),
