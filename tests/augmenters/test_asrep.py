@@ -17,6 +17,7 @@ QUICK = {
     "dropout": 0.0,
     "learning_rate": 0.02,
     "batch_size": 16,
+    "position_encoding": "from_oldest",
 }
 
 

@@ -432,7 +432,7 @@ def test_too_few_long_users_are_refused_with_what_would_do() -> None:
         ([4] * 30, 1),
         ([9] * 10 + [6] * 90, 6),  # ten are enough in a log of 100
         ([9] * 100 + [6] * 1100, 6),  # and a hundred in a large one
-        ([9] * 99 + [6] * 1101, 3),
+        pytest.param([9] * 99 + [6] * 1101, 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_number_of_items_fits_the_histories(

@@ -519,6 +519,8 @@ def test_a_preset_trains_and_yields_to_what_is_set(
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     settings = run["plan"]["settings"]
     given = {"loss": "bce", "contrast_weight": 0.4, "diffusion_weight": 0.4, "batch_size": 32}
+    given |= {"average_epochs": 0.0, "position_encoding": "from_oldest", "mse_weight": 1.0}
+    given |= {"dropout": 0.5}  # which is not left to the log
     assert settings == {**given, "epochs": 2, "dim": 16, "max_len": 10}
     words = ("train", data, "--model", "sasrec", "--preset", "as_published", "--out", "x")
     status, _, error = call(capsys, *words)

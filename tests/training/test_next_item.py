@@ -208,7 +208,7 @@ SIMDIFFREC = {
     "batch_size": 16,
     "epochs": 1,
     "k_noise": 1,
-    "k_sample": 1,
+    "k_sample": 2,
     "num_train_timesteps": 40,
 }
 

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import Search
+from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.encoders import last_states
+from diffuserec.models.encoders.transformer import PositionEncoding
 from diffuserec.models.losses import LOSSES
-from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.settings import NextItemSettings, has_position_encoding
 from diffuserec.models.views import random_share
 from diffuserec.training import EncoderRecommender, train_next_item
 
@@ -56,6 +57,10 @@ class BERT4Rec(EncoderRecommender):
         rate_decay: Literal["none", "linear", "cosine"] = "linear"
         """How the learning rate falls, to 0 after ``epochs``: in a straight line (paper) or as half
         a wave."""
+        position_encoding: Annotated[PositionEncoding, OnlyIf(encoder=has_position_encoding)] = (
+            "from_oldest"
+        )
+        """How the encoder knows positions; see diffuserec.models.encoders.transformer."""
         dropout: float = Field(0.2, ge=0, lt=1)
         epochs: int = Field(200, ge=1)
         patience: int = Field(20, ge=1)

@@ -80,7 +80,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         """alpha of eq. 18; the paper has 0.4 for Beauty, 0.1 for Toys and Sports."""
         diffusion_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.1, ge=0)
         """beta of eq. 18; likewise."""
-        mse_weight: Annotated[float, Search(1e-3, 1.0, log=True)] = Field(0.0, ge=0)
+        mse_weight: float = Field(0.0, ge=0)
         """Weight of the squared error in the denoising loss; 1 in eq. 13."""
         k_noise: Annotated[int, OnlyIf(forward_process=("convex", "vp"))] = Field(25, ge=1)
         """Similar items whose mean is the noise."""
