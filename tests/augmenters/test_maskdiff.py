@@ -33,7 +33,11 @@ def round_trips(n_users: int) -> SequenceDataset:
     )
 
 
-@pytest.fixture(scope="module", params=[0, 3], ids=["network alone", "with counts"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(0, marks=pytest.mark.slow), 3],
+    ids=["network alone", "with counts"],
+)
 def walker(request) -> MaskDiff:
     augmenter = MaskDiff(window=request.param, n_items=2, **(QUICK | {"epochs": 26}))
     return augmenter.fit(round_trips(400), runtime=Runtime(seed=1))

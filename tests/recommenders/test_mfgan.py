@@ -400,6 +400,7 @@ def test_a_resumed_fit_goes_on_in_its_phase(monkeypatch, random_log, tmp_path) -
     assert [(r.phase, r.loss) for r in resumed.curve] == [(r.phase, r.loss) for r in whole.curve]
 
 
+@pytest.mark.slow
 def test_discriminators_learn_what_comes_next(cycle) -> None:
     settings = {"dim": 16, "learning_rate": 0.003, "n_candidates": 8, "rounds": 1}
     model = MFGAN(**SETTINGS | settings | {"discriminator_epochs": 30}).fit(cycle)

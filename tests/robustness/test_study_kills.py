@@ -90,7 +90,7 @@ def test_a_study_survives_kills(folder: Path, undisturbed: tuple[dict[str, Any],
     expected, seconds = undisturbed
     out = folder / "killed"
     draw = random.Random(7)
-    for _ in range(4):
+    for _ in range(2):
         child = os.fork()
         if child == 0:
             try:
