@@ -209,7 +209,7 @@ def main() -> None:
     )
     print(f"{given.overload:,} at once: {flood['statuses']}; one after them: {flood['after']}")
     if given.json is not None:
-        settings = {key: str(value) for key, value in vars(given).items()}
+        settings = {key: str(value) for key, value in vars(given).items() if key != "json"}
         write_json(
             given.json,
             {

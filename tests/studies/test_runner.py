@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,23 @@ def test_tables_pages_and_copies(done: tuple[Path, Path], tmp_path: Path) -> Non
     assert "| SASRec " in text
     with pytest.raises(ConfigError, match="no marks"):
         fill_page(page, "other", "x")
+
+
+def test_a_copy_names_no_place_of_this_machine(done: tuple[Path, Path], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(done[1] / "cells", own / "cells")
+    command = "diffuserec study /home/me/s.toml --data=/srv/a b --out 'C:\\runs\\x' 31/35 -k 1"
+    for file in (own / "cells").iterdir():
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        cell["environment"]["command"] = command
+        cell["error"] = f"{tmp_path}/run.json plans another"
+        file.write_text(json.dumps(cell), encoding="utf-8")
+    shutil.copy(done[1] / "results.json", own)
+    copy_results(own, tmp_path / "copy")
+    copied = [json.loads(f.read_text("utf-8")) for f in (tmp_path / "copy" / "cells").iterdir()]
+    expected = "diffuserec study s.toml --data=a b --out 'x' 31/35 -k 1"
+    assert {cell["environment"]["command"] for cell in copied} == {expected}
+    assert {cell["error"] for cell in copied} == {"run.json plans another"}
 
 
 def test_a_study_of_two_logs_stands_side_by_side_with_both(done: tuple[Path, Path]) -> None:

@@ -5,6 +5,7 @@ every other form of a table, in a terminal, a page or a paper, comes from it.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -307,12 +308,28 @@ def mean(values: Sequence[float | None]) -> float | None:
 def copy_results(source: Path, target: Path) -> None:
     """Copies ``results.json`` and the cells of a study, without models and values by user.
 
+    A copy is for others to read: of every absolute path, in commands and messages, only the last
+    name stays.
+
     Raises:
         DataError: there are no results.
     """
-    write_json(target / "results.json", read_results(source))
+    write_json(target / "results.json", _without_places(read_results(source)))
     for file in sorted((source / "cells").glob("*.json")):
-        write_json(target / "cells" / file.name, read_document(file))
+        write_json(target / "cells" / file.name, _without_places(read_document(file)))
+
+
+_PLACE = re.compile(r"""(?<![^\s'"=(])(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])*([^\s'"/\\]+)""")
+"""An absolute path at the beginning of a word or behind ``=``; its last name."""
+
+
+def _without_places(value: Any) -> Any:
+    """A JSON value with the absolute paths in its texts cut to their last names."""
+    if isinstance(value, str):
+        return _PLACE.sub(r"\1", value)
+    if isinstance(value, Mapping):
+        return {name: _without_places(part) for name, part in value.items()}
+    return [_without_places(part) for part in value] if isinstance(value, list) else value
 
 
 def fill_page(page: Path, name: str, text: str) -> None:
