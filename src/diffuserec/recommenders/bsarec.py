@@ -6,8 +6,8 @@ released recipe for Amazon Beauty.
 
 Departures:
 - By default the layers are causal (encoder ``bsarec_causal``), and all positions of a user train in
-  one pass, where the paper trains on one prefix and its next item at a time. It ranks as well for a
-  fraction of the cost (docs/methods/bsarec.md).
+  one pass, where the paper trains on one prefix and its next item at a time, at several times the
+  cost (docs/methods/bsarec.md).
 - The padding item is no candidate in the softmax of the loss, as everywhere here.
 - Training stops by validation NDCG@10 with seen items hidden; the authors' by NDCG@20, with the
   scores of seen items set to 0.
