@@ -7,6 +7,8 @@ import torch
 from diffuserec.models.encoders import ENCODERS, last_states
 from diffuserec.models.encoders.bsarec import BSARecEncoder
 
+from .by_hand import gelu, linear, norm
+
 D, W = 6, 9
 
 
@@ -20,21 +22,6 @@ def encoder(dropout: float = 0.0, **own: float) -> BSARecEncoder:
         torch.nn.init.normal_(parameter, std=0.4)
     assert isinstance(model, BSARecEncoder)
     return model.eval()
-
-
-def norm(x: np.ndarray, layer: torch.nn.LayerNorm) -> np.ndarray:
-    """(x - mean) / std of each position, scaled and shifted."""
-    centered = x - x.mean(1, keepdims=True)
-    scaled = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-12)
-    return scaled * layer.weight.detach().numpy() + layer.bias.detach().numpy()
-
-
-def linear(x: np.ndarray, layer: torch.nn.Linear) -> np.ndarray:
-    return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + torch.erf(torch.from_numpy(x) / 2**0.5).numpy()) / 2
 
 
 def by_hand(model: BSARecEncoder, items: np.ndarray, alpha: float, n_low: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from diffuserec.models.encoders import ENCODERS, last_states
 from diffuserec.models.encoders.fmlp import FMLPEncoder
 from diffuserec.models.methods import find_recommender
 
+from .by_hand import gelu, linear, norm
+
 D = 6
 
 
@@ -23,21 +25,6 @@ def encoder(max_len: int, dropout: float = 0.0) -> FMLPEncoder:
         torch.nn.init.normal_(parameter, std=0.4)
     assert isinstance(model, FMLPEncoder)
     return model.eval()
-
-
-def norm(x: np.ndarray, layer: torch.nn.LayerNorm) -> np.ndarray:
-    """(x - mean) / std of each position, scaled and shifted."""
-    centered = x - x.mean(1, keepdims=True)
-    scaled = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-12)
-    return scaled * layer.weight.detach().numpy() + layer.bias.detach().numpy()
-
-
-def linear(x: np.ndarray, layer: torch.nn.Linear) -> np.ndarray:
-    return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + torch.erf(torch.from_numpy(x) / 2**0.5).numpy()) / 2
 
 
 def kernel(spectrum: np.ndarray, length: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import Settings
+from diffuserec.models.dropout import Dropout
 from diffuserec.models.items import INIT_STD
 from diffuserec.registry import Registry
 
@@ -157,6 +158,45 @@ def align_left(
     index = columns.clamp(0, width - 1)[:, :, None].expand(-1, -1, states.shape[2])
     outside = (columns < 0) | (columns >= width)
     return states.gather(1, index).masked_fill(outside[:, :, None], 0)
+
+
+EPS = 1e-12
+"""Added to variances by encoders of the BERT lineage."""
+
+
+class PaddedInFront(SequenceEncoder):
+    """An encoder of sequences of one length, `max_len`, whose padding in front takes part.
+
+    Positions count from the newest item. Padding is a fixed vector, drawn like the items', and has
+    its position's. What runs over the whole sequence sees later items, so that such an encoder
+    trains on prefixes alone.
+    """
+
+    sees = "both"
+
+    def __init__(self, dim: int, max_len: int, dropout: float) -> None:
+        super().__init__()
+        self.max_len = max_len
+        self.positions = nn.Embedding(max_len, dim)
+        self.register_buffer("padding", torch.zeros(dim))
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.dropout = Dropout(dropout)
+
+    def reset_parameters(self) -> None:
+        """Draws initial weights: N(0, init_std²), the padding's vector too; biases zero."""
+        super().reset_parameters()
+        nn.init.normal_(self.get_buffer("padding"), std=self.init_std)
+
+    def enter(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B W D"], Bool[Tensor, "B W"]]:
+        """Input of the first layer, padding included, and which positions are real."""
+        position = torch.arange(self.max_len, device=lengths.device)
+        real = position >= self.max_len - lengths[:, None]
+        aligned = align_right(embeddings, lengths, self.max_len)
+        aligned = torch.where(real[:, :, None], aligned, self.get_buffer("padding"))
+        entered: Tensor = self.dropout(self.norm(aligned + self.positions.weight))
+        return entered, real
 
 
 def newest_states(

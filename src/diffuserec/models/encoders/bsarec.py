@@ -33,12 +33,10 @@ from torch import Tensor, nn
 from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import SequenceEncoder, align_left, align_right, check_heads
-
-EPS = 1e-12
+from diffuserec.models.encoders import EPS, PaddedInFront, align_left, check_heads
 
 
-class BSARecEncoder(SequenceEncoder):
+class BSARecEncoder(PaddedInFront):
     """Positions counted from the newest item, and layers of a filter, attention and a network."""
 
     class Config(Settings):
@@ -56,17 +54,10 @@ class BSARecEncoder(SequenceEncoder):
         """Lowest frequencies of the low-pass, the constant one included: c // 2 + 1 of the paper's
         c."""
 
-    sees = "both"
-
     def __init__(
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
-        super().__init__()
-        self.max_len = max_len
-        self.positions = nn.Embedding(max_len, dim)
-        self.register_buffer("padding", torch.zeros(dim))
-        self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.dropout = Dropout(dropout)
+        super().__init__(dim, max_len, dropout)
         self.layers = nn.ModuleList(BSARecLayer(dim, dropout, own) for _ in range(own.n_layers))
         waves = low_waves(max_len, own.n_low)
         self.register_buffer("smoothing", waves.T @ waves, persistent=False)
@@ -79,7 +70,6 @@ class BSARecEncoder(SequenceEncoder):
     def reset_parameters(self) -> None:
         """Draws initial weights: N(0, init_std²), biases zero, the filters' β from N(0, 1)."""
         super().reset_parameters()
-        nn.init.normal_(self.get_buffer("padding"), std=self.init_std)
         for layer in self.layers:
             assert isinstance(layer, BSARecLayer)
             nn.init.normal_(layer.beta)
@@ -108,13 +98,10 @@ class BSARecEncoder(SequenceEncoder):
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B W D"], Bool[Tensor, "B 1 W W"]]:
         """Input of the first layer, and which positions (last axis) each one attends to."""
+        entered, real = self.enter(embeddings, lengths)
         position = torch.arange(self.max_len, device=lengths.device)
-        real = position >= self.max_len - lengths[:, None]
-        aligned = align_right(embeddings, lengths, self.max_len)
-        aligned = torch.where(real[:, :, None], aligned, self.get_buffer("padding"))
         earlier = position <= position[:, None]
         visible = (real[:, None, :] & earlier) | ~real[:, :, None]
-        entered: Tensor = self.dropout(self.norm(aligned + self.positions.weight))
         return entered, visible[:, None]
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import ReadSlots, SequenceEncoder, check_heads
-from diffuserec.models.encoders.bsarec import EPS, BSARecEncoder, BSARecLayer, low_waves
+from diffuserec.models.encoders import EPS, ReadSlots, SequenceEncoder, check_heads
+from diffuserec.models.encoders.bsarec import BSARecEncoder, BSARecLayer, low_waves
 
 
 class CausalBSARecEncoder(SequenceEncoder):

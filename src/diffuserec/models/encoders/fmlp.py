@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import SequenceEncoder, align_left, align_right
-
-_EPS = 1e-12
+from diffuserec.models.encoders import EPS, PaddedInFront, align_left
 
 
-class FMLPEncoder(SequenceEncoder):
+class FMLPEncoder(PaddedInFront):
     """Positions counted from the newest item, and layers of a filter and a network."""
 
     class Config(Settings):
@@ -35,23 +33,15 @@ class FMLPEncoder(SequenceEncoder):
         n_layers: int = Field(2, ge=1)
         """Layers."""
 
-    sees = "both"
-
     def __init__(
         self, dim: int, max_len: int, dropout: float, own: Config, causal: bool = True
     ) -> None:
-        super().__init__()
-        self.max_len = max_len
-        self.positions = nn.Embedding(max_len, dim)
-        self.register_buffer("padding", torch.zeros(dim))
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
-        self.dropout = Dropout(dropout)
+        super().__init__(dim, max_len, dropout)
         self.layers = nn.ModuleList(FilterLayer(dim, max_len, dropout) for _ in range(own.n_layers))
 
     def reset_parameters(self) -> None:
         """Draws initial weights: N(0, init_std²), the filters' too; biases zero."""
         super().reset_parameters()
-        nn.init.normal_(self.get_buffer("padding"), std=self.init_std)
         for layer in self.layers:
             assert isinstance(layer, FilterLayer)
             nn.init.normal_(layer.spectrum, std=self.init_std)
@@ -59,7 +49,7 @@ class FMLPEncoder(SequenceEncoder):
     def forward(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
-        states = self._enter(embeddings, lengths)
+        states, _ = self.enter(embeddings, lengths)
         for layer in self.layers:
             states = layer(states)
         return align_left(states, lengths, embeddings.shape[1])
@@ -68,23 +58,12 @@ class FMLPEncoder(SequenceEncoder):
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """State at the newest item, for which the last layer computes one position alone."""
-        states = self._enter(embeddings, lengths)
+        states, _ = self.enter(embeddings, lengths)
         *others, last = self.layers
         for layer in others:
             states = layer(states)
         assert isinstance(last, FilterLayer)
         return last.newest(states)
-
-    def _enter(
-        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B W D"]:
-        """Input of the first layer, padding included."""
-        position = torch.arange(self.max_len, device=lengths.device)
-        real = (position >= self.max_len - lengths[:, None])[:, :, None]
-        aligned = align_right(embeddings, lengths, self.max_len)
-        aligned = torch.where(real, aligned, self.get_buffer("padding"))
-        entered: Tensor = self.dropout(self.norm(aligned + self.positions.weight))
-        return entered
 
 
 class FilterLayer(nn.Module):
@@ -95,8 +74,8 @@ class FilterLayer(nn.Module):
         self.length = length
         self.spectrum = nn.Parameter(torch.zeros(length // 2 + 1, dim, 2))
         self.widen, self.narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.norm_filter = nn.LayerNorm(dim, eps=_EPS)
-        self.norm_forward = nn.LayerNorm(dim, eps=_EPS)
+        self.norm_filter = nn.LayerNorm(dim, eps=EPS)
+        self.norm_forward = nn.LayerNorm(dim, eps=EPS)
         self.dropout = Dropout(dropout)
 
     def forward(self, states: Float[Tensor, "B W D"]) -> Float[Tensor, "B W D"]:
