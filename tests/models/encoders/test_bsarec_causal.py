@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.models.encoders import ENCODERS
+from diffuserec.models.encoders import ENCODERS, last_states
 from diffuserec.models.encoders.bsarec_causal import CausalBSARecEncoder, causal_smoothing
 
 D, W = 6, 9
@@ -93,3 +93,17 @@ def test_distance_of_positions_matters_to_attention() -> None:
     before = model(embedded, torch.tensor([3]))[0, 2]
     model.distances.weight[2] += 5
     assert not torch.allclose(model(embedded, torch.tensor([3]))[0, 2], before)
+
+
+def test_the_newest_state_is_that_of_all_and_so_are_its_gradients() -> None:
+    model = encoder(n_layers=2)
+    lengths, pull = torch.tensor([7, 4, 1, 0]), torch.randn(4, D)
+    given = torch.randn(4, 7, D)
+    found = []
+    for states in (model.newest, lambda e, n: last_states(model(e, n), n)):
+        model.zero_grad()
+        embedded = given.clone().requires_grad_()
+        (states(embedded, lengths) * pull).sum().backward()
+        found.append([embedded.grad, *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

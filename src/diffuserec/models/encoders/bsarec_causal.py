@@ -16,12 +16,13 @@ of all users several times cheaper than one over all prefixes.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout
-from diffuserec.models.encoders import EPS, ReadSlots, SequenceEncoder, check_heads
+from diffuserec.models.encoders import EPS, ReadSlots, SequenceEncoder, check_heads, last_states
 from diffuserec.models.encoders.bsarec import BSARecEncoder, BSARecLayer, low_waves
 
 
@@ -59,6 +60,20 @@ class CausalBSARecEncoder(SequenceEncoder):
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
         return self._passed(embeddings, len(self.layers))[-1]
+
+    def newest(
+        self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """State at the newest item, for which the last layer computes one position alone."""
+        states = self._passed(embeddings, len(self.layers) - 1)[-1]
+        position = torch.arange(embeddings.shape[1], device=embeddings.device)
+        distance = (lengths.clamp(min=1) - 1)[:, None, None] - position
+        # the layer reads its last position: a copy of the newest one, which that one does not see
+        smoothing, visible = self._by_distance(F.pad(distance, (0, 1), value=-1))
+        copied = torch.cat([states, last_states(states, lengths)[:, None]], dim=1)
+        layer = self.layers[-1]
+        assert isinstance(layer, BSARecLayer)
+        return layer.last(copied, smoothing, visible)[:, 0]
 
     def beside(self, embeddings: Float[Tensor, "B L D"]) -> ReadSlots:
         inputs = self._passed(embeddings, len(self.layers) - 1)
