@@ -48,6 +48,18 @@ PRESETS = {
         "aug_weight": 1.0,
         "copies_per_step": "all",
     },
+    "diffurec": {
+        "examples": "prefixes",
+        "position_encoding": "none",
+        "dim": 128,
+        "n_layers": 4,
+        "n_heads": 4,
+        "dropout": 0.1,
+        "batch_size": 512,
+        "epochs": 500,
+        "num_inference_steps": 32,
+        "average_epochs": 0.0,
+    },
     "fmlprec": {"loss": "bce", "average_epochs": 0.0},
     "diffrec": {
         "form": "prefixes",

@@ -101,6 +101,11 @@ class ItemTable(nn.Module):
         weight = self.embeddings()
         return weight if self.bias is None else torch.cat([weight, self.bias[:, None]], dim=1)
 
+    @torch.no_grad()
+    def deviation(self) -> Float[Tensor, ""]:
+        """Standard deviation of the items' embeddings over all items and the width."""
+        return self.embeddings()[1:].std()
+
     def states(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
         """States as wide as :meth:`weight`: a constant 1 is added for the bias, if there is one."""
         return hidden if self.bias is None else F.pad(hidden, (0, 1), value=1.0)

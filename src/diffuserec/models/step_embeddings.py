@@ -9,10 +9,28 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def sinusoidal(t: Int[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
+class StepNetwork(nn.Module):
+    """Embedding of the step: two layers over the sinusoid of step · rate.
+
+    Args:
+        dim: width D, even and at least 4.
+        rate: 1000 / T puts the steps of any T on the same sinusoids.
+    """
+
+    def __init__(self, dim: int, rate: float) -> None:
+        super().__init__()
+        self.dim, self.rate = dim, rate
+        self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, t: Int[Tensor, "*n"] | Float[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        found: Tensor = self.layers(sinusoidal(t.flatten() * self.rate, self.dim))
+        return found.view(*t.shape, self.dim)
+
+
+def sinusoidal(t: Int[Tensor, " B"] | Float[Tensor, " B"], dim: int) -> Float[Tensor, "B dim"]:
     """Sines, then cosines, of t at dim/2 frequencies that fall geometrically from 1 to 1e-4.
 
     Args:

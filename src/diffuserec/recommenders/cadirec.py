@@ -117,7 +117,7 @@ class CaDiRec(EncoderRecommender, Contrastive):
         x_0 = self.table.embed(items)
         noise = torch.randn_like(x_0)
         if c.normalize:
-            noise = noise * self.table.embeddings()[1:].detach().std()
+            noise = noise * self.table.deviation()
         t = torch.randint(c.num_train_timesteps, lengths.shape, device=items.device)
         x_t = torch.where(noised[:, :, None], self.schedule.add_noise(x_0, noise, t), x_0)
         return noised, self.denoiser(x_t, t, lengths)[noised]

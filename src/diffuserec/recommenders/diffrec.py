@@ -323,9 +323,8 @@ class DiffRec(StateRecommender):
 
     def _scale(self) -> Float[Tensor, ""]:
         """Divisor of the embeddings before they are diffused."""
-        with torch.no_grad():
-            vectors = self.table.embeddings()
-            return vectors[1:].std() if self.config.normalize else vectors.new_ones(())
+        weight = self.table.vectors.weight
+        return self.table.deviation() if self.config.normalize else weight.new_ones(())
 
     def predictor(
         self,

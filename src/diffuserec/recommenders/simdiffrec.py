@@ -204,8 +204,8 @@ class SimDiffRec(EncoderRecommender, Contrastive):
     def _noise(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         vectors = self.table.embeddings()
         if self.config.forward_process == "gaussian":
-            deviation = vectors[1:].detach().std()
-            return deviation * torch.randn(*items.shape, vectors.shape[1], device=items.device)
+            noise = torch.randn(*items.shape, vectors.shape[1], device=items.device)
+            return self.table.deviation() * noise
         mean = F.embedding_bag(self.neighbors[items].flatten(0, 1), vectors, mode="mean")
         return mean.view(*items.shape, -1)
 
@@ -222,7 +222,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
 
     def _scale(self) -> Float[Tensor, ""]:
         """Divisor of the items' embeddings that restored ones are compared with."""
-        return self.table.embeddings()[1:].detach().std()
+        return self.table.deviation()
 
     @torch.no_grad()
     def _restored(

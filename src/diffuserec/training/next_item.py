@@ -123,7 +123,7 @@ class NextItemRecommender(EncoderRecommender):
         c, embedded = self.config, self.table.embed(items)
         if not (self.training and isinstance(c, ControlSettings) and c.input_noise):
             return embedded
-        spread = c.input_noise * self.table.embeddings()[1:].detach().std()
+        spread = c.input_noise * self.table.deviation()
         return embedded + spread * torch.randn_like(embedded)
 
     @property
