@@ -36,6 +36,7 @@ _HOME = {
         "evaluation": "Evaluation check_consistency compare evaluate",
         "models.augmenter": "Augmenter",
         "models.base": "Runtime",
+        "models.choice": "recommender_for",
         "models.methods": "find_augmenter find_recommender load load_augmenter method_names "
         "register",
         "models.recommender": "Recommender",

@@ -528,6 +528,18 @@ def test_a_preset_trains_and_yields_to_what_is_set(
     assert "no settings as published" in error
 
 
+def test_auto_takes_a_recommender_by_the_log_and_says_why(
+    data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "auto"
+    status, _, said = call(capsys, "train", data, "--model", "auto", "--out", out)
+    assert status == 0
+    assert re.search(r"itemgraph: 300 users, .* too few users to train on", said)
+    assert (
+        json.loads((out / "run.json").read_text(encoding="utf-8"))["plan"]["model"] == "itemgraph"
+    )
+
+
 def test_settings_show_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
     status, printed, _ = call(capsys, "models", "diffrec", "--json")
     assert status == 0

@@ -25,6 +25,7 @@ MISTAKES = {
     "dr.load(None)": "load needs the path",
     "model.recommend([['B00001']], filter_seen='no')": "filter_seen must be True or False",
     "dr.Markov().fit(split.train, split)": "give split.valid",
+    "dr.recommender_for(split)": "give split.train",
     "augmenter.augment(split)": "augment needs a dataset of sequences, got a Split",
 }
 

@@ -35,7 +35,11 @@ def train(
     data: options.Data,
     out: options.Out,
     model: Annotated[
-        str | None, typer.Option(help="A recommender; 'diffuserec models' lists them.")
+        str | None,
+        typer.Option(
+            help="A recommender; 'diffuserec models' lists them, and auto takes one by the log's "
+            "size and says why."
+        ),
     ] = None,
     augment: Annotated[str | None, typer.Option(help="An augmenter to train on.")] = None,
     config: Annotated[
@@ -73,6 +77,7 @@ def train(
     Examples:
 
         diffuserec train data/clicks --model sasrec --out runs/sasrec
+        diffuserec train data/clicks --model auto --out runs/first
         diffuserec train data/clicks --model sasrec --set dim=128 --out runs/wide
         diffuserec train data/clicks --model sasrec --augment random --out runs/r
         diffuserec train data/clicks --model diffrec --preset as_published --out p
@@ -81,7 +86,9 @@ def train(
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
     """
+    from diffuserec.data import load_dataset, split_dataset
     from diffuserec.models.base import Runtime
+    from diffuserec.models.choice import recommender_for
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
     from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
@@ -95,9 +102,14 @@ def train(
         model, augment = chosen.model, chosen.augment
         ours, theirs = {**chosen.settings, **ours}, {**chosen.augment_settings, **theirs}
     if model is None:
-        raise ConfigError("name a recommender with --model, or a file with --config")
+        raise ConfigError("name a recommender with --model (or auto), or a file with --config")
     if augment_settings and not augment:
         raise ConfigError("--augment-set needs --augment NAME")
+    divided = options.chosen_split(split, split_file)
+    if model == "auto":
+        choice = recommender_for(split_dataset(load_dataset(data), divided).train)
+        model = choice.name
+        show.say(f"{choice.name}: {choice.why} (docs/which-method.md)")
     if preset is not None:
         methods = (find_recommender(model), find_augmenter(augment) if augment else None)
         first, second = preset_of(*methods)
@@ -108,7 +120,7 @@ def train(
         settings=ours,
         augment=augment,
         augment_settings=theirs if augment else None,
-        split=options.chosen_split(split, split_file),
+        split=divided,
         seed=seed,
     )
     runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)

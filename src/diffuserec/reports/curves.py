@@ -1,4 +1,4 @@
-"""Figure of curves: a metric at several values of one setting, a line a method."""
+"""Figures of curves: a metric at several values of one setting, and gains by size of the log."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _LOG_FROM = 20  # ratio of greatest to least value from which the axis is logarithmic
 _GRID = "#d8dee4"
+_COLUMNS = 4  # panels beside each other
 _LINES = ("#0550ae", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 
 Curves = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
@@ -35,6 +36,54 @@ def draw_curves(path: Path, title: str, curves: Curves, metrics: Sequence[str]) 
     draw_svg(path, title, len(panels), draw)
 
 
+Gains = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""Points with ``users, difference, low, high, p_holm``, by reference and by row; the interval may
+be None."""
+
+
+def draw_gains(path: Path, title: str, gains: Gains, metric: str) -> None:
+    """Writes gains by the number of users as an SVG: a panel for each reference, a line a row.
+
+    Intervals and significance are Holm's, as in the tables. All panels have the same axes.
+    """
+    points = [point for rows in gains.values() for found in rows.values() for point in found]
+    ends = [v for p in points for v in (p["difference"], p["low"], p["high"]) if v is not None]
+    least, most = min(0.0, *ends), max(0.0, *ends)
+    room = 0.05 * (most - least) or 1e-4
+    sizes = sorted({point["users"] for point in points})
+
+    def draw(axes: Sequence["Axes"]) -> None:
+        for panel, (reference, rows) in zip(axes, gains.items(), strict=True):
+            panel.axhline(0, color="#57606a", linewidth=1)
+            for number, (name, found) in enumerate(rows.items()):
+                shift = 1.04 ** (number - (len(rows) - 1) / 2)
+                _draw_gain(panel, name, sorted(found, key=lambda p: int(p["users"])), shift, number)
+            panel.set_xscale("log")
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30, ha="right")
+            panel.set_xticks([], minor=True)
+            panel.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+            panel.set_ylim(least - room, most + room)
+            panel.set_xlabel("users")
+            panel.set_ylabel(f"gain in {metric} over {reference}")
+            panel.legend(frameon=False, fontsize=9)
+
+    draw_svg(path, f"{title} (filled: significant)", len(gains), draw)
+
+
+def _draw_gain(
+    panel: "Axes", name: str, found: Sequence[Mapping[str, Any]], shift: float, number: int
+) -> None:
+    color = _LINES[number % len(_LINES)]
+    at = [point["users"] * shift for point in found]
+    panel.plot(at, [point["difference"] for point in found], color=color, label=name)
+    for x, point in zip(at, found, strict=True):
+        if point["low"] is not None:
+            panel.vlines(x, point["low"], point["high"], color, linewidth=1)
+        significant = point["p_holm"] is not None and point["p_holm"] < 0.05
+        face = color if significant else "white"
+        panel.plot(x, point["difference"], "o", color=color, markerfacecolor=face)
+
+
 def draw_svg(
     path: Path, title: str, n_panels: int, draw: Callable[[Sequence["Axes"]], None]
 ) -> None:
@@ -45,10 +94,13 @@ def draw_svg(
     """
     from matplotlib.figure import Figure  # not on top: training needs no figures
 
+    n_columns = min(n_panels, _COLUMNS)
+    n_rows = math.ceil(n_panels / n_columns)
     with svg_settings(), replacing(path) as work:
-        figure = Figure(figsize=(4.6 * n_panels, 3.5), layout="constrained", facecolor="white")
+        size = (4.6 * n_columns, 3.5 * n_rows)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
         figure.suptitle(title, fontsize=12)
-        axes = [figure.add_subplot(1, n_panels, number + 1) for number in range(n_panels)]
+        axes = [figure.add_subplot(n_rows, n_columns, number + 1) for number in range(n_panels)]
         for panel in axes:
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(axis="y", color=_GRID, linewidth=0.7)

@@ -36,11 +36,11 @@ VERSION = 1
 def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -> dict[str, Any]:
     """The results of a study, from its cells; writes ``results.json`` and returns its content.
 
-    Each table has ``data, split, protocol, part, line`` (its protocol) and ``rows``; each row has
-    ``name, seeds, metrics`` (``value, margin, seed_std`` by name), ``difference`` from the row it
-    is compared with, what was spent on it, ``leak`` (what the leak meter found, for each seed, or
-    null), and ``unranked``: why it does not stand in one order
-    with the others, or null.
+    Each table has ``data, split, protocol, part, users`` (measured ones), ``line`` (its protocol)
+    and ``rows``; each row has ``name, seeds, metrics`` (``value, margin, seed_std`` by name),
+    ``difference`` from the row it is compared with, ``group_differences`` of the study's metrics,
+    what was spent on it, ``leak`` (what the leak meter found, for each seed, or null), and
+    ``unranked``: why it does not stand in one order with the others, or null.
     """
     document = {
         "format": FORMAT,
@@ -147,7 +147,7 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
     report = _report(study, finished, outcome, out) if finished else None
     trials = _trials(outcome, out)
     rows = [
-        _row(name, cells, outcome, out, report if name in finished else None, trials)
+        _row(study, name, cells, outcome, out, report if name in finished else None, trials)
         for name, cells in by_line.items()
     ]
     _say_unranked(rows, len(study.seeds))
@@ -156,10 +156,11 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
     notes = list(report.notes) if report else []
     if study.against is not None and study.against not in finished and finished:
         notes.append(f"{study.against} is not there: compared with {next(iter(finished))}")
-    found: dict[str, Any] = {"line": "", "random": "", "notes": notes, "rows": rows}
+    found: dict[str, Any] = {"users": 0, "line": "", "random": "", "notes": notes, "rows": rows}
     if report is not None:
         dataset = report.summary["dataset"][0]
-        found |= {"line": report.protocol, "random": report.randomness(dataset)}
+        users = report.summary.filter(pl.col("group") == "all")["n_users"][0]
+        found |= {"users": users, "line": report.protocol, "random": report.randomness(dataset)}
     return found
 
 
@@ -220,6 +221,7 @@ def _method(cell: Cell) -> tuple[str, ...]:
 
 
 def _row(
+    study: Study,
     name: str,
     cells: Sequence[Cell],
     outcome: Outcome,
@@ -253,6 +255,12 @@ def _row(
     }
     compared = report.comparisons.filter(pl.col("group") == "all", method=name)
     row["difference"] = {c.pop("metric"): c for c in compared.to_dicts()} or None
+    row["group_differences"] = (
+        report.comparisons.filter(pl.col("group") != "all", method=name)
+        .filter(pl.col("metric").is_in(study.metrics))
+        .select(_OF_GROUPS)
+        .to_dicts()
+    )
     row["groups"] = report.summary.filter(pl.col("group") != "all", method=name).to_dicts()
     for what in ("epochs", "best_epoch", "best_valid", "stop"):
         row[what] = [document[what] for document in documents]
@@ -265,6 +273,10 @@ def _row(
     row["keys"] = [document["key"] for document in documents]
     row["environment"] = documents[0]["environment"]
     return row
+
+
+_OF_GROUPS = ("group", "metric", "reference", "difference", "low", "high", "p_holm", "n_users")
+"""What is kept of the comparisons of groups."""
 
 
 def _say_unranked(rows: Iterable[dict[str, Any]], n_seeds: int) -> None:

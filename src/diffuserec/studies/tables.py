@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuserec.evaluation import GROUPS
 from diffuserec.files import write_text
-from diffuserec.reports.curves import draw_curves
+from diffuserec.reports.curves import Gains, draw_curves, draw_gains
+from diffuserec.studies.data_sets import parse_data
 from diffuserec.studies.results import mean
 from diffuserec.tables import Cell, Estimate, Record, format_table
 
@@ -41,6 +43,11 @@ def tables(
             parts.append(format_table(leaks, format, title="Leak meter"))
             parts.append(_paragraph(_LEAK_LEGEND, format))
         parts += [_paragraph(text, format) for text in _sentences(table, shown[0])]
+    for some in sizes_of(document):
+        records = _gain_records(gains_of(some, shown[0]))
+        if records:
+            title = f"{_log_title(some)}: gain in {shown[0]} by the number of users"
+            parts.append(format_table(records, format, title=title))
     if document.get("said"):
         parts.append(_paragraph(f"The paper: {document['said']}", format))
     skipped = [f"{name} was left out: {why}" for name, why in document["skipped"].items()]
@@ -92,6 +99,26 @@ def _leak_records(table: Mapping[str, Any]) -> list[Record]:
     return records
 
 
+def _gain_records(gains: Gains) -> list[Record]:
+    """Gains of each row over its reference, a column for each number of users."""
+    sizes = sorted(
+        {p["users"] for rows in gains.values() for found in rows.values() for p in found}
+    )
+    records: list[Record] = []
+    for reference, rows in gains.items():
+        for name, found in rows.items():
+            cells: dict[str, Cell] = {f"{size:,}": None for size in sizes}
+            for p in found:
+                margin = None if p["low"] is None else (p["high"] - p["low"]) / 2
+                cells[f"{p['users']:,}"] = Estimate(p["difference"], margin, _stars(p["p_holm"]))
+            records.append({"method": name, "against": reference, **cells})
+    return records
+
+
+def _stars(p: float | None) -> str:
+    return next((star for level, star in _STARS if p is not None and p < level), "")
+
+
 _LEAK_LEGEND = (
     "Leak meter: share of targets that are among the items generated in front of them, and mean "
     "cosine to those. A sample of the training targets is also measured as it is served: more in "
@@ -111,6 +138,11 @@ def _title(table: Mapping[str, Any]) -> str:
     words += [table["split"]] * (table["split"] != "leave-one-out")
     words += [table["protocol"]] * (table["protocol"] != "full")
     return ", ".join(words)
+
+
+def _log_title(some: Sequence[Mapping[str, Any]]) -> str:
+    """Title of tables of one log with different numbers of its users."""
+    return _title({**some[0], "data": parse_data(some[0]["data"])[0]})
 
 
 def table_records(
@@ -148,8 +180,7 @@ def _record(
         if cell is None:
             record[metric] = None
             continue
-        p = compared.get(metric, {}).get("p_holm")
-        stars = next((star for level, star in _STARS if p is not None and p < level), "")
+        stars = _stars(compared.get(metric, {}).get("p_holm"))
         value = float(cell["value"])
         bold = not row["unranked"] and value == best[metric]
         record[metric] = Estimate(value, cell["margin"], stars, bold)
@@ -248,7 +279,7 @@ def side_by_side(
 
 
 def write_tables(document: Mapping[str, Any], out: Path) -> None:
-    """Writes the tables in every format, and a figure of each curve, beside ``results.json``."""
+    """Writes the tables in every format, and figures of curves and gains, beside the results."""
     for format, ending in _ENDINGS.items():
         text = tables(document, format)
         if format == "html":
@@ -260,6 +291,47 @@ def write_tables(document: Mapping[str, Any], out: Path) -> None:
             name = "curve.svg" if len(document["tables"]) == 1 else f"curve-{number + 1}.svg"
             title = f"{document['title']}: {_title(table)}"
             draw_curves(out / name, title, curves, document["metrics"][:2])
+    metric = document["metrics"][0]
+    series = sizes_of(document)
+    for number, some in enumerate(series):
+        place = "" if len(series) == 1 else f"-{number + 1}"
+        for group in ("all", *(group for names in GROUPS.values() for group in names)):
+            gains = gains_of(some, metric, group)
+            if gains:
+                which = "" if group == "all" else f"-{group}"
+                title = f"{document['title']}: {_log_title(some)}{which.replace('-', ', ')}"
+                draw_gains(out / f"gains{place}{which}.svg", title, gains, metric)
+
+
+def sizes_of(document: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """Tables of one log with different numbers of its users, by log, split and protocol."""
+    found: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    for table in document["tables"]:
+        log = (parse_data(table["data"])[0], table["split"], table["protocol"])
+        if table.get("users"):
+            found.setdefault(log, {})[table["users"]] = table
+    return [list(by_size.values()) for by_size in found.values() if len(by_size) > 1]
+
+
+def gains_of(tables: Sequence[Mapping[str, Any]], metric: str, group: str = "all") -> Gains:
+    """Differences of rows from their references in tables of several sizes of a log.
+
+    Floors are left out, and so are rows that others are compared with.
+    """
+    gains: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for table in tables:
+        overall = {row["name"]: (row["difference"] or {}).get(metric) for row in table["rows"]}
+        references = {found["reference"] for found in overall.values() if found}
+        for row in table["rows"]:
+            if row["floor"] or row["name"] in references:
+                continue
+            every = [{"group": "all", "metric": metric, **(overall[row["name"]] or {})}]
+            for found in [*every, *row.get("group_differences", ())]:
+                if (found["group"], found["metric"]) == (group, metric) and "reference" in found:
+                    points = gains.setdefault(found["reference"], {}).setdefault(row["name"], [])
+                    kept = ("difference", "low", "high", "p_holm")
+                    points.append({"users": table["users"]} | {what: found[what] for what in kept})
+    return gains
 
 
 def curves_of(table: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
