@@ -40,6 +40,40 @@ def floors() -> str:
     return "\n\n".join(parts)
 
 
+def scale() -> str:
+    """Seconds of an epoch and memory by size of the log, as foreseen and as measured."""
+    document = _read("scale")
+    lines = [
+        [
+            row["model"],
+            f"{row['users']:,}",
+            f"{row['items']:,}",
+            f"{row['positions']:,}",
+            f"{row['foreseen']:.2f} s",
+            f"{row['seconds']:.2f} s",
+            f"{row['foreseen'] / row['seconds']:.2f}",
+            f"{row['foreseen_memory'] / 2**30:.2f} / {row['memory'] / 2**30:.2f} GiB",
+        ]
+        for row in document["rows"]
+    ]
+    header = ["model", "users", "items", "targets", "foreseen", "measured", "ratio", "memory"]
+    fits = [
+        [
+            model,
+            f"{found['step'] * 1e3:.1f} ms",
+            f"{found['position'] * 1e6:.1f} µs",
+            f"{found['score'] * 1e9:.2f} ns",
+            f"{found['largest_error']:.0%}",
+        ]
+        for model, found in document["fits"].items()
+    ]
+    fit = table(["model", "a, a step", "b, a target", "c, a score", "largest error"], fits)
+    how = (
+        f"{document['precision']}, one thread, logs of the built-in store; memory foreseen / used."
+    )
+    return f"{table(header, lines)}\n\n{how}\n\n{fit}"
+
+
 def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) -> str:
     """An experiment's report: all users, then NDCG@10 by group; stars against the reference."""
     document = _read(name)
@@ -619,6 +653,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
     "prepare": preparing,
+    "scale": scale,
     "diffuasr_learned": lambda: generated("diffuasr_beauty", "learned"),
     "diffuasr_store": lambda: generated("diffuasr_store", "learned"),
     "diffuasr_steps": lambda: generated("diffuasr_beauty", "steps"),

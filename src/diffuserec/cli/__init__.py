@@ -43,6 +43,7 @@ for command in (
     training.demo,
     data.prepare,
     data.describe,
+    training.plan,
     training.train,
     results.evaluate,
     results.compare,

@@ -1,7 +1,8 @@
-"""Commands that train one run: demo, train."""
+"""Commands that train one run, or say what it will cost: demo, plan, train."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,6 +138,50 @@ def train(
     show.evaluation(run.evaluate(), as_json)
     if not as_json:
         show.print_line(f"report: {out / 'report.html'}")
+
+
+def plan(
+    data: options.Data,
+    model: Annotated[str, typer.Option(help="A recommender; 'diffuserec models' lists them.")],
+    settings: options.Set = None,
+    split: options.SplitName = "leave-one-out",
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of an hour of this machine, in any currency.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Says what a training will take in time and memory, after trying it for some seconds.
+
+    The method is fitted to a few of the log's users, with the settings and items of the whole, on
+    this machine as busy as it is. docs/scale.md says how costs grow.
+
+    Examples:
+
+        diffuserec plan data/clicks --model sasrec
+        diffuserec plan data/clicks --model bsarec --set dim=128 --price 0.40
+    """
+    from diffuserec.data import canonical_split
+    from diffuserec.models.base import Runtime
+    from diffuserec.studies.costs import advice, foresee
+    from diffuserec.studies.run_directory import Plan
+
+    asked = Plan(
+        data=str(data.resolve()),
+        model=model,
+        settings=options.parse_pairs(settings),
+        split=canonical_split(split),
+    )
+    found = foresee(asked, Runtime(device, precision))
+    money = None if price is None else found.seconds / 3600 * price
+    if as_json:
+        show.print_json(asdict(found) | {"seconds": found.seconds, "price": money})
+        return
+    facts = found.facts() | ({} if money is None else {"price, at most": f"{money:,.2f}"})
+    show.facts(f"{model} on {data.name}", facts)
+    for line in advice(found):
+        show.print_line(line)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 
 from diffuserec.data import load_dataset, split_dataset
@@ -29,6 +28,7 @@ from diffuserec.files import read_document, write_json
 from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.methods import find_augmenter, find_recommender
+from diffuserec.studies.costs import Trial
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.run_directory import (
     Plan,
@@ -225,28 +225,19 @@ def fail(cell: Cell, out: Path, message: str) -> dict[str, Any]:
     return document
 
 
-def seconds_of_first_epoch(cell: Cell, runtime: Runtime, users: int = 256) -> float | None:
-    """Seconds that training would take to its epoch limit, from one epoch on a few users.
+def seconds_to_the_limit(cell: Cell, runtime: Runtime, users: int = 256) -> float | None:
+    """Seconds that training would take to its epoch limit, from two epochs on a few users.
 
     Returns:
         Seconds of all epochs, which early stopping makes fewer; None for a method that is not
         trained in epochs.
     """
-    epochs: list[Epoch] = []
-
-    def stop(epoch: Epoch) -> bool:
-        epochs.append(epoch)
-        return True
-
-    split = split_dataset(load_dataset(cell.plan.data), cell.plan.split)
-    index = np.sort(np.random.default_rng(0).permutation(len(split.train))[:users])
-    model, _ = methods_of(cell.plan)
-    limit = getattr(model.config, "epochs", None)
+    limit = getattr(methods_of(cell.plan)[0].config, "epochs", None)
     if limit is None:
         return None
-    model.given = model.given.suited_to(split.train)  # not to the few
-    model.fit(split.train.select(index), None, replace(runtime, shared=None, on_epoch=stop))
-    return sum(e.seconds for e in epochs[:1]) * len(split.train) / len(index) * float(limit)
+    split = split_dataset(load_dataset(cell.plan.data), cell.plan.split)
+    tried = Trial(cell.plan, split.train, None, runtime, users)
+    return sum(tried.epoch_seconds.values()) * float(limit)
 
 
 def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:

@@ -21,6 +21,7 @@ from diffuserec.files import locked, sweep
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.studies import cells
 from diffuserec.studies.cells import Cell, Part
+from diffuserec.studies.costs import spoken
 from diffuserec.studies.data_sets import find_data
 from diffuserec.studies.run_directory import is_finished
 from diffuserec.studies.study import Line, Options, Study, lines
@@ -334,7 +335,7 @@ class _Schedule:
             self._learn_from_end(task, took)
             done = len(self.tasks) - len(self.left) - len(self.busy)
             self.say(
-                f"[{done}/{len(self.tasks)}] {task.label}: {_spoken(took)}; {self._time_left()}"
+                f"[{done}/{len(self.tasks)}] {task.label}: {spoken(took)}; {self._time_left()}"
             )
             return
         self.say(f"{task.label} failed: {event.value}")
@@ -384,16 +385,8 @@ class _Schedule:
         rest = sum(self._seconds(task) for task in self.left.values())
         for key, began in self.busy.items():
             rest += max(self._seconds(self.tasks[key]) - (now - began), 0.0)
-        return f"about {_spoken(rest / self.pool.n)} left, as far as is known"
+        return f"about {spoken(rest / self.pool.n)} left, as far as is known"
 
 
 def _timed(cell: Cell, runtime: Runtime) -> float | None:
-    return cells.seconds_of_first_epoch(cell, runtime)
-
-
-def _spoken(seconds: float) -> str:
-    """A time in words: ``45 s``, ``3 min``, ``2 h 5 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    return cells.seconds_to_the_limit(cell, runtime)
