@@ -46,6 +46,7 @@ from diffuserec.recommenders.dreamrec import DreamRec as _DreamRec
 from diffuserec.recommenders.duorec import DuoRec as _DuoRec
 from diffuserec.recommenders.ecl import ECL as _ECL
 from diffuserec.recommenders.esasrec import ESASRec as _ESASRec
+from diffuserec.recommenders.flow import Flow as _Flow
 from diffuserec.recommenders.fmlprec import FMLPRec as _FMLPRec
 from diffuserec.recommenders.gru4rec import GRU4Rec as _GRU4Rec
 from diffuserec.recommenders.gsasrec import GSASRec as _GSASRec
@@ -116,6 +117,9 @@ class ECL(_ECL):
 
 class ESASRec(_ESASRec):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 128, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.2, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'ligr', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'relative', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, loss: str = 'sampled_softmax', n_negatives: int | None = 256, gbce_t: float = 0.75, first_items: bool = False, widening: int = 4) -> None: ...
+
+class Flow(_Flow):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'relative', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'per_user', by_length: bool = True, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75, first_items: bool = False, bridge_noise: float = 3.0, start_share: float = 0.5, num_inference_steps: int = 2, n_draws: int = 4) -> None: ...
 
 class FMLPRec(_FMLPRec):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 256, epochs: int = 200, patience: int = 10, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'fmlp', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'relative', examples: Literal['per_user', 'windows', 'prefixes', 'newest_prefixes'] = 'newest_prefixes', by_length: bool = False, loss: str = 'softmax', n_negatives: int | None = None, gbce_t: float = 0.75, first_items: bool = True) -> None: ...

@@ -22,6 +22,7 @@ from diffuserec.models.retrieval import (
     block_shape,
     certainty,
     draw_probabilities,
+    expected_vectors,
     log_partition,
     log_prob,
     max_prob,
@@ -739,7 +740,10 @@ def test_log_probabilities_are_those_of_torch(n_scores):
         found = log_prob(states, vectors, items)
         partition = log_partition(states, vectors)
         likeliest = max_prob(states, vectors)
+        mean = expected_vectors(states, vectors)
     expected = torch.log_softmax(logits, 1)
+    by_hand = expected.exp() @ vectors[1:].double()
+    torch.testing.assert_close(mean.double(), by_hand, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         found.double(), expected.gather(1, items[:, None] - 1)[:, 0], rtol=1e-5, atol=1e-5
     )

@@ -69,6 +69,11 @@ def several(n: int) -> bool:
     return n > 1
 
 
+def positive(weight: float) -> bool:
+    """a number above 0"""
+    return weight > 0
+
+
 class TrainingSettings(Settings):
     """Hyper-parameters of training by gradient steps."""
 

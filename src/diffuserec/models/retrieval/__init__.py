@@ -7,6 +7,7 @@ the catalog and the device, so that memory is bounded whatever the number of use
 
 from diffuserec.models.retrieval.blocks import block_shape, memory_budget
 from diffuserec.models.retrieval.likelihood import (
+    expected_vectors,
     log_partition,
     log_prob,
     max_prob,
@@ -41,6 +42,7 @@ __all__ = [
     "block_shape",
     "certainty",
     "draw_probabilities",
+    "expected_vectors",
     "log_partition",
     "log_prob",
     "max_prob",

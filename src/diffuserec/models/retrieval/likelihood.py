@@ -199,6 +199,28 @@ def max_prob(states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]) -> Flo
     return torch.cat(found) if found else states.new_zeros(0)
 
 
+@torch.no_grad()
+def expected_vectors(
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]
+) -> Float[Tensor, "P E"]:
+    """Mean vector of an item drawn from softmax(states · vectorsᵀ) over the items 1..V-1."""
+    full = _full_precision(states)
+    _, width = _block_shape(states, vectors)
+    found = []
+    for blocks in _logits(states, vectors):
+        peak, total, mean = torch.tensor(-torch.inf), torch.tensor(0.0), torch.tensor(0.0)
+        for logits, part in zip(blocks, vectors.split(width), strict=True):
+            new_peak = torch.maximum(peak.to(logits), logits.amax(1, keepdim=True))
+            new_peak = new_peak.clamp(min=torch.finfo(logits.dtype).min)  # only padding so far
+            shrunk = (peak.to(logits) - new_peak).exp().to(full)
+            weights = logits.sub_(new_peak).exp_()
+            total = total.to(shrunk) * shrunk + weights.sum(1, keepdim=True, dtype=full)
+            mean = mean.to(shrunk) * shrunk + (weights @ part.to(weights)).to(full)
+            peak = new_peak
+        found.append(mean / total)
+    return torch.cat(found) if found else states.new_zeros(states.shape)
+
+
 def nearest_items(vectors: Float[Tensor, "V E"], k: int) -> Int64[Tensor, "V K"]:
     """The k other items with the greatest product with each item, nearest first.
 
