@@ -20,7 +20,7 @@ from diffuserec.studies.study import read
 STUDY = """
 title = "Kills"
 data = ["store"]
-seeds = [0, 1]
+seeds = [0]
 floors = ["popularity"]
 
 [settings]
