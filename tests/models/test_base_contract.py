@@ -50,7 +50,7 @@ class NoisyContrast(EncoderRecommender, Contrastive):
             views = [(view.items, view.lengths) for view in self.views(batch, train)]
             original = batch.items, batch.lengths
             states, first, second = encode_with_views(self.encode, original, *views)
-            predicted = next_item(batch, states, self.table.weight())
+            predicted = next_item(batch, states, self.table)
             return predicted + c.contrast(first, second)
 
         return train_next_item(self, loss, train, valid, runtime, scorer=self.scorer)

@@ -1,22 +1,24 @@
 """Losses against torch's own cross entropy, against sums written out, and by hand; by name."""
 
-import itertools
 import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
-from diffuserec.data import SequenceDataset
+from diffuserec.data import Catalog, SequenceDataset
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     LOSSES,
     ItemLoss,
+    SharedNegatives,
     binary_cross_entropy,
     bpr_max,
     gbce,
@@ -250,30 +252,83 @@ def test_sampled_losses_stay_finite_far_out(loss):
     assert torch.isfinite(positive.grad).all()
 
 
+def shared(states, vectors, targets, negatives):
+    """Scores of targets and of negatives that all share, and where one is the target."""
+    positive = (states * vectors[targets]).sum(1)
+    return positive, states @ vectors[negatives].T, negatives == targets[:, None]
+
+
 def test_sampled_softmax_over_every_item_once_is_the_full_softmax():
-    # each item is expected K / (V - 1) times among K uniform draws: exactly once here
+    # each item is expected once
     states, vectors, targets = problem(torch.float64)
     every = torch.arange(1, V)
-    ours = with_gradients(lambda s, t, y: sampled_softmax(s, t, y, every), states, vectors, targets)
+    ours = with_gradients(
+        lambda s, t, y: sampled_softmax(*shared(s, t, y, every), 0.0), states, vectors, targets
+    )
     theirs = with_gradients(reference, states, vectors, targets)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_items, n_negatives", [(3, 1), (3, 2), (4, 3)])
-def test_sampled_softmax_estimates_the_partition_function_without_bias(n_items, n_negatives):
-    generator = torch.Generator().manual_seed(1)
-    states = torch.randn(1, D, generator=generator, dtype=torch.float64)
-    vectors = torch.randn(n_items + 1, D, generator=generator, dtype=torch.float64)
-    target = torch.tensor([2])
-    score = (states @ vectors.T)[0]
-    # exp(loss) = partition / exp(score of the target); its mean over every possible draw
-    estimates = [
-        sampled_softmax(states, vectors, target, torch.tensor(draw)).exp() * score[2].exp()
-        for draw in itertools.product(range(1, n_items + 1), repeat=n_negatives)
-    ]
-    mean = torch.stack(estimates).mean()
-    assert mean.item() == pytest.approx(score[1:].exp().sum().item(), rel=1e-12)
+def data_catalog(n_items):
+    return Catalog(pl.Series("item_id", range(n_items)), n_users=9)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popularity", "mixed"])
+def test_negatives_estimate_the_partition_function_without_bias(kind):
+    torch.manual_seed(0)
+    dataset = SequenceDataset.from_lists([[1, 2, 2, 3], [2, 4, 2], [2, 1, 3]])
+    n_items, state = 4, torch.randn(1, D)
+    vectors = torch.randn(n_items + 1, D)
+    counts = torch.tensor([2.0, 5.0, 2.0, 1.0])
+    draw = SharedNegatives(kind, 4, dataset)
+    target, found = torch.tensor([1]), []
+    for _ in range(1500):
+        # the others of the batch are as popular as items are
+        others = torch.multinomial(counts, 7, replacement=True) + 1
+        drawn, log_expected = draw(torch.cat([target, others]))
+        loss = sampled_softmax(*shared(state, vectors, target, drawn), log_expected)
+        found.append(loss.exp() * (state @ vectors[1]).exp())
+    estimates = torch.stack(found)
+    wanted = (state @ vectors[1:].T).exp().sum()
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - wanted) < 4 * error
+    assert error < 0.04 * wanted
+
+
+def test_gradients_of_many_negatives_are_those_of_the_full_softmax():
+    states, vectors, targets = problem(torch.float64)
+    dataset = SequenceDataset.from_lists(
+        [[1 + i % (V - 1) for i in range(0, 90, 2)], [3, 3, V - 1]]
+    )
+    expected = with_gradients(reference, states, vectors, targets)
+    for kind in ("uniform", "popularity"):
+        torch.manual_seed(0)
+        drawn, log_expected = SharedNegatives(kind, 200_000, dataset)(targets)
+        ours = with_gradients(
+            lambda s, t, y: sampled_softmax(*shared(s, t, y, drawn), log_expected.double()),  # noqa: B023
+            states,
+            vectors,
+            targets,
+        )
+        for mine, other in zip(ours[1:], expected[1:], strict=True):
+            assert (mine - other).norm() < 0.02 * other.norm(), kind
+
+
+def test_negatives_are_of_the_training_part_and_of_the_batch():
+    dataset = SequenceDataset.from_lists([[1, 2, 2, 3], [5, 2]], catalog=data_catalog(9))
+    targets = torch.tensor([2, 2, 7])  # 7 as a copy may have it, which nobody counted
+    drawn, log_expected = SharedNegatives("in_batch", 60_000, dataset)(targets)
+    assert set(drawn.tolist()) == {2, 7}
+    # of the two other targets, each is item 2 with chance 3/6: 60,000 · 2/3 draws of them
+    assert log_expected[drawn == 2].exp().unique().item() == pytest.approx(20_000, rel=1e-5)
+    drawn, _ = SharedNegatives("popularity", 60_000, dataset)(targets)
+    share = torch.bincount(drawn, minlength=10) / 60_000
+    wanted = torch.tensor([0.0, 2, 4, 2, 1, 2, 1, 1, 1, 1]) / 15
+    assert (share - wanted).abs().max() < 0.01
+    drawn, _ = SharedNegatives("mixed", 10, dataset)(targets)
+    assert len(drawn) == 10
+    assert set(drawn[5:].tolist()) <= {2, 7}
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
@@ -295,7 +350,7 @@ def test_bpr_max_is_the_sum_over_negatives(penalty):
         return total / len(states)
 
     def ours(states, vectors, targets):
-        return bpr_max(states, vectors, targets, negatives, penalty)
+        return bpr_max(*shared(states, vectors, targets, negatives), penalty)
 
     assert (targets == targets[0]).sum() < P
     for mine, other in zip(
@@ -309,7 +364,7 @@ def test_bpr_max_is_the_sum_over_negatives(penalty):
 def test_bpr_max_where_the_only_negative_is_the_target_is_a_number():
     states, vectors, targets = problem()
     value, of_states, of_vectors = with_gradients(
-        lambda *given: bpr_max(*given, targets[:1]), states, vectors, targets
+        lambda *given: bpr_max(*shared(*given, targets[:1])), states, vectors, targets
     )
     assert value.isfinite()
     assert of_states.isfinite().all()
@@ -582,6 +637,7 @@ def test_info_nce_counts_in_float32_under_autocast(two_way):
 @dataclass
 class Options:
     n_negatives: int | None = None
+    negatives: str = "uniform"
     gbce_t: float = 0.75
 
 
@@ -590,13 +646,26 @@ LOG = SequenceDataset.from_lists([[2, 1, 2, 36], [3, 4]], users=[5, 0])
 OWNERS = torch.arange(P) % 2 * 5
 
 
+def table_of(vectors):
+    """An item table of these vectors."""
+    table = ItemTable(*vectors.shape)
+    with torch.no_grad():
+        table.vectors.weight.copy_(vectors)
+    return table
+
+
 def drawn_by_hand(name, n):
     """The draws that a loss makes after this seed, and what it makes of them."""
     states, vectors, targets = problem()
     torch.manual_seed(7)
     if name in ("sampled_softmax", "bpr_max"):
-        function = sampled_softmax if name == "sampled_softmax" else bpr_max
-        return function(states, vectors, targets, torch.randint(1, V, (n,)))
+        scores = shared(states, vectors, targets, torch.randint(1, V, (n,)))
+        # an item is expected n / (V - 1) times among the negatives
+        return (
+            sampled_softmax(*scores, math.log(n / (V - 1)))
+            if name == "sampled_softmax"
+            else bpr_max(*scores)
+        )
     drawn = uniform_negatives(OWNERS, n, V, seen_keys(LOG) if name == "bce" else None)
     positive = torch.stack([s @ vectors[t] for s, t in zip(states, targets, strict=True)])
     negative = torch.stack([vectors[d] @ s for s, d in zip(states, drawn, strict=True)])
@@ -612,8 +681,9 @@ def drawn_by_hand(name, n):
 def test_sampled_losses_by_name(name, default, n_negatives):
     states, vectors, targets = problem()
     loss = LOSSES.find(name).make(Options(n_negatives, gbce_t=0.4), LOG)
+    table = table_of(vectors)
     torch.manual_seed(7)
-    value = loss(states, vectors, targets, OWNERS)
+    value = loss(states, table, targets, OWNERS)
     torch.testing.assert_close(value, drawn_by_hand(name, n_negatives or default))
     assert LOSSES.find(name).n_negatives == default
 
@@ -621,7 +691,7 @@ def test_sampled_losses_by_name(name, default, n_negatives):
 def test_softmax_by_name():
     states, vectors, targets = problem()
     loss = LOSSES.find("softmax").make(Options(), LOG)
-    value = loss(states, vectors, targets, OWNERS)
+    value = loss(states, table_of(vectors), targets, OWNERS)
     torch.testing.assert_close(value, reference(states, vectors, targets))
 
 
@@ -638,7 +708,7 @@ def test_bce_draws_no_item_that_the_user_has():
     loss = LOSSES.find("bce").make(Options(8), log)
     states, targets = torch.ones(2, 1), torch.tensor([2, 1])
     # a drawn item that a user has, other than by the twentieth round, would cost about 50 / 8
-    assert loss(states, vectors, targets, torch.tensor([0, 1])).item() < 1
+    assert loss(states, table_of(vectors), targets, torch.tensor([0, 1])).item() < 1
 
 
 SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_rate": 0.02}
@@ -646,8 +716,8 @@ SETTINGS = {"dim": 8, "n_layers": 1, "epochs": 2, "batch_size": 16, "learning_ra
 
 @item_loss("twin_of_softmax", scores_are_logits=True)
 def twin(options, data):
-    def loss(states, vectors, targets, users):
-        return F.cross_entropy(states @ vectors[1:].T, targets - 1)
+    def loss(states, table, targets, users):
+        return F.cross_entropy(states @ table.weight()[1:].T, targets - 1)
 
     return loss
 
@@ -672,11 +742,11 @@ def test_a_loss_of_ones_own_may_read_what_it_is_given(random_log):
     def curious(options, data):
         given.append((curious.negatives_by(options), options.gbce_t, data.vocab_size))
 
-        def loss(states, vectors, targets, users):
+        def loss(states, table, targets, users):
             assert states.shape == (len(targets), 8)
             assert users.shape == targets.shape
             assert targets.min() > 0
-            assert vectors.shape == (26, 8)
+            assert table.weight().shape == (26, 8)
             return states.square().sum()
 
         return loss

@@ -261,7 +261,7 @@ def fit_positions(log: SequenceDataset, runtime: Runtime) -> SASRec:
     positions = model.encoder.distances.weight
 
     def loss(batch: Any) -> torch.Tensor:
-        return predict(batch, model.encode(batch.items, batch.lengths), model.table.weight())
+        return predict(batch, model.encode(batch.items, batch.lengths), model.table)
 
     updates = [
         Update(loss, [p for p in model.parameters() if p is not positions]),

@@ -22,6 +22,7 @@ from diffuserec.data import (
 )
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
+from diffuserec.models.items import ItemTable
 from diffuserec.models.settings import (
     EncoderSettings,
     NextItemSettings,
@@ -79,12 +80,12 @@ def test_the_loss_is_that_of_the_settings_at_these_positions(random_log) -> None
     class Several(TargetsSettings, EncoderSettings):
         """For each position its next two."""
 
-    states, vectors = torch.randn(2, 3, 5), torch.randn(26, 5)
+    states, table = torch.randn(2, 3, 5), ItemTable(26, 5)
     for settings, n_targets in ((NextItemSettings(), 1), (Several(n_targets=2), 2)):
         chosen, targets, _ = real_positions(a_batch(), states, n_targets)
-        expected = torch.nn.functional.cross_entropy(chosen @ vectors[1:].T, targets - 1)
+        expected = torch.nn.functional.cross_entropy(chosen @ table.weight()[1:].T, targets - 1)
         loss = next_item_loss(settings, random_log)
-        torch.testing.assert_close(loss(a_batch(), states, vectors), expected)
+        torch.testing.assert_close(loss(a_batch(), states, table), expected)
 
 
 class Biased(EncoderRecommender):

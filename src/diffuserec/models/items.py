@@ -106,6 +106,15 @@ class ItemTable(nn.Module):
         """Standard deviation of the items' embeddings over all items and the width."""
         return self.embeddings()[1:].std()
 
+    def rows(self, items: Int[Tensor, "*n"]) -> Float[Tensor, "*n E"]:
+        """The vectors of :meth:`weight` of some items alone, which is all that is read for them."""
+        found = self.embed(items)
+        if self.bias is None:
+            return found
+        sparse = self.vectors.sparse
+        bias = torch.gather(self.bias, 0, items.flatten(), sparse_grad=sparse).view(items.shape)
+        return torch.cat([found, bias[..., None]], dim=-1)
+
     def states(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
         """States as wide as :meth:`weight`: a constant 1 is added for the bias, if there is one."""
         return hidden if self.bias is None else F.pad(hidden, (0, 1), value=1.0)

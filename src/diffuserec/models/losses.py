@@ -2,10 +2,13 @@
 
 Next-item losses take only real positions, P of them, so that padding costs nothing. A loss is
 found by name in :data:`LOSSES`; another package adds one with :func:`item_loss`, or as an entry
-point ``diffuserec.losses``.
+point ``diffuserec.losses``. A loss reads the item table: one that draws negatives takes the
+``rows`` of those and of the targets alone, and then costs the same whatever the catalog.
 
 Sources: full softmax for SASRec, Klenitskiy & Vasilev (RecSys 2023, arXiv 2309.07602); binary
-cross entropy with one negative, Kang & McAuley (ICDM 2018); gBCE, Petrov & Macdonald (RecSys 2023,
+cross entropy with one negative, Kang & McAuley (ICDM 2018); the correction of negatives by the
+logarithm of their chance, Bengio & Senécal (2008) and, in a batch, Yi et al. (RecSys 2019); mixed
+negatives, Yang et al. (WWW 2020); gBCE, Petrov & Macdonald (RecSys 2023,
 arXiv 2308.07192); BPR-max, Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847); InfoNCE, van den
 Oord, Li & Vinyals (arXiv 1807.03748), as NT-Xent by Chen, Kornblith, Norouzi & Hinton (ICML 2020)
 and with labels by Khosla et al. (NeurIPS 2020).
@@ -19,18 +22,21 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from diffuserec.data import SequenceDataset
+from diffuserec.models.items import ItemTable
 from diffuserec.models.retrieval import mean_log_prob
 from diffuserec.registry import Registry
 
 ItemLossFunction = Callable[
-    [Float[Tensor, "P E"], Float[Tensor, "V E"], Int[Tensor, " P"], Int[Tensor, " P"]],
+    [Float[Tensor, "P E"], ItemTable, Int[Tensor, " P"], Int[Tensor, " P"]],
     Float[Tensor, ""],
 ]
-"""Of states, the item vectors, the items to predict and their users: a scalar to minimize."""
+"""Of states, the item table, the items to predict and their users: a scalar to minimize."""
+
+NegativesName = Literal["uniform", "popularity", "in_batch", "mixed"]
 
 
 @runtime_checkable
@@ -40,6 +46,10 @@ class LossOptions(Protocol):
     @property
     def n_negatives(self) -> int | None:
         """Negatives; None means the loss's own number."""
+
+    @property
+    def negatives(self) -> NegativesName:
+        """What the negatives of sampled_softmax are drawn from."""
 
     @property
     def gbce_t(self) -> float:
@@ -86,25 +96,38 @@ def takes_negatives(loss: str) -> bool:
 
 @item_loss("softmax", scores_are_logits=True)
 def _softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return lambda states, vectors, targets, users: softmax_cross_entropy(states, vectors, targets)
+    return lambda states, table, targets, users: softmax_cross_entropy(
+        states, table.weight(), targets
+    )
 
 
 @item_loss("sampled_softmax", n_negatives=1000, scores_are_logits=True)
 def _sampled_softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return _with_shared_negatives(sampled_softmax, _sampled_softmax.negatives_by(options))
+    draw = SharedNegatives(options.negatives, _sampled_softmax.negatives_by(options), data)
+
+    def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
+        drawn, log_expected = draw(targets)
+        return sampled_softmax(*_shared(states, table, targets, drawn), log_expected)
+
+    return loss
 
 
 @item_loss("bpr_max", n_negatives=1000)
 def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
-    return _with_shared_negatives(bpr_max, _bpr_max.negatives_by(options))
+    draw = SharedNegatives("uniform", _bpr_max.negatives_by(options), data)
+
+    def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
+        return bpr_max(*_shared(states, table, targets, draw(targets)[0]))
+
+    return loss
 
 
 @item_loss("bce", n_negatives=1)
 def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     draw, n = unseen_negatives(data), _bce.negatives_by(options)
 
-    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
-        return binary_cross_entropy(*_products(states, vectors, targets, draw(users, n)))
+    def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
+        return binary_cross_entropy(*_products(states, table, targets, draw(users, n)))
 
     return loss
 
@@ -113,33 +136,34 @@ def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     n = _gbce.negatives_by(options)
 
-    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
-        drawn = uniform_negatives(users, n, len(vectors))
-        products = _products(states, vectors, targets, drawn)
-        return gbce(*products, len(vectors), options.gbce_t)
-
-    return loss
-
-
-def _with_shared_negatives(of_shared: Callable[..., Tensor], n: int) -> ItemLossFunction:
-    """A loss whose uniform negatives all positions of a batch share."""
-
-    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
-        shared = torch.randint(1, len(vectors), (n,), device=users.device)
-        return of_shared(states, vectors, targets, shared)
+    def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
+        drawn = uniform_negatives(users, n, table.vocab_size)
+        products = _products(states, table, targets, drawn)
+        return gbce(*products, table.vocab_size, options.gbce_t)
 
     return loss
 
 
 def _products(
     states: Float[Tensor, "P E"],
-    vectors: Float[Tensor, "V E"],
+    table: ItemTable,
     targets: Int[Tensor, " P"],
     negatives: Int[Tensor, "P K"],
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P K"]]:
-    """Scores of targets and of negatives."""
-    positive = (states * vectors[targets]).sum(-1)
-    return positive, torch.bmm(vectors[negatives], states[:, :, None])[:, :, 0]
+    """Scores of targets and of negatives of their own."""
+    positive = (states * table.rows(targets)).sum(-1)
+    return positive, torch.bmm(table.rows(negatives), states[:, :, None])[:, :, 0]
+
+
+def _shared(
+    states: Float[Tensor, "P E"],
+    table: ItemTable,
+    targets: Int[Tensor, " P"],
+    negatives: Int[Tensor, " K"],
+) -> tuple[Float[Tensor, " P"], Float[Tensor, "P K"], Bool[Tensor, "P K"]]:
+    """Scores of targets and of negatives that all share, and where one is a position's target."""
+    positive = (states * table.rows(targets)).sum(1)
+    return positive, states @ table.rows(negatives).T, negatives == targets[:, None]
 
 
 def softmax_cross_entropy(
@@ -186,29 +210,84 @@ def gbce(
 
 
 def sampled_softmax(
-    states: Float[Tensor, "P E"],
-    vectors: Float[Tensor, "V E"],
-    targets: Int[Tensor, " P"],
-    negatives: Int[Tensor, " K"],
+    positive: Float[Tensor, " P"],
+    negative: Float[Tensor, "P K"],
+    own: Bool[Tensor, "P K"],
+    log_expected: Float[Tensor, "#K"] | float,
 ) -> Float[Tensor, ""]:
-    """Cross entropy over the target and K uniform negatives shared by all positions.
+    """Cross entropy over the target and K negatives that all positions share.
 
-    The negatives' logits are raised by log((V - 1) / K) and a negative that is a position's own
-    target is left out there: each other item is then expected exactly once, so that the sum
-    estimates the full partition function without bias.
+    The logit of a negative is lowered by the logarithm of how often its item is expected among the
+    K, and a negative that is a position's own target is left out there: each other item then counts
+    once in expectation, so that the sum estimates the full partition function without bias.
+
+    Args:
+        positive: scores of the targets.
+        negative: scores of the negatives.
+        own: where a negative is the position's own target.
+        log_expected: log of the expected number, of each negative's item or of all.
     """
-    positive = (states * vectors[targets]).sum(dim=1)
-    logits = states @ vectors[negatives].T + math.log((vectors.shape[0] - 1) / len(negatives))
-    logits = logits.masked_fill(negatives == targets[:, None], -torch.inf)
+    logits = (negative - log_expected).masked_fill(own, -torch.inf)
     partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return (partition - positive).mean()
 
 
+class SharedNegatives:
+    """Draws negatives that all positions of a batch share, and knows how often each is expected.
+
+    What is known of an item is its training count, and what a batch holds are training targets:
+    validation and test have no part in it. Draws from torch's default generator.
+
+    Args:
+        kind: ``uniform`` over the catalog; ``popularity``, in proportion to the training count and
+            one; ``in_batch``, from the batch's own targets, which are about as popular as items
+            are: an item without a training count is never drawn, so nothing holds its score down;
+            ``mixed``, half in_batch and half uniform.
+        n: K.
+        data: training data.
+    """
+
+    def __init__(self, kind: NegativesName, n: int, data: SequenceDataset) -> None:
+        self.n_items = data.vocab_size - 1
+        self.of_batch = {"in_batch": n, "mixed": n // 2}.get(kind, 0)
+        self.by_count = n if kind == "popularity" else 0
+        self.uniform = n - self.of_batch - self.by_count
+        if self.uniform == n:  # nothing to be known
+            return
+        counts = torch.from_numpy(data.item_counts())
+        self.n_counted = max(1, int(counts.sum()))
+        self.ends = torch.cumsum(counts[1:] + 1, 0) if self.by_count else None
+        # generated items may be targets, too, without having been counted
+        self.counts = (counts + 1 if self.by_count else counts.clamp(min=1)).to(torch.float32)
+
+    def __call__(
+        self, targets: Int[Tensor, " P"]
+    ) -> tuple[Int64[Tensor, " K"], Float[Tensor, "#K"]]:
+        """Items for a batch with these targets, and the logs of their expected numbers."""
+        device = targets.device
+        drawn = torch.randint(1, self.n_items + 1, (self.uniform,), device=device)
+        if not (self.of_batch or self.by_count):
+            return drawn, torch.full((1,), math.log(self.uniform / self.n_items), device=device)
+        self.counts = self.counts.to(device)  # and there it stays
+        if self.ends is not None:
+            self.ends = self.ends.to(device)
+            n_ends = self.n_counted + self.n_items
+            at = torch.randint(n_ends, (self.by_count,), device=device)
+            drawn = torch.searchsorted(self.ends, at, right=True) + 1
+            expected = self.counts[drawn] * (self.by_count / n_ends)
+            return drawn, expected.log()
+        # of P targets, a position's own is left out, and those of the others are draws by count
+        n_others = self.of_batch * (len(targets) - 1) / max(1, len(targets))
+        at = torch.randint(max(1, len(targets)), (self.of_batch,), device=device)
+        drawn = torch.cat([drawn, targets[at] if len(targets) else drawn[:0]])
+        expected = self.counts[drawn] * (n_others / self.n_counted) + self.uniform / self.n_items
+        return drawn, expected.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
 def bpr_max(
-    states: Float[Tensor, "P E"],
-    vectors: Float[Tensor, "V E"],
-    targets: Int[Tensor, " P"],
-    negatives: Int[Tensor, " K"],
+    positive: Float[Tensor, " P"],
+    negative: Float[Tensor, "P K"],
+    own: Bool[Tensor, "P K"],
     penalty: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Mean of -log Σ_k w_k σ(s⁺ - s⁻_k) + penalty · Σ_k w_k s⁻_k², w the softmax of the s⁻.
@@ -216,10 +295,13 @@ def bpr_max(
     K uniform negatives are shared by all positions; one that is a position's own target is left
     out there. The penalty keeps scores near 0, and its weight is the released code's (Hidasi &
     Karatzoglou, CIKM 2018).
+
+    Args:
+        positive: scores of the targets.
+        negative: scores of the negatives.
+        own: where a negative is the position's own target.
     """
-    positive = (states * vectors[targets]).sum(dim=1, keepdim=True).float()
-    negative = (states @ vectors[negatives].T).float()
-    own = negatives == targets[:, None]
+    positive, negative = positive[:, None].float(), negative.float()
     log_weights = torch.log_softmax(negative.masked_fill(own, torch.finfo().min), dim=1)
     better = torch.logsumexp(log_weights + F.logsigmoid(positive - negative), dim=1)
     return (penalty * (log_weights.exp() * negative.square()).sum(dim=1) - better).mean()

@@ -21,10 +21,13 @@ from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.encoders.transformer import PositionEncoding
 from diffuserec.models.items import INIT_STD, ItemTable
-from diffuserec.models.losses import LOSSES, info_nce, takes_negatives
+from diffuserec.models.losses import LOSSES, NegativesName, info_nce, takes_negatives
 
 _MANY_ACTIONS = 100
 """Actions an item from which on less dropout is the default."""
+
+_MANY_ITEMS = 100_000
+"""Items above which negatives are the default: a softmax over all would take seconds a step."""
 
 _BATCHES = 300
 """Batches an epoch below which smaller ones are the default."""
@@ -118,8 +121,13 @@ class SequenceSettings(TrainingSettings):
         - `dropout` is .2 where items have a hundred actions each on average, or more; else .5.
         - `examples` are windows where the newest `max_len` would leave a tenth of the actions out.
         - `batch_size` is 64, or 32, or 16: the first with 300 batches an epoch, or the last.
+        - `loss` is sampled_softmax above 100,000 items, and then its `negatives` are mixed.
         """
         found: dict[str, Any] = {}
+        if isinstance(self, LossSettings) and log.catalog.n_items > _MANY_ITEMS:
+            loss = found["loss"] = "sampled_softmax" if "loss" in names else self.loss
+            if "negatives" in names and loss == "sampled_softmax":
+                found["negatives"] = "mixed"
         if "max_len" in names:
             longest = float(np.quantile(log.lengths, 0.9))
             found["max_len"] = int(np.clip(50 * math.ceil(longest / 50), 50, 200))
@@ -300,10 +308,13 @@ class PlainSettings(ExampleSettings, TrainingSettings):
 class LossSettings(ExampleSettings):
     """Hyper-parameters of a model that predicts each next item, whatever its encoder."""
 
-    loss: LossName = "softmax"
+    loss: Annotated[LossName, ByLog()] = "softmax"
     """Of the next item; see diffuserec.models.losses."""
     n_negatives: Annotated[int | None, OnlyIf(loss=takes_negatives)] = Field(None, ge=1)
     """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for the other two."""
+    negatives: Annotated[NegativesName, OnlyIf(loss="sampled_softmax"), ByLog()] = "uniform"
+    """Of sampled_softmax, shared by a batch: uniform over the items, by their popularity, the
+    batch's own targets, or half of these and half uniform; each is corrected for its chance."""
     gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
     """Calibration of gbce: 0 is plain bce."""
 

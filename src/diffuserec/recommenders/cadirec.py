@@ -95,7 +95,7 @@ class CaDiRec(EncoderRecommender, Contrastive):
             embedded = torch.cat([self.table.embed(items), self.table.embed(views).detach()])
             states = self.encoder(embedded, lengths.repeat(3))
             _, first, second = last_states(states, lengths.repeat(3)).split(len(items))
-            predicted = next_item(batch, states[: len(items)], weight)
+            predicted = next_item(batch, states[: len(items)], self.table)
             return predicted + c.contrast_weight * c.contrast(first, second) + denoising
 
         return train_next_item(self, loss, train, valid, runtime)

@@ -99,7 +99,7 @@ class CL4SRec(EncoderRecommender, Contrastive):
             original = batch.items, batch.lengths
             views = self._two_views(*original)
             states, first, second = encode_with_views(self.encode, original, *views)
-            predicted = next_item(batch, states, self.table.weight())
+            predicted = next_item(batch, states, self.table)
             return predicted + c.contrast_weight * c.contrast(first, second)
 
         return train_next_item(self, loss, train, valid, runtime, prepare=self._find_similar)

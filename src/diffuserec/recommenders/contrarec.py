@@ -90,7 +90,7 @@ class ContraRec(EncoderRecommender, Contrastive):
             states, first, second = encode_with_views(self.encode, original, *views)
             contrast = c.temperature * c.contrast(first, second, labels=targets)
             scaled = states / c.score_temperature
-            predicted = c.score_temperature * next_item(batch, scaled, self.table.weight())
+            predicted = c.score_temperature * next_item(batch, scaled, self.table)
             return predicted + c.contrast_weight * contrast
 
         return train_next_item(self, loss, train, valid, runtime)

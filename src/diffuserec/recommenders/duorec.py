@@ -60,7 +60,7 @@ class DuoRec(EncoderRecommender, Contrastive):
             original = batch.items, batch.lengths
             states, first = encode_with_views(self.encode, original, prefix)
             contrast = c.contrast(first, newest_states(self.encode, *other))
-            predicted = next_item(batch, states, self.table.weight())
+            predicted = next_item(batch, states, self.table)
             return predicted + c.contrast_weight * contrast
 
         return train_next_item(self, loss, train, valid, runtime)

@@ -85,7 +85,7 @@ class ECL(EncoderRecommender, Contrastive):
             filled, masked, restored = self._fill(batch)
             generated = softmax_cross_entropy(restored, self.table.weight(), items[masked])
             return (
-                next_item(batch, states, self.table.weight())
+                next_item(batch, states, self.table)
                 + c.contrast_weight * contrast
                 + c.discriminator_weight * self._discriminate(batch, filled, states)
                 + c.generator_weight * generated

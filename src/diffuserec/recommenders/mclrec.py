@@ -95,7 +95,7 @@ class MCLRec(EncoderRecommender, Contrastive):
             original = batch.items, batch.lengths
             views = self._two_views(*original)
             states, first, second = encode_with_views(self.encode, original, *views)
-            total = next_item(batch, states, self.table.weight())
+            total = next_item(batch, states, self.table)
             if c.contrast_weight:
                 total = total + c.contrast_weight * c.contrast(first, second)
             return total + c.learned_weight * self._contrast(first, second)

@@ -136,7 +136,7 @@ class MFGAN(EncoderRecommender):
                 return self._reweighted(batch, states, draw)
             loss = -self._expected_reward(batch, states)
             if c.next_item_weight:
-                loss = loss + c.next_item_weight * next_item(batch, states, self.item_weight())
+                loss = loss + c.next_item_weight * next_item(batch, states, self.head_table)
             return loss
 
         generator = nn.ModuleList([self.table, self.encoder])

@@ -179,7 +179,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
                 own, positive, *hard = last_states(states, batch.lengths), *others
                 negatives = hard[0] if hard else None
                 of_contrast = c.contrast(own, positive, two_way=False, negatives=negatives)
-            total = next_item(batch, states, self.table.weight())
+            total = next_item(batch, states, self.table)
             if of_contrast is not None:
                 total = total + c.contrast_weight * of_contrast
             if of_denoising is not None:

@@ -107,8 +107,13 @@ class STOSA(StateRecommender):
                 )
             else:
                 shared = uniform_negatives(users[:1], c.n_negatives or 1000, len(points))[0]
+                scores = self.table.states(found)
+                vectors = with_squares(points)
                 total = sampled_softmax(
-                    self.table.states(found), with_squares(points), targets, shared
+                    (scores * vectors[targets]).sum(1),
+                    scores @ vectors[shared].T,
+                    shared == targets[:, None],
+                    math.log(len(shared) / (len(points) - 1)),
                 )
             margin = (near - (items[:, None] - others).square().sum(2)).relu().mean()
             return total + c.margin_weight * margin

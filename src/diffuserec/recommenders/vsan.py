@@ -82,7 +82,7 @@ class VSAN(EncoderRecommender):
         def loss(batch: Batch) -> Tensor:
             mean, log_variance = self._latent(batch.items, batch.lengths)
             z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-            predicted = next_item(batch, self._generate(z), self.table.weight())
+            predicted = next_item(batch, self._generate(z), self.table)
             divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
             return predicted + self._beta() * divergence
 

@@ -22,6 +22,7 @@ from diffuserec.training.average import Average
 from diffuserec.training.checkpoint import Checkpoint
 from diffuserec.training.device import device_of
 from diffuserec.training.progress import Progress, best_epoch
+from diffuserec.training.rows import RowAdam, clip_gradients
 
 
 class Update(NamedTuple):
@@ -95,14 +96,19 @@ def train(
         raise ConfigError("resume needs the checkpoint directory of the interrupted run")
     device = device_of(runtime)
     method.to(device)
-    average = Average(method, average_epochs * n_batches) if average_epochs else None
+    average = Average(method, average_epochs * n_batches, optimizer) if average_epochs else None
+    by_row = optimizer if isinstance(optimizer, RowAdam) else None
     checkpoint = Checkpoint(method, optimizer, runtime, data, phase, average)
     full_rates = [group["lr"] for group in optimizer.param_groups]
     records, best = checkpoint.load() if runtime.resume else ([], None)
     updates = [Update(loss)] if callable(loss) else loss
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
     stopped = False
-    with Progress(runtime, phase, epochs, n_batches) as progress, torch.random.fork_rng():
+    with (
+        Progress(runtime, phase, epochs, n_batches) as progress,
+        torch.random.fork_rng(),
+        contextlib.nullcontext() if by_row is None else by_row.reading(method),
+    ):
         while not (
             stopped or len(records) >= epochs or _exhausted(records, patience, least_epochs)
         ):
@@ -128,7 +134,7 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     value.backward(inputs=update.moved)
                     if max_norm is not None:
-                        nn.utils.clip_grad_norm_(method.parameters(), max_norm)
+                        clip_gradients(method.parameters(), max_norm)
                     optimizer.step()  # passes over parameters without a gradient
                     if number == 0:
                         total += value.detach()
@@ -139,6 +145,10 @@ def train(
                     _require_finite(total, phase, epoch)
                 progress.step(total, n)
             _require_finite(total, phase, epoch)
+            if by_row is not None:
+                by_row.settle()
+            if average is not None:
+                average.settle()
             seconds = time.perf_counter() - start
             method.eval()
             with contextlib.nullcontext() if average is None else average.in_place():

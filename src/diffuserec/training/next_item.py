@@ -26,7 +26,7 @@ from diffuserec.errors import DataError
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
 from diffuserec.models.items import ItemTable
-from diffuserec.models.losses import LOSSES
+from diffuserec.models.losses import LOSSES, takes_negatives
 from diffuserec.models.recommender import Recommender, StateRecommender
 from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
@@ -40,7 +40,11 @@ from diffuserec.models.settings import (
 )
 from diffuserec.training.device import device_of
 from diffuserec.training.loop import Update, train
+from diffuserec.training.rows import RowAdam
 from diffuserec.training.validation import validation
+
+_BY_ROW = 50_000
+"""Items from which on a step that draws negatives moves rows: below, moving all costs no more."""
 
 _SLOW_STEP = 10.0
 """Seconds of a step from which on a training is warned of."""
@@ -146,28 +150,28 @@ def encoder_loss(
 
         def of_newest(batch: Batch) -> Tensor:
             states = head.states(method.newest(batch.items, batch.lengths, batch.times))
-            return of_items(states, head.weight(), batch.newest_targets, batch.users)
+            return of_items(states, head, batch.newest_targets, batch.users)
 
         return of_newest
     loss = next_item_loss(settings, data)
 
     def of_all(batch: Batch) -> Tensor:
         states = head.states(method.encode(batch.items, batch.lengths, batch.times))
-        return loss(batch, states, head.weight())
+        return loss(batch, states, head)
 
     return of_all
 
 
 def next_item_loss(
     settings: LossSettings, data: SequenceDataset
-) -> Callable[[Batch, Float[Tensor, "B L E"], Float[Tensor, "V E"]], Float[Tensor, ""]]:
-    """Next-item loss by the settings: of a batch, its states and the item vectors."""
+) -> Callable[[Batch, Float[Tensor, "B L E"], ItemTable], Float[Tensor, ""]]:
+    """Next-item loss by the settings: of a batch, its states and the table that scores them."""
     of_items = LOSSES.find(settings.loss).make(settings, data)
     n_targets = settings.n_targets if isinstance(settings, TargetsSettings) else 1
 
-    def loss(batch: Batch, states: Tensor, vectors: Tensor) -> Tensor:
+    def loss(batch: Batch, states: Tensor, table: ItemTable) -> Tensor:
         chosen, targets, users = real_positions(batch, states, n_targets)
-        return of_items(chosen, vectors, targets, users)
+        return of_items(chosen, table, targets, users)
 
     return loss
 
@@ -215,7 +219,8 @@ def train_next_item(
             :func:`training_examples`.
         prepare, watch, phase: as for :func:`train`.
         epochs: at most so many, if not as in the settings.
-        optimizer: over the method's parameters, if not :func:`adam`.
+        optimizer: over the method's parameters, if not :func:`adam`, or :class:`RowAdam` where
+            negatives of a large catalog are drawn.
 
     Raises:
         ConfigError: the epochs end before all copies are in use.
@@ -254,6 +259,10 @@ def train_next_item(
             method.reads_times,
         )
 
+    if optimizer is None:
+        draws = isinstance(c, LossSettings) and takes_negatives(c.loss)
+        by_row = draws and data.vocab_size > _BY_ROW
+        optimizer = (row_adam if by_row else adam)(c, method.parameters())
     updates = [Update(loss)] if callable(loss) else loss
     n_batches = math.ceil(n_examples / c.batch_size)
     return train(
@@ -261,7 +270,7 @@ def train_next_item(
         [Update(with_copies(update.loss), update.moved) for update in updates],
         batches,
         n_batches=n_batches,
-        optimizer=optimizer or adam(c, method.parameters()),
+        optimizer=optimizer,
         epochs=epochs,
         runtime=runtime,
         data=data,
@@ -286,6 +295,11 @@ def adam(
             parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.Adam(parameters, settings.learning_rate, fused=True)
+
+
+def row_adam(settings: SequenceSettings, parameters: Iterable[torch.nn.Parameter]) -> RowAdam:
+    """The same as :func:`adam`; a step costs what the item vectors cost that it reads."""
+    return RowAdam(parameters, settings.learning_rate, settings.weight_decay)
 
 
 def warn_of_full_softmax(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffuserec.data import SequenceDataset
+from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import (
     ItemLoss,
     ItemLossFunction,
@@ -19,10 +20,10 @@ def make(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     """The loss, with negatives that the user does not have."""
     draw = unseen_negatives(data)
 
-    def loss(states: Tensor, vectors: Tensor, targets: Tensor, users: Tensor) -> Tensor:
+    def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
         drawn = draw(users, options.n_negatives or 1)
-        positive = (states * vectors[targets]).sum(1, keepdim=True)
-        negative = (states[:, None] * vectors[drawn]).sum(2)
+        positive = (states * table.rows(targets)).sum(1, keepdim=True)
+        negative = (states[:, None] * table.rows(drawn)).sum(2)
         return F.softplus(negative - positive).mean()
 
     return loss
