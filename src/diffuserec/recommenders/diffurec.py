@@ -105,7 +105,6 @@ class DiffuRec(EncoderRecommender):
         of_items = LOSSES.find(c.loss).make(c, train)
 
         def loss(batch: Batch) -> Tensor:
-            weight = self.table.weight()
             n = len(batch.items)
             t = torch.randint(c.num_train_timesteps, (n,), device=batch.items.device)
 
@@ -116,10 +115,10 @@ class DiffuRec(EncoderRecommender):
                 x_t = self._noised(batch.newest_targets[:, None], t, normals)
                 mixed = self._mixed(batch.items, x_t, t, normals)
                 states = self.encoder.newest(mixed, batch.lengths)
-                return of_items(states, weight, batch.newest_targets, batch.users)
+                return of_items(states, self.table, batch.newest_targets, batch.users)
             x_t = self._noised(batch.with_last_target().items[:, 1:], t, normals)
             states = self.encoder(self._mixed(batch.items, x_t, t, normals), batch.lengths)
-            return of_batch(batch, states, weight)
+            return of_batch(batch, states, self.table)
 
         return train_next_item(self, loss, train, valid, runtime)
 
