@@ -98,7 +98,7 @@ class Flow(EncoderRecommender):
             at_start = torch.rand(s.shape, device=h.device) < self.config.start_share
             s = s.masked_fill(at_start, 0)
             x_s = self.bridge(h, e, s, torch.randn_like(e))
-            return of_batch(batch, self._arrived(x_s, h, s), self.table.weight())
+            return of_batch(batch, self._arrived(x_s, h, s), self.table)
 
         return train_next_item(self, loss, train, valid, runtime)
 
