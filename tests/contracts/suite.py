@@ -53,6 +53,14 @@ OWN: dict[str, dict[str, Any]] = {
     "dreamrec": {"epochs": 6},
     "diffurec": {"delta": 0.5, "num_train_timesteps": 32, "num_inference_steps": 2, "epochs": 8},
     "diffrec": {"num_train_timesteps": 20, "num_inference_steps": 1},
+    "adrec": {
+        "delta": 0.5,
+        "num_train_timesteps": 32,
+        "epochs": 4,
+        "pretrain_epochs": 4,
+        "frozen_epochs": 1,
+        "n_denoiser_layers": 1,
+    },
     "flow": {"epochs": 8, "num_inference_steps": 2},
     "asrep": {
         "model_settings": {
