@@ -40,3 +40,5 @@ from diffuserec.data.splits import temporal as temporal
 from diffuserec.data.storage import dataset_manifest as dataset_manifest
 from diffuserec.data.storage import load_dataset as load_dataset
 from diffuserec.data.store import Store as Store
+from diffuserec.data.use import SoftTargets as SoftTargets
+from diffuserec.data.use import Use as Use

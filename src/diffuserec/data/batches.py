@@ -28,6 +28,9 @@ _BUCKETS = 32
 composition of a batch stays random."""
 
 
+_USE = 2**40
+"""Added to the number of an epoch for the random numbers of :class:`Use`."""
+
 _CELLS = 2**20
 """Cells of a padded batch of histories: 8 MiB, so that a long history cannot fill the memory."""
 
@@ -186,7 +189,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch of next-item batches, in an order fixed by (seed, epoch).
 
-    If the dataset has augmented copies, each batch comes with copies of its own examples. All
+    If the dataset has augmented copies, each batch comes with copies of its own examples; if real
+    and augmented sequences are both trained on, each comes with some of the augmented ones. All
     batches have about as many targets: a loss that averages over the targets of a batch would
     otherwise give less weight to the targets of long histories, which share batches.
 
@@ -198,31 +202,153 @@ def training_batches(
         by_length: whether a batch has examples of like length, so that little is padded, or any.
         with_times: give the times of items, where the dataset has them.
     """
-    index, all_ends = training_examples(dataset, max_len, examples, first_items)
-    starts = np.maximum(dataset.starts[index], all_ends - max_len - 1)
-    if examples == "newest_prefixes":
-        starts = np.maximum(starts, dataset.ends[index] - max_len)
-    one_target = examples in ONE_TARGET
-    weights = np.ones_like(starts) if one_target else _n_targets(dataset, starts, all_ends)
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    for chosen in length_buckets(all_ends - starts - 1, batch_size, generator, weights, by_length):
-        windows = dataset.users[index[chosen]], starts[chosen], all_ends[chosen]
-        batch = _batch(dataset, *windows, with_times=with_times)
+    main, beside = _of_epoch(dataset, seed, epoch)
+    own = _Windows.of(main.sequences, max_len, examples, first_items)
+    buckets = list(
+        length_buckets(own.lengths, batch_size, generator, own.n_targets, by_length=by_length)
+    )
+    others = None if beside is None else _Windows.of(beside.sequences, max_len, examples)
+    parts = [] if others is None else _divided(others, len(buckets), generator, by_length)
+    weight_beside = 0.0 if dataset.use is None else dataset.use.weight or 0.0
+    for number, chosen in enumerate(buckets):
+        windows = own.users[chosen], own.starts[chosen], own.ends[chosen]
+        batch = _batch(main.sequences, *windows, with_times, main)
         if dataset.copies is not None:
             copies, weight = _copies_of(dataset.copies, windows, epoch, generator, batch.times)
             batch = replace(batch, copies=copies, copies_weight=weight)
-        for part in (batch, batch.copies):
-            if one_target and part is not None:
-                positions = torch.arange(part.items.shape[1])
-                part.targets[positions != (part.lengths[:, None] - 1).clamp(min=0)] = PAD
+        if others is not None and beside is not None and len(parts[number]):
+            part = parts[number]
+            windows = others.users[part], others.starts[part], others.ends[part]
+            copies = _batch(beside.sequences, *windows, with_times, beside)
+            # both losses are means over the targets of their own
+            share = float(others.n_targets[part].sum() / own.n_targets[chosen].sum())
+            batch = replace(batch, copies=copies, copies_weight=weight_beside * share)
+        for batch_part in (batch, batch.copies):
+            if examples in ONE_TARGET and batch_part is not None:
+                positions = torch.arange(batch_part.items.shape[1])
+                last = (batch_part.lengths[:, None] - 1).clamp(min=0)
+                batch_part.targets[positions != last] = PAD
         yield batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Training examples as windows of the flat log.
+
+    Attributes:
+        users: user number of each, shape (R,).
+        starts: position of its first item.
+        ends: position after its last target.
+        n_targets: targets in it.
+    """
+
+    users: Int64[np.ndarray, " R"]
+    starts: Int64[np.ndarray, " R"]
+    ends: Int64[np.ndarray, " R"]
+    n_targets: Int64[np.ndarray, " R"]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " R"]:
+        """Input items of each."""
+        lengths: np.ndarray = np.subtract(self.ends, self.starts) - 1
+        return lengths
+
+    @staticmethod
+    def of(
+        dataset: SequenceDataset, max_len: int, examples: Examples, first_items: bool = False
+    ) -> "_Windows":
+        """The examples of :func:`training_examples`."""
+        index, ends = training_examples(dataset, max_len, examples, first_items)
+        starts = np.maximum(dataset.starts[index], ends - max_len - 1)
+        if examples == "newest_prefixes":
+            starts = np.maximum(starts, dataset.ends[index] - max_len)
+        one = examples in ONE_TARGET
+        n_targets = np.ones_like(starts) if one else _n_targets(dataset, starts, ends)
+        return _Windows(np.asarray(dataset.users[index]), starts, ends, n_targets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """Sequences that an epoch reads.
+
+    Attributes:
+        sequences: the dataset itself, or a compact one.
+        learned: what is learned at each position of their flat log, if not the item there.
+        positions: of the items of their flat log in that of the dataset, if they are another's.
+    """
+
+    sequences: SequenceDataset
+    learned: Int[np.ndarray, " N"] | None = None
+    positions: Int64[np.ndarray, " N"] | None = None
+
+    def joined(self, other: "_Epoch") -> "_Epoch":
+        """These sequences, and others after them."""
+        pairs = (self.learned, other.learned), (self.positions, other.positions)
+        learned, positions = (
+            None if one is None or two is None else np.concatenate([one, two]) for one, two in pairs
+        )
+        return _Epoch(self.sequences.joined(other.sequences), learned, positions)
+
+
+def _of_epoch(dataset: SequenceDataset, seed: int, epoch: int) -> tuple[_Epoch, _Epoch | None]:
+    """What an epoch's batches are made of, and what is trained on beside them; see :class:`Use`."""
+    use = dataset.use
+    if use is None:
+        return _Epoch(dataset), None
+    generator = np.random.Generator(np.random.Philox(key=[seed, _USE + epoch]))
+    whole, positions = dataset.compact(), dataset.log_positions
+    dropped = generator.random(len(whole)) < use.dropout
+    learned = whole.items
+    if whole.use is not None and whole.use.soft is not None:
+        learned = whole.use.soft.drawn(whole.items, generator)
+    owners = np.repeat(np.arange(len(whole)), whole.lengths)
+    if use.weight is None:
+        kept = ~(whole.synthetic & dropped[owners])
+        context = whole.context_only
+        read = whole.with_items(
+            whole.items[kept],
+            np.where(dropped, whole.real_lengths, whole.lengths),
+            whole.synthetic[kept],
+            None if whole.timestamps is None else whole.timestamps[kept],
+            None if context is None else (context & ~dropped[owners])[kept],
+        )
+        return _Epoch(read, learned[kept], positions[kept]), None
+    real = ~whole.synthetic
+    main = _Epoch(dataset.alone, learned[real], positions[real])
+    chosen = (whole.real_lengths < whole.lengths) & ~dropped
+    beside = _Epoch(
+        replace(whole, use=None).select(chosen).compact(),
+        learned[chosen[owners]],
+        positions[chosen[owners]],
+    )
+    if use.rows is not None:
+        order = np.argsort(whole.users, kind="stable")
+        owner = order[np.searchsorted(whole.users[order], use.rows.users)]
+        kept = ~dropped[owner]
+        rows = use.rows.select(kept).compact()
+        # a sequence of these ends where its user's does
+        ahead = np.repeat(dataset.ends[owner[kept]] - rows.ends, rows.lengths)
+        rows_at = np.maximum(np.arange(len(rows.items)) + ahead, 0)
+        beside = beside.joined(_Epoch(rows, rows.items, rows_at))
+    return main, beside
+
+
+def _divided(
+    windows: _Windows, n: int, generator: np.random.Generator, by_length: bool
+) -> list[Int64[np.ndarray, " B"]]:
+    """Indices of examples in n parts of about one size, each of like lengths."""
+    size = max(1, -(-len(windows.users) // max(n, 1)))
+    buckets = length_buckets(windows.lengths, size, generator, by_length=by_length)
+    none = np.zeros(0, dtype=np.int64)
+    return np.array_split(np.concatenate([none, *buckets]), max(n, 1))
 
 
 def batch_of(dataset: SequenceDataset, index: Int64[np.ndarray, " B"], max_len: int) -> Batch:
     """Chosen sequences, of two items or more, as one batch of an example each."""
     ends = dataset.ends[index]
     starts = np.maximum(dataset.starts[index], ends - max_len - 1)
-    return _batch(dataset, dataset.users[index], starts, ends)
+    return _batch(dataset, np.asarray(dataset.users[index]), starts, ends)
 
 
 def _batch(
@@ -231,19 +357,24 @@ def _batch(
     starts: Int64[np.ndarray, " B"],
     ends: Int64[np.ndarray, " B"],
     with_times: bool = False,
+    read: _Epoch | None = None,
 ) -> Batch:
-    items, targets, lengths = _shifted(dataset.log.items, starts, ends)
+    learned = None if read is None else read.learned
+    items, targets, lengths = _shifted(dataset.log.items, starts, ends, learned)
     real = items > 0
     if dataset.log.never_targets is not None:
         context = padded(dataset.log.never_targets, starts, ends, 2) != 0
         targets[context[:, 1:]] = PAD
         real &= ~context[:, :-1]
+    last = ends - 1
+    if read is not None and read.positions is not None:
+        last = read.positions[last]
     return Batch(
         users=torch.from_numpy(np.asarray(users)),
         items=torch.from_numpy(items),
         lengths=torch.from_numpy(lengths),
         targets=torch.from_numpy(targets),
-        last_target_index=torch.from_numpy(ends - 1),
+        last_target_index=torch.from_numpy(last),
         real=torch.from_numpy(real),
         # a window ends with its last target, whose time nobody knows beforehand
         times=_times(dataset, starts, ends - 1) if with_times else None,
@@ -261,13 +392,20 @@ def _shifted(
     flat: Int[np.ndarray, " N"],
     starts: Int64[np.ndarray, " B"],
     ends: Int64[np.ndarray, " B"],
+    learned: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Int64[np.ndarray, "B L"], Int64[np.ndarray, "B L"], Int64[np.ndarray, " B"]]:
     """Padded inputs, the item that follows each of them, and the inputs' lengths.
 
     A window of one item has no input; the item is the target of the first position.
+
+    Args:
+        learned: what is learned at each position of `flat`; None takes the items themselves.
     """
     window = padded(flat, starts, ends, 2)
-    items, targets = window[:, :-1].copy(), window[:, 1:].copy()
+    items = window[:, :-1].copy()
+    if learned is not None:
+        window = padded(learned, starts, ends, 2)
+    targets = window[:, 1:].copy()
     lengths = ends - starts - 1
     targets[lengths == 0, 0] = window[lengths == 0, 0]
     items[np.arange(items.shape[1]) >= lengths[:, None]] = PAD

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int, Int32, Int64
 from diffuserec.data.arrays import TYPES, array_sha256
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.copies import AugmentedCopies
+from diffuserec.data.use import Use
 from diffuserec.errors import DataError
 from diffuserec.tables import format_facts
 
@@ -83,6 +84,8 @@ class SequenceDataset:
             numbers, so that noise drawn for a user stays that user's.
         copies: alternative copies of the sequences, made by an augmenter; or None. They stay with
             a subset of the users and are not saved.
+        use: how training and scoring use the synthetic items, if not as they stand; or None. It
+            stays with a subset of the users and is not saved.
 
     Raises:
         DataError: the copies are not as long as the log.
@@ -94,6 +97,7 @@ class SequenceDataset:
     catalog: Catalog
     users: Int64[np.ndarray, " U"]
     copies: AugmentedCopies | None = None
+    use: Use | None = None
 
     def __post_init__(self) -> None:
         if self.copies is not None and self.copies.items.shape[1] != len(self.log.items):
@@ -295,6 +299,9 @@ class SequenceDataset:
         if copies is not None and index is not None:
             copies = replace(copies, difficulty=copies.difficulty[:, index])
         users = self.users if index is None else self.users[index]
+        use = self.use
+        if use is not None and index is not None:
+            use = use.of(users)
         return SequenceDataset(
             self.log,
             np.asarray(starts, dtype=np.int64),
@@ -302,6 +309,7 @@ class SequenceDataset:
             self.catalog,
             users,
             copies,
+            use,
         )
 
     def compact(self) -> "SequenceDataset":
@@ -312,8 +320,9 @@ class SequenceDataset:
         copies = self.copies
         if copies is not None:
             copies = replace(copies, items=np.ascontiguousarray(copies.items[:, where]))
+        use = None if self.use is None else self.use.take(where)
         return SequenceDataset(
-            self.log.take(where), offsets[:-1], offsets[1:], self.catalog, self.users, copies
+            self.log.take(where), offsets[:-1], offsets[1:], self.catalog, self.users, copies, use
         )
 
     def with_items(
@@ -347,27 +356,36 @@ class SequenceDataset:
         generated: Int32[np.ndarray, "S M"],
         index: Int[np.ndarray, " S"],
         n_context: int = 0,
+        before: int = 0,
     ) -> "SequenceDataset":
-        """The dataset with synthetic items in front of some sequences.
+        """The dataset with synthetic items in front of some sequences, or inside them.
 
         Args:
             generated: item numbers, oldest first, at most M for each of the chosen sequences: 0 is
                 no item.
             index: indices of the chosen sequences, each at most once; the others are unchanged.
             n_context: so many of the first real items of the chosen sequences were what the items
-                were generated from: they are marked as never targets.
+                were generated from: behind them, these are marked as never targets.
+            before: number of the real item that they stand in front of, which each chosen sequence
+                has; with 0, in front of all.
 
         Returns:
             A new dataset of the same users. The added items are marked synthetic and have the
             time of the first interaction after them.
 
         Raises:
-            DataError: the sequences have augmented copies, which would become too short.
+            DataError: the sequences have augmented copies, which would become too short, or say how
+                their synthetic items are used.
         """
         if self.copies is not None:
             raise DataError(
                 "these sequences have augmented copies, and items can't be put in front of those: "
                 "use one of the two augmenters"
+            )
+        if self.use is not None:
+            raise DataError(
+                "these sequences were augmented with use_... settings, and more items would have "
+                "none: augment real histories"
             )
         given = generated > 0
         number = given.sum(1)
@@ -375,7 +393,12 @@ class SequenceDataset:
         extra[index] = number
         lengths = self.lengths + extra
         offsets = offsets_of(lengths)
-        new = (offsets[:-1][index][:, None] + np.cumsum(given, axis=1) - 1)[given]
+        after = self.offsets[:-1][index]  # the item that they stand in front of
+        if before:
+            places = np.flatnonzero(~self.synthetic)
+            after = places[offsets_of(~self.synthetic)[after] + before]
+        start = offsets[:-1][index] + after - self.offsets[:-1][index]
+        new = (start[:, None] + np.cumsum(given, axis=1) - 1)[given]
         synthetic = np.zeros(offsets[-1], dtype=bool)
         synthetic[new] = True
         old = ~synthetic
@@ -386,7 +409,9 @@ class SequenceDataset:
         context = None
         if n_context or self.context_only is not None:
             context = np.zeros(offsets[-1], dtype=bool)
-            context[old] = self._first_real(index, n_context)
+            given_any = index[number > 0]
+            first = self._first_real(given_any, n_context)
+            context[old] = first & ~self._first_real(given_any, before)
             if self.context_only is not None:
                 context[old] |= self.context_only
         times = None
@@ -394,8 +419,9 @@ class SequenceDataset:
             times = np.zeros(offsets[-1], dtype=np.int64)
             times[old] = self.timestamps
             if len(self.timestamps):
-                first = np.minimum(self.offsets[:-1][index], len(self.timestamps) - 1)
-                times[new] = np.repeat(self.timestamps[first], number)
+                times[new] = np.repeat(
+                    self.timestamps[np.minimum(after, len(self.timestamps) - 1)], number
+                )
         return self.with_items(items, lengths, synthetic, times, context)
 
     def _first_real(self, index: Int[np.ndarray, " S"], n: int) -> Bool[np.ndarray, " N"]:
@@ -407,6 +433,26 @@ class SequenceDataset:
         number = before[:-1] - before[self.offsets[owners]]
         first: np.ndarray = real & chosen[owners] & (number < n)
         return first
+
+    def with_use(self, use: Use | None) -> "SequenceDataset":
+        """The sequences, compact, their synthetic items used in this way."""
+        return replace(self.compact(), use=use)
+
+    def joined(self, others: "SequenceDataset | None") -> "SequenceDataset":
+        """These sequences and others of the same users after them, as they stand."""
+        if others is None:
+            return self if self.use is None else replace(self, use=None)
+        both = (self, others)
+        times = [part.timestamps for part in both if part.timestamps is not None]
+        return SequenceDataset.from_offsets(
+            np.concatenate([part.items for part in both]),
+            offsets_of(np.concatenate([part.lengths for part in both])),
+            self.catalog,
+            np.concatenate([part.users for part in both]),
+            np.concatenate([part.synthetic for part in both]),
+            np.concatenate(times) if len(times) == len(both) else None,
+            np.concatenate([_marked(part.context_only, part) for part in both]),
+        )
 
     def with_new_users(
         self,
@@ -488,12 +534,30 @@ class SequenceDataset:
         return replace(self, copies=replace(self.copies, schedule=schedule))
 
     def real(self) -> "SequenceDataset":
-        """The sequences without their synthetic items; itself if the log marks none."""
+        """The sequences without their synthetic items, and how those are used; itself if the log
+        marks none."""
         if not self.has_synthetic:
-            return self
+            return self if self.use is None else replace(self, use=None)
         kept = ~self.synthetic
         times = None if self.timestamps is None else self.timestamps[kept]
         return self.with_items(self.items[kept], self.real_lengths, None, times)
+
+    @cached_property
+    def alone(self) -> "SequenceDataset":
+        """:meth:`real`, made once."""
+        return self.real()
+
+    @property
+    def readings(self) -> tuple["SequenceDataset", ...]:
+        """The sequences as they are scored: once, or with and without their synthetic items, where
+        the mean of both is taken."""
+        both = self.use is not None and self.use.average and self.has_synthetic
+        return (self, self.alone) if both else (self,)
+
+    @property
+    def trained_on(self) -> "SequenceDataset":
+        """The sequences that batches are made of; others are trained on beside them."""
+        return self.alone if self.use is not None and self.use.weight is not None else self
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The sequences as flat arrays by name, as they are saved: items, offsets, users, ...
@@ -514,12 +578,22 @@ class SequenceDataset:
         """What the sequences hold, as 32 hexadecimal digits: equal for equal data, wherever it is.
 
         Counted in are the items, users, times and marks of these sequences, the raw ids
-        and attributes of the catalog, and augmented copies. O(N), computed once.
+        and attributes of the catalog, augmented copies, and how synthetic items are used. O(N),
+        computed once.
         """
         sums = {name: array_sha256(array, TYPES[name]) for name, array in self.arrays().items()}
         if self.copies is not None:
             sums["copies"] = array_sha256(self.copies.items.reshape(-1), TYPES["items"])
             sums["schedule"] = f"{len(self.copies)} {self.copies.schedule}"
+        if self.use is not None:
+            use = self.use
+            sums["use"] = f"{use.weight} {use.dropout} {use.average}"
+            if use.rows is not None:
+                sums["rows"] = use.rows.fingerprint
+            if use.soft is not None:
+                where = self._positions
+                sums["soft"] = array_sha256(use.soft.items[where].reshape(-1), TYPES["items"])
+                sums["soft weight"] = f"{use.soft.weight}"
         return fingerprint_of(self.catalog, sums)
 
     def save(
@@ -540,6 +614,13 @@ class SequenceDataset:
         from diffuserec.data.storage import save_dataset  # storage builds datasets
 
         save_dataset(self, path, note, overwrite)
+
+
+def _marked(
+    marks: Bool[np.ndarray, " N"] | None, dataset: SequenceDataset
+) -> Bool[np.ndarray, " N"]:
+    """Marks of a dataset's items; none where they are None."""
+    return np.zeros(len(dataset.items), dtype=bool) if marks is None else marks
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n_plus_1"]:

@@ -231,7 +231,8 @@ def train_next_item(
     of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
     first_items = examples is None and isinstance(c, PlainSettings) and c.first_items
     examples = examples or of_settings.examples
-    index, _ = training_examples(data, c.max_len, examples, first_items)
+    own = data.trained_on
+    index, _ = training_examples(own, c.max_len, examples, first_items)
     n_examples = len(index)
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
@@ -241,7 +242,7 @@ def train_next_item(
     epochs = epochs or c.epochs
     if n_examples and isinstance(c, LossSettings) and c.loss == "softmax":
         longest = 1 if examples in ("prefixes", "last") else c.max_len
-        n_positions = c.batch_size * float(np.minimum(data.lengths[index] - 1, longest).mean())
+        n_positions = c.batch_size * float(np.minimum(own.lengths[index] - 1, longest).mean())
         warn_of_full_softmax(
             data.vocab_size, n_positions, c.dim, n_examples / c.batch_size, runtime
         )
