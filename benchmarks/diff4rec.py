@@ -20,8 +20,8 @@ import torch
 import diffuserec as dr
 from diffuserec.augmenters.diff4rec import Diff4Rec
 from diffuserec.data import Histories, Queries, history_batches
+from diffuserec.models.methods import with_settings
 from diffuserec.models.retrieval import Matrix, Scorer, rank_of, seen_items
-from diffuserec.studies.cells import with_settings
 
 CUTOFFS = (10, 20, 50, 100)
 

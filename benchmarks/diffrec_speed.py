@@ -20,9 +20,9 @@ import torch
 import diffuserec as dr
 from diffuserec.data import Queries, history_batches
 from diffuserec.evaluation import evaluate
+from diffuserec.models.methods import with_settings
 from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
-from diffuserec.studies.cells import with_settings
 
 
 def epochs(split: dr.Split, n: int, precision: str, seed: int = 0) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import diffuserec as dr
 from diffuserec.augmenters.diffuasr import DiffuASR
-from diffuserec.studies.cells import with_settings
+from diffuserec.models.methods import with_settings
 
 Results = dict[str, dict[str, float]]
 

@@ -9,7 +9,7 @@ from diffuserec.augmenters.maskdiff import MaskDiff
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
-from diffuserec.studies.cells import with_settings
+from diffuserec.models.methods import with_settings
 
 QUICK = {
     "epochs": 20,
@@ -99,6 +99,12 @@ def test_probabilities_are_those_of_the_world() -> None:
     assert made.items[1, 0] in (4, 5)
     assert made.probability[0, 0] == pytest.approx(0.75, abs=0.06)
     assert made.probability[1, 0] == pytest.approx(0.5, abs=0.06)
+    # what is less probable is left out, and then nothing was made from a first item
+    strict = with_settings(augmenter, {"use_threshold": 0.6})
+    longer = strict.augment(SequenceDataset.from_lists([[3, 2], [6, 2]], augmenter.catalog))
+    assert [items.tolist() for items in longer] == [[1, 3, 2], [6, 2]]
+    assert longer.context_only is not None
+    assert longer.context_only.tolist() == [False, True, False, False, False]
 
 
 def test_auto_uses_what_is_likely_and_nothing_else() -> None:

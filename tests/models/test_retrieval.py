@@ -27,6 +27,7 @@ from diffuserec.models.retrieval import (
     log_prob,
     max_prob,
     mean_log_prob,
+    mean_of,
     mean_set_log_prob,
     memory_budget,
     nearest_items,
@@ -517,6 +518,28 @@ def test_probabilities_of_single_items_by_each_draw(n_scores):
 
 
 # --- memory -------------------------------------------------------------------------------------
+
+
+def test_means_of_scorers_are_those_of_their_scores_and_draws():
+    n, width, vocab_size = 4, 5, 30
+    states, vectors = torch.randn(2, n, 3, width), torch.randn(vocab_size, width)
+    known, counts = torch.tensor([True, False] * 3)[:5], torch.rand(vocab_size)
+    pairs = [
+        [Products(s[:, 0], vectors) for s in states],
+        [Mixture(s, vectors) for s in states],
+        [Matrix(s) for s in torch.rand(2, n, vocab_size)],
+        [Matrix(torch.rand(n, vocab_size)), Products(states[0][:, 0], vectors)],
+        [OrPopularity(known, Products(s[:3, 0], vectors), counts) for s in states],
+    ]
+    whole = slice(0, vocab_size)
+    for first, second in pairs:
+        mean = mean_of(first, second)
+        expected = (first.block(whole) + second.block(whole)) / 2
+        torch.testing.assert_close(mean.block(whole), expected)
+    for first, second in pairs[1:2]:
+        both = [draw.clone() for one in (first, second) for draw in one.draws(whole)]
+        found = [draw.clone() for draw in mean_of(first, second).draws(whole)]
+        torch.testing.assert_close(found, both)
 
 
 class Watched(Scorer):

@@ -33,7 +33,7 @@ How it was found, and what it does not do: docs/methods/maskdiff.md.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -90,12 +90,15 @@ class MaskDiff(PrependingAugmenter):
     class Config(PrependingSettings, SequenceSettings):
         """Hyper-parameters of MaskDiff."""
 
+        gives_probabilities: ClassVar[bool] = True
+
         n_items: Annotated[int | Literal["auto"], Search(1, 15)] = Field(10)  # type: ignore[assignment]
         """M, the items put in front of a history; ``auto`` chooses them for each by their
         probability: at most 10, perhaps none."""
         precision: Annotated[float, OnlyIf(n_items="auto")] = Field(0.3, gt=0, lt=1)
         """Least chance, as measured on held-out users, of an item that is used to be right: to be
         one of those that stood there."""
+        use_threshold: Annotated[float, Search(0.0, 0.5)] = Field(0.0, ge=0, lt=1)
         n_layers: Annotated[int, Search(1, 3)] = Field(2, ge=1)
         """Layers of the transformer."""
         n_heads: int = Field(2, ge=1)
@@ -444,11 +447,14 @@ class MaskDiff(PrependingAugmenter):
 
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
         """M items, oldest first, that could have come before each of these sequences."""
+        return self.likely(conditions, seed)[0]
+
+    def likely(
+        self, conditions: SequenceDataset, seed: int
+    ) -> tuple[Int32[np.ndarray, "S M"], Float32[np.ndarray, "S M"]]:
         made = self.insert(conditions, np.zeros(len(conditions), dtype=np.int64), self.n_generated)
-        used: np.ndarray = np.where(
-            made.probability >= float(self.least_probability), made.items, PAD
-        )
-        return used
+        used = np.where(made.probability >= float(self.least_probability), made.items, PAD)
+        return used, made.probability
 
 
 class Inserted(NamedTuple):

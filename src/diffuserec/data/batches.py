@@ -552,10 +552,22 @@ def history_batches(
     Yields:
         Indices of the sequences, shape (B,), and their histories.
     """
+    for index in index_batches(dataset, batch_size, max_len):
+        yield index, histories_of(dataset, index, max_len, with_times)
+
+
+def index_batches(
+    dataset: SequenceDataset, batch_size: int, max_len: int | None = None
+) -> Iterator[Int64[np.ndarray, " B"]]:
+    """Indices of all sequences once, shortest first, so that batches hold little padding.
+
+    Args:
+        batch_size: sequences a batch; fewer where they are very long.
+        max_len: newest items kept of each; None keeps all.
+    """
     order = np.argsort(dataset.lengths, kind="stable")
     for part in bounded_batches(dataset.lengths[order], batch_size, max_len):
-        index = order[part]
-        yield index, histories_of(dataset, index, max_len, with_times)
+        yield order[part]
 
 
 def bounded_batches(

@@ -43,6 +43,10 @@ def save_dataset(
     """Writes a dataset as a directory, complete or not at all; see ``SequenceDataset.save``."""
     if dataset.copies is not None:
         raise DataError("augmented copies are not saved: save without_copies(), and the augmenter")
+    if dataset.use is not None:
+        raise DataError(
+            "how synthetic items are used is not saved: save with_use(None), and the augmenter"
+        )
     require_utf8(Path(path))
     catalog = dataset.catalog
     arrays = dataset.arrays()

@@ -161,6 +161,7 @@ def leak_meter(
             "there is nothing to measure"
         )
     vectors = _vectors(model)
+    train = train.joined(None if train.use is None else train.use.rows)
     items, offsets = train.items, train.offsets
     synthetic = np.asarray(train.synthetic)
     context = train.context_only

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from diffuserec.data import Queries, bounded_batches
+from diffuserec.data import Queries, index_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender
@@ -44,9 +44,7 @@ def scored_batches(
     if augmenter is not None:
         augmenter.eval()
         shown = augmenter.augment_for_inference(shown, seed)
-    order = np.argsort(shown.lengths, kind="stable")  # equal lengths together: little padding
-    for part in bounded_batches(shown.lengths[order], batch_size, model.max_len):
-        index = order[part]
+    for index in index_batches(shown, batch_size, model.max_len):
         yield index, model.scorer_of(shown, index, seed)
 
 

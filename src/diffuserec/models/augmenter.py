@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-from diffuserec.data import Catalog, Queries, SequenceDataset
+from diffuserec.data import PAD, Catalog, Queries, SequenceDataset, Use
 from diffuserec.data.advice import require_sequences
 from diffuserec.data.batches import padded
 from diffuserec.models.base import Epoch, Method, Runtime, method_registry
@@ -43,6 +43,8 @@ class Augmenter(Method):
     def augment_for_inference(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
         """Applies to histories what `augment` applied in training.
 
+        Overridden by augmenters of whose work a part is for training alone.
+
         Returns:
             The same users in the same order, new ones left out; the histories themselves if the
             augmenter only adds to training.
@@ -68,6 +70,15 @@ class PrependingAugmenter(Augmenter):
 
     config: PrependingSettings
     long_histories: Int64[Tensor, " N"]
+
+    def likely(
+        self, conditions: SequenceDataset, seed: int
+    ) -> tuple[Int32[np.ndarray, "S M"], Float32[np.ndarray, "S M"] | None]:
+        """:meth:`generate`, and how probable each item is; None where that is not known.
+
+        Overridden by those that know it, whose settings say ``gives_probabilities``.
+        """
+        return self.generate(conditions, seed), None
 
     @abstractmethod
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
@@ -103,14 +114,28 @@ class PrependingAugmenter(Augmenter):
 
         Synthetic items that are there already stay and are not looked at. Histories that are empty,
         shorter than what items are generated from, or of users whose training history was longer
-        than `max_history`, stay as they are.
+        than `max_history`, stay as they are. What is returned says how a recommender is to use the
+        items, if the settings do.
         """
         self.require_fitted()
         require_sequences("augment", dataset)
+        c = self.config
+        longer = self._lengthened(dataset, seed)
+        use = Use(weight=c.use_weight, dropout=c.use_dropout, average=c.use_average)
+        return longer.with_use(use) if use.is_for_training or use.average else longer
+
+    def augment_for_inference(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        self.require_fitted()
+        require_sequences("augment_for_inference", histories)
+        longer = self._lengthened(histories, seed)
+        return longer.with_use(Use(average=True)) if self.config.use_average else longer
+
+    def _lengthened(self, dataset: SequenceDataset, seed: int) -> SequenceDataset:
+        """The same sequences with generated items."""
         real, k = dataset.real(), self.config.n_condition
         chosen = self._chosen(real)
         if self.config.condition == "published":
-            return dataset.prepend(self.generate(real.select(chosen), seed), chosen)
+            return dataset.prepend(self._generated(real.select(chosen), seed), chosen)
         starts = real.starts[chosen]
         heads, which = np.unique(
             padded(real.log.items, starts, starts + k), axis=0, return_inverse=True
@@ -119,8 +144,16 @@ class PrependingAugmenter(Augmenter):
         conditions = SequenceDataset.from_offsets(
             heads.astype(np.int32).reshape(-1), np.arange(len(heads) + 1) * k, real.catalog, keys
         )
-        generated = self.generate(conditions, seed)[which.reshape(-1)]
+        generated = self._generated(conditions, seed)[which.reshape(-1)]
         return dataset.prepend(generated, chosen, n_context=k)
+
+    def _generated(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
+        """Items for these sequences; 0 where one is not probable enough."""
+        items, probability = self.likely(conditions, seed)
+        if probability is None:
+            return items
+        probable: np.ndarray = np.where(probability >= self.config.use_threshold, items, PAD)
+        return probable
 
     def _chosen(self, real: SequenceDataset) -> Int64[np.ndarray, " S"]:
         """Indices of the sequences that are given items."""

@@ -113,6 +113,27 @@ def _restored(path: Path | str, registry: Registry[type[AnyMethod]], other: str)
     return method.eval()
 
 
+def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
+    """A copy of a fitted method under other settings, with the parameters that it learned.
+
+    Built anew, since what follows from the settings (a schedule) would not follow a new ``config``.
+
+    Raises:
+        ConfigError: settings that are wrong, or that change what is learned.
+    """
+    other = type(method)(**{**method.config.model_dump(), **settings})
+    with torch.random.fork_rng():
+        other.take(method.catalog)
+    try:
+        other.restore(method.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"settings {dict(settings)} change what {method.name} learns and can't be changed in a "
+            'trained model: use at = "training"'
+        ) from error
+    return other.to(method.device).eval()
+
+
 def run_of(path: Path | str) -> Path:
     """The directory of the run whose recommender is saved at `path`; else the path itself."""
     source = Path(path).resolve()

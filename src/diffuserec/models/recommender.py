@@ -4,6 +4,7 @@ A recommender gives either states, vectors whose products with the item table ar
 of every item. Ranks and lists follow from either, a block of items at a time.
 """
 
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from diffuserec.models.retrieval import (
     Scorer,
     allowed_mask,
     draw_probabilities,
+    mean_of,
     seen_items,
     top_k,
 )
@@ -120,8 +122,7 @@ class Recommender(Method):
         def known(histories: Histories) -> Scorer:
             return self.scorer(histories, seed, n_draws, diversity)
 
-        histories = histories_of(dataset, index, self.max_len, self.reads_times)
-        return or_popularity(self, known, histories)
+        return scorer_of_readings(self, known, dataset, index)
 
     def recommend(
         self,
@@ -337,6 +338,25 @@ def or_popularity(
     if not bool(known.any()):
         return Matrix(counts.repeat(len(known), 1))
     return OrPopularity(known, scorer(histories.to(method.device).select(known)), counts)
+
+
+def scorer_of_readings(
+    method: Method,
+    scorer: Callable[[Histories], Scorer],
+    dataset: SequenceDataset,
+    index: Int[np.ndarray, " B"],
+) -> Scorer:
+    """Scorer of sequences of a dataset, in all their readings.
+
+    Args:
+        scorer: of histories that hold at least one item.
+    """
+    with_times = isinstance(method, Recommender) and method.reads_times
+    found = [
+        or_popularity(method, scorer, histories_of(part, index, method.max_len, with_times))
+        for part in dataset.readings
+    ]
+    return functools.reduce(mean_of, found)
 
 
 class StateRecommender(Recommender):

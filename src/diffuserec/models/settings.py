@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from diffuserec.data import SequenceDataset, training_examples
@@ -448,7 +448,65 @@ class DiffusionSettings(NoiseSettings):
         return self
 
 
-class PrependingSettings(Settings):
+def is_given(value: float | None) -> bool:
+    """a number"""
+    return value is not None
+
+
+class UseSettings(Settings):
+    """How recommenders use the items that an augmenter puts into histories.
+
+    None of it changes what an augmenter learns.
+    """
+
+    gives_probabilities: ClassVar[bool] = False
+    """Whether the augmenter says how probable its items are."""
+    writes_inside: ClassVar[bool] = False
+    """Whether it can put items between those of a history."""
+
+    use_weight: Annotated[float | None, Search(choices=(None, 0.1, 0.3, 1.0))] = Field(
+        None, gt=0, le=1
+    )
+    """With a number, training reads every history as it was, too: this is what a target behind
+    generated items weighs against the same one without. None: it reads histories with their
+    generated items alone."""
+    use_dropout: Annotated[float, Search(0.0, 0.8)] = Field(0.0, ge=0, lt=1)
+    """Chance that an epoch of training reads a user's history without generated items."""
+    use_average: Annotated[bool, Search(choices=(False, True))] = False
+    """Whether scores are the mean of those with and without generated items."""
+    use_threshold: float = Field(0.0, ge=0, lt=1)
+    """Generated items that are less probable are left out; for augmenters that say how probable
+    they are."""
+
+    @field_validator("use_threshold")
+    @classmethod
+    def _is_known(cls, value: float) -> float:
+        if value and not cls.gives_probabilities:
+            raise ValueError(
+                "must be 0: this augmenter says nothing of how probable its items are (maskdiff "
+                "does)"
+            )
+        return value
+
+    @property
+    def changes_training(self) -> bool:
+        """Whether a recommender is trained in another way than on augmented histories."""
+        return bool(self.use_weight or self.use_dropout)
+
+
+def without_use(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an augmenter that decide what it learns: those of its use are left out."""
+    return {k: v for k, v in settings.items() if k not in UseSettings.model_fields}
+
+
+def use_of(settings: Settings) -> dict[str, Any]:
+    """Settings of the use of an augmenter's items that aren't the defaults, as JSON values."""
+    fields = UseSettings.model_fields
+    given = settings.model_dump(mode="json")
+    return {k: v for k, v in given.items() if k in fields and v != fields[k].get_default()}
+
+
+class PrependingSettings(UseSettings):
     """Hyper-parameters of an augmenter that puts items in front of histories."""
 
     n_items: Annotated[int, Search(1, 15)] = Field(10, ge=1)

@@ -21,7 +21,14 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, history_batches
+from diffuserec.data import (
+    Catalog,
+    Histories,
+    Queries,
+    SequenceDataset,
+    histories_of,
+    index_batches,
+)
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings, parse_settings
 from diffuserec.models.methods import find_recommender, suited_part
@@ -125,13 +132,21 @@ class Blend(ScoreRecommender):
     def _metrics(self, valid: Queries, tried: list[Tensor]) -> list[float]:
         """Sums of NDCG@10 over the validation queries for each of some weights."""
         totals = [0.0] * len(tried)
-        batches = history_batches(valid.histories, _AT_ONCE, with_times=self.reads_times)
-        for index, histories in batches:
-            known = histories.lengths > 0  # the others are answered by popularity in any case
-            if not bool(known.any()):
+        shown = valid.histories
+        for index in index_batches(shown, _AT_ONCE):
+            which = index[shown.lengths[index] > 0]  # popularity answers the others in any case
+            if not len(which):
                 continue
-            some, which = histories.select(known).to(self.device), index[known.numpy()]
-            each = torch.stack([distribution(model, some) for model in self._parts])
+            read = [
+                histories_of(part, which, with_times=self.reads_times).to(self.device)
+                for part in shown.readings
+            ]
+            each = torch.stack(
+                [
+                    torch.stack([distribution(model, some) for some in read]).mean(0)
+                    for model in self._parts
+                ]
+            )
             for number, weights in enumerate(tried):
                 mixed = Matrix(torch.einsum("m,mbv->bv", weights.to(each), each))
                 totals[number] += summed_ndcg(mixed, valid, which)

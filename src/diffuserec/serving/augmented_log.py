@@ -12,6 +12,7 @@ from diffuserec.data import SequenceDataset, leave_one_out, load_dataset, offset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import find_augmenter
+from diffuserec.models.settings import use_of
 
 
 def augment_log(
@@ -31,7 +32,7 @@ def augment_log(
             so many training items are given any.
 
     Raises:
-        ConfigError: no such augmenter or setting.
+        ConfigError: no such augmenter or setting, or one of the use of items in training.
         DataError: no prepared dataset, or names of users that are taken.
     """
     chosen = find_augmenter(method)
@@ -40,6 +41,12 @@ def augment_log(
             raise ConfigError(f"{method} changes histories of any length: leave out --max-history")
         settings = {**settings, "max_history": max_history}
     augmenter = chosen(**settings)
+    used = [name for name in use_of(augmenter.config) if name != "use_threshold"]
+    if used:
+        raise ConfigError(
+            f"{used[0]} says how a recommender is trained or asked, which a log can't hold: leave "
+            "it out"
+        )
     dataset = load_dataset(data)
     split = leave_one_out(dataset)
     augmented = augmenter.fit(split.train, split.valid, runtime).augment(split.train, runtime.seed)

@@ -17,17 +17,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import torch
+from typing import Any, Literal
 
 from diffuserec.data import load_dataset, split_dataset
-from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation, load_evaluation
 from diffuserec.files import read_document, write_json
 from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.models.config import Settings
-from diffuserec.models.methods import find_augmenter, find_recommender
+from diffuserec.models.methods import find_augmenter, find_recommender, with_settings
+from diffuserec.models.settings import use_of, without_use
 from diffuserec.studies.costs import Trial
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.run_directory import (
@@ -48,7 +46,6 @@ FORMAT = "diffuserec-cell"
 VERSION = 1
 
 Part = Literal["test", "valid"]
-AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -98,18 +95,25 @@ class Cell:
         if self.plan.augment is None:
             return None
         method = find_augmenter(self.plan.augment)(**(self.plan.augment_settings or {}))
-        return _digest(*self._data_key, self.augmenter_seed, _identity(method))
+        *parts, settings = _identity(method)
+        fitted = [*parts, without_use(settings)]  # however its items are used
+        return _digest(*self._data_key, self.augmenter_seed, fitted)
 
     @property
     def augmenter_plan(self) -> Plan:
         """Plan of the fit of its augmenter, the same for all cells that share it."""
-        return replace(self.plan, seed=self.augmenter_seed, model="", settings={})
+        settings = self.plan.augment_settings
+        fitted = None if settings is None else without_use(settings)
+        seed = self.augmenter_seed
+        return replace(self.plan, seed=seed, model="", settings={}, augment_settings=fitted)
 
     @property
     def run_key(self) -> str:
         """Digest of what decides the trained model."""
-        model, _ = methods_of(self.plan)
-        return _digest(*self._data_key, self.plan.seed, _identity(model), self.augmenter_key)
+        model, augmenter = methods_of(self.plan)
+        parts = [*self._data_key, self.plan.seed, _identity(model), self.augmenter_key]
+        use = {} if augmenter is None else use_of(augmenter.config)
+        return _digest(*parts, *([use] if use else []))
 
     @property
     def key(self) -> str:
@@ -238,27 +242,6 @@ def seconds_to_the_limit(cell: Cell, runtime: Runtime, users: int = 256) -> floa
     split = split_dataset(load_dataset(cell.plan.data), cell.plan.split)
     tried = Trial(cell.plan, split.train, None, runtime, users)
     return sum(tried.epoch_seconds.values()) * float(limit)
-
-
-def with_settings(method: AnyMethod, settings: Mapping[str, Any]) -> AnyMethod:
-    """A copy of a fitted method under other settings, with the parameters that it learned.
-
-    Built anew, since what follows from the settings (a schedule) would not follow a new ``config``.
-
-    Raises:
-        ConfigError: settings that are wrong, or that change what is learned.
-    """
-    other = type(method)(**{**method.config.model_dump(), **settings})
-    with torch.random.fork_rng():
-        other.take(method.catalog)
-    try:
-        other.restore(method.state_dict())
-    except RuntimeError as error:
-        raise ConfigError(
-            f"settings {dict(settings)} change what {method.name} learns and can't be changed in a "
-            'trained model: use at = "training"'
-        ) from error
-    return other.to(method.device).eval()
 
 
 def read_evaluation(name: str, out: Path, part: Part) -> Evaluation:

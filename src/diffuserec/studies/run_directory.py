@@ -56,8 +56,16 @@ from diffuserec.files import (
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import by_log
-from diffuserec.models.methods import find_recommender, load, load_augmenter, run_of
+from diffuserec.models.methods import (
+    find_augmenter,
+    find_recommender,
+    load,
+    load_augmenter,
+    run_of,
+    with_settings,
+)
 from diffuserec.models.recommender import Recommender
+from diffuserec.models.settings import UseSettings, without_use
 from diffuserec.studies.ledger import record
 from diffuserec.studies.run_file import Plan as Plan
 from diffuserec.studies.run_file import RunFile, Start, holds_a_run, read_run_file
@@ -333,7 +341,7 @@ def settings_by_log(run: RunDirectory) -> dict[str, Any]:
 
 
 def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter:
-    """The augmenter of another run, for a run of this plan.
+    """The augmenter of another run, for a run of this plan, which may use its items otherwise.
 
     Raises:
         ConfigError: it was fitted with other settings.
@@ -341,10 +349,13 @@ def load_fitted_augmenter(path: Path, plan: Plan, fingerprint: str) -> Augmenter
     """
     found = read_run_file(path)
     theirs = replace(plan, augment=found.plan.augment, augment_settings=found.plan.augment_settings)
-    if _as_json(theirs) != _as_json(plan) or found.plan.split != plan.split:
+    if _fitted(theirs) != _fitted(plan) or found.plan.split != plan.split:
         raise ConfigError(f"{path} has an augmenter of other settings: use the same, or fit one")
     _require_data(path, found, plan.data, fingerprint)
-    return load_augmenter(path / "augmenter")
+    augmenter = load_augmenter(path / "augmenter")
+    own = find_augmenter(augmenter.name)(**(plan.augment_settings or {})).config.model_dump()
+    use = {name: value for name, value in own.items() if name in UseSettings.model_fields}
+    return with_settings(augmenter, use) if use else augmenter
 
 
 def read_curve(file: Path) -> list[Epoch]:
@@ -469,6 +480,11 @@ def _as_json(plan: Plan) -> dict[str, Any]:
     """The plan as it is read back from a file."""
     document: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
     return document
+
+
+def _fitted(plan: Plan) -> dict[str, Any]:
+    """The plan as it is read back, without what does not change the fit of its augmenter."""
+    return _as_json(replace(plan, augment_settings=without_use(plan.augment_settings or {})))
 
 
 def _trained(path: Path) -> bool:

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from diffuserec.data import Histories, Queries, history_batches
+from diffuserec.data import Histories, Queries, index_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Method
-from diffuserec.models.recommender import Recommender, or_popularity
+from diffuserec.models.recommender import scorer_of_readings
 from diffuserec.models.retrieval import Scorer, search, seen_items
 
 _CUTOFF = 10
@@ -39,15 +39,13 @@ def validation(
             "epochs"
         )
 
-    with_times = isinstance(method, Recommender) and method.reads_times
+    shown = valid.histories
 
     @torch.inference_mode()
     def metric() -> float:
         gain = 0.0
-        for index, histories in history_batches(
-            valid.histories, batch_size, method.max_len, with_times
-        ):
-            gain += summed_ndcg(or_popularity(method, scorer, histories), valid, index)
+        for index in index_batches(shown, batch_size, method.max_len):
+            gain += summed_ndcg(scorer_of_readings(method, scorer, shown, index), valid, index)
         return gain / len(valid)
 
     return metric

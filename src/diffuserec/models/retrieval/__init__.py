@@ -15,7 +15,14 @@ from diffuserec.models.retrieval.likelihood import (
     mean_set_log_prob,
     nearest_items,
 )
-from diffuserec.models.retrieval.scorers import Matrix, Mixture, OrPopularity, Products, Scorer
+from diffuserec.models.retrieval.scorers import (
+    Matrix,
+    Mixture,
+    OrPopularity,
+    Products,
+    Scorer,
+    mean_of,
+)
 from diffuserec.models.retrieval.search import (
     Certainty,
     Found,
@@ -47,6 +54,7 @@ __all__ = [
     "log_prob",
     "max_prob",
     "mean_log_prob",
+    "mean_of",
     "mean_set_log_prob",
     "memory_budget",
     "nearest_items",

@@ -281,3 +281,18 @@ class OrPopularity(Scorer):
         whole = for_empty.to(torch.float32).repeat(len(self.known), 1)
         whole[self.known] = for_known.to(torch.float32)
         return whole
+
+
+def mean_of(first: Scorer, second: Scorer) -> Scorer:
+    """Mean of two scorers of one model, for other readings of the same histories.
+
+    Means of products of states are products of mean states, and a mixture has the draws of both.
+    """
+    if isinstance(first, OrPopularity) and isinstance(second, OrPopularity):
+        return OrPopularity(first.known, mean_of(first.scorer, second.scorer), first.counts)
+    if isinstance(first, Products) and isinstance(second, Products):
+        return Products((first.states + second.states) / 2, first.vectors)
+    if isinstance(first, Mixture) and isinstance(second, Mixture):
+        return replace(first, states=torch.cat([first.states, second.states], dim=1))
+    everything = slice(0, first.shape[1])
+    return Matrix((first.block(everything) + second.block(everything)) / 2)

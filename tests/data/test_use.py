@@ -1,0 +1,145 @@
+"""How generated items are used in training batches, against sequences written out by hand."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from diffuserec.data import Batch, SequenceDataset, Use, training_batches
+from diffuserec.errors import DataError
+
+MADE = {0: [21, 22], 2: [23]}
+"""Items in front of the histories of users 0 and 2; users 1 and 3 have none."""
+
+REAL = [[1, 2, 3, 4], [5, 6], [7, 8, 9], [10, 11, 12, 13, 14]]
+
+
+def augmented(n_context: int = 1) -> SequenceDataset:
+    log = SequenceDataset.from_lists([*REAL, [23]]).select(np.arange(4)).compact()
+    items = np.array([MADE[0], [0, *MADE[2]]], dtype=np.int32)
+    return log.prepend(items, np.array([0, 2]), n_context)
+
+
+def rows_of(batch: Batch) -> list[tuple[int, list[int], list[int]]]:
+    """User, items with the last target at the end, and targets of each sequence."""
+    whole = batch.with_last_target()
+    return [
+        (int(user), items[: int(n)].tolist(), own[own > 0].tolist())
+        for user, items, n, own in zip(
+            whole.users, whole.items, whole.lengths, batch.targets, strict=True
+        )
+    ]
+
+
+def read(
+    dataset: SequenceDataset, epoch: int = 0, **options: Any
+) -> tuple[list[tuple[int, list[int], list[int]]], list[tuple[int, list[int], list[int]]]]:
+    """Sequences of an epoch's batches, and of what is trained on beside them."""
+    own, beside = [], []
+    for batch in training_batches(dataset, 2, 50, 7, epoch, **options):
+        own += rows_of(batch)
+        beside += [] if batch.copies is None else rows_of(batch.copies)
+    return sorted(own), sorted(beside)
+
+
+def targets_of(rows: list[tuple[int, list[int], list[int]]]) -> Counter[tuple[int, int]]:
+    return Counter((user, target) for user, _, targets in rows for target in targets)
+
+
+PLAIN = [(u, items, items[1:]) for u, items in enumerate(REAL)]
+BEHIND = [(0, [21, 22, 1, 2, 3, 4], [2, 3, 4]), (2, [23, 7, 8, 9], [8, 9])]
+
+
+def test_without_a_weight_augmented_sequences_stand_alone() -> None:
+    own, beside = read(augmented())
+    assert own == sorted([BEHIND[0], PLAIN[1], BEHIND[1], PLAIN[3]])
+    assert beside == []
+
+
+def test_real_and_augmented_sequences_are_trained_on_together() -> None:
+    own, beside = read(augmented().with_use(Use(weight=0.3)))
+    assert own == PLAIN
+    assert beside == BEHIND
+
+
+@pytest.mark.parametrize("examples", ["per_user", "windows", "prefixes", "newest_prefixes"])
+def test_each_target_weighs_as_much_as_asked(examples: str) -> None:
+    dataset = augmented().with_use(Use(weight=0.3))
+    weights: Counter[int] = Counter()
+    for batch in training_batches(dataset, 2, 50, 7, 0, examples):  # type: ignore[arg-type]
+        n_own = int((batch.targets > 0).sum())
+        if batch.copies is not None:
+            # both losses are means: a target's share of the sum is its weight against the others
+            each = batch.copies_weight * n_own / int((batch.copies.targets > 0).sum())
+            for target in batch.copies.targets[batch.copies.targets > 0].tolist():
+                weights[target] += each
+    assert weights == pytest.approx(dict.fromkeys([2, 3, 4, 8, 9], 0.3))
+    own, beside = read(dataset, examples=examples)
+    assert targets_of(own) == targets_of(PLAIN)
+    assert targets_of(beside) == targets_of(BEHIND)
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_epochs_drop_generated_items_by_chance_and_by_user(weight: float | None) -> None:
+    dataset = augmented().with_use(Use(weight=weight, dropout=0.3))
+    n, dropped = 80, 0
+    for epoch in range(n):
+        own, beside = read(dataset, epoch)
+        shown = beside if weight else [row for row in own if row in BEHIND]
+        assert all(row in BEHIND for row in shown)
+        if weight:
+            assert own == PLAIN
+        else:
+            assert [row for row in own if row not in BEHIND] == [
+                row for row in PLAIN if row[0] not in {user for user, _, _ in shown}
+            ]
+        dropped += 2 - len(shown)
+    assert read(dataset, 3) == read(dataset, 3)
+    # 3 standard deviations of a share of so many draws
+    assert abs(dropped / (2 * n) - 0.3) < 3 * (0.3 * 0.7 / (2 * n)) ** 0.5
+
+
+def test_what_items_were_made_from_is_a_target_where_they_are_dropped() -> None:
+    dataset = augmented(n_context=3).with_use(Use(dropout=0.5))
+    seen = {str(row) for epoch in range(30) for row in read(dataset, epoch)[0] if row[0] == 0}
+    assert seen == {str((0, [21, 22, 1, 2, 3, 4], [4])), str(PLAIN[0])}
+
+
+def test_last_targets_are_found_in_the_log_of_the_whole_dataset() -> None:
+    for use in (Use(weight=0.5), Use(dropout=0.5)):
+        dataset = augmented().with_use(use)
+        for epoch in range(4):
+            for batch in training_batches(dataset, 2, 50, 0, epoch):
+                for part in (batch, batch.copies):
+                    if part is not None:
+                        found: Tensor = part.newest_targets
+                        assert (
+                            dataset.log.items[part.last_target_index.numpy()].tolist()
+                            == found.tolist()
+                        )
+
+
+def test_a_subset_is_used_alike() -> None:
+    some = np.array([2, 3])
+    for dataset in (augmented().with_use(Use(weight=0.3)), augmented().with_use(Use(dropout=0.5))):
+        part = dataset.select(some)
+        assert part.use is not None
+        assert [row[0] for row in read(part)[0]] == [2, 3]
+        assert part.compact().fingerprint == part.fingerprint != dataset.fingerprint
+
+
+def test_the_fingerprint_counts_the_use() -> None:
+    plain = augmented()
+    uses = [None, Use(weight=0.3), Use(weight=0.4), Use(dropout=0.3), Use(average=True)]
+    assert len({plain.with_use(use).fingerprint for use in uses}) == len(uses)
+
+
+def test_a_use_is_neither_saved_nor_put_behind_more_items(tmp_path) -> None:
+    dataset = augmented().with_use(Use(weight=0.3))
+    with pytest.raises(DataError, match="is not saved"):
+        dataset.save(tmp_path / "data")
+    with pytest.raises(DataError, match="augment real histories"):
+        dataset.prepend(np.array([[1]], dtype=np.int32), np.array([0]))
+    dataset.with_use(None).save(tmp_path / "data")
