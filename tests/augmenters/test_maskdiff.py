@@ -61,6 +61,23 @@ def test_augmenting_puts_them_in_front(walker) -> None:
     assert longer.synthetic.tolist() == [True] * 2 + [False] * 4
 
 
+def test_augmenting_puts_them_in_the_middle_when_asked(walker) -> None:
+    middle = with_settings(walker, {"use_place": "middle", "n_condition": 2})
+    longer = middle.augment(SequenceDataset.from_lists([[9, 12, 13], [4]], walker.catalog))
+    assert [items.tolist() for items in longer] == [[9, 10, 11, 12, 13], [4]]
+    assert longer.synthetic.tolist() == [False, True, True, *[False] * 3]
+    assert longer.context_only.tolist() == [False] * 3 + [True, False, False]
+
+
+def test_what_comes_next_is_expected(walker) -> None:
+    shown = SequenceDataset.from_lists([[5, 6, 7], [19, 20]], walker.catalog)
+    items, probability = walker.expected(shown)
+    assert items[:, 0].tolist() == [8, 1]
+    assert (probability[:, 0] > 0.8).all()
+    assert (probability.sum(1) <= 1.0001).all()
+    assert (np.diff(probability, axis=1) <= 0).all()
+
+
 def test_few_steps_and_many_agree_where_there_is_one_answer(walker) -> None:
     shown = SequenceDataset.from_lists([[9, 10, 11, 12], [3, 4, 5, 6]], walker.catalog)
     many = with_settings(walker, {"num_inference_steps": 2})

@@ -130,6 +130,8 @@ CHANGING = [name for name in AUGMENTERS if name not in PARALLEL]
 PREPENDING = [
     name for name in CHANGING if issubclass(find_augmenter(name).Config, PrependingSettings)
 ]
+PROBABLE = [n for n in PREPENDING if find_augmenter(n).Config.gives_probabilities]
+INSIDE = [n for n in PREPENDING if find_augmenter(n).Config.writes_inside]
 
 
 def with_ids(log: SequenceDataset, ids: str) -> SequenceDataset:

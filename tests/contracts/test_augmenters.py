@@ -11,13 +11,15 @@ from diffuserec.data import Catalog, Queries, SequenceDataset, Split, encode_his
 from diffuserec.evaluation import evaluate
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.methods import load_augmenter
+from diffuserec.models.methods import load_augmenter, with_settings
 
 from .suite import (
     AUGMENTERS,
     CHANGING,
+    INSIDE,
     PARALLEL,
     PREPENDING,
+    PROBABLE,
     TRAINED,
     WITHOUT_CONTEXT,
     WITHOUT_NOISE,
@@ -135,8 +137,9 @@ def test_augmenting_leaves_the_callers_random_numbers_alone(augmenter, mixed) ->
     assert_same_dataset(augmenter.augment(mixed, seed=3), first)
 
 
-def changed_from(dataset: SequenceDataset, first: int) -> SequenceDataset:
+def changed_from(dataset: SequenceDataset, first: int | np.ndarray) -> SequenceDataset:
     """The dataset with other items from a number of each history's on, counted from 0."""
+    first = np.repeat(np.broadcast_to(first, len(dataset)), dataset.lengths)
     number = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
     n_items = dataset.vocab_size - 1
     others = (dataset.items + n_items // 2 - 1) % n_items + 1
@@ -182,6 +185,74 @@ def test_the_published_form_of_diffuasr_has_seen_its_targets(split: Split, mixed
     settings = {"condition": "published", "min_condition": 1, "guidance_scale": 10}
     published = made("augmenter", "diffuasr", **settings)
     assert n_moved(published.fit(split.train, runtime=Runtime(seed=1)), mixed, 2) > 0
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("first", [1, 4, 5])
+def test_nothing_inside_a_history_has_seen_the_targets_behind_it(
+    name: str, first: int, split: Split, mixed
+) -> None:
+    settings = {"use_place": "middle", "n_condition": 4}
+    assert n_moved(with_settings(fitted("augmenter", name, split), settings), mixed, first) == 0
+    for dataset in (mixed, mixed.view(mixed.starts, np.maximum(mixed.starts, mixed.ends - 2))):
+        longer = with_settings(fitted("augmenter", name, split), settings).augment(dataset, seed=3)
+        for index in range(len(dataset)):
+            where = slice(longer.offsets[index], longer.offsets[index + 1])
+            n = int(longer.synthetic[where].sum())
+            places = np.flatnonzero(longer.synthetic[where])
+            assert places.tolist() == list(range(2, 2 + n))
+            behind = longer.context_only[where].nonzero()[0].tolist()
+            assert behind == ([2 + n, 3 + n] if n else [])
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+@pytest.mark.parametrize("first", [1, 3])
+def test_short_copies_are_the_newest_items_behind_what_has_not_seen_their_targets(
+    name: str, first: int, split: Split, mixed
+) -> None:
+    n, plain = 4, fitted("augmenter", name, split)
+    for use in ({}, {"use_place": "nowhere"}):
+        augmenter = with_settings(plain, {"use_weight": 0.5, "use_short": n, **use})
+        longer = augmenter.augment(mixed, seed=3)
+        assert longer.use is not None
+        rows = longer.use.rows
+        assert rows is not None
+        assert rows.users.tolist() == mixed.users[mixed.lengths > n].tolist()
+        by_user = dict(zip(mixed.users.tolist(), mixed, strict=True))
+        for user, real in zip(rows.users.tolist(), rows.real(), strict=True):
+            assert real.tolist() == by_user[user][-n:].tolist()
+        others = changed_from(mixed, mixed.lengths - n + first)
+        again = augmenter.augment(others, seed=3).use
+        assert again is not None
+        assert again.rows is not None
+        shown = in_front_of_targets(rows, first)
+        assert any(shown)
+        assert in_front_of_targets(again.rows, first) == shown
+        # a model is asked as it was without them
+        asked = plain.augment_for_inference(mixed, seed=3) if not use else mixed
+        assert_same_dataset(augmenter.augment_for_inference(mixed, seed=3), asked)
+
+
+@pytest.mark.parametrize("name", PROBABLE)
+def test_soft_targets_follow_from_the_items_before_them(name: str, split: Split, mixed) -> None:
+    soft, first = {"use_soft": 0.3}, 3
+    for settings in (soft, {**soft, "use_place": "nowhere"}):
+        augmenter = with_settings(fitted("augmenter", name, split), settings)
+        found = []
+        for dataset in (mixed, changed_from(mixed, first)):
+            longer = augmenter.augment(dataset, seed=3)
+            assert longer.use is not None
+            assert longer.use.soft is not None
+            real = longer.use.soft.take(~longer.synthetic)
+            number = np.arange(len(mixed.items)) - np.repeat(mixed.offsets[:-1], mixed.lengths)
+            at = number <= first
+            assert not real.probability[number == 0].any()
+            assert (real.probability[number > 0].sum(1) > 0).all()
+            assert real.items.max() <= 20
+            assert not longer.use.soft.probability[longer.synthetic].any()
+            found.append((real.items[at], real.probability[at]))
+        np.testing.assert_array_equal(found[0][0][:, 0], found[1][0][:, 0])
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PREPENDING)

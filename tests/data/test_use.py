@@ -1,13 +1,14 @@
 """How generated items are used in training batches, against sequences written out by hand."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
-from diffuserec.data import Batch, SequenceDataset, Use, training_batches
+from diffuserec.data import Batch, SequenceDataset, SoftTargets, Use, training_batches
 from diffuserec.errors import DataError
 
 MADE = {0: [21, 22], 2: [23]}
@@ -105,6 +106,46 @@ def test_what_items_were_made_from_is_a_target_where_they_are_dropped() -> None:
     dataset = augmented(n_context=3).with_use(Use(dropout=0.5))
     seen = {str(row) for epoch in range(30) for row in read(dataset, epoch)[0] if row[0] == 0}
     assert seen == {str((0, [21, 22, 1, 2, 3, 4], [4])), str(PLAIN[0])}
+
+
+def test_further_rows_are_trained_on_beside_the_others_and_drop_with_their_user() -> None:
+    cut = SequenceDataset.from_lists([[12, 13, 14], [9, 9]]).select(np.array([0])).compact()
+    rows = replace(
+        cut.prepend(np.array([[24]], dtype=np.int32), np.array([0]), 1), users=np.array([3])
+    )
+    dataset = augmented().with_use(Use(weight=0.3, dropout=0.5, rows=rows))
+    more = (3, [24, 12, 13, 14], [13, 14])
+    seen = {str(read(dataset, epoch)[1]) for epoch in range(60)}
+    some = [[], BEHIND[:1], BEHIND[1:], BEHIND]
+    assert seen == {str(part + extra) for part in some for extra in ([], [more])}
+    assert read(dataset.select(np.array([0, 1])))[1] in ([], BEHIND[:1])
+    for batch in training_batches(replace(dataset, use=Use(weight=0.3, rows=rows)), 9, 50, 0, 0):
+        assert batch.copies is not None
+        found = dataset.log.items[batch.copies.last_target_index.numpy()]
+        assert found.tolist() == batch.copies.newest_targets.tolist()
+
+
+def test_another_item_is_learned_in_a_share_of_the_epochs() -> None:
+    dataset = augmented()
+    n = len(dataset.items)
+    items, probability = np.zeros((n, 2), dtype=np.int32), np.zeros((n, 2), dtype=np.float32)
+    where = np.flatnonzero(dataset.items == 3)
+    items[where], probability[where] = [18, 19], [0.1, 0.3]
+    for use in (Use(), Use(weight=0.5)):
+        soft = SoftTargets(items, probability, 0.4)
+        drawn: Counter[int] = Counter()
+        for epoch in range(150):
+            for rows in read(dataset.with_use(replace(use, soft=soft)), epoch):
+                for user, shown, targets in rows:
+                    plain = next(own for u, _, own in PLAIN if u == user)
+                    assert shown[:-1] in (REAL[user][:-1], [*MADE.get(user, []), *REAL[user][:-1]])
+                    drawn += Counter(t for t, old in zip(targets, plain, strict=True) if old == 3)
+                    assert [t for t in targets if t < 18] == [
+                        t for t in plain if t != 3 or 3 in targets
+                    ]
+        total = sum(drawn.values())
+        for item, share in ((3, 0.6), (18, 0.1), (19, 0.3)):
+            assert drawn[item] / total == pytest.approx(share, abs=0.13)
 
 
 def test_last_targets_are_found_in_the_log_of_the_whole_dataset() -> None:

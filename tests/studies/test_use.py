@@ -91,7 +91,28 @@ def test_probabilities_are_asked_for_where_there_are_some() -> None:
     methods_of(Plan("", "sasrec", {}, "maskdiff", {"use_threshold": 0.2}))
 
 
+@pytest.mark.parametrize(
+    ("augment", "settings", "message"),
+    [
+        ("random", {"use_soft": 0.2}, "says nothing of how probable"),
+        ("random", {"use_place": "middle"}, "writes in front alone"),
+        ("maskdiff", {"use_place": "middle"}, "n_condition of 2 or more"),
+        ("maskdiff", {"use_place": "nowhere"}, "set use_soft or use_short"),
+        ("random", {"use_short": 5}, "use_short = 5 has no effect with use_weight = None"),
+        ("random", {"use_short": 3, "use_weight": 1, "n_condition": 3}, "leaves no target"),
+        ("random", {"use_weight": 0}, "use_weight: must be greater than 0"),
+        ("diff4rec", {"use_weight": 1}, "has no setting 'use_weight'"),
+    ],
+)
+def test_uses_that_cannot_be_are_refused(
+    augment: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        methods_of(Plan("", "sasrec", {}, augment, settings))
+
+
 def test_tuning_searches_the_uses() -> None:
     searched = search_space(Plan("", "sasrec", {}, "maskdiff", {}))
-    assert {f"augment.{name}" for name in UseSettings.model_fields} <= set(searched)
+    names = set(UseSettings.model_fields) - {"use_short", "use_place"}  # for studies
+    assert {f"augment.{name}" for name in names} <= set(searched)
     assert "augment.use_threshold" not in search_space(Plan("", "sasrec", {}, "random", {}))

@@ -77,6 +77,9 @@ _MOST = 10
 _TEMPERATURES = np.geomspace(0.25, 4, 33)
 """Those that are tried."""
 
+_EXPECTED = 10
+"""Items after a history whose probabilities are told."""
+
 _CALIBRATED = 2**24
 """Probabilities of held-out users at most that the temperature is fitted on."""
 
@@ -91,6 +94,7 @@ class MaskDiff(PrependingAugmenter):
         """Hyper-parameters of MaskDiff."""
 
         gives_probabilities: ClassVar[bool] = True
+        writes_inside: ClassVar[bool] = True
 
         n_items: Annotated[int | Literal["auto"], Search(1, 15)] = Field(10)  # type: ignore[assignment]
         """M, the items put in front of a history; ``auto`` chooses them for each by their
@@ -99,6 +103,7 @@ class MaskDiff(PrependingAugmenter):
         """Least chance, as measured on held-out users, of an item that is used to be right: to be
         one of those that stood there."""
         use_threshold: Annotated[float, Search(0.0, 0.5)] = Field(0.0, ge=0, lt=1)
+        use_soft: Annotated[float, Search(0.0, 0.5)] = Field(0.0, ge=0, lt=1)
         n_layers: Annotated[int, Search(1, 3)] = Field(2, ge=1)
         """Layers of the transformer."""
         n_heads: int = Field(2, ge=1)
@@ -377,12 +382,39 @@ class MaskDiff(PrependingAugmenter):
                 f"sequence {where} has {dataset.lengths[where]} items, and others are to stand "
                 f"before number {at[where]}: give it a place from 0 to {dataset.lengths[where]}"
             )
-        self.eval()
-        lengths = np.minimum(dataset.lengths, c.max_len - n)
-        first = np.clip(at - (c.max_len - n) // 2, 0, dataset.lengths - lengths)
-        starts = dataset.starts + first
         items = np.zeros((len(dataset), n), dtype=np.int32)
         probability = np.zeros((len(dataset), n), dtype=np.float32)
+        for part, *holes in self._with_masks(dataset, at, n):
+            found = self._fill(*holes)
+            items[part], probability[part] = (tensor.cpu().numpy() for tensor in found)
+        return Inserted(items, probability)
+
+    @torch.no_grad()
+    def expected(
+        self, histories: SequenceDataset
+    ) -> tuple[Int32[np.ndarray, "S N"], Float32[np.ndarray, "S N"]]:
+        k = min(_EXPECTED, self.catalog.n_items)
+        items = np.zeros((len(histories), k), dtype=np.int32)
+        probability = np.zeros((len(histories), k), dtype=np.float32)
+        for part, *holes in self._with_masks(histories, histories.lengths, 1):
+            whole, masked, lengths = (torch.from_numpy(h).to(self.device) for h in holes)
+            best = self._probabilities(whole, lengths, masked).topk(k, dim=1)
+            items[part], probability[part] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+        return items, probability
+
+    def _with_masks(
+        self, dataset: SequenceDataset, at: Int64[np.ndarray, " S"], n: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Batches of sequences with n masks before item number `at` of each.
+
+        Yields:
+            Their indices; items around that place, with room for the masks; where these are; and
+            the lengths with them.
+        """
+        self.eval()
+        lengths = np.minimum(dataset.lengths, self.config.max_len - n)
+        first = np.clip(at - (self.config.max_len - n) // 2, 0, dataset.lengths - lengths)
+        starts = dataset.starts + first
         order = np.argsort(lengths, kind="stable")
         size = max(1, _AT_ONCE // (n * len(self.popularity)))
         for begin in range(0, len(order), size):
@@ -393,9 +425,7 @@ class MaskDiff(PrependingAugmenter):
             masked = (column >= place) & (column < place + n)
             whole = np.zeros(masked.shape, dtype=np.int64)
             whole[~masked] = shown.reshape(-1)
-            found = self._fill(whole, masked, lengths[part] + n)
-            items[part], probability[part] = (tensor.cpu().numpy() for tensor in found)
-        return Inserted(items, probability)
+            yield part, whole, masked, lengths[part] + n
 
     def _fill(
         self,
@@ -450,9 +480,9 @@ class MaskDiff(PrependingAugmenter):
         return self.likely(conditions, seed)[0]
 
     def likely(
-        self, conditions: SequenceDataset, seed: int
+        self, conditions: SequenceDataset, seed: int, before: int = 0
     ) -> tuple[Int32[np.ndarray, "S M"], Float32[np.ndarray, "S M"]]:
-        made = self.insert(conditions, np.zeros(len(conditions), dtype=np.int64), self.n_generated)
+        made = self.insert(conditions, np.full(len(conditions), before), self.n_generated)
         used = np.where(made.probability >= float(self.least_probability), made.items, PAD)
         return used, made.probability
 

@@ -179,7 +179,7 @@ def leak_meter(
     )
 
     def shown(queries: Queries) -> tuple[Int64[np.ndarray, " Q"], Bool[np.ndarray, " Q"], Any]:
-        longer = augmenter.augment_for_inference(queries.histories, seed)
+        longer = augmenter.as_in_training(queries.histories, seed)
         ends = longer.offsets[1:]
         all_items = np.insert(longer.items, ends, queries.targets)
         made = np.insert(np.asarray(longer.synthetic), ends, False)

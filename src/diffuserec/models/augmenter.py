@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-from diffuserec.data import PAD, Catalog, Queries, SequenceDataset, Use
+from diffuserec.data import PAD, Catalog, Queries, SequenceDataset, SoftTargets, Use
 from diffuserec.data.advice import require_sequences
 from diffuserec.data.batches import padded
 from diffuserec.models.base import Epoch, Method, Runtime, method_registry
@@ -54,6 +54,13 @@ class Augmenter(Method):
         augmented = self.augment(histories, seed)
         return augmented.select(np.arange(len(histories)))
 
+    def as_in_training(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """Histories with what training would put in front of the item that comes next.
+
+        Other than what they are shown with at inference where a part of it is for training alone.
+        """
+        return self.augment_for_inference(histories, seed)
+
 
 class PrependingAugmenter(Augmenter):
     """An augmenter that puts M generated items in front of histories.
@@ -72,13 +79,26 @@ class PrependingAugmenter(Augmenter):
     long_histories: Int64[Tensor, " N"]
 
     def likely(
-        self, conditions: SequenceDataset, seed: int
+        self, conditions: SequenceDataset, seed: int, before: int = 0
     ) -> tuple[Int32[np.ndarray, "S M"], Float32[np.ndarray, "S M"] | None]:
         """:meth:`generate`, and how probable each item is; None where that is not known.
 
         Overridden by those that know it, whose settings say ``gives_probabilities``.
+
+        Args:
+            before: number of the item that they stand in front of; 0 unless the settings say
+                ``writes_inside``.
         """
         return self.generate(conditions, seed), None
+
+    def expected(
+        self, histories: SequenceDataset
+    ) -> tuple[Int32[np.ndarray, "S N"], Float32[np.ndarray, "S N"]]:
+        """The most probable items after each of these sequences, and how probable each is.
+
+        Defined by those whose settings say ``gives_probabilities``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
@@ -120,20 +140,58 @@ class PrependingAugmenter(Augmenter):
         self.require_fitted()
         require_sequences("augment", dataset)
         c = self.config
-        longer = self._lengthened(dataset, seed)
-        use = Use(weight=c.use_weight, dropout=c.use_dropout, average=c.use_average)
+        longer = self.augment_for_inference(dataset, seed).with_use(None)
+        use = Use(
+            weight=c.use_weight,
+            dropout=c.use_dropout,
+            average=c.use_average,
+            rows=self._short(dataset.real(), seed) if c.use_short else None,
+            soft=self._soft(longer) if c.use_soft else None,
+        )
         return longer.with_use(use) if use.is_for_training or use.average else longer
 
     def augment_for_inference(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
-        self.require_fitted()
-        require_sequences("augment_for_inference", histories)
-        longer = self._lengthened(histories, seed)
+        if self.config.use_place == "nowhere":
+            return histories
+        longer = self.as_in_training(histories, seed)
         return longer.with_use(Use(average=True)) if self.config.use_average else longer
 
-    def _lengthened(self, dataset: SequenceDataset, seed: int) -> SequenceDataset:
-        """The same sequences with generated items."""
+    def as_in_training(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        self.require_fitted()
+        require_sequences("augment", histories)
+        if self.config.use_place == "nowhere" and not self.config.use_short:
+            return histories
+        return self._with_items(histories, self._chosen(histories.real()), seed)
+
+    def _short(self, real: SequenceDataset, seed: int) -> SequenceDataset:
+        """The newest items of longer sequences behind generated ones, where there are some."""
+        n = self.config.use_short
+        assert n is not None
+        index = np.flatnonzero(real.lengths > n)
+        cut = real.view(real.ends[index] - n, real.ends[index], index)
+        rows = self._with_items(cut, np.arange(len(cut)), seed)
+        return rows.select(rows.real_lengths < rows.lengths).compact()
+
+    def _soft(self, longer: SequenceDataset) -> SoftTargets:
+        """What is expected in the place of each real item, after the real ones before it."""
+        real = longer.real()
+        owners = np.repeat(np.arange(len(real)), real.lengths)
+        number = np.arange(len(owners)) - real.offsets[owners]
+        later = np.flatnonzero(number > 0)
+        starts = real.starts[owners[later]]
+        found = self.expected(real.view(starts, starts + number[later], owners[later]))
+        where = np.flatnonzero(~longer.synthetic)[later]
+        items, probability = (
+            np.zeros((len(longer.items), part.shape[1]), dtype=part.dtype) for part in found
+        )
+        items[where], probability[where] = found
+        return SoftTargets(items, probability, self.config.use_soft)
+
+    def _with_items(
+        self, dataset: SequenceDataset, chosen: Int64[np.ndarray, " S"], seed: int
+    ) -> SequenceDataset:
+        """The same sequences, the chosen ones with generated items."""
         real, k = dataset.real(), self.config.n_condition
-        chosen = self._chosen(real)
         if self.config.condition == "published":
             return dataset.prepend(self._generated(real.select(chosen), seed), chosen)
         starts = real.starts[chosen]
@@ -145,11 +203,11 @@ class PrependingAugmenter(Augmenter):
             heads.astype(np.int32).reshape(-1), np.arange(len(heads) + 1) * k, real.catalog, keys
         )
         generated = self._generated(conditions, seed)[which.reshape(-1)]
-        return dataset.prepend(generated, chosen, n_context=k)
+        return dataset.prepend(generated, chosen, n_context=k, before=self.config.before)
 
     def _generated(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
         """Items for these sequences; 0 where one is not probable enough."""
-        items, probability = self.likely(conditions, seed)
+        items, probability = self.likely(conditions, seed, self.config.before)
         if probability is None:
             return items
         probable: np.ndarray = np.where(probability >= self.config.use_threshold, items, PAD)

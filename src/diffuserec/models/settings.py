@@ -477,8 +477,17 @@ class UseSettings(Settings):
     use_threshold: float = Field(0.0, ge=0, lt=1)
     """Generated items that are less probable are left out; for augmenters that say how probable
     they are."""
+    use_soft: float = Field(0.0, ge=0, lt=1)
+    """Share of the epochs in which another item is learned in a target's place, drawn by what the
+    augmenter expects after the items before it; for augmenters that say how probable items are."""
+    use_short: Annotated[int | None, OnlyIf(use_weight=is_given)] = Field(None, ge=2)
+    """With a number, users with more items also count as if they had so few: their newest ones,
+    behind generated items, are trained on beside them."""
+    use_place: Literal["front", "middle", "nowhere"] = "front"
+    """Where generated items stand in a history: in front; in the middle of the first n_condition
+    items, from which they are made; nowhere, so that they serve use_soft and use_short alone."""
 
-    @field_validator("use_threshold")
+    @field_validator("use_threshold", "use_soft")
     @classmethod
     def _is_known(cls, value: float) -> float:
         if value and not cls.gives_probabilities:
@@ -488,10 +497,27 @@ class UseSettings(Settings):
             )
         return value
 
+    @field_validator("use_place")
+    @classmethod
+    def _is_possible(cls, value: str) -> str:
+        if value == "middle" and not cls.writes_inside:
+            raise ValueError(
+                "can't be 'middle': this augmenter writes in front alone (maskdiff both)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _is_used(self) -> Self:
+        if self.use_place == "nowhere" and not (self.use_soft or self.use_short):
+            raise ValueError(
+                "use_place = 'nowhere' leaves nothing to do: set use_soft or use_short"
+            )
+        return self
+
     @property
     def changes_training(self) -> bool:
         """Whether a recommender is trained in another way than on augmented histories."""
-        return bool(self.use_weight or self.use_dropout)
+        return bool(self.use_weight or self.use_dropout or self.use_soft)
 
 
 def without_use(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -520,3 +546,22 @@ class PrependingSettings(UseSettings):
     max_history: int | None = Field(None, ge=1)
     """Only users with at most so many real items in training are given any, at inference too, and
     users that training does not know; None means all."""
+
+    @property
+    def before(self) -> int:
+        """Number of the item that generated ones stand in front of."""
+        return self.n_condition // 2 if self.use_place == "middle" else 0
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        causal = self.condition == "causal"
+        if self.use_place == "middle" and (not causal or self.n_condition < 2):
+            raise ValueError(
+                "use_place = 'middle' needs condition = 'causal' and n_condition of 2 or more: "
+                "generated items stand between those"
+            )
+        if causal and self.use_short is not None and self.use_short <= self.n_condition:
+            raise ValueError(
+                f"use_short = {self.use_short} leaves no target: n_condition is {self.n_condition}"
+            )
+        return self

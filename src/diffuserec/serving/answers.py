@@ -102,7 +102,9 @@ def written(served: ServedModel, history: Sequence[RawId], seed: int) -> Sequenc
     if served.augmenter is None:
         raise ConfigError(f"the model {served.name} was trained without an augmenter")
     dataset, _ = encode_histories(served.model.catalog, [history])
-    return _sequences(served.augmenter.augment(dataset, seed))
+    for_training = served.augmenter.training_only
+    make = served.augmenter.augment if for_training else served.augmenter.augment_for_inference
+    return _sequences(make(dataset, seed))
 
 
 def agreement(served: ServedModel, draws: Sequence[Sequences]) -> list[list[dict[str, Any]]]:

@@ -41,7 +41,7 @@ def augmented_histories(
         return []
     queries = run.queries(part)
     index = _first(n, queries.histories, 3, 8)
-    augmented = run.augmenter.augment(queries.histories.select(index), run.plan.seed)
+    augmented = run.augmenter.as_in_training(queries.histories.select(index), run.plan.seed)
     names = _display_names(run.split.train)
     found = []
     for number, query in enumerate(index):
