@@ -94,7 +94,10 @@ def require_free(out: Path | None, overwrite: bool) -> None:
 
 AugmentSet = Annotated[
     list[str] | None,
-    typer.Option("--augment-set", help="A hyper-parameter of the augmenter, name=value."),
+    typer.Option(
+        "--augment-set",
+        help="A hyper-parameter of the augmenter, or of how its items are used (use_weight=0.3).",
+    ),
 ]
 
 
