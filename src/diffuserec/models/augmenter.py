@@ -11,6 +11,7 @@ from torch import Tensor
 from diffuserec.data import PAD, Catalog, Queries, SequenceDataset, SoftTargets, Use
 from diffuserec.data.advice import require_sequences
 from diffuserec.data.batches import padded
+from diffuserec.errors import ConfigError
 from diffuserec.models.base import Epoch, Method, Runtime, method_registry
 from diffuserec.models.diffusion import row_keys
 from diffuserec.models.settings import PrependingSettings
@@ -96,9 +97,12 @@ class PrependingAugmenter(Augmenter):
     ) -> tuple[Int32[np.ndarray, "S N"], Float32[np.ndarray, "S N"]]:
         """The most probable items after each of these sequences, and how probable each is.
 
-        Defined by those whose settings say ``gives_probabilities``.
+        Overridden by those whose settings say ``gives_probabilities``.
+
+        Raises:
+            ConfigError: it is not.
         """
-        raise NotImplementedError
+        raise ConfigError(f"{self.name} does not say what it expects next: leave out use_soft")
 
     @abstractmethod
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
