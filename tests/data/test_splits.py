@@ -18,6 +18,7 @@ from diffuserec.data import (
     SequenceDataset,
     Split,
     canonical_split,
+    leave_last,
     leave_one_out,
     require_split,
     split_dataset,
@@ -54,6 +55,41 @@ def test_leave_one_out_by_hand() -> None:
         assert queries.histories.users.tolist() == [0, 3, 5]
     assert split.n_too_short == 3
     assert split.protocol == "leave-one-out"
+
+
+def test_leave_last_by_hand() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4, 5], [5], [6, 7, 8], [4, 3, 2, 1]])
+    split = leave_last(log, 2)
+    assert lists(split.train) == [[1, 2], [5], [6, 7, 8], [4]]
+    assert lists(split.valid.histories) == [[1, 2], [4]]
+    assert split.valid.targets.tolist() == [3, 3]
+    assert split.valid.following is None
+    assert lists(split.test.histories) == [[1, 2, 3], [4, 3]]
+    assert split.test.following is not None
+    assert split.test.following.tolist() == [[4, 5], [2, 1]]
+    assert split.test.targets.tolist() == [4, 2]
+    assert (split.n_too_short, split.protocol) == (2, "leave-last k=2")
+    named = split_dataset(log, canonical_split("leave-last:k=2"))
+    assert lists(named.test.histories) == lists(split.test.histories)
+    assert canonical_split("leave-last") == "leave-last:k=5"
+
+
+def test_leaving_the_last_item_is_leave_one_out() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3, 4], [5], [6, 7], [1, 1, 1], [], [9, 8, 7]])
+    one, last = leave_one_out(log), leave_last(log, 1)
+    assert lists(last.train) == lists(one.train)
+    for part in ("valid", "test"):
+        ours, theirs = getattr(last, part), getattr(one, part)
+        assert lists(ours.histories) == lists(theirs.histories)
+        assert ours.targets.tolist() == theirs.targets.tolist()
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "two", "1.5"])
+def test_lists_of_no_length_are_refused(k: str) -> None:
+    with pytest.raises(ConfigError, match="k must be a whole number of at least 1"):
+        require_split(f"leave-last:k={k}")
+    with pytest.raises(DataError, match="needs users with at least 9 interactions"):
+        leave_last(SequenceDataset.from_lists([[1, 2, 3]]), 7)
 
 
 def test_leave_one_out_keeps_the_numbers_of_users() -> None:
@@ -290,7 +326,7 @@ def test_a_name_with_all_settings_said() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "no split ''; there are: leave-one-out, temporal, file"),
+        ("", "no split ''; there are: leave-one-out, leave-last, temporal, file"),
         ("temporl", r"no split 'temporl' \(did you mean 'temporal'\?\)"),
         ("leave-one-out:quantile=0.9", "leave-one-out has no setting 'quantile'; it has: none"),
         ("temporal:", "temporal has no setting ''"),

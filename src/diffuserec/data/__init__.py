@@ -33,6 +33,7 @@ from diffuserec.data.log_format import LogFormat as LogFormat
 from diffuserec.data.splits import Queries as Queries
 from diffuserec.data.splits import Split as Split
 from diffuserec.data.splits import canonical_split as canonical_split
+from diffuserec.data.splits import leave_last as leave_last
 from diffuserec.data.splits import leave_one_out as leave_one_out
 from diffuserec.data.splits import require_split as require_split
 from diffuserec.data.splits import split_by_file as split_by_file

@@ -6,6 +6,7 @@ given `test`.
 A split has a name that a command line and a run can hold, read by :func:`split_dataset`:
 
 * ``leave-one-out``;
+* ``leave-last:k=5``;
 * ``temporal``, or with settings such as ``temporal:quantile=0.8,target=first``;
 * ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``.
 """
@@ -36,6 +37,8 @@ class Queries:
     Attributes:
         histories: input of a recommender; a dataset, so that an augmenter applies to it.
         targets: item number that followed each history; int64, shape (Q,).
+        following: the K items that followed, the target first, where a split holds out lists;
+            int64, shape (Q, K). None otherwise.
         split: how the log was divided and which part this is; None if it was not said.
         n_too_short: users of the log without a query; None if it was not said.
     """
@@ -44,6 +47,7 @@ class Queries:
     targets: Int64[np.ndarray, " Q"]
     split: str | None = None
     n_too_short: int | None = None
+    following: Int64[np.ndarray, "Q K"] | None = None
 
     def __repr__(self) -> str:
         """Sizes as a table."""
@@ -135,25 +139,48 @@ def leave_one_out(dataset: SequenceDataset) -> Split:
     Raises:
         DataError: no user has three items.
     """
+    split = _leave_last(dataset, 1, "leave-one-out")
+    return replace(split, test=replace(split.test, following=None))
+
+
+def leave_last(dataset: SequenceDataset, k: int = 5) -> Split:
+    """Each user's last k items are a test list, and the one before them the validation target.
+
+    The training part is ``[:-k - 1]``, as is the validation history; the test history is ``[:-k]``.
+    The test target is the first item of the list, and ``following`` has all of it. With k = 1 this
+    is :func:`leave_one_out`. Users with fewer than k + 2 items have no queries; their items are all
+    trained on.
+
+    Raises:
+        ConfigError: k is not a whole number, or below 1.
+        DataError: no user has k + 2 items.
+    """
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise ConfigError(f"k must be a whole number of at least 1, got {k!r}")
+    return _leave_last(dataset, int(k), f"leave-last k={k}")
+
+
+def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
     _refuse_synthetic(dataset)
     lengths = dataset.lengths
-    enough = lengths >= 3
+    enough = lengths >= k + 2
     if not enough.any():
         raise DataError(
-            f"leave-one-out needs users with at least 3 interactions, and none of the "
+            f"{protocol} needs users with at least {k + 2} interactions, and none of the "
             f"{len(dataset)} has them (longest: {lengths.max(initial=0)})"
         )
     index = np.flatnonzero(enough)
     starts, ends = dataset.starts[index], dataset.ends[index]
-    train = dataset.view(dataset.starts, np.where(enough, dataset.ends - 2, dataset.ends))
+    train = dataset.view(dataset.starts, np.where(enough, dataset.ends - k - 1, dataset.ends))
     valid, test = (
         Queries(
             dataset.view(starts, ends - n_held_out, index),
             np.asarray(dataset.log.items[ends - n_held_out], dtype=np.int64),
         )
-        for n_held_out in (2, 1)
+        for n_held_out in (k + 1, k)
     )
-    return Split(train, valid, test, "leave-one-out", int((~enough).sum()))
+    following = dataset.log.items[ends[:, None] - np.arange(k, 0, -1)].astype(np.int64)
+    return Split(train, valid, replace(test, following=following), protocol, int((~enough).sum()))
 
 
 def temporal(
@@ -240,6 +267,8 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
     kind, settings = _parse(name)
     if kind == "leave-one-out":
         return leave_one_out(dataset)
+    if kind == "leave-last":
+        return leave_last(dataset, **settings)
     if kind == "temporal":
         return temporal(dataset, **settings)
     path, wanted = settings.pop("path"), settings.pop("sha256", None)
@@ -264,6 +293,8 @@ def canonical_split(name: str) -> str:
     if kind == "temporal":
         shown = {"quantile": 0.9, "valid_quantile": 0.9, "target": "last"} | settings
         return f"temporal:{','.join(f'{key}={value}' for key, value in shown.items())}"
+    if kind == "leave-last":
+        return f"leave-last:k={settings.get('k', 5)}"
     path = Path(settings["path"]).resolve()
     target = settings.get("target", "last")
     checksum = settings.get("sha256") or _checksum(path)
@@ -290,6 +321,7 @@ def require_split(name: str) -> None:
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "leave-one-out": (),
+    "leave-last": ("k",),
     "temporal": ("quantile", "valid_quantile", "target"),
     "file": ("target", "sha256", "path"),
 }
@@ -322,7 +354,11 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     return kind, settings
 
 
-def _value(setting: str, text: str, name: str) -> float | str:
+def _value(setting: str, text: str, name: str) -> float | int | str:
+    if setting == "k":
+        if not (text.isdecimal() and int(text) >= 1):
+            raise ConfigError(f"{name}: k must be a whole number of at least 1, got {text!r}")
+        return int(text)
     if not setting.endswith("quantile"):
         if setting == "target":
             _require_target(text)
