@@ -42,6 +42,13 @@ class Estimate:
 Cell = str | int | float | Estimate | None
 Record = Mapping[str, Cell]
 
+_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+
+
+def stars_of(p: float | None) -> str:
+    """Stars of a p-value: one below .05, two below .01, three below .001; none if there is none."""
+    return next((stars for level, stars in _STARS if p is not None and p < level), "")
+
 
 def format_table(
     records: Sequence[Record], format: str = "text", *, title: str | None = None

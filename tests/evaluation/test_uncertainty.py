@@ -14,7 +14,9 @@ from diffuserec.evaluation import (
     calibration,
     evaluate,
     expected_calibration_error,
+    fitted_temperature,
     load_evaluation,
+    top_chances,
     uncertainty,
 )
 from diffuserec.models.augmenter import Augmenter
@@ -264,3 +266,67 @@ def test_targets_drawn_from_the_model_are_hit_as_often_as_it_says(
         assert error < 0.011
     else:
         assert error > 0.05
+
+
+def powered(probabilities: list[float], temperature: float) -> np.ndarray:
+    found = np.array(probabilities) ** (1 / temperature)
+    return found / found.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_temperature_divides_the_logits(temperature: float) -> None:
+    queries = Queries(log([[1], [2], [4]]), np.array([4, 1, 3]))
+    found = top_chances(Logits.of(LIKELY, log([[1]])), queries, temperature=temperature)
+    for row, (seen, target) in enumerate(((1, 4), (2, 1), (4, 3))):
+        chances = powered(LIKELY, temperature)
+        chances[seen - 1] = 0
+        chances /= chances.sum()
+        assert found.probability[row] == pytest.approx(chances.max(), rel=1e-5)
+        assert found.of_target[row] == pytest.approx(chances[target - 1], rel=1e-5)
+        assert found.hit[row] == (chances.argmax() == target - 1)
+    expected = -np.log(found.of_target).mean()
+    assert found.log_loss == pytest.approx(expected)
+
+
+def test_a_temperature_divides_the_logits_of_every_draw() -> None:
+    model = Draws.of([LIKELY, OTHER], log([[1]]))
+    queries = Queries(log([[2]]), np.array([3]))
+    found = top_chances(model, queries, temperature=2.0, filter_seen=False)
+    mean = (powered(LIKELY, 2.0) + powered(OTHER, 2.0)) / 2
+    assert found.of_target[0] == pytest.approx(mean[2], rel=1e-5)
+    assert found.probability[0] == pytest.approx(mean.max(), rel=1e-5)
+
+
+def test_the_temperature_of_the_truth_is_found() -> None:
+    """Targets drawn at twice the temperature that a model states."""
+    generator = np.random.default_rng(0)
+    targets = 1 + generator.choice(4, 4000, p=powered(LIKELY, 2.0))
+    queries = Queries(log([[1]] * 4000), targets)
+    model = Logits.of(LIKELY, log([[1]]))
+    found = fitted_temperature(model, queries, filter_seen=False)
+    losses = {
+        t: top_chances(model, queries, temperature=t, filter_seen=False).log_loss
+        for t in (found / 1.05, found, found * 1.05)
+    }
+    assert min(losses, key=lambda t: losses[t]) == found
+    assert found == pytest.approx(2.0, rel=0.15)
+    before, after = (
+        top_chances(model, queries, temperature=t, filter_seen=False) for t in (1.0, found)
+    )
+    errors = [
+        expected_calibration_error(calibration(chances.probability, chances.hit))
+        for chances in (before, after)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_targets_that_may_not_be_shown_are_left_out() -> None:
+    model = Logits.of(LIKELY, log([[1]]))
+    queries = Queries(log([[1], [2]]), np.array([1, 1]))
+    found = top_chances(model, queries)
+    assert found.of_target[0] == 0
+    assert found.log_loss == pytest.approx(-np.log(found.of_target[1]))
+    with pytest.raises(DataError, match="keep seen items"):
+        fitted_temperature(model, Queries(log([[1]]), np.array([1])))
+    with pytest.raises(ConfigError, match="temperature must be above 0"):
+        top_chances(model, queries, temperature=0.0)

@@ -47,6 +47,7 @@ for command in (
     training.train,
     results.evaluate,
     results.compare,
+    results.beyond,
     results.views,
     data.augment,
     results.recommend,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from diffuserec.cli import options, show
+from diffuserec.errors import ConfigError
 
 
 def evaluate(
@@ -75,6 +76,60 @@ def compare(
             show.say(line)
     else:
         show.report(report)
+
+
+def beyond(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of the same data and split.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory for tables, figures and beyond.json.")
+    ] = None,
+    users: Annotated[int, typer.Option(help="At most so many users, drawn with seed 0.")] = 5000,
+    attribute: Annotated[
+        str | None,
+        typer.Option(help="Column of the items by which they are alike; else learned vectors."),
+    ] = None,
+    keep_seen: options.KeepSeen = False,
+    format: options.TableFormat = "text",
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A Markdown page that marks, by the name of --out, where tables go."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    data: options.Moved = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measures lists of the next items, diversity at equal accuracy, and calibration.
+
+    Each has the plain answer beside it: the best items and the greedy rollout of one model, MMR and
+    dropout that is left on, and a temperature for every model. Lists need runs that were trained
+    with --split leave-last:k=5; items put in jointly are those of an augmenter maskdiff.
+
+    Examples:
+
+        diffuserec beyond runs/sasrec runs/diffrec --out runs/beyond
+        diffuserec beyond runs/sasrec runs/maskdiff --attribute category
+    """
+    from diffuserec.studies.beyond import beyond as measure
+    from diffuserec.studies.beyond import beyond_tables, write_beyond
+    from diffuserec.studies.results import fill_page
+
+    if into is not None and out is None:
+        raise ConfigError("--into needs --out, whose name the page marks")
+    options.require_free(out, overwrite)
+    document = measure(
+        runs, users=users, attribute=attribute, filter_seen=not keep_seen, data=data, say=show.say
+    )
+    if out is not None:
+        write_beyond(document, out)
+    if out is not None and into is not None:
+        fill_page(into, out.resolve().name, beyond_tables(document, "markdown"))
+        show.say(f"filled: {into}")
+    if as_json:
+        show.print_json(document)
+    else:
+        show.print_text(beyond_tables(document, format))
+    if out is not None:
+        show.say(f"tables and figures: {out}")
 
 
 def views(

@@ -68,6 +68,16 @@ class Queries:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def select(self, index: Int64[np.ndarray, " S"]) -> "Queries":
+        """Some of the queries, in that order."""
+        following = None if self.following is None else self.following[index]
+        return replace(
+            self,
+            histories=self.histories.select(index),
+            targets=self.targets[index],
+            following=following,
+        )
+
     @property
     def repeat_share(self) -> float:
         """Share of targets that are already in their own (real) history."""

@@ -1,6 +1,8 @@
 """Evaluation: ranks, metrics, groups of users and items, significance, certainty."""
 
 from diffuserec.evaluation.candidates import uniform_candidates as uniform_candidates
+from diffuserec.evaluation.draws import best_of_draws as best_of_draws
+from diffuserec.evaluation.draws import drawing_of as drawing_of
 from diffuserec.evaluation.evaluate import Evaluation as Evaluation
 from diffuserec.evaluation.evaluate import evaluate as evaluate
 from diffuserec.evaluation.evaluate import load_evaluation as load_evaluation
@@ -16,6 +18,12 @@ from diffuserec.evaluation.groups import popularity_groups as popularity_groups
 from diffuserec.evaluation.leak import Leak as Leak
 from diffuserec.evaluation.leak import SeenTargets as SeenTargets
 from diffuserec.evaluation.leak import leak_meter as leak_meter
+from diffuserec.evaluation.lists import LIST_QUALITY as LIST_QUALITY
+from diffuserec.evaluation.lists import intra_list_diversity as intra_list_diversity
+from diffuserec.evaluation.lists import item_vectors as item_vectors
+from diffuserec.evaluation.lists import list_quality as list_quality
+from diffuserec.evaluation.lists import ranks_in as ranks_in
+from diffuserec.evaluation.lists import rolled_out as rolled_out
 from diffuserec.evaluation.metrics import METRICS as METRICS
 from diffuserec.evaluation.metrics import Metric as Metric
 from diffuserec.evaluation.metrics import list_metric as list_metric
@@ -31,8 +39,11 @@ from diffuserec.evaluation.protocol import Protocol as Protocol
 from diffuserec.evaluation.protocol import protocol_line as protocol_line
 from diffuserec.evaluation.significance import check_consistency as check_consistency
 from diffuserec.evaluation.significance import compare as compare
+from diffuserec.evaluation.uncertainty import TopChances as TopChances
 from diffuserec.evaluation.uncertainty import calibration as calibration
 from diffuserec.evaluation.uncertainty import (
     expected_calibration_error as expected_calibration_error,
 )
+from diffuserec.evaluation.uncertainty import fitted_temperature as fitted_temperature
+from diffuserec.evaluation.uncertainty import top_chances as top_chances
 from diffuserec.evaluation.uncertainty import uncertainty as uncertainty

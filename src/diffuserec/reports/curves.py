@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LOG_FROM = 20  # ratio of greatest to least value from which the axis is logarithmic
 _GRID = "#d8dee4"
 _COLUMNS = 4  # panels beside each other
-_LINES = ("#0550ae", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+LINE_COLORS = ("#0550ae", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 
 Curves = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """Rows of results, each with ``point`` and ``metrics``, by method and varied setting."""
@@ -73,7 +73,7 @@ def draw_gains(path: Path, title: str, gains: Gains, metric: str) -> None:
 def _draw_gain(
     panel: "Axes", name: str, found: Sequence[Mapping[str, Any]], shift: float, number: int
 ) -> None:
-    color = _LINES[number % len(_LINES)]
+    color = LINE_COLORS[number % len(LINE_COLORS)]
     at = [point["users"] * shift for point in found]
     panel.plot(at, [point["difference"] for point in found], color=color, label=name)
     for x, point in zip(at, found, strict=True):
@@ -85,19 +85,24 @@ def _draw_gain(
 
 
 def draw_svg(
-    path: Path, title: str, n_panels: int, draw: Callable[[Sequence["Axes"]], None]
+    path: Path,
+    title: str,
+    n_panels: int,
+    draw: Callable[[Sequence["Axes"]], None],
+    width: float = 4.6,
 ) -> None:
     """Writes a standalone SVG on a white ground; text stays text, the same input same bytes.
 
     Args:
         draw: fills the axes.
+        width: of a panel, in inches.
     """
     from matplotlib.figure import Figure  # not on top: training needs no figures
 
     n_columns = min(n_panels, _COLUMNS)
     n_rows = math.ceil(n_panels / n_columns)
     with svg_settings(), replacing(path) as work:
-        size = (4.6 * n_columns, 3.5 * n_rows)
+        size = (width * n_columns, 3.5 * n_rows)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         figure.suptitle(title, fontsize=12)
         axes = [figure.add_subplot(n_rows, n_columns, number + 1) for number in range(n_panels)]
@@ -116,7 +121,7 @@ def _draw(
     numeric = all(_is_number(value) for value in values)
     values = sorted(values) if numeric else values
     at = {value: value if numeric else number for number, value in enumerate(values)}
-    for color, (method, found) in zip(_LINES * len(rows), rows.items(), strict=False):
+    for color, (method, found) in zip(LINE_COLORS * len(rows), rows.items(), strict=False):
         ordered = sorted(found, key=lambda row: at[row["point"][setting]])
         panel.errorbar(
             [at[row["point"][setting]] for row in ordered],

@@ -34,8 +34,8 @@ from diffuserec.evaluation.oracle import Oracle
 from diffuserec.evaluation.paired import ALPHA
 from diffuserec.evaluation.significance import Comparison
 from diffuserec.models.recommender import RECOMMENDERS
+from diffuserec.tables import stars_of
 
-_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _NAMES = dict.fromkeys(("method", "dataset", "group", "metric"), pl.String)
 _SIZES = dict.fromkeys(("n_seeds", "n_users"), pl.Int64)
 _RESULTS = {**_NAMES, "seed": pl.Int64, "value": pl.Float64, "n_users": pl.Int64}
@@ -269,7 +269,7 @@ class Report:
         found = self.comparisons.filter(
             pl.col("dataset").eq_missing(dataset), method=method, metric=metric, group=group
         )["p_holm"]
-        return next((star for level, star in _STARS if len(found) and found[0] < level), "")
+        return stars_of(found[0] if len(found) else None)
 
     def _table(self, title: str, columns: list[tuple[str, str, str]], dataset: str | None) -> Table:
         table = Table(title=Text(title), title_justify="left")

@@ -54,24 +54,8 @@ def compare_runs(
     Raises:
         ConfigError: no runs, runs of different data, or one run twice.
     """
-    if not paths:
-        raise ConfigError("give at least one run to compare")
-    runs = [open_run(path, data) for path in paths]
-    if len({run.fingerprint for run in runs}) > 1:
-        places = sorted({run.plan.data for run in runs})
-        raise ConfigError(
-            f"these runs are of different data and can't be compared: {', '.join(places)}"
-        )
-    methods: dict[str, list[RunDirectory]] = {}
-    for name, run in zip(names or _names(runs), runs, strict=True):
-        seeds = methods.setdefault(name, [])
-        for other in seeds:
-            if other.plan.seed == run.plan.seed:
-                raise ConfigError(
-                    f"{other.path} and {run.path} are the same run (methods, settings and seed): "
-                    "give it once"
-                )
-        seeds.append(run)
+    methods = open_methods(paths, names, data)
+    runs = [run for seeds in methods.values() for run in seeds]
     results = {name: [run.evaluate(part) for run in seeds] for name, seeds in methods.items()}
     made = {name: [made_of(run) for run in seeds] for name, seeds in methods.items()}
     report = Report.of(with_baselines(results, runs[0], part), _unaugmented(methods), made)
@@ -102,6 +86,35 @@ def compare_runs(
             ),
         )
     return report
+
+
+def open_methods(
+    paths: Sequence[Path | str], names: Sequence[str] | None = None, data: Path | None = None
+) -> dict[str, list[RunDirectory]]:
+    """Finished runs by method: those of one plan that differ only in their seed are one.
+
+    Raises:
+        ConfigError: no runs, runs of different data, or one run twice.
+    """
+    if not paths:
+        raise ConfigError("give at least one run to compare")
+    runs = [open_run(path, data) for path in paths]
+    if len({run.fingerprint for run in runs}) > 1:
+        places = sorted({run.plan.data for run in runs})
+        raise ConfigError(
+            f"these runs are of different data and can't be compared: {', '.join(places)}"
+        )
+    methods: dict[str, list[RunDirectory]] = {}
+    for name, run in zip(names or _names(runs), runs, strict=True):
+        seeds = methods.setdefault(name, [])
+        for other in seeds:
+            if other.plan.seed == run.plan.seed:
+                raise ConfigError(
+                    f"{other.path} and {run.path} are the same run (methods, settings and seed): "
+                    "give it once"
+                )
+        seeds.append(run)
+    return methods
 
 
 def baseline_evaluations(run: RunDirectory, part: Part = "test") -> dict[str, Evaluation]:

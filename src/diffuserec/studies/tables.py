@@ -9,9 +9,8 @@ from diffuserec.files import write_text
 from diffuserec.reports.curves import Gains, draw_curves, draw_gains
 from diffuserec.studies.data_sets import parse_data
 from diffuserec.studies.results import mean
-from diffuserec.tables import Cell, Estimate, Record, format_table
+from diffuserec.tables import Cell, Estimate, Record, format_table, stars_of
 
-_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
@@ -110,13 +109,9 @@ def _gain_records(gains: Gains) -> list[Record]:
             cells: dict[str, Cell] = {f"{size:,}": None for size in sizes}
             for p in found:
                 margin = None if p["low"] is None else (p["high"] - p["low"]) / 2
-                cells[f"{p['users']:,}"] = Estimate(p["difference"], margin, _stars(p["p_holm"]))
+                cells[f"{p['users']:,}"] = Estimate(p["difference"], margin, stars_of(p["p_holm"]))
             records.append({"method": name, "against": reference, **cells})
     return records
-
-
-def _stars(p: float | None) -> str:
-    return next((star for level, star in _STARS if p is not None and p < level), "")
 
 
 _LEAK_LEGEND = (
@@ -180,7 +175,7 @@ def _record(
         if cell is None:
             record[metric] = None
             continue
-        stars = _stars(compared.get(metric, {}).get("p_holm"))
+        stars = stars_of(compared.get(metric, {}).get("p_holm"))
         value = float(cell["value"])
         bold = not row["unranked"] and value == best[metric]
         record[metric] = Estimate(value, cell["margin"], stars, bold)

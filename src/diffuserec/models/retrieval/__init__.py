@@ -6,6 +6,7 @@ the catalog and the device, so that memory is bounded whatever the number of use
 """
 
 from diffuserec.models.retrieval.blocks import block_shape, memory_budget
+from diffuserec.models.retrieval.diverse import mmr_order, taking_turns
 from diffuserec.models.retrieval.likelihood import (
     expected_vectors,
     log_partition,
@@ -57,9 +58,11 @@ __all__ = [
     "mean_of",
     "mean_set_log_prob",
     "memory_budget",
+    "mmr_order",
     "nearest_items",
     "rank_of",
     "search",
     "seen_items",
+    "taking_turns",
     "top_k",
 ]

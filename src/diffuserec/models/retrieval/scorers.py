@@ -45,6 +45,10 @@ class Scorer(ABC):
         A model without noise has one draw. A tensor is valid until the next one is asked for.
         """
 
+    def tempered(self, temperature: float) -> "Scorer":
+        """The scorer with its logits divided by a temperature; itself if it has none, as counts."""
+        return self
+
     def columns(self) -> list[slice]:
         """Blocks of columns that cover all items, each within the memory budget for all rows."""
         n_rows, vocab_size = self.shape
@@ -71,6 +75,9 @@ class _OfStates(Scorer):
 
     def rows(self, part: slice) -> Self:
         return replace(self, states=self.states[part])
+
+    def tempered(self, temperature: float) -> Self:
+        return replace(self, states=self.states / temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +272,9 @@ class OrPopularity(Scorer):
         known = self.known[part]
         mine = self.scorer.rows(slice(first, first + int(known.sum())))
         return OrPopularity(known, mine, self.counts)
+
+    def tempered(self, temperature: float) -> "OrPopularity":
+        return replace(self, scorer=self.scorer.tempered(temperature))
 
     def block(self, columns: slice) -> Float[Tensor, "B C"]:
         return self._filled(self.counts[columns], self.scorer.block(columns))

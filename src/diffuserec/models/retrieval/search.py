@@ -246,21 +246,30 @@ class Certainty:
         entropy: of the distribution over items, averaged over the draws, shape (B,).
         disagreement: entropy of the mean less the mean of the draws' entropies (the mutual
             information of item and noise): 0 when all draws say the same, shape (B,).
+        of_targets: probability of each target, hidden items left out; 0 for a hidden one, NaN where
+            none was given, shape (B,).
     """
 
     confidence: Float[Tensor, " B"]
     entropy: Float[Tensor, " B"]
     disagreement: Float[Tensor, " B"]
+    of_targets: Float[Tensor, " B"]
 
 
 @torch.no_grad()
-def certainty(scorer: Scorer, k: int, hidden: ItemSets | None = None) -> Certainty:
+def certainty(
+    scorer: Scorer,
+    k: int,
+    hidden: ItemSets | None = None,
+    targets: Int[Tensor, " B"] | None = None,
+) -> Certainty:
     """Confidence, entropy and disagreement of the draws, a block at a time.
 
     Args:
         scorer: whose draws are probabilities.
         k: list length.
         hidden: items that may not be shown; the probability of the others is scaled up to 1.
+        targets: an item of each history whose probability is wanted, too.
     """
     n_rows, vocab_size = scorer.shape
     height, _ = block_shape(n_rows, vocab_size, scorer.device, cached=True)
@@ -269,16 +278,18 @@ def certainty(scorer: Scorer, k: int, hidden: ItemSets | None = None) -> Certain
     for first in range(0, max(1, n_rows), height):
         part = slice(first, min(first + height, n_rows))
         mine = None if hidden is None else hidden.rows(part)
-        parts.append(_certainty_rows(scorer.rows(part), k, mine))
+        wanted = None if targets is None else targets[part].to(scorer.device)
+        parts.append(_certainty_rows(scorer.rows(part), k, mine, wanted))
     return Certainty(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _certainty_rows(
-    scorer: Scorer, k: int, hidden: ItemSets | None
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    scorer: Scorer, k: int, hidden: ItemSets | None, targets: Int[Tensor, " B"] | None
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     n_rows, _ = scorer.shape
     entropy = torch.zeros(n_rows, device=scorer.device)
     of_draws, mass = torch.zeros_like(entropy), torch.zeros_like(entropy)
+    own = torch.full_like(entropy, torch.nan if targets is None else 0.0)
     best = torch.zeros(n_rows, 0, device=scorer.device)
     n_draws = 0
     for columns in scorer.columns():
@@ -293,12 +304,17 @@ def _certainty_rows(
         if hidden is not None:
             inside = (hidden.items >= columns.start) & (hidden.items < columns.stop)
             mean[hidden.owner[inside], hidden.items[inside] - columns.start] = 0
+        if targets is not None:
+            local = targets - columns.start
+            inside = (local >= 0) & (local < mean.shape[1])
+            own[inside] = mean[inside, local[inside]]
         mass += mean.sum(1)
         best = torch.cat([best, mean.topk(min(k, mean.shape[1]), dim=1).values], dim=1)
     shown = best.topk(min(k, best.shape[1]), dim=1).values.sum(1)
     # what is left may be ever so little; rounding may put a full list above the whole
-    confidence = (shown / mass.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(max=1)
-    return confidence, entropy, (entropy - of_draws / n_draws).clamp(min=0)
+    mass = mass.clamp(min=torch.finfo(mass.dtype).tiny)
+    confidence, of_targets = (shown / mass).clamp(max=1), (own / mass).clamp(max=1)
+    return confidence, entropy, (entropy - of_draws / n_draws).clamp(min=0), of_targets
 
 
 @torch.no_grad()
