@@ -109,8 +109,9 @@ def beyond(
         diffuserec beyond runs/sasrec runs/diffrec --out runs/beyond
         diffuserec beyond runs/sasrec runs/maskdiff --attribute category
     """
+    from diffuserec.reports.beyond import beyond_tables
     from diffuserec.studies.beyond import beyond as measure
-    from diffuserec.studies.beyond import beyond_tables, write_beyond
+    from diffuserec.studies.beyond import write_beyond
     from diffuserec.studies.results import fill_page
 
     if into is not None and out is None:

@@ -88,7 +88,7 @@ def beyond_tables(document: Mapping[str, Any], format: str = "text") -> str:
     parts: list[tuple[str, list[Record]]] = []
     if document["lists"] is not None:
         lists = document["lists"]
-        rows = [
+        rows: list[Record] = [
             {"method": row["method"]} | {m: _estimate(cell) for m, cell in row["metrics"].items()}
             for row in lists["rows"]
         ]

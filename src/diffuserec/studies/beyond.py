@@ -31,9 +31,9 @@ from diffuserec.evaluation import (
     holm,
     intra_list_diversity,
     item_vectors,
-    list_metrics,
     list_quality,
     paired_difference,
+    parse_metric,
     rank,
     rank_metrics,
     ranks_in,
@@ -273,27 +273,27 @@ def _diversity(
     filter_seen: bool,
 ) -> dict[str, Any]:
     """Accuracy and diversity of each way to make a list; and the most diverse of equal accuracy."""
-    points = []
+    points, coverage = [], parse_metric(f"Coverage@{LENGTH}")
     for name, seeds in methods.items():
         by_way: dict[tuple[str, float], list[Lists]] = {}
         for run in seeds:
-            for way, lists in _ways(run, test, vectors, filter_seen).items():
-                by_way.setdefault(way, []).append(lists)
+            for made, lists in _ways(run, test, vectors, filter_seen).items():
+                by_way.setdefault(made, []).append(lists)
         popularity = seeds[0].model.popularity.cpu().numpy()
         for (way, setting), every in by_way.items():
             values = _stacked(_accuracy_and_diversity(ls, test, vectors) for ls in every)
             row = _row({"method": name, "way": way, "setting": setting}, values)
-            covered = [list_metrics(ls, popularity)[f"Coverage@{LENGTH}"] for ls in every]
+            covered = [coverage.of_lists(ls, popularity) for ls in every]
             points.append(row | {"coverage": float(np.mean(covered))})
     least = EQUAL * points[0]["metrics"][_NDCG]["value"]
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
-        way, measured = (point["method"], point["way"]), point["metrics"]
-        far = best.get(way)
+        own, measured = (point["method"], point["way"]), point["metrics"]
+        far = best.get(own)
         if measured[_NDCG]["value"] >= least and (
             far is None or measured["Diversity"]["value"] > far["metrics"]["Diversity"]["value"]
         ):
-            best[way] = point
+            best[own] = point
     return {"least": least, "points": points, "best": list(best.values())}
 
 
@@ -357,8 +357,8 @@ def _calibration_row(
     name: str, found: Sequence[tuple[float, TopChances, TopChances]]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"method": name, "temperature": float(np.mean([t for t, _, _ in found]))}
-    for number, when in ((1, "before"), (2, "after")):
-        chances: list[TopChances] = [seed[number] for seed in found]
+    parts = {"before": [c for _, c, _ in found], "after": [c for _, _, c in found]}
+    for when, chances in parts.items():
         bins = [calibration(c.probability, c.hit) for c in chances]
         row[when] = {
             "error": float(np.mean([expected_calibration_error(b) for b in bins])),
