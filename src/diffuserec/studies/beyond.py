@@ -42,10 +42,9 @@ from diffuserec.evaluation import (
 )
 from diffuserec.evaluation.uncertainty import scored_batches
 from diffuserec.files import write_json, write_text
-from diffuserec.models.methods import find_recommender
+from diffuserec.models.methods import find_recommender, with_settings
 from diffuserec.models.retrieval import mmr_order, search, seen_items, taking_turns
 from diffuserec.reports.beyond import beyond_tables, draw_pareto, draw_reliability
-from diffuserec.studies.cells import with_settings
 from diffuserec.studies.compare import open_methods
 from diffuserec.studies.ledger import record
 from diffuserec.studies.run_directory import RunDirectory
