@@ -237,6 +237,11 @@ class DiffuASR(PrependingAugmenter):
         as_is = c.condition_on == "train"
         self.completion = None if as_is else HistoryCompletion(catalog.n_users)
 
+    def chosen_settings(self) -> dict[str, Any]:
+        found = super().chosen_settings()
+        found.pop("condition_on", None)  # there is nothing beside what it is trained on
+        return found
+
     @property
     def n_generated(self) -> int:
         """M, the items put in front of a history; ``config.n_items`` once it is fitted."""

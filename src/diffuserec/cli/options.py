@@ -77,9 +77,10 @@ def chosen_split(split: str, split_file: Path | None) -> str:
         ConfigError: both are given, or there is no such split.
         DataError: there is no such file.
     """
-    from diffuserec.data import canonical_split
+    from diffuserec.data import canonical_split, require_split
 
     if split_file is None:
+        require_split(split)
         return canonical_split(split)
     if split != "leave-one-out":
         raise ConfigError("--split and --split-file are two splits: leave one out")

@@ -46,7 +46,25 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Methods and settings that 'diffuserec tune' found (TOML).")
     ] = None,
-    seed: options.Seed = 0,
+    final: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train on everything, with the methods, settings and best epoch of this run."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="With --final: start from this run's model, for a fifth of the epochs."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="With --final: at most so many epochs a phase.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of initialization, order, dropout and noise; else 0, or that of --final."
+        ),
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
@@ -75,6 +93,10 @@ def train(
     The run's directory holds the model, its measured results and report.html. "diffuserec models
     NAME" lists the settings of a method, which --set changes.
 
+    With --final RUN, the model to deploy: it is trained on all of DATA, those items too that RUN
+    was measured on, so that there is nothing to measure it on. DATA may be newer than RUN's. With
+    --start as well it starts from a fitted model, items and users matched by raw id.
+
     Examples:
 
         diffuserec train data/clicks --model sasrec --out runs/sasrec
@@ -86,14 +108,40 @@ def train(
         diffuserec train data/clicks --model bpr --split-file parts.csv --out r2
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
+        diffuserec train data/clicks --final runs/sasrec --out runs/final
     """
     from diffuserec.data import load_dataset, split_dataset
     from diffuserec.models.base import Runtime
     from diffuserec.models.choice import recommender_for
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
+    from diffuserec.cli.deploy import train_final
+    from diffuserec.studies.final import final_plan
     from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
     from diffuserec.studies.train_run import silent, train_run
+
+    if final is not None:
+        chosen_there = {
+            "--model": model,
+            "--augment": augment,
+            "--config": config,
+            "--preset": preset,
+            "--set": settings,
+            "--augment-set": augment_settings,
+            "--split": None if split == "leave-one-out" else split,
+            "--split-file": split_file,
+        }
+        given = [name for name, value in chosen_there.items() if value]
+        if given:
+            raise ConfigError(f"--final takes all settings of its run: leave out {given[0]}")
+        plan = final_plan(final, data, start=start, epochs=epochs, seed=seed)
+        train_final(plan, out, device, precision, resume, overwrite, track, as_json)
+        return
+    if start is not None or epochs is not None:
+        raise ConfigError(
+            "--start and --epochs need --final RUN: a model that starts from one which has seen "
+            "what is held out would be measured on it (epochs of a model are --set epochs=N)"
+        )
 
     ours, theirs = options.parse_pairs(settings), options.parse_pairs(augment_settings)
     if config is not None:
@@ -122,9 +170,9 @@ def train(
         augment=augment,
         augment_settings=theirs if augment else None,
         split=divided,
-        seed=seed,
+        seed=seed or 0,
     )
-    runtime = Runtime(device, precision, seed, progress=None if as_json else True, resume=resume)
+    runtime = Runtime(device, precision, progress=None if as_json else True, resume=resume)
     how = f"add --resume to the same command{', without --overwrite' if overwrite else ''}"
     with resumable(out, how):
         run = train_run(

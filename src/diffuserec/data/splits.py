@@ -8,7 +8,8 @@ A split has a name that a command line and a run can hold, read by :func:`split_
 * ``leave-one-out``;
 * ``leave-last:k=5``;
 * ``temporal``, or with settings such as ``temporal:quantile=0.8,target=first``;
-* ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``.
+* ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``;
+* ``none``, which holds nothing out: of final models, which are measured on what comes later.
 """
 
 import math
@@ -28,6 +29,9 @@ from diffuserec.files import sha256
 from diffuserec.tables import Record, format_facts, format_table
 
 Target = Literal["first", "last"]
+
+NOTHING_HELD_OUT = "none"
+"""Name of the split that trains on everything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +271,14 @@ def split_by_file(dataset: SequenceDataset, path: Path | str, target: Target = "
     return _windows(dataset, parts.n_train, parts.n_before_test, target, protocol)
 
 
+def everything(dataset: SequenceDataset) -> Split:
+    """All interactions are trained on; there are no queries."""
+    _refuse_synthetic(dataset)
+    none = np.zeros(0, dtype=np.int64)
+    queries = Queries(dataset.view(none, none, none), none)
+    return Split(dataset, queries, queries, NOTHING_HELD_OUT, 0)
+
+
 def split_dataset(dataset: SequenceDataset, name: str) -> Split:
     """The log divided as a split's name says.
 
@@ -281,6 +293,8 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
         return leave_last(dataset, **settings)
     if kind == "temporal":
         return temporal(dataset, **settings)
+    if kind == NOTHING_HELD_OUT:
+        return everything(dataset)
     path, wanted = settings.pop("path"), settings.pop("sha256", None)
     if wanted is not None and _checksum(path) != wanted:
         raise ConfigError(
@@ -298,7 +312,7 @@ def canonical_split(name: str) -> str:
         DataError: there is no such file.
     """
     kind, settings = _parse(name)
-    if kind == "leave-one-out":
+    if kind in ("leave-one-out", NOTHING_HELD_OUT):
         return kind
     if kind == "temporal":
         shown = {"quantile": 0.9, "valid_quantile": 0.9, "target": "last"} | settings
@@ -325,8 +339,13 @@ def split_beside(name: str, folder: Path) -> str:
 
 
 def require_split(name: str) -> None:
-    """Raises ConfigError if there is no split of that name, or a setting is wrong."""
-    _parse(name)
+    """Raises ConfigError if no such split holds anything out, or a setting is wrong."""
+    kind, _ = _parse(name)
+    if kind == NOTHING_HELD_OUT:
+        raise ConfigError(
+            f"the split {name!r} holds nothing out to measure on: it is what 'diffuserec train "
+            "--final RUN' trains on"
+        )
 
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
@@ -334,6 +353,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "leave-last": ("k",),
     "temporal": ("quantile", "valid_quantile", "target"),
     "file": ("target", "sha256", "path"),
+    NOTHING_HELD_OUT: (),
 }
 """Settings of each kind of split."""
 
@@ -343,7 +363,8 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     kind, colon, text = name.partition(":")
     if kind not in _SETTINGS:
         hint = did_you_mean(kind, _SETTINGS)
-        raise ConfigError(f"no split {kind!r}{hint}; there are: {', '.join(_SETTINGS)}")
+        known = ", ".join(name for name in _SETTINGS if name != NOTHING_HELD_OUT)
+        raise ConfigError(f"no split {kind!r}{hint}; there are: {known}")
     settings: dict[str, Any] = {}
     if kind == "file":
         # the path is the last setting and may hold commas and equals signs

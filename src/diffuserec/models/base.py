@@ -32,7 +32,8 @@ from diffuserec.data import Catalog, Queries, SequenceDataset
 from diffuserec.data.advice import require_queries, require_sequences
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import Artifact, write_artifact
-from diffuserec.models.config import Settings, parse_settings, signature_of
+from diffuserec.models.config import Settings, by_log, parse_settings, signature_of
+from diffuserec.models.rows import CatalogRows
 from diffuserec.registry import Registry
 
 _MEANT = {"gpu": "cuda", "float32": "fp32", "bfloat16": "bf16"}
@@ -75,6 +76,8 @@ class Runtime:
         resume: continue from that directory.
         shared: directory for fits that several methods begin with, each made once; None shares
             none.
+        stop_after: epochs after which phases of the fit end, by name, whatever their settings say;
+            rates that change over the epochs change as they would have. None ends none.
         on_epoch: called with the record of each epoch once it is in the checkpoint; True ends this
             phase of the fit, as patience would.
 
@@ -89,6 +92,7 @@ class Runtime:
     checkpoint: Path | None = None
     resume: bool = False
     shared: Path | None = None
+    stop_after: Mapping[str, int] | None = None
     on_epoch: Callable[[Epoch], bool | None] | None = None
 
     def __post_init__(self) -> None:
@@ -126,7 +130,14 @@ class Runtime:
             return None if hook is None else hook(replace(epoch, phase=before + epoch.phase))
 
         checkpoint = self.checkpoint / name if self.checkpoint else None
-        return replace(self, checkpoint=checkpoint, on_epoch=hook and named)
+        ends = {
+            phase.removeprefix(before): n_epochs
+            for phase, n_epochs in (self.stop_after or {}).items()
+            if phase.startswith(before)
+        }
+        return replace(
+            self, checkpoint=checkpoint, stop_after=ends or None, on_epoch=hook and named
+        )
 
 
 class Method(nn.Module, ABC):
@@ -186,6 +197,21 @@ class Method(nn.Module, ABC):
         found: int | None = self.config.model_dump().get("max_len")
         return found
 
+    def chosen_settings(self) -> dict[str, Any]:
+        """Settings with which a fit without validation queries gives what this fit chose, as JSON
+        values: those that are not the defaults, or follow from the log. Epochs are the curve's.
+        """
+        config = self.config
+        found = config.model_dump(mode="json")
+        fields = type(config).model_fields.items()
+        usual = {name: field.get_default(call_default_factory=True) for name, field in fields}
+        left = by_log(type(config))
+        return {
+            name: value
+            for name, value in found.items()
+            if name in left or getattr(config, name) != usual[name]
+        }
+
     @abstractmethod
     def build(self, catalog: Catalog) -> None:
         """Makes the parameters for this catalog. Draws from torch's default generator."""
@@ -201,7 +227,12 @@ class Method(nn.Module, ABC):
         """
 
     def fit(
-        self, train: SequenceDataset, valid: Queries | None = None, runtime: Runtime | None = None
+        self,
+        train: SequenceDataset,
+        valid: Queries | None = None,
+        runtime: Runtime | None = None,
+        *,
+        start: "Method | None" = None,
     ) -> Self:
         """Takes the catalog of `train`, builds the parameters and learns; returns itself.
 
@@ -209,9 +240,12 @@ class Method(nn.Module, ABC):
             train: sequences to learn from.
             valid: queries that decide when to stop; None trains all epochs.
             runtime: device, precision, seed and the like.
+            start: a fitted method of this kind and these settings to begin with, instead of drawn
+                parameters. Items and users are matched by raw id, and new ones are drawn; all other
+                parameters are taken as they are. The optimizer begins anew.
 
         Raises:
-            ConfigError: settings that do not fit the data or the device.
+            ConfigError: settings that do not fit the data, the device or `start`.
             DataError: nothing to learn from, or something else than a dataset and queries.
         """
         require_sequences("fit", train)
@@ -226,6 +260,8 @@ class Method(nn.Module, ABC):
         with torch.random.fork_rng():
             torch.manual_seed(runtime.seed)
             self.take(train.catalog)
+            if start is not None:
+                self._take_over(start)
         self.popularity = torch.from_numpy(train.item_counts())
         self.eval()
         self.curve = self.learn(train, valid, runtime)
@@ -236,6 +272,49 @@ class Method(nn.Module, ABC):
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.vocab_size, dtype=torch.int64))
         self.build(catalog)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a fit can start from this fitted one: it is trained, and not made of others."""
+        return self.trained and not any(
+            isinstance(part, Method) for part in self.modules() if part is not self
+        )
+
+    @torch.no_grad()
+    def _take_over(self, start: "Method") -> None:
+        """Takes the parameters of a fitted method, rows of items and users by their raw ids.
+
+        Buffers of whole numbers are counts, which a fit makes anew.
+
+        Raises:
+            ConfigError: another method, one of other settings, or one that cannot start so.
+        """
+        if type(start) is not type(self):
+            raise ConfigError(
+                f"{self.name} can't start from a {type(start).__name__}: give a fitted {self.name}"
+            )
+        start.require_fitted()
+        if not self.can_start:
+            raise ConfigError(f"{self.name} can't start from another: it is fitted anew each time")
+        tables = {
+            name: part for name, part in self.named_modules() if isinstance(part, CatalogRows)
+        }
+        parameters, theirs = dict(self.named_parameters()), start.state_dict()
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if any(name.startswith(f"{table}.") for table in tables):
+                continue
+            same = name in theirs and theirs[name].shape == tensor.shape
+            if same and tensor.is_floating_point():
+                tensor.copy_(theirs[name])
+            elif not same and name in parameters:
+                raise ConfigError(
+                    f"{self.name} can't start from one of other settings: {name} differs in shape"
+                )
+        for name, table in tables.items():
+            other = dict(start.named_modules()).get(name)
+            if not isinstance(other, CatalogRows):
+                raise ConfigError(f"{self.name} can't start from one of other settings: no {name}")
+            table.carry_over(self.catalog, other, start.catalog)
 
     @property
     def is_fitted(self) -> bool:

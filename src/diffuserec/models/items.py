@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from diffuserec.data import PAD, Catalog
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.rows import CatalogRows
 
 INIT_STD = 0.02
 """Standard deviation of freshly drawn weights, as in the BERT lineage."""
 
 
-class ItemTable(nn.Module):
+class ItemTable(CatalogRows):
     """Embeddings of V items, of which 0 is padding, and of special tokens after them.
 
     An item's embedding is a learned vector of its own plus, for each feature, a learned

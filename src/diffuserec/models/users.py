@@ -7,11 +7,13 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from diffuserec.data import PAD, Histories, SequenceDataset
-from diffuserec.errors import DataError
+from diffuserec.data import PAD, Catalog, Histories, SequenceDataset
+from diffuserec.data.ids import IdIndex
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.rows import CatalogRows
 
 
-class UserTable(nn.Module):
+class UserTable(CatalogRows):
     """Vectors of the users 0..n_users-1, drawn from N(0, 0.01²).
 
     ``audience[i]`` is the mean vector of the training users who interacted with item i. A user who
@@ -41,6 +43,31 @@ class UserTable(nn.Module):
         own[own.clone()] = self.known[histories.users[own]]
         found[own] = self(histories.users[own])
         return found
+
+    @torch.no_grad()
+    def carry_over(self, catalog: Catalog, old: "UserTable", old_catalog: Catalog) -> int:
+        """Takes over the vectors of the users that both catalogs hold, matched by raw id.
+
+        What else there is follows from the vectors, see :meth:`remember`.
+
+        Raises:
+            ConfigError: the raw ids of the users are not known, or the widths differ.
+        """
+        if catalog.user_ids is None or old_catalog.user_ids is None:
+            raise ConfigError(
+                "vectors of users are matched by raw id, and these users have none: start from a "
+                "run whose data is there, on a prepared log"
+            )
+        if old.vectors.embedding_dim != self.vectors.embedding_dim:
+            raise ConfigError(
+                f"user vectors of width {old.vectors.embedding_dim} do not fit a table of width "
+                f"{self.vectors.embedding_dim}: set dim to the first"
+            )
+        at = torch.from_numpy(IdIndex(catalog.user_ids).find(old_catalog.user_ids))
+        at = at.to(old.vectors.weight.device)
+        learned = old.vectors.weight[at >= 0].to(self.vectors.weight)
+        self.vectors.weight[at[at >= 0].to(self.vectors.weight.device)] = learned
+        return len(learned)
 
     @torch.no_grad()
     def remember(self, data: SequenceDataset) -> None:

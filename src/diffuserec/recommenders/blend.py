@@ -7,11 +7,12 @@ model's probabilities; a counting method's scores in proportion. The blend's sco
 
 The weights are found one after the other: each takes the value of a grid from 0 to 1 whose blend
 has the best validation NDCG@10 (full ranking, seen items hidden), the others keeping their
-proportions, until none changes. Without validation queries they are equal.
+proportions, until none changes. Without validation queries they are those given, or equal.
 
 Source: none; a linear mixture of experts (Jelinek & Mercer's interpolation of language models).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -51,11 +52,20 @@ class Blend(ScoreRecommender):
         """Names of the recommenders, each once."""
         settings: Mapping[str, Mapping[str, Any]] = Field({}, validate_default=False)
         """Their settings that are not the defaults, by name of the recommender."""
+        weights: tuple[float, ...] | None = None
+        """Weights of the parts, in their order; None chooses them on validation."""
 
         @model_validator(mode="after")
         def _known(self) -> Self:
             if len(self.parts) < 2 or len(set(self.parts)) < len(self.parts):
                 raise ValueError("parts must name two or more recommenders, each once")
+            weights = self.weights
+            if weights is not None and (
+                len(weights) != len(self.parts)
+                or min(weights) < 0
+                or not math.isclose(sum(weights), 1, abs_tol=1e-5)
+            ):
+                raise ValueError("weights must be one for each part, none below 0, and sum to 1")
             for name in self.settings:
                 if name not in self.parts:
                     raise ValueError(f"settings are given for {name!r}, which is no part")
@@ -74,7 +84,10 @@ class Blend(ScoreRecommender):
         def identity(self) -> dict[str, Any]:
             parts = {name: find_recommender(name).Config for name in self.parts}
             own = {name: c(**self.settings.get(name, {})).identity() for name, c in parts.items()}
-            return super().identity() | {"settings": own}
+            found = super().identity() | {"settings": own}
+            if self.weights is None:
+                del found["weights"]  # as of blends before weights could be given
+            return found
 
     config: Config
     weights: Tensor
@@ -86,7 +99,8 @@ class Blend(ScoreRecommender):
         )
         for model in self._parts:
             model.take(catalog)
-        self.register_buffer("weights", torch.full((len(c.parts),), 1 / len(c.parts)))
+        weights = c.weights or [1 / len(c.parts)] * len(c.parts)
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         """Trains the parts on `train` one after the other and chooses their weights on `valid`."""
@@ -95,9 +109,12 @@ class Blend(ScoreRecommender):
             before = f"{model.name}: "
             curve = model.fit(train, valid, runtime.within(model.name, before)).curve
             records += [replace(r, phase=before + r.phase) for r in curve]
-        if valid is not None:
+        if valid is not None and self.config.weights is None:
             self.weights = self._chosen_weights(valid)
         return records
+
+    def chosen_settings(self) -> dict[str, Any]:
+        return super().chosen_settings() | {"weights": self.weights.tolist()}
 
     @property
     def reads_times(self) -> bool:

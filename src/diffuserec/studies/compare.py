@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -143,7 +143,7 @@ def with_baselines(
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
     """Label of each run's plan, with the first directory where different plans share a label."""
-    keys = [json.dumps(asdict(replace(run.plan, seed=0)), sort_keys=True) for run in runs]
+    keys = [json.dumps(replace(run.plan, seed=0).document(), sort_keys=True) for run in runs]
     first: dict[str, RunDirectory] = {}
     for key, run in zip(keys, runs, strict=True):
         first.setdefault(key, run)

@@ -92,7 +92,13 @@ def _facts(start: Mapping[str, Any]) -> dict[str, str]:
 
 def train_command(plan: Plan, out: str) -> str:
     """Command line that trains a plan into a directory, quoted for a shell."""
-    words = ["diffuserec", "train", plan.data, "--model", plan.model]
+    words = ["diffuserec", "train", plan.data]
+    if plan.is_final and plan.settings_from is not None:
+        words += ["--final", plan.settings_from.run]
+        if plan.start_from is not None:
+            words += ["--start", plan.start_from.run]
+        return shlex.join([*words, "--seed", str(plan.seed), "--out", out])
+    words += ["--model", plan.model]
     for name, value in plan.settings.items():
         words += ["--set", f"{name}={_toml(value)}"]
     if plan.augment is not None:

@@ -26,7 +26,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,7 +128,16 @@ class RunDirectory:
         return evaluate(model, self.queries(part), dataset_name=name, facts=facts, **options)
 
     def queries(self, part: str = "test") -> Queries:
-        """The test or validation queries of the run's log."""
+        """The test or validation queries of the run's log.
+
+        Raises:
+            ConfigError: the run is final, and has seen all of its log.
+        """
+        if self.plan.is_final:
+            raise ConfigError(
+                f"{self.path} is a final model, trained on everything: nothing is held out to "
+                "measure it on; 'diffuserec compare --newest LOG' measures it on what came later"
+            )
         return self.split.test if part == "test" else self.split.valid
 
     def evaluate(
@@ -175,10 +184,7 @@ class RunDirectory:
     @property
     def identity(self) -> str:
         """Digest of the plan, the data and the models, wherever the run and its data lie."""
-        plan = {name: value for name, value in _as_json(self.plan).items() if name != "data"}
-        models = {name: value for name, value in _checksums(self.path).items() if "/" in name}
-        text = json.dumps([plan, self.fingerprint, models], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _identity(self.path, self.plan, self.fingerprint)
 
     def look(self, part: Literal["test", "valid"], **options: Any) -> Evaluation:
         """Evaluation of the run's own model and augmenter, told to the ledger of the run first.
@@ -312,12 +318,7 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
         DataError: not a run, not finished, its data is gone or another, or a part of it is that
             of another run.
     """
-    source = run_of(path)
-    found = read_run_file(source)
-    if not found.complete:
-        hint = " (add --resume to its command)" if _trained(source) else ""
-        raise DataError(f"{source} is a run that has not finished{hint}")
-    _require_parts(source, found)
+    source, found = finished_run(path)
     plan = found.plan if data is None else replace(found.plan, data=str(data))
     if data is None and not Path(plan.data).exists():
         raise DataError(
@@ -330,6 +331,33 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
     model = load(source / "model")
     _require_planned(source, plan, model)
     return RunDirectory(source, plan, found.fingerprint, model, augmenter, split)
+
+
+def finished_run(path: Path | str) -> tuple[Path, RunFile]:
+    """Directory and file of a finished run, whose parts are its own; its data is not looked at.
+
+    Raises:
+        DataError: not a run, not finished, or a part of it is that of another run.
+    """
+    source = run_of(path)
+    found = read_run_file(source)
+    if not found.complete:
+        hint = " (add --resume to its command)" if _trained(source) else ""
+        raise DataError(f"{source} is a run that has not finished{hint}")
+    _require_parts(source, found)
+    return source, found
+
+
+def identity_of(path: Path, found: RunFile) -> str:
+    """Digest of the plan, the data and the models of a run, wherever these lie."""
+    return _identity(path, found.plan, found.fingerprint)
+
+
+def _identity(path: Path, plan: Plan, fingerprint: str) -> str:
+    own = {name: value for name, value in plan.document().items() if name != "data"}
+    models = {name: value for name, value in _checksums(path).items() if "/" in name}
+    text = json.dumps([own, fingerprint, models], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def settings_by_log(run: RunDirectory) -> dict[str, Any]:
@@ -458,12 +486,13 @@ def _put_back(path: Path) -> None:
 
 def _require_same(path: Path, found: RunFile, plan: Plan, fingerprint: str) -> None:
     """Refuses a run of another plan or of other data; where the data lies does not matter."""
-    started = _as_json(found.plan)
-    for what, value in _as_json(plan).items():
-        if what != "data" and started[what] != value:
+    started, wanted = found.plan.document(), plan.document()
+    for what in wanted | started:
+        value, other = wanted.get(what), started.get(what)
+        if what != "data" and other != value:
             raise ConfigError(
-                f"{path} was started with {what} = {started[what]}, not {value}: "
-                "use the same, or another --out"
+                f"{path} was started with {what} = {other}, not {value}: use the same, or another "
+                "--out"
             )
     _require_data(path, found, plan.data, fingerprint)
 
@@ -476,15 +505,9 @@ def _require_data(path: Path, found: RunFile, data: str, fingerprint: str) -> No
         )
 
 
-def _as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as it is read back from a file."""
-    document: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    return document
-
-
 def _fitted(plan: Plan) -> dict[str, Any]:
     """The plan as it is read back, without what does not change the fit of its augmenter."""
-    return _as_json(replace(plan, augment_settings=without_use(plan.augment_settings or {})))
+    return replace(plan, augment_settings=without_use(plan.augment_settings or {})).document()
 
 
 def _trained(path: Path) -> bool:

@@ -27,6 +27,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import diffuserec
+from diffuserec.data.splits import NOTHING_HELD_OUT
 from diffuserec.errors import DataError
 from diffuserec.files import is_sealed, read_document, sealed, write_json
 from diffuserec.models.base import Runtime
@@ -35,6 +36,22 @@ from diffuserec.training.device import device_of
 _FORMAT = "diffuserec-run"
 _VERSION = 4
 _STRICT = ConfigDict(strict=True, extra="forbid")
+_OF_FINAL = ("settings_from", "epochs", "start_from")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run that another one took something from.
+
+    Attributes:
+        run: its directory at that time.
+        identity: digest of its plan, data and models, see :attr:`RunDirectory.identity`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    run: str
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,9 @@ class Plan:
         augment_settings: hyper-parameters of the augmenter that are not the defaults.
         split: name of the split, see :mod:`diffuserec.data.splits`.
         seed: of the run.
+        settings_from: of a final run, the run that was measured with these settings.
+        epochs: of a final run, after how many each phase ends, by its name in ``curve.json``.
+        start_from: the run whose model it starts from; None starts from drawn parameters.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -60,11 +80,25 @@ class Plan:
     augment_settings: Mapping[str, Any] | None = None
     split: str = "leave-one-out"
     seed: int = 0
+    settings_from: Source | None = None
+    epochs: Mapping[str, int] | None = None
+    start_from: Source | None = None
 
     @property
     def label(self) -> str:
         """Name of the run in tables."""
         return self.model if self.augment is None else f"{self.model} + {self.augment}"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it trains on everything, so that nothing is held out to measure it on."""
+        return self.split == NOTHING_HELD_OUT
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON values; what only final runs have is left out of others."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        unset = [name for name in _OF_FINAL if found[name] is None]
+        return {name: value for name, value in found.items() if name not in unset}
 
 
 @dataclass(frozen=True)
@@ -145,6 +179,7 @@ class RunFile:
     def write(self, path: Path) -> None:
         """Writes the file into a run's directory, in one step."""
         document = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        document["plan"] = self.plan.document()
         write_json(path / "run.json", sealed(document))
 
 
@@ -182,7 +217,7 @@ def read_run_file(path: Path) -> RunFile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{file} is damaged ({where}: {first['msg']}): train it again") from error
-    missing = asdict(found.plan).keys() - document["plan"].keys()
+    missing = found.plan.document().keys() - document["plan"].keys()
     if missing:
         raise DataError(f"{file} is damaged (plan lacks {', '.join(missing)}): train it again")
     if not is_whole:

@@ -24,6 +24,7 @@ from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
 from diffuserec.studies.epoch_log import complete_log, log_epoch
 from diffuserec.studies.examples import run_examples, short_inspection
+from diffuserec.studies.final import model_to_start
 from diffuserec.studies.ledger import record
 from diffuserec.studies.made import made_of, next_steps
 from diffuserec.studies.run_directory import (
@@ -64,7 +65,7 @@ def train_run(
     """Trains a plan into a directory, measures it and writes its report.
 
     The directory is claimed after all that can be checked without training was; if nothing was
-    trained, it is not there afterwards.
+    trained, it is not there afterwards. A final model is not measured and has no report.
 
     Args:
         runtime: device and the like; its seed is replaced by the plan's.
@@ -87,12 +88,14 @@ def train_run(
     shared = None
     if plan.augment is not None and augmenter_from is not None:
         shared = load_fitted_augmenter(augmenter_from, plan, dataset.fingerprint)
+    start = model_to_start(plan)
     tracking = Tracking(track, path.name, _facts(plan, dataset.fingerprint, split.train), path)
     runtime = replace(
         runtime,
         seed=plan.seed,
         checkpoint=path / "checkpoint",
         on_epoch=_hook(path, tracking, runtime.on_epoch),
+        stop_after=plan.epochs,
     )
     with locked(path):
         claim(path, plan, dataset.fingerprint, runtime, overwrite)
@@ -111,12 +114,15 @@ def train_run(
                         say(f"augmenting {len(split.train):,} histories")
                         train = augmenter.augment(split.train, plan.seed)
                 with _timed(seconds, "fit_model"):
-                    valid = augmented(split.valid, augmenter, plan.seed)
-                    model = fit_recommender(plan, train, valid, path, runtime, say)
+                    valid = None
+                    if not plan.is_final:
+                        valid = augmented(split.valid, augmenter, plan.seed)
+                    model = fit_recommender(plan, train, valid, path, runtime, say, start)
                 run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
-                say("measuring")
-                _track(tracking, "valid", run.evaluate("valid"))
-                if report:
+                if not plan.is_final:
+                    say("measuring")
+                    _track(tracking, "valid", run.evaluate("valid"))
+                if report and not plan.is_final:
                     _track(tracking, "test", run.evaluate())
                     _measure_leak(run, train, say)
                     _write_report(run, train)
@@ -229,7 +235,8 @@ def fit_augmenter(
             assert plan.augment is not None
             augmenter = find_augmenter(plan.augment)(**(plan.augment_settings or {}))
             before = f"{plan.augment} "
-            augmenter.fit(split.train, split.valid, runtime.within("augmenter", before))
+            valid = None if plan.is_final else split.valid
+            augmenter.fit(split.train, valid, runtime.within("augmenter", before))
             curve = [replace(e, phase=before + e.phase) for e in augmenter.curve]
         complete_log(path, curve)
         write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
@@ -238,18 +245,31 @@ def fit_augmenter(
 
 
 def fit_recommender(
-    plan: Plan, train: SequenceDataset, valid: Queries, path: Path, runtime: Runtime, say: Say
+    plan: Plan,
+    train: SequenceDataset,
+    valid: Queries | None,
+    path: Path,
+    runtime: Runtime,
+    say: Say,
+    start: Recommender | None = None,
 ) -> Recommender:
-    """The plan's recommender, fitted into a run's directory; kept if it stands there already."""
+    """The plan's recommender, fitted into a run's directory; kept if it stands there already.
+
+    Args:
+        valid: queries to stop by; None for a final model.
+        start: the model that it starts from, if any.
+    """
     fitted = path / "model"
     if not fitted.is_dir():
         say(f"training {plan.model}")
         model, _ = methods_of(plan)
-        model.fit(train, valid, runtime.within("model"))
+        model.fit(train, valid, runtime.within("model"), start=start)
         before = path / "augmenter-curve.json"
         curve = [*(read_curve(before) if before.exists() else []), *model.curve]
         complete_log(path, curve)
-        record(path, "validation", epochs=sum(epoch.valid is not None for epoch in model.curve))
+        if valid is not None:
+            n_looks = sum(epoch.valid is not None for epoch in model.curve)
+            record(path, "validation", epochs=n_looks)
         write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
         model.save(fitted)
     return load(fitted).to(device_of(runtime))

@@ -210,7 +210,7 @@ def _open(out: Path, seed: int) -> "optuna.Study":
 
 def _require_same(study: "optuna.Study", plan: Plan, fingerprint: str) -> None:
     """Writes what is tuned into the journal, or refuses trials of something else."""
-    about = json.loads(json.dumps({**asdict(plan), "data": fingerprint}))
+    about = json.loads(json.dumps({**plan.document(), "data": fingerprint}))
     known = study.user_attrs.get("plan")
     if known is None:
         study.set_user_attr("plan", about)
@@ -425,7 +425,7 @@ def _write(tuned: Tuned, out: Path) -> None:
     document: dict[str, Any] = {
         "format": "diffuserec-tuned",
         "version": 1,
-        "plan": asdict(tuned.plan),
+        "plan": tuned.plan.document(),
         "best": tuned.best,
         "importance": dict(tuned.importance),
         "trials": [asdict(trial) for trial in tuned.trials],

@@ -94,6 +94,7 @@ def train(
         )
     if runtime.resume and runtime.checkpoint is None:
         raise ConfigError("resume needs the checkpoint directory of the interrupted run")
+    epochs = min(epochs, (runtime.stop_after or {}).get(phase, epochs))
     device = device_of(runtime)
     method.to(device)
     average = Average(method, average_epochs * n_batches, optimizer) if average_epochs else None

@@ -92,5 +92,7 @@ def _key(method: Method, train: SequenceDataset, valid: Queries | None, runtime:
     if valid is not None:
         targets = hashlib.sha256(np.ascontiguousarray(valid.targets).tobytes()).hexdigest()
         parts += [valid.histories.fingerprint, targets]
+    if runtime.stop_after:
+        parts += [sorted(runtime.stop_after.items())]
     text = json.dumps([*parts, runtime.seed, runtime.precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
