@@ -110,11 +110,11 @@ def train(
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
         diffuserec train data/clicks --final runs/sasrec --out runs/final
     """
+    from diffuserec.cli.deploy import train_final
     from diffuserec.data import load_dataset, split_dataset
     from diffuserec.models.base import Runtime
     from diffuserec.models.choice import recommender_for
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
-    from diffuserec.cli.deploy import train_final
     from diffuserec.studies.final import final_plan
     from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
@@ -210,7 +210,6 @@ def plan(
         diffuserec plan data/clicks --model sasrec
         diffuserec plan data/clicks --model bsarec --set dim=128 --price 0.40
     """
-    from diffuserec.data import canonical_split
     from diffuserec.models.base import Runtime
     from diffuserec.studies.costs import advice, foresee
     from diffuserec.studies.run_directory import Plan
@@ -219,7 +218,7 @@ def plan(
         data=str(data.resolve()),
         model=model,
         settings=options.parse_pairs(settings),
-        split=canonical_split(split),
+        split=options.chosen_split(split, None),
     )
     found = foresee(asked, Runtime(device, precision))
     money = None if price is None else found.seconds / 3600 * price
