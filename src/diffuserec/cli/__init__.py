@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from diffuserec import __version__
-from diffuserec.cli import audit, data, results, serving, show, studies, training
+from diffuserec.cli import audit, data, deploy, results, serving, show, studies, training
 from diffuserec.errors import ConfigError, DataError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ for command in (
     data.describe,
     training.plan,
     training.train,
+    deploy.update,
     results.evaluate,
     results.compare,
     results.beyond,

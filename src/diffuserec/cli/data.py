@@ -48,27 +48,28 @@ def prepare(
         diffuserec prepare sales.parquet --items products.csv --out data/sales
     """
     from diffuserec.data import read_log
+    from diffuserec.studies.update import reading_of
 
     options.require_free(out, overwrite)
-    interactions = read_log(
-        log,
-        format,
-        user,
-        item,
-        time,
-        columns=options.parse_names(columns),
-        encoding=encoding,
-        where=where,
-        items=items,
-        literal_ids=literal_ids,
-    )
-    if min_user is not None or min_item is not None or merge_repeats:
-        interactions = interactions.filter(min_user, min_item, merge_repeats)
-    filters = ", ".join(interactions.summary.filters) or "none"
-    note = {"source": log.name, "filters": filters}
+    how = {
+        "format": format,
+        "user": user,
+        "item": item,
+        "time": time,
+        "columns": options.parse_names(columns),
+        "encoding": encoding,
+        "where": where,
+        "literal_ids": literal_ids,
+    }
+    filters = {"min_user": min_user, "min_item": min_item, "merge_repeats": merge_repeats}
+    interactions = read_log(log, items=items, **how)
+    if reading_of(**filters):
+        interactions = interactions.filter(**filters)
+    said = {"source": log.name, "filters": ", ".join(interactions.summary.filters) or "none"}
+    note = {**said, "read": reading_of(**how, **filters)}
     interactions.to_dataset().save(out, note=note, overwrite=overwrite)
     if as_json:
-        show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **note})
+        show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **said})
     else:
         show.print_line(interactions.describe())
         show.print_line(f"dataset: {out}")

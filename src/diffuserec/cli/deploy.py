@@ -1,13 +1,89 @@
 """Commands from the winner to production: final models, updates, exports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from diffuserec.cli import show
+import typer
+
+from diffuserec.cli import options, show
 from diffuserec.cli.training import resumable
+from diffuserec.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffuserec.studies.run_directory import Plan
+
+
+def update(
+    run: options.RunPath,
+    log: Annotated[Path, typer.Argument(help="What came after the run's log.")],
+    out: options.Out,
+    full: Annotated[
+        bool, typer.Option("--full", help="LOG is the whole log, with what the run has seen.")
+    ] = False,
+    epochs: Annotated[
+        int | None, typer.Option(help="At most so many epochs a phase; else a fifth of the run's.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="File of all items, as of 'diffuserec prepare'.")
+    ] = None,
+    data_out: Annotated[
+        Path | None, typer.Option(help="Directory of the longer log; else OUT-data.")
+    ] = None,
+    format: options.Format = None,
+    user: options.User = None,
+    item: options.Item = None,
+    time: options.Time = None,
+    columns: options.Columns = None,
+    encoding: options.Encoding = None,
+    where: Annotated[str | None, typer.Option(help="Keep only rows for which it is true.")] = None,
+    data: options.Moved = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Brings a run up to date with a newer log: a final model that starts from the run's.
+
+    LOG is read as the run's log was prepared; options say what has changed. It is put behind the
+    run's data as a new prepared dataset, and a model trained on all of it for a fifth of the
+    epochs, started from the run's, new items and users added. RUN stays as it is. After an
+    interruption the same command goes on.
+
+    Examples:
+
+        diffuserec update runs/monday tuesday.csv --out runs/tuesday
+        diffuserec update runs/monday all.csv --full --out runs/tuesday
+        diffuserec compare runs/monday runs/tuesday --newest wednesday.csv
+    """
+    from diffuserec.studies.run_directory import is_complete, is_free
+    from diffuserec.studies.train_run import silent
+    from diffuserec.studies.update import update_plan, updated_data
+
+    given = {
+        "format": format,
+        "user": user,
+        "item": item,
+        "time": time,
+        "columns": options.parse_names(columns),
+        "encoding": encoding,
+        "where": where,
+    }
+    if is_complete(out) and not overwrite:
+        raise ConfigError(f"{out} holds a finished run: choose another --out, or add --overwrite")
+    prepared = updated_data(
+        run,
+        log,
+        data_out or out.with_name(f"{out.name}-data"),
+        full=full,
+        items=items,
+        data=data,
+        options=given,
+        overwrite=overwrite,
+        say=silent if as_json else show.say,
+    )
+    plan = update_plan(run, prepared, epochs)
+    resume = not (overwrite or is_free(out))
+    train_final(plan, out, device, precision, resume, overwrite, None, as_json)
 
 
 def train_final(

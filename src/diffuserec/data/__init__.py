@@ -24,10 +24,13 @@ from diffuserec.data.histories import encode_histories as encode_histories
 from diffuserec.data.histories import encode_items as encode_items
 from diffuserec.data.ids import RawId as RawId
 from diffuserec.data.interactions import Interactions as Interactions
+from diffuserec.data.interactions import append as append
 from diffuserec.data.interactions import from_dataset as from_dataset
 from diffuserec.data.interactions import from_frame as from_frame
 from diffuserec.data.interactions import read_histories as read_histories
 from diffuserec.data.interactions import read_log as read_log
+from diffuserec.data.interactions import read_more as read_more
+from diffuserec.data.interactions import with_items as with_items
 from diffuserec.data.log_format import LogFile as LogFile
 from diffuserec.data.log_format import LogFormat as LogFormat
 from diffuserec.data.splits import Queries as Queries

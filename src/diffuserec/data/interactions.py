@@ -6,7 +6,7 @@ A log is a table of users, the items they chose, and the times. From whatever so
 :mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,9 @@ _EVENTS = frozenset({"event", "eventtype", "eventname", "action", "actiontype", 
 
 _NAMES = frozenset({"title", "itemname", "productname", "itemtitle", "producttitle", "movietitle"})
 _CATEGORIES = frozenset({"categories", "genre", "genres"})
+
+_UNITS = 100
+"""Factor by which newest times differ if their units do."""
 
 _MARKS = ("synthetic", "context_only")
 """Columns of a log that mark items; see :class:`FlatLog`."""
@@ -297,7 +300,7 @@ def read_log(
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
         log = _assemble(found, where, literal_ids, allow_single)
-    return log if items is None else _with_items(log, Path(items), encoding, literal_ids, item)
+    return log if items is None else with_items(log, Path(items), encoding, literal_ids, item)
 
 
 def read_histories(
@@ -322,7 +325,99 @@ def read_histories(
     """
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
-        return _assemble(found, None, literal_ids, allow_single=True, typed_items=False).frame
+        return _assemble(found, None, literal_ids, allow_single=True, texts={"item_id"}).frame
+
+
+def read_more(
+    path: Path | str,
+    like: Catalog,
+    format: str | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+    where: str | None = None,
+    literal_ids: bool = False,
+) -> Interactions:
+    """Reads a log that goes on where another ended; the other arguments are :func:`read_log`'s.
+
+    Args:
+        like: catalog of the earlier log. Where its ids are strings, those of a text file stay
+            strings, whatever they look like. One user or one item is enough.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, or not of the format.
+        ConfigError: no such format or encoding.
+    """
+    named = {"user_id": user, "item_id": item, "timestamp": time}
+    ids = {"user_id": like.user_ids, "item_id": like.item_ids}
+    texts = {role for role, known in ids.items() if known is not None and known.dtype == pl.String}
+    with read_columns(path, format, named, columns, encoding) as found:
+        return _assemble(found, where, literal_ids, allow_single=True, texts=texts)
+
+
+def append(older: Interactions, newer: Interactions) -> tuple[Interactions, int]:
+    """A log and one that goes on where it ended, as one; what both hold is taken once.
+
+    Ids are strings if those of either log are. Columns beside users, items and times are left out.
+    Without times, the newer interactions follow the older ones.
+
+    Returns:
+        The log, and the number of interactions of the newer one that the older held already, which
+        only times can tell.
+
+    Raises:
+        DataError: only one of the logs has times, or their units differ; synthetic items; or the
+            newer log adds nothing.
+    """
+    roles = ["user_id", "item_id", "timestamp"]
+    frames = [
+        log.frame.select(r for r in roles if r in log.frame.columns) for log in (older, newer)
+    ]
+    name = newer.summary.source
+    if any(mark in log.frame.columns for log in (older, newer) for mark in _MARKS):
+        raise DataError(
+            f"{name}: logs with synthetic items are not appended: use the original ones"
+        )
+    if frames[0].columns != frames[1].columns:
+        has, lacks = (
+            ("the earlier log", name) if "timestamp" in frames[0] else (name, "the earlier log")
+        )
+        raise DataError(
+            f"{has} has times and {lacks} has none: name their column, or leave both out"
+        )
+    for role in ("user_id", "item_id"):
+        kinds = {frame[role].dtype == pl.String for frame in frames}
+        dtype = pl.String if True in kinds else pl.Int64
+        frames = [frame.with_columns(pl.col(role).cast(dtype)) for frame in frames]
+    n_known = 0
+    if "timestamp" in roles[: frames[0].width]:
+        _require_one_unit(frames[0]["timestamp"], frames[1]["timestamp"], name)
+        fresh = frames[1].join(frames[0], on=roles, how="anti", maintain_order="left")
+        n_known = frames[1].height - fresh.height
+        frames[1] = fresh
+    if not frames[1].height:
+        raise DataError(f"{name} adds nothing: the earlier log holds all of its {n_known:,} rows")
+    frame, _ = _sorted(pl.concat(frames))
+    summary = replace(
+        older.summary,
+        source=f"{older.summary.source} and {name}",
+        columns=tuple((role, role) for role in frame.columns),
+        others=(),
+    )
+    return replace(_counted(frame, summary), attributes=older.attributes), n_known
+
+
+def _require_one_unit(older: pl.Series, newer: pl.Series, name: str) -> None:
+    """Refuses times that differ by factors, as seconds and microseconds do."""
+    last, first = (int(part.cast(pl.Int64).max() or 0) for part in (older, newer))  # type: ignore[arg-type]
+    if min(last, first) > 0 and max(last, first) > _UNITS * min(last, first):
+        raise DataError(
+            f"{name}: its newest time is {first}, that of the earlier log {last}: they are not of "
+            "one unit; write both as dates, or both as numbers of one unit"
+        )
 
 
 def from_frame(
@@ -382,7 +477,11 @@ def from_dataset(dataset: SequenceDataset) -> Interactions:
         columns.append(pl.Series("context_only", np.ascontiguousarray(dataset.context_only)))
     frame = pl.DataFrame(columns).sort("user_id", maintain_order=True)
     names = tuple((name, name) for name in frame.columns)
-    return _counted(frame, Summary("the dataset", "dataset", names))
+    log = _counted(frame, Summary(catalog.log or "the dataset", "dataset", names))
+    if catalog.attributes is None:
+        return log
+    others = catalog.attributes.drop("item_id", strict=False)
+    return replace(log, attributes=catalog.item_ids.to_frame("item_id").hstack(others))
 
 
 def _assemble(
@@ -390,7 +489,7 @@ def _assemble(
     where: str | None,
     literal: bool,
     allow_single: bool = False,
-    typed_items: bool = True,
+    texts: Collection[str] = (),
 ) -> Interactions:
     """Checks and converts the columns, and sorts the rows by user and time; empties the table."""
     columns, notes = select(columns, where)
@@ -406,7 +505,7 @@ def _assemble(
         elif role == "timestamp":
             values, note = parse_times(table.drop_in_place(name), source)
         else:
-            typed = typed_items or role != "item_id"
+            typed = role not in texts
             values, note = parse_ids(
                 table.drop_in_place(name), source, columns.text, literal, typed
             )
@@ -478,7 +577,7 @@ def _on_positives(table: pl.DataFrame) -> list[str]:
     return []
 
 
-def _with_items(
+def with_items(
     log: Interactions, path: Path, encoding: str | None, literal: bool, item: str | None
 ) -> Interactions:
     """The log with the attributes in a file of items, and a note on how many were found.

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diffuserec.data import load_dataset
 from diffuserec.data.splits import NOTHING_HELD_OUT
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Epoch
 from diffuserec.models.methods import load, load_augmenter
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.users import UserTable
-from diffuserec.studies.run_directory import finished_run, identity_of, read_curve
+from diffuserec.studies.run_directory import data_of, finished_run, identity_of, read_curve
 from diffuserec.studies.run_file import Plan, Source
 from diffuserec.training.progress import best_epoch
 
@@ -115,13 +114,8 @@ def model_to_start(plan: Plan) -> Recommender | None:
         raise DataError(f"{source} is not the run any more that this one was to start from")
     model = load(source / "model")
     if any(isinstance(part, UserTable) for part in model.modules()):
-        users = load_dataset(found.plan.data)
-        if users.fingerprint != found.fingerprint:
-            raise DataError(
-                f"{plan.model} knows users, and the data at {found.plan.data} is not what {source} "
-                "was trained on: put it back"
-            )
-        model.catalog = replace(model.catalog, user_ids=users.catalog.user_ids)
+        users = data_of(source, found).catalog.user_ids
+        model.catalog = replace(model.catalog, user_ids=users)
     return model
 
 

@@ -320,12 +320,7 @@ def open_run(path: Path | str, data: Path | str | None = None) -> RunDirectory:
     """
     source, found = finished_run(path)
     plan = found.plan if data is None else replace(found.plan, data=str(data))
-    if data is None and not Path(plan.data).exists():
-        raise DataError(
-            f"the data of {source} is not at {plan.data} any more: say where it is with --data"
-        )
-    dataset = load_dataset(plan.data)
-    _require_data(source, found, plan.data, dataset.fingerprint)
+    dataset = data_of(source, found, data)
     split = split_dataset(dataset, plan.split)
     augmenter = load_augmenter(source / "augmenter") if plan.augment is not None else None
     model = load(source / "model")
@@ -346,6 +341,25 @@ def finished_run(path: Path | str) -> tuple[Path, RunFile]:
         raise DataError(f"{source} is a run that has not finished{hint}")
     _require_parts(source, found)
     return source, found
+
+
+def data_of(path: Path, found: RunFile, data: Path | str | None = None) -> SequenceDataset:
+    """The prepared log that a run was trained on.
+
+    Args:
+        data: where it is now, if it was moved.
+
+    Raises:
+        DataError: it is gone, or another.
+    """
+    place = found.plan.data if data is None else str(data)
+    if data is None and not Path(place).exists():
+        raise DataError(
+            f"the data of {path} is not at {place} any more: say where it is with --data"
+        )
+    dataset = load_dataset(place)
+    _require_data(path, found, place, dataset.fingerprint)
+    return dataset
 
 
 def identity_of(path: Path, found: RunFile) -> str:
