@@ -1,7 +1,7 @@
 """Commands about logs: prepare, describe, augment."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def prepare(
     from diffuserec.studies.update import reading_of
 
     options.require_free(out, overwrite)
-    how = {
+    how: dict[str, Any] = {
         "format": format,
         "user": user,
         "item": item,
@@ -61,7 +61,11 @@ def prepare(
         "where": where,
         "literal_ids": literal_ids,
     }
-    filters = {"min_user": min_user, "min_item": min_item, "merge_repeats": merge_repeats}
+    filters: dict[str, Any] = {
+        "min_user": min_user,
+        "min_item": min_item,
+        "merge_repeats": merge_repeats,
+    }
     interactions = read_log(log, items=items, **how)
     if reading_of(**filters):
         interactions = interactions.filter(**filters)
