@@ -33,7 +33,8 @@ def folder(log: SequenceDataset, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A log, a measured run on it, and the final model of that run."""
     folder = tmp_path_factory.mktemp("final")
     log.save(folder / "data", note={"filters": "none"})
-    train_run(Plan(str(folder / "data"), "sasrec", SMALL, seed=3), folder / "run", RUNTIME, report=False)
+    plan = Plan(str(folder / "data"), "sasrec", SMALL, seed=3)
+    train_run(plan, folder / "run", RUNTIME, report=False)
     train_run(final_plan(folder / "run", folder / "data"), folder / "final", RUNTIME)
     return folder
 

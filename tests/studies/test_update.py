@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 import diffuserec
-from diffuserec import Runtime, Store, load_dataset
+from diffuserec import DataError, Runtime, Store, load_dataset
 from diffuserec.cli import app
 from diffuserec.data import from_dataset
+from diffuserec.studies.newest import compare_newest
 from diffuserec.studies.run_directory import Plan, open_run
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.train_run import train_run
@@ -89,7 +91,7 @@ def test_updates_that_cannot_be_are_refused(folder: Path, tmp_path: Path) -> Non
     assert "holds other data" in fails("update", folder / "second", folder / "last.tsv", *taken)
     words = ["train", folder / "data", "--out", tmp_path / "x"]
     assert "need --final" in fails(*words, "--model", "sasrec", "--start", folder / "run")
-    assert "leave out --set" in fails(*words, "--final", folder / "run", *SMALL)
+    assert "leave out --set" in fails(*words, "--final", folder / "run", "--set", "dim=8")
     assert "holds nothing out" in fails(*words, "--model", "sasrec", "--split", "none")
 
 
@@ -104,3 +106,68 @@ def test_a_counting_method_is_fitted_anew_to_a_full_log(folder: Path, tmp_path: 
         for path in (folder / "second-data", tmp_path / "n-data")
     )
     assert sorted(one.rows()) == sorted(other.rows())
+
+
+# --- old against new ----------------------------------------------------------------------------
+
+
+def test_old_and_new_are_compared_on_what_neither_has_seen(folder: Path) -> None:
+    paths = [folder / "first", folder / "second"]
+    report = compare_newest(paths, folder / "last.tsv")
+    parts = [pl.read_csv(folder / f"{name}.tsv", separator="\t") for name in ("old", "day", "last")]
+    log = pl.concat(parts).filter(pl.col("kind") == "buy").sort("when", maintain_order=True)
+    seen, last = log.filter(pl.col("when") <= parts[1]["when"].max()), parts[2]
+    models = [diffuserec.load(path) for path in paths]
+    ranks: list[list[float]] = [[], []]
+    for (who,), rows in last.sort("when").group_by("who", maintain_order=True):
+        history = seen.filter(pl.col("who") == who)["what"].to_list()
+        if not history:
+            continue
+        for model, found in zip(models, ranks, strict=True):
+            shown = model.recommend([history], k=50)["item_id"].to_list()
+            target = rows["what"][0]
+            found.append(shown.index(target) if target in shown else np.inf)
+    results = [report.evaluations[name][0] for name in ("first", "second")]
+    assert {result.protocol.n_users for result in results} == {len(ranks[0])}
+    for result, expected in zip(results, ranks, strict=True):
+        hits = np.mean(np.array(expected) < 10)
+        assert result.metrics["HR@10"] == pytest.approx(hits)
+    # items that came with the second part are unknown to the first model, and said to be
+    unknown = sum(not models[0].catalog.encode([row])[0] for row in _targets(seen, last))
+    notes = [note for note in report.notes if note.startswith("first does not know")]
+    assert len(notes) == (unknown > 0)
+    assert list(report.evaluations)[2:] == ["popularity", "markov"]
+
+
+def _targets(seen: pl.DataFrame, last: pl.DataFrame) -> list[str]:
+    asked = last.filter(pl.col("who").is_in(seen["who"].unique().to_list())).sort("when")
+    return asked.unique("who", keep="first", maintain_order=True)["what"].to_list()
+
+
+def test_an_item_that_a_model_does_not_know_is_a_miss(folder: Path, tmp_path: Path) -> None:
+    old = pl.read_csv(folder / "old.tsv", separator="\t")
+    when = int(load_dataset(folder / "second-data").log.timestamps.max()) + 1
+    users = old["who"].unique(maintain_order=True)[:3]
+    pl.DataFrame(
+        {
+            "who": users,
+            "what": ["00", "nobody's", old["what"][0]],
+            "when": 3 * [when],
+            "kind": "buy",
+        }
+    ).write_csv(tmp_path / "asked.tsv", separator="\t")
+    report = compare_newest([folder / "first", folder / "second"], tmp_path / "asked.tsv")
+    ranks = {
+        name: dict(report.evaluations[name][0].per_user.select("target", "target_rank").iter_rows())
+        for name in ("first", "second")
+    }
+    assert ranks["first"]["00"] == ranks["first"]["nobody's"] == np.inf
+    assert ranks["second"]["00"] < ranks["second"]["nobody's"] == np.inf
+    assert any("first does not know 2 of 3 targets" in note for note in report.notes)
+
+
+def test_nothing_that_a_run_has_seen_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    runs = [folder / "first", folder / "second"]
+    for log in (folder / "second-data", folder / "day.tsv"):
+        with pytest.raises(DataError, match=r"adds nothing|nobody with a history comes after"):
+            compare_newest(runs, log)

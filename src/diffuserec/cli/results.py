@@ -38,7 +38,15 @@ def evaluate(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs of the same data.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs of the same data, or of any with --newest.")
+    ],
+    newest: Annotated[
+        Path | None,
+        typer.Option(
+            help="A log that goes further than all runs' data: compare on what came after."
+        ),
+    ] = None,
     split: Annotated[
         Literal["test", "valid"],
         typer.Option(help="Which queries; valid never looks at the test part."),
@@ -57,17 +65,28 @@ def compare(
     Runs that differ only in their seed are one method. Methods are compared with the first, an
     augmented one with the same recommender alone if that is among them.
 
+    With --newest, runs may be of different data, and final: each user's first item after all that
+    any of them has seen is asked for, histories are given as raw ids, and an item that a model does
+    not know is a miss.
+
     Examples:
 
         diffuserec compare runs/sasrec runs/diffuasr --out report.html
+        diffuserec compare runs/monday runs/tuesday --newest wednesday.csv
         diffuserec compare runs/narrow runs/wide --split valid
         diffuserec compare runs/sasrec runs/diffuasr --format latex --figures svg
     """
     from diffuserec.reports.tables import results_table
     from diffuserec.studies.compare import compare_runs
+    from diffuserec.studies.newest import compare_newest
 
     options.require_free(out, overwrite)
-    report = compare_runs(runs, out, data=data, part=split, figures=figures)
+    if newest is not None:
+        if split != "test" or data is not None or figures is not None:
+            raise ConfigError("--newest goes with neither --split, --data nor --figures")
+        report = compare_newest(runs, newest, out)
+    else:
+        report = compare_runs(runs, out, data=data, part=split, figures=figures)
     if as_json:
         show.print_text(report.json())
     elif format != "text":
