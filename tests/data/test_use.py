@@ -128,9 +128,10 @@ def test_further_rows_are_trained_on_beside_the_others_and_drop_with_their_user(
 def test_another_item_is_learned_in_a_share_of_the_epochs() -> None:
     dataset = augmented()
     n = len(dataset.items)
-    items, probability = np.zeros((n, 2), dtype=np.int32), np.zeros((n, 2), dtype=np.float32)
+    items, probability = np.zeros((n, 3), dtype=np.int32), np.zeros((n, 3), dtype=np.float32)
     where = np.flatnonzero(dataset.items == 3)
-    items[where], probability[where] = [18, 19], [0.1, 0.3]
+    items[where], probability[where] = [18, 3, 19], [0.1, 0.5, 0.3]  # not the target itself
+    items[dataset.items == 2], probability[dataset.items == 2] = [2, 2, 2], [0.5, 0.2, 0.1]
     for use in (Use(), Use(weight=0.5)):
         soft = SoftTargets(items, probability, 0.4)
         drawn: Counter[int] = Counter()

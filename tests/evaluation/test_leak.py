@@ -81,6 +81,20 @@ def test_shares_by_hand() -> None:
     assert causal.verdict.startswith("no leak")
 
 
+def test_short_copies_are_counted_and_served_as_what_they_are() -> None:
+    split = leave_one_out(SequenceDataset.from_lists([[1, 2, 3, 2, 1, 2], [4, 5, 5, 4]]))
+    short = {"use_weight": 1.0, "use_short": 3, "n_items": 1}
+    # to the six targets above come those of 2 | 2 3 2, two of which are in front
+    leaking = measured(Newest(condition="published", **short), split)
+    assert (leaking.training.n_targets, leaking.training.share) == (9, 5 / 9)
+    assert (leaking.served.n_targets, leaking.served.share) == (6, 0.0)
+    alone = measured(Newest(use_place="nowhere", **short), split)
+    # 2 | 2 3 2 again, of which 3 and 2 are targets; validation as if items were in front
+    assert (alone.training.n_targets, alone.training.share) == (2, 0.5)
+    assert alone.sample == alone.served
+    assert alone.validation.share == 0.5
+
+
 def test_items_in_the_middle_are_in_front_of_what_comes_after_them_alone() -> None:
     split = leave_one_out(SequenceDataset.from_lists([[1, 2, 3, 1, 2, 1], [3, 2, 2, 3, 3, 3]]))
     found = measured(Twice(), split)

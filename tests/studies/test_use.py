@@ -116,3 +116,5 @@ def test_tuning_searches_the_uses() -> None:
     names = set(UseSettings.model_fields) - {"use_short", "use_place"}  # for studies
     assert {f"augment.{name}" for name in names} <= set(searched)
     assert "augment.use_threshold" not in search_space(Plan("", "sasrec", {}, "random", {}))
+    unnoticed = search_space(Plan("", "markov", {}, "random", {}))
+    assert {name for name in unnoticed if ".use_" in name} == {"augment.use_average"}

@@ -1,7 +1,6 @@
 """How generated items are used: beside what, how often, and what they count in training."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,8 @@ class SoftTargets:
 
     Attributes:
         items: item numbers for each position of the flat log, shape (N, S); 0 is no item.
-        probability: of each of them, shape (N, S); positions whose sum is 0 keep their target.
+        probability: of each of them, shape (N, S). The target itself is not drawn; where that
+            leaves nothing, it is kept.
         weight: share of the epochs.
     """
 
@@ -28,21 +28,16 @@ class SoftTargets:
     probability: Float32[np.ndarray, "N S"]
     weight: float
 
-    @cached_property
-    def _upper(self) -> Float32[np.ndarray, "N S"]:
-        upper: np.ndarray = self.probability.cumsum(axis=1)
-        return upper
-
     def drawn(
         self, items: Int32[np.ndarray, " N"], generator: np.random.Generator
     ) -> Int32[np.ndarray, " N"]:
         """What is learned at each position of the flat log in an epoch: its item or another."""
-        upper = self._upper
+        others = (self.items != items[:, None]) & (self.items > 0)
+        upper = np.where(others, self.probability, 0).cumsum(axis=1)
         chosen = (generator.random(len(items)) < self.weight) & (upper[:, -1] > 0)
-        number = (generator.random(len(items), dtype=np.float32) * upper[:, -1])[:, None] >= upper
-        at = np.minimum(number.sum(1), upper.shape[1] - 1)
-        other = self.items[np.arange(len(items)), at]
-        learned: np.ndarray = np.where(chosen & (other > 0), other, items)
+        level = generator.random(len(items)) * upper[:, -1]
+        at = np.minimum((level[:, None] >= upper).sum(1), upper.shape[1] - 1)
+        learned: np.ndarray = np.where(chosen, self.items[np.arange(len(items)), at], items)
         return learned
 
     def take(self, where: Any) -> "SoftTargets":

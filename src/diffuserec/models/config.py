@@ -75,7 +75,7 @@ class Search:
 
     def __str__(self) -> str:
         if self.choices:
-            return ", ".join(map(str, self.choices))
+            return ", ".join("none" if c is None else str(c) for c in self.choices)
         return f"{self.low} to {self.high}{', by ratio' if self.log else ''}"
 
 

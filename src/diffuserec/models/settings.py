@@ -472,7 +472,9 @@ class UseSettings(Settings):
     generated items alone."""
     use_dropout: Annotated[float, Search(0.0, 0.8)] = Field(0.0, ge=0, lt=1)
     """Chance that an epoch of training reads a user's history without generated items."""
-    use_average: Annotated[bool, Search(choices=(False, True))] = False
+    use_average: Annotated[
+        bool, OnlyIf(use_place=("front", "middle")), Search(choices=(False, True))
+    ] = False
     """Whether scores are the mean of those with and without generated items."""
     use_threshold: float = Field(0.0, ge=0, lt=1)
     """Generated items that are less probable are left out; for augmenters that say how probable
@@ -514,10 +516,9 @@ class UseSettings(Settings):
             )
         return self
 
-    @property
-    def changes_training(self) -> bool:
-        """Whether a recommender is trained in another way than on augmented histories."""
-        return bool(self.use_weight or self.use_dropout or self.use_soft)
+
+TRAINING_USES = frozenset({"use_weight", "use_dropout", "use_soft", "use_short"})
+"""Settings of use that say how a recommender is trained."""
 
 
 def without_use(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_datas
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
 from diffuserec.files import locked, write_json
-from diffuserec.models.augmenter import Augmenter, ParallelAugmenter, PrependingAugmenter
+from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, load, load_augmenter
 from diffuserec.models.recommender import Recommender
-from diffuserec.models.settings import PairSettings, use_of
+from diffuserec.models.settings import TRAINING_USES, PairSettings, use_of
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
@@ -300,18 +300,18 @@ def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
                 "epochs: they would change nothing; choose another recommender"
             )
         augmenter.require_epochs(epochs)
-    if isinstance(augmenter, PrependingAugmenter) and augmenter.config.changes_training:
-        _require_sequences(model, use_of(augmenter.config))
+    unnoticed = use_of(augmenter.config).keys() & TRAINING_USES
+    if unnoticed and not learns_from_sequences(type(model)):
+        raise ConfigError(
+            f"{plan.model} does not learn from sequences, and {min(unnoticed)} would change "
+            "nothing: leave it out, or choose another recommender"
+        )
     return model, augmenter
 
 
-def _require_sequences(model: Recommender, use: Mapping[str, Any]) -> None:
-    """Refuses ways to use items in training for a recommender that would not notice."""
-    if not model.trained or isinstance(model.config, PairSettings):
-        raise ConfigError(
-            f"{model.name} does not learn from sequences, and {', '.join(use)} would change "
-            "nothing: leave it out, or choose another recommender"
-        )
+def learns_from_sequences(recommender: type[Recommender]) -> bool:
+    """Whether it is trained on sequences, and so on what stands beside and in front of them."""
+    return recommender.trained and not issubclass(recommender.Config, PairSettings)
 
 
 def require_buildable(plan: Plan, catalog: Catalog) -> None:

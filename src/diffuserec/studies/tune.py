@@ -29,12 +29,20 @@ from diffuserec.files import locked, read_lines, write_json, write_text
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search, Settings, by_log
 from diffuserec.models.methods import find_augmenter, find_recommender
+from diffuserec.models.settings import TRAINING_USES
 from diffuserec.reports.tuning import draw_history, draw_importance, tuning_page
 from diffuserec.studies.epoch_log import FILE as EPOCHS
 from diffuserec.studies.ledger import looks, record
 from diffuserec.studies.method_config import write_config
 from diffuserec.studies.run_directory import Plan, is_finished, is_free
-from diffuserec.studies.train_run import Say, methods_of, require_buildable, silent, train_run
+from diffuserec.studies.train_run import (
+    Say,
+    learns_from_sequences,
+    methods_of,
+    require_buildable,
+    silent,
+    train_run,
+)
 from diffuserec.studies.workers import Workers, n_cores
 
 if TYPE_CHECKING:
@@ -108,9 +116,11 @@ def search_space(plan: Plan) -> dict[str, Search]:
         if name not in plan.settings
     }
     if plan.augment is not None:
-        given = plan.augment_settings or {}
+        fixed = {*(plan.augment_settings or {})}
+        if not learns_from_sequences(find_recommender(plan.model)):
+            fixed |= TRAINING_USES
         for name, search in _searches(find_augmenter(plan.augment).Config).items():
-            if name not in given:
+            if name not in fixed:
                 found[_AUGMENT + name] = search
     if not found:
         raise ConfigError(
