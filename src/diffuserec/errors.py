@@ -16,6 +16,10 @@ class ConfigError(ValueError):
     """A setting, name or option is not valid: says which, what is allowed, what to do."""
 
 
+class LostProcess(RuntimeError):
+    """One of several processes that train together is gone: the others cannot go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " (did you mean 'x'?)", or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -4,6 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
+from diffuserec.cli import main
 from diffuserec.errors import ConfigError
 from diffuserec.models.base import Runtime
 from diffuserec.training import device_of, train
@@ -11,16 +12,19 @@ from diffuserec.training import device_of, train
 from .suite import TWO_USERS, fit, pair, pair_after, state
 
 
-@pytest.mark.parametrize("world_size", ["2", "64"])
-def test_several_processes_are_refused_in_one_line(monkeypatch, random_log, world_size) -> None:
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    for start in (lambda: device_of(Runtime()), lambda: fit(random_log, Runtime(), epochs=1)):
-        with pytest.raises(ConfigError) as caught:
-            start()
-        assert str(caught.value) == (
-            "several processes were started (WORLD_SIZE is above 1), and each would train a model "
-            "of its own: start one, without torchrun"
-        )
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_commands_that_do_not_share_are_refused_in_one_line(monkeypatch, capsys, rank) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sys.argv", ["diffuserec", "models"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = (
+        "diffuserec: several processes were started, and each would do all of this command: start "
+        "one, without torchrun; 'diffuserec train' is what several can share\n"
+    )
+    assert capsys.readouterr().err == (said if rank == "0" else "")
 
 
 @pytest.mark.parametrize("world_size", [None, "1", ""])

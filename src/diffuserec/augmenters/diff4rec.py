@@ -71,6 +71,7 @@ from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise, Sampler, denoise_with
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import kl_to_standard
+from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import (
     ItemSets,
     Products,
@@ -323,7 +324,9 @@ class Diff4Rec(ParallelAugmenter):
 
     def predict(self, z_t: Float[Tensor, "B H"], t: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
         """Prediction from latents noised to step t, of the kind that `prediction_type` says."""
-        predicted: Tensor = self.denoiser(torch.cat([z_t, sinusoidal(t, _STEP_DIM)], dim=1))
+        predicted: Tensor = by_rows(
+            self.denoiser, torch.cat([z_t, sinusoidal(t, _STEP_DIM)], dim=1)
+        )
         return predicted.float()
 
     @torch.no_grad()

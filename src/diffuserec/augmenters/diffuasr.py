@@ -66,6 +66,7 @@ from diffuserec.models.diffusion import (
     nearest_rows,
 )
 from diffuserec.models.items import ItemTable
+from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import log_prob
 from diffuserec.models.settings import (
     AttentiveSettings,
@@ -409,7 +410,7 @@ class DiffuASR(PrependingAugmenter):
         self, x_t: Float[Tensor, "B M D"], t: Int[Tensor, " S"], embedded: Float[Tensor, "B E"]
     ) -> Float[Tensor, "B M D"]:
         """The network's prediction at steps t, one each or one for all."""
-        prediction: Tensor = self.network(x_t, self.network.embed_step(t) + embedded)
+        prediction: Tensor = by_rows(self.network, x_t, self.network.embed_step(t) + embedded)
         return prediction
 
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:

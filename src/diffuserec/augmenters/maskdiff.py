@@ -56,6 +56,7 @@ from diffuserec.models.encoders import check_heads, initialize
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.item_matrix import ItemMatrix, pairs_within
 from diffuserec.models.items import ItemTable
+from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import log_partition
 from diffuserec.models.settings import PrependingSettings, SequenceSettings
 
@@ -284,7 +285,7 @@ class MaskDiff(PrependingAugmenter):
         for embed, gap in zip(self.gaps, _gaps(visible, position), strict=True):
             around = around + embed(gap)
         embedded = torch.where(masked[:, :, None], embedded + around, embedded)
-        states: Tensor = self.encoder(embedded, lengths)[masked]
+        states: Tensor = by_rows(self.encoder, embedded, lengths)[masked]
         return states
 
     def _log_likelihood(self, batch: "_Batch") -> Float[Tensor, " P"]:

@@ -1,5 +1,6 @@
 """Command line: thin, no logic. Bad input gets one line on standard error and status 2."""
 
+import os
 import signal
 import sys
 import warnings
@@ -11,7 +12,7 @@ import typer
 
 from diffuserec import __version__
 from diffuserec.cli import audit, data, deploy, results, serving, show, studies, training
-from diffuserec.errors import ConfigError, DataError
+from diffuserec.errors import ConfigError, DataError, LostProcess
 
 app = typer.Typer(
     help="Diffusion models for sequential recommendation: augment, recommend, measure, deploy.",
@@ -37,6 +38,11 @@ def _options(
     ] = None,
 ) -> None:
     pass
+
+
+def _number() -> int | None:
+    """Number of this process among several that were started together; None if it is alone."""
+    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE") or 1) > 1 else None
 
 
 for command in (
@@ -76,13 +82,24 @@ def main() -> None:
         received = number
         raise KeyboardInterrupt
 
-    warnings.showwarning = lambda message, *_: show.print_error(f"diffuserec: {message}")
+    warnings.showwarning = lambda message, *_: (
+        None if _number() else show.print_error(f"diffuserec: {message}")
+    )
     before = {number: signal.signal(number, interrupt) for number in (SIGINT, SIGTERM)}
     try:
+        if _number() is not None and sys.argv[1:2] != ["train"]:
+            raise ConfigError(
+                "several processes were started, and each would do all of this command: start one, "
+                "without torchrun; 'diffuserec train' is what several can share"
+            )
         app()
     except (DataError, ConfigError, OSError) as error:
-        show.print_error(f"diffuserec: {error}")
+        if not _number():  # the others found the same
+            show.print_error(f"diffuserec: {error}")
         sys.exit(2)
+    except LostProcess as error:
+        show.print_error(f"diffuserec: {error}")
+        sys.exit(1)
     except (SystemExit, KeyboardInterrupt):
         if received:
             sys.exit(128 + received)

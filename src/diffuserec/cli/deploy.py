@@ -99,9 +99,13 @@ def train_final(
     """Trains a final model and says whose settings it has."""
     from diffuserec.models.base import Runtime
     from diffuserec.studies.final import in_words
-    from diffuserec.studies.train_run import silent, train_run
+    from diffuserec.studies.train_run import silent, train_along, train_run
+    from diffuserec.training import parallel
 
     runtime = Runtime(device, precision, progress=None if as_json else True, resume=resume)
+    if not parallel.is_first():
+        train_along(plan, out, runtime)
+        return
     with resumable(out, "add --resume to the same command"):
         train_run(
             plan,

@@ -109,6 +109,7 @@ def train(
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
         diffuserec train data/clicks --final runs/sasrec --out runs/final
+        torchrun --nproc-per-node 2 -m diffuserec train data/clicks --model sasrec --out r
     """
     from diffuserec.cli.deploy import train_final
     from diffuserec.data import load_dataset, split_dataset
@@ -118,8 +119,10 @@ def train(
     from diffuserec.studies.final import final_plan
     from diffuserec.studies.method_config import read_config
     from diffuserec.studies.run_directory import Plan
-    from diffuserec.studies.train_run import silent, train_run
+    from diffuserec.studies.train_run import silent, train_along, train_run
+    from diffuserec.training import parallel
 
+    share = parallel.share()
     if final is not None:
         chosen_there = {
             "--model": model,
@@ -158,7 +161,8 @@ def train(
     if model == "auto":
         choice = recommender_for(split_dataset(load_dataset(data), divided).train)
         model = choice.name
-        show.say(f"{choice.name}: {choice.why} (docs/which-method.md)")
+        if parallel.is_first():
+            show.say(f"{choice.name}: {choice.why} (docs/which-method.md)")
     if preset is not None:
         methods = (find_recommender(model), find_augmenter(augment) if augment else None)
         first, second = preset_of(*methods)
@@ -173,6 +177,9 @@ def train(
         seed=seed or 0,
     )
     runtime = Runtime(device, precision, progress=None if as_json else True, resume=resume)
+    if share is not None and share.rank:
+        train_along(plan, out, runtime)
+        return
     how = f"add --resume to the same command{', without --overwrite' if overwrite else ''}"
     with resumable(out, how):
         run = train_run(

@@ -17,6 +17,7 @@ and with labels by Khosla et al. (NeurIPS 2020).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from diffuserec.data import SequenceDataset
 from diffuserec.models.items import ItemTable
+from diffuserec.models.parts import mean_by_rows
 from diffuserec.models.retrieval import mean_log_prob
 from diffuserec.registry import Registry
 
@@ -107,7 +109,8 @@ def _sampled_softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFun
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
         drawn, log_expected = draw(targets)
-        return sampled_softmax(*_shared(states, table, targets, drawn), log_expected)
+        objective = partial(sampled_softmax, log_expected=log_expected)
+        return _of_shared(objective, states, table, targets, drawn)
 
     return loss
 
@@ -117,7 +120,7 @@ def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     draw = SharedNegatives("uniform", _bpr_max.negatives_by(options), data)
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
-        return bpr_max(*_shared(states, table, targets, draw(targets)[0]))
+        return _of_shared(bpr_max, states, table, targets, draw(targets)[0])
 
     return loss
 
@@ -127,7 +130,7 @@ def _bce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     draw, n = unseen_negatives(data), _bce.negatives_by(options)
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
-        return binary_cross_entropy(*_products(states, table, targets, draw(users, n)))
+        return _of_own(binary_cross_entropy, states, table, targets, draw(users, n))
 
     return loss
 
@@ -138,32 +141,45 @@ def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
         drawn = uniform_negatives(users, n, table.vocab_size)
-        products = _products(states, table, targets, drawn)
-        return gbce(*products, table.vocab_size, options.gbce_t)
+        objective = partial(gbce, vocab_size=table.vocab_size, t=options.gbce_t)
+        return _of_own(objective, states, table, targets, drawn)
 
     return loss
 
 
-def _products(
+def _of_own(
+    objective: Callable[[Tensor, Tensor], Tensor],
     states: Float[Tensor, "P E"],
     table: ItemTable,
     targets: Int[Tensor, " P"],
     negatives: Int[Tensor, "P K"],
-) -> tuple[Float[Tensor, " P"], Float[Tensor, "P K"]]:
-    """Scores of targets and of negatives of their own."""
-    positive = (states * table.rows(targets)).sum(-1)
-    return positive, torch.bmm(table.rows(negatives), states[:, :, None])[:, :, 0]
+) -> Float[Tensor, ""]:
+    """Mean of an objective of the scores of targets and of negatives of their own."""
+
+    def mean(states: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        return objective((states * own).sum(-1), torch.bmm(others, states[:, :, None])[:, :, 0])
+
+    return mean_by_rows(mean, states, table.rows(targets), table.rows(negatives))
 
 
-def _shared(
+def _of_shared(
+    objective: Callable[[Tensor, Tensor, Tensor], Tensor],
     states: Float[Tensor, "P E"],
     table: ItemTable,
     targets: Int[Tensor, " P"],
     negatives: Int[Tensor, " K"],
-) -> tuple[Float[Tensor, " P"], Float[Tensor, "P K"], Bool[Tensor, "P K"]]:
-    """Scores of targets and of negatives that all share, and where one is a position's target."""
-    positive = (states * table.rows(targets)).sum(1)
-    return positive, states @ table.rows(negatives).T, negatives == targets[:, None]
+) -> Float[Tensor, ""]:
+    """Mean of an objective of the scores of targets and of negatives that all share.
+
+    It is also told where one is a position's target.
+    """
+    vectors = table.rows(negatives)
+
+    def mean(states: Tensor, own: Tensor, targets: Tensor) -> Tensor:
+        same = negatives == targets[:, None]
+        return objective((states * own).sum(1), states @ vectors.T, same)
+
+    return mean_by_rows(mean, states, table.rows(targets), targets)
 
 
 def softmax_cross_entropy(

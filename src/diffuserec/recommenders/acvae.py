@@ -45,6 +45,7 @@ from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.parts import by_rows
 from diffuserec.models.settings import EncoderName, EncoderSettings
 from diffuserec.training import EncoderRecommender, Update, real_positions, train_next_item
 
@@ -171,14 +172,15 @@ class ACVAE(EncoderRecommender):
         if len(z) < 2:
             return z.new_zeros(())
         both = real & real.roll(1, 0)
-        own, other = self.critic(x.repeat(2, 1, 1), torch.cat([z, z.roll(1, 0)])).chunk(2)
+        pairs = x.repeat(2, 1, 1), torch.cat([z, z.roll(1, 0)])
+        own, other = by_rows(self.critic, *pairs).chunk(2)
         others = F.softplus(other[both])
         return F.softplus(-own[real]).mean() + others.sum() / max(1, len(others))
 
     def draw_latents(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Embeddings of the items, and a draw of z at each position."""
         x = self.table.embed(batch.items)
-        states = _after_zeros(self.encoder(x, batch.lengths))
+        states = _after_zeros(by_rows(self.encoder, x, batch.lengths))
         noise = torch.randn(*states.shape[:2], 2, states.shape[2], device=states.device)
         real = torch.arange(states.shape[1], device=states.device) >= _KERNEL - 1
         return x, self.posterior(states, noise, real.expand(len(states), -1)).float()

@@ -42,6 +42,7 @@ from diffuserec.models.diffusion import KeyedNoise, Sampler
 from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
+from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import Products
 from diffuserec.models.settings import DiffusionSettings, HeadsSettings, PlainSettings, positive
 from diffuserec.models.step_embeddings import StepNetwork
@@ -161,7 +162,7 @@ class ADRec(EncoderRecommender):
                 x_0.flatten(0, 1), torch.randn_like(x_0).flatten(0, 1), t.flatten()
             )
             tokens = self._tokens(condition, x_t.view_as(x_0), t)
-            restored = self.denoiser(tokens, batch.lengths)
+            restored = by_rows(self.denoiser, tokens, batch.lengths)
             value = next_item(batch, restored, self.table)
             if not c.mse_weight:
                 return value

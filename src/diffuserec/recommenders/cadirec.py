@@ -37,6 +37,7 @@ from diffuserec.models.config import Search
 from diffuserec.models.denoiser import DenoiserSettings, SequenceDenoiser
 from diffuserec.models.encoders import last_states
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import Products, top_k
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
@@ -93,7 +94,7 @@ class CaDiRec(EncoderRecommender, Contrastive):
                 denoising = denoising + c.mse_weight * error.sum() / max(1, len(error))
             views = torch.cat(self._two_views(items, noised, restored))
             embedded = torch.cat([self.table.embed(items), self.table.embed(views).detach()])
-            states = self.encoder(embedded, lengths.repeat(3))
+            states = by_rows(self.encoder, embedded, lengths.repeat(3))
             _, first, second = last_states(states, lengths.repeat(3)).split(len(items))
             predicted = next_item(batch, states[: len(items)], self.table)
             return predicted + c.contrast_weight * c.contrast(first, second) + denoising
@@ -120,7 +121,7 @@ class CaDiRec(EncoderRecommender, Contrastive):
             noise = noise * self.table.deviation()
         t = torch.randint(c.num_train_timesteps, lengths.shape, device=items.device)
         x_t = torch.where(noised[:, :, None], self.schedule.add_noise(x_0, noise, t), x_0)
-        return noised, self.denoiser(x_t, t, lengths)[noised]
+        return noised, by_rows(self.denoiser, x_t, t, lengths)[noised]
 
     @torch.no_grad()
     def _two_views(

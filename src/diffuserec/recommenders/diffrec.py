@@ -59,6 +59,7 @@ from diffuserec.models.diffusion import ImportanceSteps, KeyedNoise, Sampler
 from diffuserec.models.encoders import ENCODERS
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import mixture_cross_entropy
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.retrieval import Mixture
 from diffuserec.models.settings import AttentiveSettings, DiffusionSettings, several
@@ -263,10 +264,14 @@ class DiffRec(StateRecommender):
         x_t = self.schedule.add_noise(several, noise[:, :, :, 0].flatten(0, 1), t.flatten())
         if c.slot == "empty":
             x_t = torch.zeros_like(x_t)
-        predict = self.predictor(
-            items, n_history.repeat_interleave(k, 1), noise[:, :, :, 1:].flatten(1, 2)
+        predicted = by_rows(
+            lambda items, n_history, noise, *slots: self.predictor(items, n_history, noise)(*slots),
+            items,
+            n_history.repeat_interleave(k, 1),
+            noise[:, :, :, 1:].flatten(1, 2),
+            x_t.view(len(items), -1, c.dim),
+            t.repeat_interleave(k, 1),
         )
-        predicted = predict(x_t.view(len(items), -1, c.dim), t.repeat_interleave(k, 1))
         predicted = predicted.view(*targets.shape, k, c.dim)
         real = targets > 0
         return self._objective(*(v[real] for v in (predicted, x_0, targets, t, weight)))

@@ -41,6 +41,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
 from diffuserec.models.diffusion import KeyedNoise, Sampler, row_keys
 from diffuserec.models.losses import LOSSES
+from diffuserec.models.parts import by_rows
 from diffuserec.models.settings import DiffusionSettings, NextItemSettings, PlainSettings
 from diffuserec.models.step_embeddings import StepNetwork
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
@@ -114,10 +115,11 @@ class DiffuRec(EncoderRecommender):
             if self.has_one_target:
                 x_t = self._noised(batch.newest_targets[:, None], t, normals)
                 mixed = self._mixed(batch.items, x_t, t, normals)
-                states = self.encoder.newest(mixed, batch.lengths)
+                states = by_rows(self.encoder.newest, mixed, batch.lengths)
                 return of_items(states, self.table, batch.newest_targets, batch.users)
             x_t = self._noised(batch.with_last_target().items[:, 1:], t, normals)
-            states = self.encoder(self._mixed(batch.items, x_t, t, normals), batch.lengths)
+            mixed = self._mixed(batch.items, x_t, t, normals)
+            states = by_rows(self.encoder, mixed, batch.lengths)
             return of_batch(batch, states, self.table)
 
         return train_next_item(self, loss, train, valid, runtime)

@@ -33,6 +33,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, mean_of_last
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import Products, top_k
 from diffuserec.models.settings import ContrastiveSettings
@@ -115,7 +116,7 @@ class ECL(EncoderRecommender, Contrastive):
         n = (lengths.cpu().double() * self.config.mask_ratio + 1e-9).long() + 1
         masked = random_positions(lengths, items.shape[1], n.to(lengths.device)) & batch.real
         shown = self.table.embed(items.masked_fill(masked, self.table.mask_token))
-        restored = self.generator(shown, lengths)[masked]
+        restored = by_rows(self.generator, shown, lengths)[masked]
         _, best = top_k(Products(restored.detach(), self.table.weight()), 1)
         return items.masked_scatter(masked, best), masked, restored
 
@@ -124,7 +125,7 @@ class ECL(EncoderRecommender, Contrastive):
     ) -> Float[Tensor, ""]:
         """Binary cross entropy of the replaced positions; a filled-in original is not replaced."""
         discriminator = self.encoder if self.discriminator is None else self.discriminator
-        seen = discriminator(self.table.embed(filled) + states, batch.lengths)
+        seen = by_rows(discriminator, self.table.embed(filled) + states, batch.lengths)
         logits = self.replaced(seen)[:, :, 0][batch.real].float()
         replaced = (filled != batch.items)[batch.real]
         return F.binary_cross_entropy_with_logits(logits, replaced.float())

@@ -49,6 +49,7 @@ from diffuserec.models.encoders import last_states, newest_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import unseen_negatives
+from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import ItemSets, Products, top_k
 from diffuserec.models.settings import HeadsSettings
 from diffuserec.models.views import random_prefix
@@ -282,7 +283,7 @@ class Discriminator(nn.Module):
         self, values: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
         """States at every position of right-padded values."""
-        states: Tensor = self.encoder(self.values.embed(values), lengths)
+        states: Tensor = by_rows(self.encoder, self.values.embed(values), lengths)
         return states
 
 

@@ -34,8 +34,10 @@ from torch import Tensor, nn
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
+from diffuserec.models.dropout import full_dropout
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import unseen_negatives
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.models.settings import PairSettings
 from diffuserec.models.users import UserTable
@@ -84,7 +86,7 @@ class NeuMF(ScoreRecommender):
             items = self.table.embed(torch.cat([pairs.items[:, None], drawn], 1))
             users: Tensor = self.users(pairs.users)
             product = (self._weighted(users)[:, None] * items[..., : c.dim]).sum(2)
-            logits = product + self._tower(self._of_users(users), self._of_items(items))
+            logits = product + by_rows(self._tower, self._of_users(users), self._of_items(items))
             logits = torch.cat([-logits[:, :1], logits[:, 1:]], 1)
             norms = c.l2_items * items.square().sum(2).mean(1)
             penalty = c.l2_users * users.square().sum(1) + norms
@@ -124,8 +126,9 @@ class NeuMF(ScoreRecommender):
     ) -> Float[Tensor, "B K"]:
         """The tower's part of the scores, with the bias."""
         c = self.config
-        hidden = F.dropout((users[:, None] + items).relu_(), c.dropout, self.training)
+        chance = c.dropout if self.training else 0.0
+        hidden = full_dropout((users[:, None] + items).relu_(), chance)
         for layer in self.others:
-            hidden = F.dropout(layer(hidden).relu_(), c.dropout, self.training)
+            hidden = full_dropout(layer(hidden).relu_(), chance)
         weights = self.output.weight[:, c.dim :]
         return F.linear(hidden, weights, self.output.bias)[..., 0]

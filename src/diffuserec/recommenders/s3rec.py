@@ -38,6 +38,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
 from diffuserec.models.encoders import ENCODERS, initialize, last_states
 from diffuserec.models.losses import seen_keys, uniform_negatives
+from diffuserec.models.parts import by_rows
 from diffuserec.models.settings import NextItemSettings
 from diffuserec.models.views import random_below, random_share
 from diffuserec.training import EncoderRecommender, device_of, encoder_loss, train_next_item
@@ -120,7 +121,7 @@ class S3Rec(EncoderRecommender):
                 torch.where(segment, other, hidden),
             ]
             embedded = table.embed(torch.cat(versions))
-            states = self.encoder(embedded, lengths.repeat(4), **way)
+            states = by_rows(self.encoder, embedded, lengths.repeat(4), **way)
             restored = self.of_item(states[:n][masked])
             users = whole.users[:, None].expand_as(masked)[masked]
             negatives = uniform_negatives(users, 1, table.vocab_size, seen)[:, 0]

@@ -61,6 +61,7 @@ from diffuserec.models.diffusion import NoiseSchedule, timesteps
 from diffuserec.models.encoders import last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.losses import softmax_cross_entropy
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import Contrastive, View
 from diffuserec.models.retrieval import ItemSets, Products, max_prob, nearest_items, top_k
 from diffuserec.models.settings import DiffusionSettings
@@ -250,7 +251,7 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         blocks = None
         if self.config.share_encoder and isinstance(self.encoder, TransformerEncoder):
             blocks = self.encoder.layers
-        restored: Tensor = self.denoiser(z_t, t, lengths, blocks)
+        restored: Tensor = by_rows(self.denoiser, z_t, t, lengths, blocks=blocks)
         return restored
 
     @torch.no_grad()

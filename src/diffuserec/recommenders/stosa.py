@@ -44,6 +44,7 @@ from diffuserec.models.losses import (
     uniform_negatives,
     unseen_negatives,
 )
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import StateRecommender
 from diffuserec.models.settings import AttentiveSettings, ExampleSettings
 from diffuserec.training import real_positions, train_next_item
@@ -129,12 +130,15 @@ class STOSA(StateRecommender):
 
     def encode(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L P"]:
         """Points of the states at every position."""
+        tables = self.table.means, self.table.covariances
+        return by_rows(self._through_blocks, *(table.embed(items) for table in tables))
+
+    def _through_blocks(
+        self, means: Float[Tensor, "B L D"], covariances: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L P"]:
         mean, covariance = (
-            encoder.enter(table.embed(items) + encoder.positions.weight[: items.shape[1]])
-            for table, encoder in (
-                (self.table.means, self.means),
-                (self.table.covariances, self.covariances),
-            )
+            encoder.enter(embedded + encoder.positions.weight[: embedded.shape[1]])
+            for embedded, encoder in ((means, self.means), (covariances, self.covariances))
         )
         covariance = positive(covariance)
         for blocks in zip(self.means.layers, self.covariances.layers, strict=True):

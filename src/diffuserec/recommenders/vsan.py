@@ -33,6 +33,7 @@ from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.encoders import initialize, last_states
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.losses import kl_to_standard
+from diffuserec.models.parts import by_rows
 from diffuserec.models.settings import HeadsSettings, TargetsSettings, has_layers
 from diffuserec.training import EncoderRecommender, adam, next_item_loss, train_next_item
 
@@ -82,7 +83,7 @@ class VSAN(EncoderRecommender):
         def loss(batch: Batch) -> Tensor:
             mean, log_variance = self._latent(batch.items, batch.lengths)
             z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-            predicted = next_item(batch, self._generate(z), self.table)
+            predicted = next_item(batch, by_rows(self._generate, z), self.table)
             divergence = kl_to_standard(mean, log_variance)[batch.items > 0].mean()
             return predicted + self._beta() * divergence
 

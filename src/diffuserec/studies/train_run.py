@@ -40,6 +40,7 @@ from diffuserec.studies.run_directory import (
     release,
     write_leak,
 )
+from diffuserec.training import parallel
 from diffuserec.training.device import device_of
 from diffuserec.training.tracking import Tracking
 
@@ -106,18 +107,10 @@ def train_run(
         try:
             with tracking:
                 seconds: dict[str, float] = {}
-                augmenter, train = None, split.train
-                if plan.augment is not None:
-                    with _timed(seconds, "fit_augmenter"):
-                        augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
-                    with _timed(seconds, "augment"):
-                        say(f"augmenting {len(split.train):,} histories")
-                        train = augmenter.augment(split.train, plan.seed)
-                with _timed(seconds, "fit_model"):
-                    valid = None
-                    if not plan.is_final:
-                        valid = augmented(split.valid, augmenter, plan.seed)
-                    model = fit_recommender(plan, train, valid, path, runtime, say, start)
+                with parallel.together():
+                    parallel.meet()
+                    fitted = _fit(plan, split, path, runtime, shared, say, seconds, start)
+                model, augmenter, train = fitted
                 run = RunDirectory(path, plan, dataset.fingerprint, model, augmenter, split)
                 if not plan.is_final:
                     say("measuring")
@@ -131,6 +124,57 @@ def train_run(
             release(path)
             raise
     return run
+
+
+def train_along(plan: Plan, out: Path | str, runtime: Runtime) -> None:
+    """What the other ones of several processes do while the first is in :func:`train_run`.
+
+    They fit the same with it, and write nothing. All see the same data and the same `out`.
+
+    Raises:
+        LostProcess: another process has ended.
+    """
+    path = Path(out)
+    with parallel.together():
+        parallel.meet()  # the first has claimed the directory
+        split = split_dataset(load_dataset(plan.data), plan.split)
+        runtime = replace(
+            runtime,
+            seed=plan.seed,
+            checkpoint=path / "checkpoint",
+            resume=True,
+            on_epoch=None,
+            stop_after=plan.epochs,
+        )
+        _fit(plan, split, path, runtime, None, silent, {}, model_to_start(plan))
+
+
+def _fit(
+    plan: Plan,
+    split: Split,
+    path: Path,
+    runtime: Runtime,
+    shared: Augmenter | None,
+    say: Say,
+    seconds: dict[str, float],
+    start: Recommender | None,
+) -> tuple[Recommender, Augmenter | None, SequenceDataset]:
+    """The plan's recommender and augmenter, fitted into a run's directory, and the training data.
+
+    Args:
+        seconds: is told how long the parts took.
+    """
+    augmenter, train = None, split.train
+    if plan.augment is not None:
+        with _timed(seconds, "fit_augmenter"):
+            augmenter = fit_augmenter(plan, split, path, runtime, shared, say)
+        with _timed(seconds, "augment"):
+            say(f"augmenting {len(split.train):,} histories")
+            train = augmenter.augment(split.train, plan.seed)
+    with _timed(seconds, "fit_model"):
+        valid = None if plan.is_final else augmented(split.valid, augmenter, plan.seed)
+        model = fit_recommender(plan, train, valid, path, runtime, say, start)
+    return model, augmenter, train
 
 
 def _hook(
@@ -228,7 +272,7 @@ def fit_augmenter(
         shared: one that is fitted already, to use instead of fitting one.
     """
     fitted = path / "augmenter"
-    if not fitted.is_dir():
+    if not parallel.agreed(fitted.is_dir()):
         augmenter, curve = shared, []
         if augmenter is None:
             say(f"fitting {plan.augment}")
@@ -238,9 +282,11 @@ def fit_augmenter(
             valid = None if plan.is_final else split.valid
             augmenter.fit(split.train, valid, runtime.within("augmenter", before))
             curve = [replace(e, phase=before + e.phase) for e in augmenter.curve]
-        complete_log(path, curve)
-        write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
-        augmenter.save(fitted)
+        if parallel.is_first():
+            complete_log(path, curve)
+            write_json(path / "augmenter-curve.json", [asdict(epoch) for epoch in curve])
+            augmenter.save(fitted)
+        parallel.meet()
     return load_augmenter(fitted).to(device_of(runtime))
 
 
@@ -260,18 +306,20 @@ def fit_recommender(
         start: the model that it starts from, if any.
     """
     fitted = path / "model"
-    if not fitted.is_dir():
+    if not parallel.agreed(fitted.is_dir()):
         say(f"training {plan.model}")
         model, _ = methods_of(plan)
         model.fit(train, valid, runtime.within("model"), start=start)
-        before = path / "augmenter-curve.json"
-        curve = [*(read_curve(before) if before.exists() else []), *model.curve]
-        complete_log(path, curve)
-        if valid is not None:
-            n_looks = sum(epoch.valid is not None for epoch in model.curve)
-            record(path, "validation", epochs=n_looks)
-        write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
-        model.save(fitted)
+        if parallel.is_first():
+            before = path / "augmenter-curve.json"
+            curve = [*(read_curve(before) if before.exists() else []), *model.curve]
+            complete_log(path, curve)
+            if valid is not None:
+                n_looks = sum(epoch.valid is not None for epoch in model.curve)
+                record(path, "validation", epochs=n_looks)
+            write_json(path / "curve.json", [asdict(epoch) for epoch in curve])
+            model.save(fitted)
+        parallel.meet()
     return load(fitted).to(device_of(runtime))
 
 

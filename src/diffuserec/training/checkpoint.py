@@ -14,6 +14,7 @@ from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training import parallel
 from diffuserec.training.average import Average
 
 
@@ -43,7 +44,7 @@ class Checkpoint:
 
     def save(self, records: list[Epoch], best: dict[str, Tensor] | None) -> None:
         """Writes the state after the last of these epochs, and the best parameters so far."""
-        if self.path is None:
+        if self.path is None or not parallel.is_first():
             return
         state = self.optimizer.state_dict()
         tensors = {f"model/{k}": v for k, v in self.method.state_dict().items()}
@@ -61,6 +62,14 @@ class Checkpoint:
         with replacing(self.path) as work:
             save_file(tensors, work, {**metadata, "sha256": digest_of(tensors, metadata)})
 
+    def _is_there(self, path: Path) -> bool:
+        there = path.exists()
+        if parallel.agreed(there) and not there:
+            raise DataError(
+                f"{path} is not seen by every process: give them a directory (--out) that all see"
+            )
+        return there
+
     def load(self) -> tuple[list[Epoch], dict[str, Tensor] | None]:
         """Puts the state back; returns the epochs completed and the best parameters, if any.
 
@@ -68,7 +77,7 @@ class Checkpoint:
             DataError: the file is damaged.
             ConfigError: it is the checkpoint of another run.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self._is_there(self.path):
             return [], None
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:

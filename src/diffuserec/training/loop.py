@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.models.parts import shared
+from diffuserec.training import parallel
 from diffuserec.training.average import Average
 from diffuserec.training.checkpoint import Checkpoint
 from diffuserec.training.device import device_of
@@ -85,6 +88,7 @@ def train(
         ConfigError: the loss is not finite, the checkpoint is another run's, or there is no
             directory to resume from.
         DataError: there are no batches.
+        LostProcess: another of several processes has ended.
         KeyboardInterrupt: passed on; the epochs completed so far are in the checkpoint.
     """
     if n_batches == 0:
@@ -99,9 +103,14 @@ def train(
     method.to(device)
     average = Average(method, average_epochs * n_batches, optimizer) if average_epochs else None
     by_row = optimizer if isinstance(optimizer, RowAdam) else None
+    share = parallel.share()
+    if share is not None and share.rank:
+        runtime = replace(runtime, progress=False)
     checkpoint = Checkpoint(method, optimizer, runtime, data, phase, average)
     full_rates = [group["lr"] for group in optimizer.param_groups]
     records, best = checkpoint.load() if runtime.resume else ([], None)
+    if share is not None:
+        parallel.start_alike(method)
     updates = [Update(loss)] if callable(loss) else loss
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
     stopped = False
@@ -130,10 +139,14 @@ def train(
                     for group, full in zip(optimizer.param_groups, full_rates, strict=True):
                         group["lr"] = full * factor
                 for number, update in enumerate(updates):
-                    with autocast:
+                    with autocast, shared(share):
                         value = update.loss(batch)
                     optimizer.zero_grad(set_to_none=True)
-                    value.backward(inputs=update.moved)
+                    if share is None:
+                        value.backward(inputs=update.moved)
+                    else:
+                        (value / share.world).backward(inputs=update.moved)
+                        parallel.sum_gradients(method.parameters())
                     if max_norm is not None:
                         clip_gradients(method.parameters(), max_norm)
                     optimizer.step()  # passes over parameters without a gradient
@@ -146,6 +159,8 @@ def train(
                     _require_finite(total, phase, epoch)
                 progress.step(total, n)
             _require_finite(total, phase, epoch)
+            if share is not None:
+                parallel.require_like_draws()
             if by_row is not None:
                 by_row.settle()
             if average is not None:
@@ -153,7 +168,7 @@ def train(
             seconds = time.perf_counter() - start
             method.eval()
             with contextlib.nullcontext() if average is None else average.in_place():
-                metric = validate() if validate is not None else None
+                metric = parallel.agreed(validate()) if validate is not None else None
                 watched = watch() if watch is not None else {}
                 mean = float(total) / max(n, 1)
                 records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
@@ -162,6 +177,7 @@ def train(
             checkpoint.save(records, best)
             progress.end(records)
             stopped = runtime.on_epoch is not None and runtime.on_epoch(records[-1]) is True
+            stopped = bool(parallel.agreed(stopped))
     if best is not None:
         method.load_state_dict(best)
     elif average is not None:

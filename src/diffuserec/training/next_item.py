@@ -27,6 +27,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.encoders import SequenceEncoder, last_states
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import LOSSES, takes_negatives
+from diffuserec.models.parts import by_rows
 from diffuserec.models.recommender import Recommender, StateRecommender
 from diffuserec.models.retrieval import Scorer
 from diffuserec.models.settings import (
@@ -79,8 +80,8 @@ class EncoderRecommender(StateRecommender):
         times: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """States at every position of right-padded item numbers, of items at these times."""
-        more = {} if times is None else {"times": times}
-        states: Tensor = self.encoder(self.embed(items), lengths, **more)
+        read = (lengths,) if times is None else (lengths, times)
+        states: Tensor = by_rows(self.encoder, self.embed(items), *read)
         return states
 
     def newest(
@@ -92,7 +93,7 @@ class EncoderRecommender(StateRecommender):
         """States at the newest of right-padded item numbers."""
         if times is not None:
             return last_states(self.encode(items, lengths, times), lengths)
-        return self.encoder.newest(self.embed(items), lengths)
+        return by_rows(self.encoder.newest, self.embed(items), lengths)
 
     def states(
         self, histories: Histories, seed: int = 0, n_draws: int | None = None

@@ -15,6 +15,7 @@ from diffuserec.data import Queries, SequenceDataset
 from diffuserec.errors import DataError
 from diffuserec.files import locked, replacing
 from diffuserec.models.base import Epoch, Method, Runtime
+from diffuserec.training import parallel
 from diffuserec.training.checkpoint import digest_of
 from diffuserec.training.device import device_of
 
@@ -36,7 +37,7 @@ def fit_shared(
     Raises:
         ConfigError, DataError: as ``method.fit`` does.
     """
-    if runtime.shared is None:
+    if runtime.shared is None or parallel.n_started() > 1:
         return method.fit(train, valid, runtime).curve
     name = f"{method.name.strip('_')}-{_key(method, train, valid, runtime)}"
     path = runtime.shared / f"{name}.safetensors"

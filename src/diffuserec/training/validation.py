@@ -1,5 +1,7 @@
 """The validation metric that chooses an epoch."""
 
+import contextlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,10 +12,19 @@ from torch import Tensor
 from diffuserec.data import Histories, Queries, index_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Method
+from diffuserec.models.parts import Share
 from diffuserec.models.recommender import scorer_of_readings
 from diffuserec.models.retrieval import Scorer, search, seen_items
+from diffuserec.training import parallel
 
 _CUTOFF = 10
+
+
+class _NotNumbers(ConfigError):
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+        )
 
 
 def validation(
@@ -25,7 +36,7 @@ def validation(
     """NDCG@10 on validation queries, full ranking, seen items hidden, ties at their mean rank.
 
     An empty history is answered by popularity. A target that is hidden, because its user had it
-    before, counts nothing.
+    before, counts nothing. Several processes measure a part of the batches each.
 
     Returns:
         A function that measures the method as it is now.
@@ -43,9 +54,20 @@ def validation(
 
     @torch.inference_mode()
     def metric() -> float:
+        share, gains = parallel.share() or Share(0, 1), []
+        for number, index in enumerate(index_batches(shown, batch_size, method.max_len)):
+            of_batch = 0.0
+            if number % share.world == share.rank:
+                with contextlib.suppress(_NotNumbers):
+                    of_batch = math.nan
+                    found = scorer_of_readings(method, scorer, shown, index)
+                    of_batch = summed_ndcg(found, valid, index)
+            gains.append(of_batch)
         gain = 0.0
-        for index in index_batches(shown, batch_size, method.max_len):
-            gain += summed_ndcg(scorer_of_readings(method, scorer, shown, index), valid, index)
+        for of_batch in parallel.totals(gains):
+            gain += of_batch
+        if math.isnan(gain):
+            raise _NotNumbers()
         return gain / len(valid)
 
     return metric
@@ -64,8 +86,6 @@ def summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) 
         hidden=seen_items(valid.histories, index),
     )
     if bool(found.not_numbers.any()):
-        raise ConfigError(
-            "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
-        )
+        raise _NotNumbers()
     ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
     return float((1 / torch.log2(ranks + 2)).sum())

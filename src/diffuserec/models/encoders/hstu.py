@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from diffuserec.models.config import Settings
 from diffuserec.models.dropout import Dropout, dropout
 from diffuserec.models.encoders import SequenceEncoder, check_heads, places_from_newest
+from diffuserec.models.parts import summed
 
 _EPS = 1e-6
 _N_RANGES = 128
@@ -106,7 +107,7 @@ class HSTUEncoder(SequenceEncoder):
             of_newest = ranges[torch.arange(len(times)), (lengths - 1).clamp(min=0)][real]
             found = distance[real] * _N_RANGES + of_newest
             counts = torch.bincount(found, minlength=self.pairs.numel())
-            self.pairs += counts.view_as(self.pairs)
+            self.pairs += summed(counts).view_as(self.pairs)
         return ranges, None
 
 

@@ -5,6 +5,7 @@ The logits are made a block of rows at a time and never kept.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffuserec.errors import ConfigError
+from diffuserec.models.parts import by_rows, mean_by_rows
 from diffuserec.models.retrieval.blocks import block_shape
 from diffuserec.models.retrieval.scorers import Products
 from diffuserec.models.retrieval.search import ItemSets, top_k
@@ -34,6 +36,12 @@ def mean_log_prob(
     made again, a block of columns at a time. Under autocast the products run in its lower
     precision.
     """
+    return mean_by_rows(partial(_mean_log_prob, vectors), states, targets)
+
+
+def _mean_log_prob(
+    vectors: Float[Tensor, "V E"], states: Float[Tensor, "P K E"], targets: Int[Tensor, " P"]
+) -> Float[Tensor, ""]:
     n_targets, n_draws, _ = states.shape
     flat = states.flatten(0, 1)
     _, width = _block_shape(flat, vectors, n_draws)
@@ -140,7 +148,7 @@ def mean_set_log_prob(
         likelihood: ``multinomial``, the sum over the set of log softmax over the items 1..V-1; or
             ``bernoulli``: every item is in the set or not, by the sigmoid of its logit.
     """
-    normalizers = _normalizers(states, vectors, likelihood)
+    normalizers = by_rows(lambda rows: _normalizers(rows, vectors, likelihood), states)
     if likelihood == "multinomial":
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(items)])])
         normalizers = normalizers * (ends - offsets)
