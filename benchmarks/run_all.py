@@ -38,6 +38,7 @@ def main() -> None:
             ["diffrec_speed.py", log, "--json", out / "diffrec_speed.json"],
             ["contrastive_speed.py", log, "--json", out / "contrastive_speed.json"],
             ["prepare.py", "--json", out / "prepare.json"],
+            ["catalog.py", "--json", out / "catalog.json"],
             ["store.py"],
             [
                 "diffuasr.py",

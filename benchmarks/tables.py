@@ -155,6 +155,29 @@ def preparing() -> str:
     return table(["interactions", "seconds", "interactions a second", "peak GiB"], lines)
 
 
+def catalog() -> str:
+    """Steps, requests and evaluation by the number of items."""
+    found = _read("catalog")
+    first = next(iter(found["step"].values()))["step_ms"]
+    lines = []
+    for n_items, step in found["step"].items():
+        asked = found["requests"].get(n_items)
+        cells = [f"{step['step_ms']:.0f}", f"{step['step_ms'] / first:.2f}"]
+        cells += [f"{step['epoch_end_s']:.1f}", f"{step['peak_gib']:.1f}"]
+        if asked is not None:
+            cells += [f"{asked['exact_ms']:.1f}", f"{asked['approximate_ms']:.1f}"]
+            cells += [f"{asked['recall']:.1%}", f"{asked['index_s']:.1f}"]
+        lines.append([f"{int(n_items):,}", *cells, *[""] * (8 - len(cells))])
+    header = ["items", "step, ms", "times the first", "end of an epoch, s", "training, GiB"]
+    header += ["exact request, ms", "approximate, ms", "recall@10", "index, s"]
+    (n_items, ranked), *_ = found["evaluation"].items()
+    return (
+        f"{table(header, lines)}\n\nFull ranking of {ranked['users']:,} users among "
+        f"{int(n_items):,} items: {ranked['seconds']:.0f} s, {ranked['peak_gib']:.2f} GiB at most, "
+        f"of which {ranked['before_gib']:.2f} before it began. Processor time of one thread."
+    )
+
+
 def generated(name: str, part: str) -> str:
     """A part of a measurement of generated items: lines by name, columns by metric."""
     measured: dict[str, dict[str, float]] = _read(name)[part]
@@ -653,6 +676,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
     "prepare": preparing,
+    "catalog": catalog,
     "scale": scale,
     "diffuasr_learned": lambda: generated("diffuasr_beauty", "learned"),
     "diffuasr_store": lambda: generated("diffuasr_store", "learned"),

@@ -141,3 +141,28 @@ def test_names_of_items_stand_in_lists(tmp_path: Path) -> None:
     after = load(tmp_path / "model").next_items_of([1])
     assert after.columns == ["target_item_id", "rank", "item_id", "name", "score"]
     assert after["name"].to_list() == found["name"].to_list()
+
+
+def test_approximate_lists_have_an_index_beside_the_model(tmp_path: Path) -> None:
+    train = SequenceDataset.from_lists(LOG)
+    sasrec = find_recommender("sasrec")
+    sasrec(dim=4, n_layers=1, epochs=1).fit(train).save(tmp_path / "model")
+    said: list[str] = []
+    exact = recommend_from(tmp_path, [1, 2], None, k=2)
+    for how in ("made", "read"):
+        found = recommend_from(tmp_path, [1, 2], None, k=2, approximate=True, say=said.append)
+        assert found["item_id"].equals(exact["item_id"])
+        assert said[-1].startswith("approximate lists: 100.0% of the ten best items")
+        assert said[-1].endswith(f"({how}: {tmp_path.resolve() / 'model.index.safetensors'})")
+    sasrec(dim=4, n_layers=1, epochs=2).fit(train).save(tmp_path / "model")
+    recommend_from(tmp_path, [1, 2], None, k=2, approximate=True, say=said.append)
+    assert "(made: " in said[-1]
+    file = tmp_path / "model.index.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"model.index.safetensors is damaged .*: remove it, and"):
+        recommend_from(tmp_path, [1, 2], None, approximate=True)
+
+
+def test_approximate_lists_of_counts_are_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^itemknn does not score by the product of one state"):
+        recommend_from(run, [1, 2], None, approximate=True)

@@ -237,6 +237,13 @@ def recommend(
         typer.Option(help="0 ranks by the mean of the draws, 1 by one draw; scores stay the mean."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Find lists by an index of the items, for large catalogs. Needs diffuserec[ann].",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="A .csv, .parquet or .jsonl file to write.")
     ] = None,
@@ -250,6 +257,10 @@ def recommend(
 
     Where people choose the same items again, add --keep-seen: items of the history itself are left
     out otherwise.
+
+    With --approximate, an index of the items is kept beside the model, and made the first time: of
+    a million items it finds a list in milliseconds. It is for models that score by the product of a
+    state and item vectors; a line says how much of the exact lists it finds.
 
     Ids are written as they are: import a .csv into a spreadsheet program as text, for it takes ids
     that begin with =, +, - or @ for formulas.
@@ -286,6 +297,7 @@ def recommend(
         seed=seed,
         out=out,
         fallback=fallback,
+        approximate=approximate,
         say=show.say,
     )
     if as_json:

@@ -26,6 +26,13 @@ def serve(
     mcp: Annotated[
         bool, typer.Option("--mcp", help="Let assistants ask at /mcp. Needs diffuserec[mcp].")
     ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Find lists by an index of the items, for large catalogs. Needs diffuserec[ann].",
+        ),
+    ] = False,
     limit: Annotated[
         list[str] | None,
         typer.Option(help="A limit as NAME=VALUE, such as max_k=50; may be repeated."),
@@ -68,6 +75,11 @@ def serve(
             raise ConfigError(f"two models are called {name}: give another NAME=PATH")
         paths[name] = Path(path)
     settings = service_settings(
-        options.parse_pairs(limit), keys=keys, jobs=jobs, assistants=mcp, host=host
+        options.parse_pairs(limit),
+        keys=keys,
+        jobs=jobs,
+        assistants=mcp,
+        approximate=approximate,
+        host=host,
     )
     run_server(paths, settings, host, port)

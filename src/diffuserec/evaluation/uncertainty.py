@@ -56,7 +56,7 @@ def scored_batches(
     if augmenter is not None:
         augmenter.eval()
         shown = augmenter.augment_for_inference(shown, seed)
-    for number, index in enumerate(index_batches(shown, batch_size, model.max_len)):
+    for number, index in enumerate(index_batches(shown, model.at_once(batch_size), model.max_len)):
         with _dropping(model, seed, number) if dropout else nullcontext():
             scorer = model.scorer_of(shown, index, seed, n_draws)
         yield index, scorer

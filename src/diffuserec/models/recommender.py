@@ -26,14 +26,17 @@ from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Method, method_registry
 from diffuserec.models.items import ItemTable
 from diffuserec.models.retrieval import (
+    ItemIndex,
     Matrix,
     Mixture,
     OrPopularity,
     Products,
     Scorer,
     allowed_mask,
+    approximate_top_k,
     draw_probabilities,
     mean_of,
+    most_scores,
     seen_items,
     top_k,
 )
@@ -72,6 +75,10 @@ class Recommender(Method):
             n_draws: noise draws; by default the method's own number.
             diversity: weight of the first draw against the mean of all.
         """
+
+    def at_once(self, batch_size: int) -> int:
+        """Histories that may be scored at once, of as many as are wished for."""
+        return batch_size
 
     @property
     def is_generative(self) -> bool:
@@ -139,6 +146,7 @@ class Recommender(Method):
         diversity: float = 0.0,
         seed: int = 0,
         batch_size: int = 256,
+        index: ItemIndex | None = None,
     ) -> pl.DataFrame:
         """The k best next items of each history, raw ids in and out.
 
@@ -171,6 +179,8 @@ class Recommender(Method):
                 not descend within such a list.
             seed: of the noise, for methods that have any.
             batch_size: histories scored at once.
+            index: made by :meth:`item_index`: look only at the items that it finds, which costs a
+                fraction where there are a million. The scores of these are exact.
 
         Returns:
             Columns ``query`` (0-based), ``rank`` (from 1), ``item_id``, ``name`` (where the catalog
@@ -180,7 +190,8 @@ class Recommender(Method):
             (0 where popularity answered). A history that leaves no item to show has no line.
 
         Raises:
-            ConfigError: not fitted, a number that is not whole or below 1, times given to a method
+            ConfigError: not fitted, a number that is not whole or below 1, an index for a method
+                that scores otherwise than by one product, times given to a method
                 that reads none, diversity outside [0, 1], n_draws or diversity given to a method
                 without noise, or another word for `on_unknown`.
             DataError: histories that are no list of lists, an unknown id in `allow` or `deny`, or
@@ -193,21 +204,29 @@ class Recommender(Method):
         if times is not None and not self.reads_times:
             raise ConfigError(f"{self.name} reads no times as it is set: leave them out")
         dataset, n_unknown = encode_histories(self.catalog, histories, on_unknown, times)
-        allowed = allowed_mask(
-            self.catalog.vocab_size,
-            None if allow is None else encode_items(self.catalog, "allow", allow),
-            None if deny is None else encode_items(self.catalog, "deny", deny),
-        )
+        if index is not None:
+            self.require_products()
+        allowed = None
+        if allow is not None or deny is not None:
+            allowed = allowed_mask(
+                self.catalog.vocab_size,
+                None if allow is None else encode_items(self.catalog, "allow", allow),
+                None if deny is None else encode_items(self.catalog, "deny", deny),
+            )
         shown_to_model = dataset
         if augmenter is not None:
             shown_to_model = augmenter.augment_for_inference(dataset, seed)
         self.eval()
         parts = []
-        for batch in bounded_batches(shown_to_model.lengths, batch_size, self.max_len):
-            index = np.arange(batch.start, batch.stop)
-            scorer = self.scorer_of(shown_to_model, index, seed, n_draws, diversity)
-            hidden = seen_items(dataset, index) if filter_seen else None
-            scores, items = top_k(scorer, k, hidden, allowed)
+        at_once = self.at_once(batch_size)
+        for batch in bounded_batches(shown_to_model.lengths, at_once, self.max_len):
+            rows = np.arange(batch.start, batch.stop)
+            scorer = self.scorer_of(shown_to_model, rows, seed, n_draws, diversity)
+            hidden = seen_items(dataset, rows) if filter_seen else None
+            if index is None:
+                scores, items = top_k(scorer, k, hidden, allowed)
+            else:
+                scores, items = approximate_top_k(scorer, index, k, hidden, allowed)
             numbers = {"score": scores}
             if self.is_generative:
                 chances = draw_probabilities(scorer, items.clamp(min=0))
@@ -215,9 +234,16 @@ class Recommender(Method):
                     "score": chances.mean(1),
                     "spread": chances.std(1, correction=min(1, chances.shape[1] - 1)),
                 }
-            parts.append(_lines(index, items, numbers))
+            parts.append(_lines(rows, items, numbers))
         by_popularity = shown_to_model.lengths == 0
         return self._lists(parts, by_popularity, n_unknown)
+
+    def require_products(self) -> None:
+        """Raises ConfigError unless scores are products of one state and the item vectors."""
+        raise ConfigError(
+            f"{self.name} does not score by the product of one state and item vectors, and an "
+            "index finds items by nothing else: leave approximate lists out"
+        )
 
     def next_items_of(self, items: RawIds, k: int = 10) -> pl.DataFrame:
         """The items that would be recommended after each of these alone.
@@ -386,6 +412,32 @@ class StateRecommender(Recommender):
         """Vectors that states are multiplied with. May be overridden: by default the table's."""
         return self.table.weight()
 
+    def require_products(self) -> None:
+        if self.combine != "product":
+            super().require_products()
+
+    @torch.no_grad()
+    def item_index(self, n_sampled: int = 200) -> ItemIndex:
+        """An index of the items for approximate lists, see :meth:`recommend`; needs faiss.
+
+        Its recall is measured on histories of one item each, drawn by popularity.
+
+        Raises:
+            ConfigError: not fitted, a mixture of states, or faiss is not installed.
+        """
+        self.require_fitted()
+        self.require_products()
+        self.eval()
+        generator = torch.Generator().manual_seed(0)
+        ends = torch.cumsum(self.popularity[1:].cpu() + 1, 0)
+        at = torch.randint(int(ends[-1]), (n_sampled,), generator=generator)
+        items = torch.searchsorted(ends, at, right=True)[:, None] + 1
+        histories = Histories(
+            torch.arange(n_sampled), items, torch.ones(n_sampled, dtype=torch.int64)
+        )
+        states = self.states(histories.to(self.device))[:, 0]
+        return ItemIndex.of(self.item_weight(), states)
+
     @property
     def n_candidates(self) -> int | None:
         """Items that a mixture is averaged over, see ``Mixture``; may be overridden."""
@@ -410,6 +462,10 @@ class StateRecommender(Recommender):
 
 class ScoreRecommender(Recommender):
     """A recommender that gives a score of every item: counting methods, networks of pairs."""
+
+    def at_once(self, batch_size: int) -> int:
+        # the scores of a batch are all made before a block of them is looked at
+        return max(1, min(batch_size, most_scores(self.device) // self.catalog.vocab_size))
 
     @abstractmethod
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:

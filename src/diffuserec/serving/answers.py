@@ -39,6 +39,7 @@ def lists_of(served: ServedModel, options: Options, histories: Histories) -> lis
         n_draws=options.n_draws,
         diversity=options.diversity,
         seed=options.seed,
+        index=served.index,
     )
     bounds = np.searchsorted(frame["query"].to_numpy(), np.arange(len(histories) + 1)).tolist()
     columns = {name: frame[name].to_list() for name in frame.columns}

@@ -10,6 +10,7 @@ from diffuserec.data import Catalog, RawId, encode_histories, read_histories
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
 from diffuserec.models.methods import load, load_augmenter, run_of
+from diffuserec.serving.item_index import item_index_of
 
 _WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
 
@@ -22,6 +23,7 @@ def recommend_from(
     columns: Mapping[str, Any] | None = None,
     out: Path | None = None,
     fallback: bool = False,
+    approximate: bool = False,
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> pl.DataFrame:
@@ -38,6 +40,8 @@ def recommend_from(
             they are, so a CSV file has formulas for a spreadsheet program if ids begin with
             ``=``, ``+``, ``-`` or ``@``: import such columns as text.
         fallback: answer by popularity even if no id of any history is known.
+        approximate: look only at the items that an index finds, which is made when it is missing
+            and kept beside the model.
         say: called with a line that tells who answered for how many histories and how many ids are
             unknown (of a single history, only if there is something to tell); and with one if
             histories are longer than the model looks back.
@@ -75,6 +79,8 @@ def recommend_from(
             f"{n_longer:,} of {len(asked):,} histories are longer than the {max_len} items "
             f"that {model.name} looks back on: only their newest {max_len} count"
         )
+    if approximate:
+        options["index"] = item_index_of(run, model, say)
     frame = model.recommend(asked, augmenter=augmenter, **options)
     n_alone = int((known.lengths == 0).sum())
     n_without = len(asked) - frame["query"].n_unique()

@@ -14,6 +14,8 @@ from diffuserec.models.artifact import FORMAT
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.methods import load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender, StateRecommender
+from diffuserec.models.retrieval import ItemIndex
+from diffuserec.serving.item_index import item_index_of
 from diffuserec.serving.search import ItemSearch
 
 _ATTEMPTS = 5
@@ -30,6 +32,7 @@ class ServedModel:
         model: the recommender.
         augmenter: changes histories first, as it changed those of training; or None.
         search: of its items.
+        index: that its lists are found by; None if they are exact.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ServedModel:
     model: Recommender
     augmenter: Augmenter | None
     search: ItemSearch
+    index: ItemIndex | None = None
 
     @property
     def has_vectors(self) -> bool:
@@ -67,12 +71,16 @@ class ServedModel:
             "draws_noise": self.model.is_generative,
             "can_diversify": self.has_vectors,
             "augmenter": None if self.augmenter is None else self.augmenter.name,
+            "recall": None if self.index is None else self.index.recall,
             "example": catalog.item_ids.head(1).to_list()[0] if catalog.n_items else None,
         }
 
 
-def load_served(name: str, path: Path) -> ServedModel:
+def load_served(name: str, path: Path, approximate: bool = False) -> ServedModel:
     """Loads a run's recommender and augmenter, or a saved recommender, and tries it once.
+
+    Args:
+        approximate: whether its lists are found by an index of its items, kept beside it.
 
     Raises:
         DataError: it is missing or damaged, or is replaced again and again meanwhile.
@@ -83,6 +91,7 @@ def load_served(name: str, path: Path) -> ServedModel:
         digest = _digest(run)
         model = load(run)
         augmenter = load_augmenter(run / "augmenter") if (run / "augmenter").is_dir() else None
+        index = item_index_of(run, model) if approximate else None
         if _digest(run) == digest:
             break
     else:
@@ -92,7 +101,7 @@ def load_served(name: str, path: Path) -> ServedModel:
     search = ItemSearch(model.catalog, model.popularity.numpy())
     first = model.catalog.decode(np.array([1]))
     model.recommend([first], k=1, augmenter=augmenter)  # makes the index of the ids
-    return ServedModel(name, path, digest, model, augmenter, search)
+    return ServedModel(name, path, digest, model, augmenter, search, index)
 
 
 def _digest(run: Path) -> str:
@@ -112,15 +121,19 @@ class Models:
 
     Args:
         paths: the directory of each.
+        approximate: whether their lists are found by an index of their items.
 
     Raises:
         ConfigError: there is none.
     """
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(self, paths: Mapping[str, Path], approximate: bool = False) -> None:
         if not paths:
             raise ConfigError("a service needs a model: give the directory of a run")
-        self._current = {name: load_served(name, Path(path)) for name, path in paths.items()}
+        self.approximate = approximate
+        self._current = {
+            name: load_served(name, Path(path), approximate) for name, path in paths.items()
+        }
 
     def __getitem__(self, name: str | None) -> ServedModel:
         """The model of that name, or the first one.
@@ -153,6 +166,6 @@ class Models:
         Raises:
             DataError, ConfigError: as :func:`load_served`.
         """
-        fresh = load_served(name, self[name].path)
+        fresh = load_served(name, self[name].path, self.approximate)
         self._current[name] = fresh
         return fresh

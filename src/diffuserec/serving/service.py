@@ -32,7 +32,7 @@ class Service:
         self.settings = settings
         self.limits = settings.limits
         self.metrics = Metrics()
-        self.models = Models(paths)
+        self.models = Models(paths, settings.approximate)
         self.jobs: Jobs | None = None
         self._loading = asyncio.Lock()
         for served in self.models.all():

@@ -147,6 +147,8 @@ class ServiceSettings:
         keys: who may ask; without any, everyone who reaches the service may.
         jobs: directory of batch jobs; None takes no jobs.
         assistants: whether assistants may ask at /mcp (Model Context Protocol).
+        approximate: whether lists are found by an index of each model's items, which is made when
+            it is missing; for catalogs of a million items.
         local: accept only requests to this machine's own names, so that no web page elsewhere can
             reach a service without keys through the browser of somebody here.
     """
@@ -155,6 +157,7 @@ class ServiceSettings:
     keys: Keys = field(default_factory=Keys)
     jobs: Path | None = None
     assistants: bool = False
+    approximate: bool = False
     local: bool = False
 
 
@@ -164,6 +167,7 @@ def service_settings(
     keys: Path | None = None,
     jobs: Path | None = None,
     assistants: bool = False,
+    approximate: bool = False,
     host: str = "127.0.0.1",
 ) -> ServiceSettings:
     """Settings of a service that listens at an address.
@@ -188,5 +192,6 @@ def service_settings(
         keys=found,
         jobs=jobs,
         assistants=assistants,
+        approximate=approximate,
         local=not found and host in LOCAL_NAMES,
     )

@@ -82,7 +82,7 @@ _TIED = (
 _OWN = frozenset(
     {"run.json", "model", "augmenter", "curve.json", "augmenter-curve.json", "epochs.jsonl"}
     | {"ledger.jsonl", "test", "valid", "report.html", "checkpoint", "tensorboard"}
-    | {"tracking.json", "leak.json"}
+    | {"tracking.json", "leak.json", "model.index.safetensors"}
 )
 """Names in the directory of a run."""
 

@@ -167,7 +167,8 @@ def train(
                 average.settle()
             seconds = time.perf_counter() - start
             method.eval()
-            with contextlib.nullcontext() if average is None else average.in_place():
+            seen = validate is not None or watch is not None
+            with average.in_place() if average is not None and seen else contextlib.nullcontext():
                 metric = parallel.agreed(validate()) if validate is not None else None
                 watched = watch() if watch is not None else {}
                 mean = float(total) / max(n, 1)

@@ -51,11 +51,12 @@ def validation(
         )
 
     shown = valid.histories
+    at_once = method.at_once(batch_size) if isinstance(method, Recommender) else batch_size
 
     @torch.inference_mode()
     def metric() -> float:
         share, gains = parallel.share() or Share(0, 1), []
-        for number, index in enumerate(index_batches(shown, batch_size, method.max_len)):
+        for number, index in enumerate(index_batches(shown, at_once, method.max_len)):
             of_batch = 0.0
             if number % share.world == share.rank:
                 with contextlib.suppress(_NotNumbers):

@@ -5,7 +5,8 @@ outside this package forms users × items. Here that happens a block at a time, 
 the catalog and the device, so that memory is bounded whatever the number of users and items.
 """
 
-from diffuserec.models.retrieval.blocks import block_shape, memory_budget
+from diffuserec.models.retrieval.approximate import ItemIndex, approximate_top_k, recall
+from diffuserec.models.retrieval.blocks import block_shape, memory_budget, most_scores
 from diffuserec.models.retrieval.diverse import mmr_order, taking_turns
 from diffuserec.models.retrieval.likelihood import (
     expected_vectors,
@@ -40,6 +41,7 @@ from diffuserec.models.retrieval.search import (
 __all__ = [
     "Certainty",
     "Found",
+    "ItemIndex",
     "ItemSets",
     "Matrix",
     "Mixture",
@@ -47,6 +49,7 @@ __all__ = [
     "Products",
     "Scorer",
     "allowed_mask",
+    "approximate_top_k",
     "block_shape",
     "certainty",
     "draw_probabilities",
@@ -59,8 +62,10 @@ __all__ = [
     "mean_set_log_prob",
     "memory_budget",
     "mmr_order",
+    "most_scores",
     "nearest_items",
     "rank_of",
+    "recall",
     "search",
     "seen_items",
     "taking_turns",

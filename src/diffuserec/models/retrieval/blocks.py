@@ -35,6 +35,12 @@ def memory_budget(n_bytes: int) -> Iterator[None]:
         _budget.reset(token)
 
 
+def most_scores(device: torch.device) -> int:
+    """Scores that may be held at once, as the memory budget has it."""
+    limit = _budget.get()
+    return _MEMORY["cpu" if device.type == "cpu" else "cuda"] if limit is None else limit
+
+
 def block_shape(
     n_rows: int,
     vocab_size: int,
@@ -52,10 +58,9 @@ def block_shape(
         group: rows that must stay together; a block holds one group or more.
     """
     kind = "cpu" if device.type == "cpu" else "cuda"
-    memory, least = _MEMORY[kind], _MIN_ROWS[kind]
-    limit = _budget.get()
-    if limit is not None:
-        memory, least = limit, 1
+    memory, least = most_scores(device), _MIN_ROWS[kind]
+    if _budget.get() is not None:
+        least = 1
     wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
     rows = min(n_rows, max(least, wanted // vocab_size))
     rows = max(1, rows // group) * group

@@ -35,6 +35,11 @@ class ItemSets:
         first, last = torch.searchsorted(self.owner, bounds).tolist()
         return ItemSets(self.owner[first:last] - part.start, self.items[first:last])
 
+    def select(self, which: Bool[Tensor, " B"]) -> "ItemSets":
+        """Items of some of the histories, which are counted anew."""
+        kept = which[self.owner]
+        return ItemSets((torch.cumsum(which, 0) - 1)[self.owner[kept]], self.items[kept])
+
     def to(self, device: torch.device) -> "ItemSets":
         """The items on a device."""
         return ItemSets(self.owner.to(device), self.items.to(device))
@@ -182,7 +187,7 @@ def _search_rows(
             scores = torch.cat([scores, made.gather(1, numbers)], dim=1)
             items = torch.cat([items, numbers + columns.start], dim=1)
     if len(blocks) > 1 and k:
-        order = _greatest(scores, items, k)
+        order = best_of(scores, items, k)
         scores, items = scores.gather(1, order), items.gather(1, order)
     ranks = candidate_ranks = torch.full((n_rows,), torch.nan, dtype=torch.float64)
     if own is not None:
@@ -350,16 +355,16 @@ def _best(scores: Float[Tensor, "B C"], k: int) -> Int64[Tensor, "B K"]:
     n_blocks = width // _BLOCK
     columns = torch.arange(width, device=scores.device)
     if n_blocks < 4 * k:
-        return _greatest(scores, columns, k)
+        return best_of(scores, columns, k)
     even = n_blocks * _BLOCK
     maxima = scores[:, :even].reshape(n_rows, n_blocks, _BLOCK).amax(2)
-    blocks = _greatest(maxima, columns[:n_blocks], k)
+    blocks = best_of(maxima, columns[:n_blocks], k)
     inside = (blocks * _BLOCK)[:, :, None] + columns[:_BLOCK]
     left = torch.cat([inside.flatten(1), columns[even:].expand(n_rows, -1)], dim=1)
-    return left.gather(1, _greatest(scores.gather(1, left), left, k))
+    return left.gather(1, best_of(scores.gather(1, left), left, k))
 
 
-def _greatest(
+def best_of(
     values: Float[Tensor, "B C"], numbers: Int[Tensor, "... C"], k: int
 ) -> Int64[Tensor, "B K"]:
     """Positions of the k greatest values, greatest first, the one of the lower number on ties."""
