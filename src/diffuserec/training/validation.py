@@ -13,7 +13,7 @@ from diffuserec.data import Histories, Queries, index_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Method
 from diffuserec.models.parts import Share
-from diffuserec.models.recommender import scorer_of_readings
+from diffuserec.models.recommender import Recommender, scorer_of_readings
 from diffuserec.models.retrieval import Scorer, search, seen_items
 from diffuserec.training import parallel
 
