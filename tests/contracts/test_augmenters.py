@@ -430,6 +430,21 @@ def test_every_recommender_trains_on_what_every_augmenter_makes(
     assert same == (name in WITHOUT_CONTEXT and augmenter.name not in PARALLEL)
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_targets_behind_nothing_but_context_are_learned(name: str, split: Split) -> None:
+    lists = [[1 + i, 2 + i, 3 + i] for i in range(5)]
+    log = SequenceDataset.from_lists(lists, split.train.catalog)
+    train = log.prepend(np.full((5, 2), 4, dtype=np.int32), np.arange(5), n_context=2)
+    model = made("recommender", name, **one_epoch(name)).fit(train, runtime=Runtime(seed=1))
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def one_epoch(name: str) -> dict[str, Any]:
+    fields = class_of("recommender", name).Config.model_fields
+    settings = {n: 1 for n in ("epochs", "pretrain_epochs", "generator_epochs") if n in fields}
+    return settings | {"batch_size": 2} if "batch_size" in fields else settings
+
+
 def test_a_recommender_accepts_what_an_augmenter_adds(augmenter, split: Split) -> None:
     train = augmenter.augment(split.train)
     model = made("recommender", "sasrec").fit(

@@ -82,6 +82,16 @@ def test_each_target_weighs_as_much_as_asked(examples: str) -> None:
     assert targets_of(beside) == targets_of(BEHIND)
 
 
+def test_what_stands_beside_batches_is_spread_over_them_in_eights() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3]] * 60)
+    few = log.prepend(np.full((20, 1), 3, dtype=np.int32), np.arange(0, 60, 3))
+    batches = list(training_batches(few.with_use(Use(weight=1.0)), 3, 50, 7, 0))
+    sizes = [0 if b.copies is None else len(b.copies.users) for b in batches]
+    assert sorted(sizes)[-4:] == [0, 6, 7, 7]
+    where = np.flatnonzero(sizes)
+    assert np.diff(where).min() >= len(batches) // 3
+
+
 @pytest.mark.parametrize("weight", [None, 0.5])
 def test_epochs_drop_generated_items_by_chance_and_by_user(weight: float | None) -> None:
     dataset = augmented().with_use(Use(weight=weight, dropout=0.3))

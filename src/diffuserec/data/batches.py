@@ -31,6 +31,9 @@ composition of a batch stays random."""
 _USE = 2**40
 """Added to the number of an epoch for the random numbers of :class:`Use`."""
 
+_BESIDE = 8
+"""Examples that are trained on beside a batch at least, or none: for losses that contrast them."""
+
 _CELLS = 2**20
 """Cells of a padded batch of histories: 8 MiB, so that a long history cannot fill the memory."""
 
@@ -337,11 +340,18 @@ def _of_epoch(dataset: SequenceDataset, seed: int, epoch: int) -> tuple[_Epoch, 
 def _divided(
     windows: _Windows, n: int, generator: np.random.Generator, by_length: bool
 ) -> list[Int64[np.ndarray, " B"]]:
-    """Indices of examples in n parts of about one size, each of like lengths."""
-    size = max(1, -(-len(windows.users) // max(n, 1)))
-    buckets = length_buckets(windows.lengths, size, generator, by_length=by_length)
-    none = np.zeros(0, dtype=np.int64)
-    return np.array_split(np.concatenate([none, *buckets]), max(n, 1))
+    """Indices of examples in n parts of about one size and of like lengths; some are empty where
+    there are few examples."""
+    parts = [np.zeros(0, dtype=np.int64)] * n
+    number = len(windows.users)
+    n_filled = min(n, -(-number // _BESIDE))
+    if n_filled:
+        size = -(-number // n_filled)
+        buckets = length_buckets(windows.lengths, size, generator, by_length=by_length)
+        filled = np.array_split(np.concatenate(list(buckets)), n_filled)
+        for at, part in zip(np.arange(n_filled) * n // n_filled, filled, strict=True):
+            parts[at] = part
+    return parts
 
 
 def batch_of(dataset: SequenceDataset, index: Int64[np.ndarray, " B"], max_len: int) -> Batch:

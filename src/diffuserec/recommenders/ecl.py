@@ -128,4 +128,6 @@ class ECL(EncoderRecommender, Contrastive):
         seen = by_rows(discriminator, self.table.embed(filled) + states, batch.lengths)
         logits = self.replaced(seen)[:, :, 0][batch.real].float()
         replaced = (filled != batch.items)[batch.real]
+        if not len(logits):  # every item is synthetic, or what synthetic ones were made from
+            return logits.sum()
         return F.binary_cross_entropy_with_logits(logits, replaced.float())

@@ -217,8 +217,10 @@ class SimDiffRec(EncoderRecommender, Contrastive):
         t = torch.randint(self.config.num_train_timesteps, lengths.shape, device=items.device)
         z_t = self.signal[t, None, None] * z_0 + self.noise[t, None, None] * self._noise(items)
         restored = self._denoise(z_t, t, lengths)
-        error = F.mse_loss(restored[real].float(), z_0[real] / self._scale())
         loss = softmax_cross_entropy(restored[real], self.table.weight(), items[real])
+        if not bool(real.any()):  # all are synthetic, or what synthetic ones were made from
+            return loss, restored
+        error = F.mse_loss(restored[real].float(), z_0[real] / self._scale())
         return loss + self.config.mse_weight * error, restored
 
     def _scale(self) -> Float[Tensor, ""]:
