@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from diffuserec.data import Batch, SequenceDataset, SoftTargets, Use, training_batches
+from diffuserec.data import (
+    Batch,
+    SequenceDataset,
+    SoftTargets,
+    Use,
+    leave_one_out,
+    training_batches,
+)
 from diffuserec.errors import DataError
 
 MADE = {0: [21, 22], 2: [23]}
@@ -194,4 +201,8 @@ def test_a_use_is_neither_saved_nor_put_behind_more_items(tmp_path) -> None:
         dataset.save(tmp_path / "data")
     with pytest.raises(DataError, match="augment real histories"):
         dataset.prepend(np.array([[1]], dtype=np.int32), np.array([0]))
+    with pytest.raises(DataError, match="add the users first"):
+        dataset.with_new_users(np.array([1, 2], dtype=np.int32), np.array([2]))
+    with pytest.raises(DataError, match="split"):
+        leave_one_out(dataset.real().with_use(Use(dropout=0.1)))
     dataset.with_use(None).save(tmp_path / "data")

@@ -88,7 +88,10 @@ def test_short_copies_are_counted_and_served_as_what_they_are() -> None:
     leaking = measured(Newest(condition="published", **short), split)
     assert (leaking.training.n_targets, leaking.training.share) == (9, 5 / 9)
     assert (leaking.served.n_targets, leaking.served.share) == (6, 0.0)
-    alone = measured(Newest(use_place="nowhere", **short), split)
+    augmenter = Newest(use_place="nowhere", **short)
+    alone = measured(augmenter, split)
+    read = augmenter.training_sequences(split.train, 3)
+    assert leak_meter(augmenter, read, split.valid, split.test, seed=3) == alone
     # 2 | 2 3 2 again, of which 3 and 2 are targets; validation as if items were in front
     assert (alone.training.n_targets, alone.training.share) == (2, 0.5)
     assert alone.sample == alone.served

@@ -12,8 +12,9 @@ from diffuserec.data import (
     leave_one_out,
     offsets_of,
 )
-from diffuserec.errors import DataError
-from diffuserec.serving.augmented_log import append_rest, copies_as_users
+from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.base import Runtime
+from diffuserec.serving.augmented_log import append_rest, augment_log, copies_as_users
 
 SEQUENCES = [[1, 2, 3, 4], [5, 6], [2, 5, 1]]
 USERS = pl.Series("user_id", ["a", "b", "c"])
@@ -91,6 +92,12 @@ def test_copies_are_synthetic_users_after_the_whole_log() -> None:
     names = ["a", "b", "c", "a#1", "b#1", "c#1", "a#2", "b#2", "c#2"]
     assert found.catalog.user_ids.gather(found.users).to_list() == names
     assert found.timestamps.tolist() == [*range(0, 90, 10), *[0, 10, 40, 50, 60] * 2]
+
+
+def test_what_a_log_cannot_hold_is_refused(tmp_path) -> None:
+    for settings in ({"use_weight": 0.3}, {"use_average": True}):
+        with pytest.raises(ConfigError, match=f"{next(iter(settings))} says how a recommender"):
+            augment_log(tmp_path, "random", settings, Runtime())
 
 
 def test_a_user_with_the_name_of_a_copy_is_refused() -> None:

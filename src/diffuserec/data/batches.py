@@ -105,8 +105,9 @@ class Batch:
             after the last input item, which is the last target if it may be one, shape (B,).
         real: True for positions whose item may be predicted: no padding, not synthetic and not one
             that synthetic items were made from, shape (B, L); by default for all that hold an item.
-        copies: augmented copies of these sequences, trained on with them; or None.
-        copies_weight: weight of their loss against that of the originals.
+        copies: augmented copies of these sequences, or augmented sequences of any users, trained on
+            with them; or None.
+        copies_weight: weight of their loss against that of these.
         times: time of each input item, shape (B, L), zeros after the end; None if they are not
             known or nobody asked for them.
     """

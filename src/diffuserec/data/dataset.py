@@ -477,8 +477,13 @@ class SequenceDataset:
 
         Raises:
             DataError: lengths that do not sum to the number of items, an item outside the catalog,
-                or augmented copies, of which the new users have none.
+                or augmented copies or a use of synthetic items, of which the new users have none.
         """
+        if self.use is not None:
+            raise DataError(
+                "these sequences were augmented with use_... settings, and new users would have "
+                "none: add the users first"
+            )
         if self.copies is not None:
             raise DataError(
                 "these sequences have augmented copies, and new users would have none: add the "

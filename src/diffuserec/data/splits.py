@@ -463,7 +463,8 @@ def _windows(
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:
     require_sequences("a split", dataset)
-    if (dataset.has_synthetic and dataset.synthetic.any()) or dataset.copies is not None:
+    made = (dataset.has_synthetic and dataset.synthetic.any()) or dataset.copies is not None
+    if made or dataset.use is not None:
         raise DataError(
             "this dataset holds synthetic items or augmented copies; split the original log and "
             "augment its parts, or a generated item could become a target and a held-out one be "

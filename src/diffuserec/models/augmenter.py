@@ -62,6 +62,11 @@ class Augmenter(Method):
         """
         return self.augment_for_inference(histories, seed)
 
+    def training_sequences(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        """All sequences with generated items that training on :meth:`augment`'s result reads."""
+        longer = self.augment(dataset, seed)
+        return longer.joined(None if longer.use is None else longer.use.rows)
+
 
 class PrependingAugmenter(Augmenter):
     """An augmenter that puts M generated items in front of histories.
@@ -159,6 +164,10 @@ class PrependingAugmenter(Augmenter):
             return histories
         longer = self.as_in_training(histories, seed)
         return longer.with_use(Use(average=True)) if self.config.use_average else longer
+
+    def training_sequences(self, dataset: SequenceDataset, seed: int = 0) -> SequenceDataset:
+        longer = self.augment_for_inference(dataset, seed).with_use(None)
+        return longer.joined(self._short(dataset.real(), seed) if self.config.use_short else None)
 
     def as_in_training(self, histories: SequenceDataset, seed: int = 0) -> SequenceDataset:
         self.require_fitted()

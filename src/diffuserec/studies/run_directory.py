@@ -172,9 +172,11 @@ class RunDirectory:
         """
         if self.augmenter is None or self.augmenter.training_only:
             return None
+        if train is None:
+            train = self.augmenter.training_sequences(self.split.train, self.plan.seed)
         return leak_meter(
             self.augmenter,
-            self.training_data() if train is None else train,
+            train,
             self.split.valid,
             self.split.test if with_test else None,
             model=self.model,
