@@ -126,7 +126,7 @@ class ECL(EncoderRecommender, Contrastive):
         """Binary cross entropy of the replaced positions; a filled-in original is not replaced."""
         discriminator = self.encoder if self.discriminator is None else self.discriminator
         seen = by_rows(discriminator, self.table.embed(filled) + states, batch.lengths)
-        logits = self.replaced(seen)[:, :, 0][batch.real].float()
+        logits: Tensor = self.replaced(seen)[:, :, 0][batch.real].float()
         replaced = (filled != batch.items)[batch.real]
         if not len(logits):  # every item is synthetic, or what synthetic ones were made from
             return logits.sum()
