@@ -23,7 +23,7 @@ QUICK = {"dim": 8, "epochs": 1, "max_len": 10}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("beyond")
-    dr.Store(n_users=150, n_items=60, seed=1).dataset().save(folder / "store")
+    dr.Store(n_users=80, n_items=40, n_categories=4, seed=1).dataset().save(folder / "store")
     plans = {
         "sasrec": ("sasrec", QUICK, "maskdiff", {**QUICK, "n_items": 2}),
         "diffrec": ("diffrec", {**QUICK, "n_draws": 3}, None, None),
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def document(runs: dict[str, Path]) -> dict:
-    return beyond([runs["sasrec"], runs["diffrec"], runs["itemgraph"]], users=100)
+    return beyond([runs["sasrec"], runs["diffrec"], runs["itemgraph"]], users=50)
 
 
 def test_every_way_stands_beside_the_plain_answer(document: dict, runs: dict[str, Path]) -> None:
@@ -68,18 +68,18 @@ def test_every_way_stands_beside_the_plain_answer(document: dict, runs: dict[str
     assert {way for method, way, _ in ways if method == "itemgraph"} == {"list", "MMR"}
     assert [row["method"] for row in document["calibration"]] == ["sasrec + maskdiff", "diffrec"]
     assert document["left_out"] == {"probabilities": ["itemgraph"], "draws": ["itemgraph"]}
-    assert "users 100 of" in document["line"]
+    assert "users 50 of" in document["line"]
     assert n_looks(looks(runs["diffrec"]), "test") == 1
 
 
 def test_the_numbers_are_those_of_the_model_alone(document: dict, runs: dict[str, Path]) -> None:
     run = open_run(runs["itemgraph"])
-    index = np.sort(np.random.default_rng(0).permutation(len(run.split.test))[:100])
+    index = np.sort(np.random.default_rng(0).permutation(len(run.split.test))[:50])
     queries = run.split.test.select(index)
     top = run.model.recommend(
         [run.model.catalog.decode(history) for history in queries.histories], k=10
     )
-    lists = np.full((100, 10), -1)
+    lists = np.full((50, 10), -1)
     numbers = run.model.catalog.encode(top["item_id"])
     lists[top["query"].to_numpy(), top["rank"].to_numpy() - 1] = numbers
     hits = np.isfinite(ranks_in(lists, queries.targets)).mean()

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from diffuserec import Runtime, Store
 from diffuserec.evaluation import load_evaluation
+from diffuserec.reports.curves import draw_gains
 from diffuserec.studies.results import results_of
 from diffuserec.studies.runner import run_study
 from diffuserec.studies.study import read
@@ -74,6 +76,15 @@ augment = ["none", "random"]
 """
 
 
+def test_the_picture_names_what_it_shows(tmp_path: Path) -> None:
+    sizes = [made(users, f"log:{users}", [row("A"), row("A + x", "A")]) for users in (40, 900)]
+    draw_gains(tmp_path / "gains.svg", "Does it pay?", gains_of(sizes, "NDCG@10"), "NDCG@10")
+    drawing = (tmp_path / "gains.svg").read_text(encoding="utf-8")
+    for word in ("Does it pay?", "gain in NDCG@10 over A", "A + x", ">40<", ">900<"):
+        assert word in drawing
+
+
+@pytest.mark.slow
 def test_a_study_of_two_sizes_has_a_picture_and_a_table(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
     Store(n_users=200, n_items=50, seed=1).dataset().save(tmp_path / "store")

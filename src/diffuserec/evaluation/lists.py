@@ -30,6 +30,10 @@ LIST_QUALITY = ("Recall", "Precision", "F1", "NDCG", "InPlace", "Repeats")
 """Names of what is measured of a list."""
 
 
+_AT_ONCE = 2**24
+"""Numbers of item vectors held at once."""
+
+
 def list_quality(
     lists: Int64[np.ndarray, "Q N"], following: Int64[np.ndarray, "Q K"]
 ) -> dict[str, Float64[np.ndarray, " Q"]]:
@@ -121,10 +125,13 @@ def intra_list_diversity(
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     units[0] = 0
-    chosen = units[np.maximum(lists, 0)]
-    n = (lists > 0).sum(1)
-    # the squared length of a sum holds each pair twice, and each item with itself
-    both = (chosen.sum(1) ** 2).sum(1) - (chosen**2).sum((1, 2))
+    n, both = (lists > 0).sum(1), np.empty(len(lists))
+    size = max(1, _AT_ONCE // (lists.shape[1] * units.shape[1]))
+    for begin in range(0, len(lists), size):
+        chosen = units[np.maximum(lists[begin : begin + size], 0)]
+        # the squared length of a sum holds each pair twice, and each item with itself
+        twice = (chosen.sum(1) ** 2).sum(1) - (chosen**2).sum((1, 2))
+        both[begin : begin + size] = twice
     pairs = n * (n - 1)
     return np.where(pairs > 0, 1 - both / np.maximum(pairs, 1), 0.0)
 

@@ -68,6 +68,9 @@ WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7)
 EQUAL = 0.95
 """Accuracy is equal from this share of the first method's on."""
 
+_AT_ONCE = 2**24
+"""Numbers of item vectors held at once."""
+
 _ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 Lists = Int64[np.ndarray, "Q N"]
@@ -314,9 +317,20 @@ def _ways(
     options = _options(run, filter_seen)
     candidates, scores = _candidates(run, test, filter_seen)
     found: dict[tuple[str, float], Lists] = {("list", 0.0): candidates[:, :LENGTH]}
-    of_candidates = torch.from_numpy(vectors).float()[torch.from_numpy(candidates).clamp(min=0)]
+    table = torch.from_numpy(vectors).float()
+    size = max(1, _AT_ONCE // (candidates.shape[1] * table.shape[1]))
     for weight in WEIGHTS:
-        order = mmr_order(torch.from_numpy(scores), of_candidates, LENGTH, weight).numpy()
+        order = np.concatenate(
+            [
+                mmr_order(
+                    torch.from_numpy(scores[part]),
+                    table[torch.from_numpy(candidates[part]).clamp(min=0)],
+                    LENGTH,
+                    weight,
+                )
+                for part in (slice(at, at + size) for at in range(0, len(test), size))
+            ]
+        )
         chosen = np.take_along_axis(candidates, np.maximum(order, 0), axis=1)
         found["MMR", weight] = np.where(order < 0, -1, chosen)
     kind = drawing_of(run.model)
