@@ -756,7 +756,8 @@ def test_attributes_follow_the_catalog():
     log = from_frame(pl.DataFrame({"user": [1, 2, 2], "item": [30, 10, 20], "time": [1, 2, 3]}))
     frame = pd.DataFrame({"movieId": ["20", "30", "99"], "name": ["b", "c", "?"]})
     catalog = log.to_dataset(frame).catalog
-    assert catalog.attributes.to_dict(as_series=False) == {"name": [None, "b", "c"]}
+    assert catalog.attributes.to_dict(as_series=False) == {"name": [None, "b", "c", "?"]}
+    assert catalog.item_ids.to_list() == [10, 20, 30, 99]
     for bad, words in [
         ({"name": ["b"]}, "no column 'item_id' among: name"),
         ({"item_id": [10, 10], "name": ["a", "b"]}, "row 1: item 10 has more than one row"),

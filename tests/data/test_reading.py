@@ -422,15 +422,19 @@ ITEMS = [
 @pytest.mark.parametrize("name, content", ITEMS)
 def test_items_of_a_file_come_along(read, tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    log = read("log.csv", HEADER + "1,10,1\n1,20,2\n2,30,3\n2,10,4\n", items=tmp_path / name)
-    assert (
-        f"{name}: name, category, n of 2 of 3 items; rows of items that the log does not hold: 1"
-        in str(log)
-    )
-    log.filter(min_user=2).to_dataset().save(tmp_path / "data")
-    kept = load_dataset(tmp_path / "data").catalog.attributes
-    assert kept.rows() == [("a", "y", 2), ("b", "x", 1), (None, None, None)]
-    assert kept.columns == ["name", "category", "n"]
+    text = HEADER + "1,10,1\n1,20,2\n2,30,3\n2,10,4\n"
+    known = [("a", "y", 2), ("b", "x", 1), (None, None, None)]
+    for only, rest, rows, ids in (
+        (False, "further items, which no interaction has: 1", [*known, ("?", "z", 3)], [99]),
+        (True, "rows of items that the log does not hold, left out: 1", known, []),
+    ):
+        log = read("log.csv", text, items=tmp_path / name, known_items_only=only)
+        assert f"{name}: name, category, n of 2 of 3 items; {rest}" in str(log)
+        log.filter(min_user=2).to_dataset().save(tmp_path / "data", overwrite=True)
+        kept = load_dataset(tmp_path / "data").catalog
+        assert kept.attributes.rows() == rows
+        assert kept.attributes.columns == ["name", "category", "n"]
+        assert kept.item_ids.to_list() == [10, 20, 30, *ids]
 
 
 @pytest.mark.parametrize(
@@ -586,7 +590,7 @@ def test_files_of_items_that_show_nothing(read, tmp_path):
     text = HEADER + "1,10,1\n2,20,2\n"
     with pytest.raises(DataError, match=r"items\.csv: there is no column beside the item ids"):
         read("log.csv", text, items=tmp_path / "items.csv")
-    for name in ([["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"b"]):
+    for name in ([["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"b"], [[[1.0]], [[2.0]]]):
         frame = pl.DataFrame({"item": [10, 20], "name": name})
         frame.write_parquet(tmp_path / "items.parquet")
         with pytest.raises(DataError, match=r"items\.parquet: column 'name' holds .*: drop"):

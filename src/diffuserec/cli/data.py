@@ -28,8 +28,26 @@ def prepare(
     ] = None,
     items: Annotated[
         Path | None,
-        typer.Option(help="File of items: id, name, category and the like, for lists and pages."),
+        typer.Option(
+            help="File of items: id, name, categories, numbers, vectors; for lists and models."
+        ),
     ] = None,
+    items_id: Annotated[
+        str | None, typer.Option(help="Name of the column of ids in the file of items.")
+    ] = None,
+    item_columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the file of items to keep, with commas between them; brand:category "
+            "takes numbers for categories, genres:categories divides at |. By default all."
+        ),
+    ] = None,
+    known_items_only: Annotated[
+        bool,
+        typer.Option(
+            "--known-items-only", help="Leave out items of that file which no interaction has."
+        ),
+    ] = False,
     literal_ids: options.LiteralIds = False,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
@@ -39,6 +57,10 @@ def prepare(
     A log has a column of users, one of items and usually one of times. Columns under usual names
     are found; others are named with --user, --item and --time, or all of them with --columns.
 
+    A file of items (CSV, TSV, Parquet, JSON lines, or a .json object of lists by item) says what
+    the items are. Text is a category, a list of text several, a list of floats a vector. Its items
+    that no interaction has become items of the catalog, too.
+
     Examples:
 
         diffuserec prepare clicks.csv --out data/clicks --min-user 5
@@ -46,6 +68,7 @@ def prepare(
         diffuserec prepare u.data --columns user,item,rating,time --out data/u
         diffuserec prepare e.csv --where "event_type = 'purchase'" --out data/e
         diffuserec prepare sales.parquet --items products.csv --out data/sales
+        diffuserec prepare s.csv --items p.parquet --item-columns brand,price,text --out data/s
     """
     from diffuserec.data import read_log
     from diffuserec.studies.update import reading_of
@@ -60,6 +83,9 @@ def prepare(
         "encoding": encoding,
         "where": where,
         "literal_ids": literal_ids,
+        "items_id": items_id,
+        "item_columns": options.parse_names(item_columns),
+        "known_items_only": known_items_only,
     }
     filters: dict[str, Any] = {
         "min_user": min_user,

@@ -644,6 +644,9 @@ def fingerprint_of(catalog: Catalog, sums: Mapping[str, str]) -> str:
             digest.update(json.dumps(part.to_series().to_list()).encode())
     if catalog.attributes is not None:
         digest.update(str(catalog.attributes.schema).encode())
+        vectors = [n for n, t in catalog.attributes.schema.items() if isinstance(t, pl.Array)]
         for part in catalog.attributes.iter_slices(2**16):
-            digest.update(part.write_ndjson().encode())
+            digest.update(part.drop(vectors).write_ndjson().encode())
+            for name in vectors:
+                digest.update(np.ascontiguousarray(part[name].to_numpy(), dtype="<f4").tobytes())
     return digest.hexdigest()[:32]

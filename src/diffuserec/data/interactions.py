@@ -6,8 +6,7 @@ A log is a table of users, the items they chose, and the times. From whatever so
 :mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 
+from diffuserec.data.attributes import described, frame_of_items, read_items
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.columns import (
     ALIASES,
@@ -23,13 +23,11 @@ from diffuserec.data.columns import (
     Source,
     find_roles,
     plain_name,
-    usual_names,
 )
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.data.formats import read_columns, write_log
 from diffuserec.data.frames import to_polars
 from diffuserec.data.grouping import codes_of, group_order, k_core, time_order
-from diffuserec.data.ids import IdIndex
 from diffuserec.data.selection import select
 from diffuserec.data.values import (
     ids_of_objects,
@@ -47,9 +45,6 @@ _EVENTS = frozenset({"event", "eventtype", "eventname", "action", "actiontype", 
     "behaviortype",
     "interactiontype",
 }
-
-_NAMES = frozenset({"title", "itemname", "productname", "itemtitle", "producttitle", "movietitle"})
-_CATEGORIES = frozenset({"categories", "genre", "genres"})
 
 _UNITS = 100
 """Factor by which newest times differ if their units do."""
@@ -127,11 +122,13 @@ class Interactions:
             user; a user's rows are together, oldest first.
         summary: source and size, and the changes made.
         attributes: of items, as a frame with a column ``item_id``, or None.
+        removed_items: ids of items that a filter removed; attributes do not bring them back.
     """
 
     frame: pl.DataFrame
     summary: Summary
     attributes: pl.DataFrame | None = None
+    removed_items: pl.Series | None = None
 
     def __len__(self) -> int:
         return self.frame.height
@@ -192,16 +189,21 @@ class Interactions:
             notes=tuple(notes),
         )
         core = _counted(frame, summary, demand="after filtering: use smaller limits")
-        return replace(core, attributes=self.attributes)
+        before = self.frame["item_id"].unique()
+        removed = before.filter(~before.is_in(frame["item_id"].unique().to_list()))
+        if self.removed_items is not None:
+            removed = pl.concat([self.removed_items, removed])
+        return replace(core, attributes=self.attributes, removed_items=removed)
 
     def to_dataset(self, attributes: Any = None) -> SequenceDataset:
         """The log as a ragged dataset; items and users are numbered by their sorted raw ids.
 
         Args:
             attributes: optional frame (pandas, Polars, pyarrow) with a column of item ids and
-                others such as ``name`` and ``category``, by default those read with the log.
-                Items that the log does not hold are left out; items that the frame does not hold
-                get nulls.
+                others such as ``name`` and ``category``, by default those read with the log; see
+                :mod:`diffuserec.data.attributes`. Its items that no interaction has come behind
+                the others in the catalog, but for those that a filter removed; items that it does
+                not hold get nulls.
 
         Raises:
             DataError: the attributes have no item column, an item twice, or no item of the log.
@@ -210,13 +212,18 @@ class Interactions:
         starts = _starts(frame)
         codes, item_ids = codes_of(frame["item_id"])
         codes += 1
-        if attributes is None:
-            attributes = self.attributes
+        source, table = Source("the attributes"), self.attributes
+        if attributes is not None:
+            table, source = frame_of_items(attributes)
+        of_items = None
+        if table is not None:
+            found = described(table, item_ids, source, self.removed_items)
+            item_ids, of_items = found.item_ids, found.attributes
         catalog = Catalog(
             item_ids=item_ids,
             n_users=len(starts),
             user_ids=frame["user_id"].gather(starts),
-            attributes=None if attributes is None else _aligned(attributes, item_ids),
+            attributes=of_items,
             log=self.summary.source,
             filters=", ".join(self.summary.filters) or "none",
         )
@@ -265,6 +272,9 @@ def read_log(
     encoding: str | None = None,
     where: str | None = None,
     items: Path | str | None = None,
+    items_id: str | None = None,
+    item_columns: Sequence[str] | None = None,
+    known_items_only: bool = False,
     literal_ids: bool = False,
     allow_single: bool = False,
 ) -> Interactions:
@@ -286,7 +296,13 @@ def read_log(
             ``rating >= 4`` or ``event_type = 'purchase'``. It names columns as the file does.
         items: file with a row for each item (CSV, TSV, Parquet or JSON lines): its id, under the
             name that `item` gives or a usual one, and columns such as ``name`` (or ``title``) and
-            ``category``, for lists and reports.
+            ``category``, for lists, reports and models; see :mod:`diffuserec.data.attributes`. Its
+            items that no interaction has become items of the catalog. Or a ``.json`` file: one
+            object of lists of categories by item id.
+        items_id: name of its column of ids, if it is another.
+        item_columns: its columns to keep, by default all; ``brand:category`` takes numbers for
+            categories, ``genres:categories`` divides a text such as ``Comedy|Drama``.
+        known_items_only: leave out its items that no interaction has.
         literal_ids: take ids of a text file as they are: blanks around them belong to them,
             ``null`` and ``nan`` are ids, ``7.0`` is not 7.
         allow_single: accept a log of one user or one item: nothing can be learned from it, but it
@@ -300,7 +316,14 @@ def read_log(
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
         log = _assemble(found, where, literal_ids, allow_single)
-    return log if items is None else with_items(log, Path(items), encoding, literal_ids, item)
+    of_items = {"items_id": items_id, "item_columns": item_columns}
+    if items is not None:
+        only = known_items_only
+        return with_items(log, items, encoding, literal_ids, item, **of_items, known_items_only=only)
+    for name, value in of_items.items():
+        if value is not None:
+            raise ConfigError(f"{name} is about a file of items: name it with items= (--items)")
+    return log
 
 
 def read_histories(
@@ -578,75 +601,38 @@ def _on_positives(table: pl.DataFrame) -> list[str]:
 
 
 def with_items(
-    log: Interactions, path: Path, encoding: str | None, literal: bool, item: str | None
+    log: Interactions,
+    path: Path | str,
+    encoding: str | None = None,
+    literal_ids: bool = False,
+    item: str | None = None,
+    *,
+    items_id: str | None = None,
+    item_columns: Sequence[str] | None = None,
+    known_items_only: bool = False,
 ) -> Interactions:
     """The log with the attributes in a file of items, and a note on how many were found.
 
     Args:
+        path: the file; the other arguments are :func:`read_log`'s.
         item: name of the log's column of items, which that of the file has, too, or a usual one.
 
     Raises:
         DataError: the file cannot be read, has no column of ids, or has an item twice.
+        ConfigError: no such kind of column.
     """
-    item_ids, summary = log.frame["item_id"].unique().sort(), log.summary
-    with _columns_of_items(path, encoding, item) as columns:
-        frame, notes = _items_of(columns, literal)
-        at = _places(frame, item_ids, columns.source)
-    n_found = int((at >= 0).sum())
-    notes.append(
-        f"{path.name}: {', '.join(frame.columns[1:])} of {n_found:,} of {len(item_ids):,} items; "
-        f"rows of items that the log does not hold: {len(at) - n_found:,}"
+    attributes, notes = read_items(
+        Path(path),
+        log.frame["item_id"].unique().sort(),
+        item,
+        id_column=items_id,
+        columns=item_columns,
+        known_only=known_items_only,
+        encoding=encoding,
+        literal=literal_ids,
     )
-    return replace(log, attributes=frame, summary=replace(summary, notes=(*summary.notes, *notes)))
-
-
-@contextmanager
-def _columns_of_items(path: Path, encoding: str | None, item: str | None) -> Iterator[Columns]:
-    """The columns of a file of items, whose ids are under the name given or a usual one."""
-    with ExitStack() as opened:
-        columns = None
-        if item is not None:
-            with suppress(DataError):  # no such column; any other fault comes again below
-                named = read_columns(path, None, {"item_id": item}, None, encoding)
-                columns = opened.enter_context(named)
-        if columns is None:
-            usual = read_columns(path, None, {"item_id": None}, None, encoding)
-            columns = opened.enter_context(usual)
-        yield columns
-
-
-def _items_of(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]:
-    """The frame of a file of items, the ids in front, and notes."""
-    table, source, objects = columns.table, columns.source, dict(columns.objects)
-    if set(columns.roles) != {"item_id"}:
-        raise source.fail("a file of items is a table with a header, such as item_id,name,category")
-    name = columns.roles["item_id"]
-    notes = list(columns.notes)
-    if name in objects:
-        ids, note = _of_objects("item_id", name, objects.pop(name), source, literal)
-    else:
-        raw = table.drop_in_place(name)
-        ids, note = parse_ids(raw, source, columns.text, literal, typed=False)
-    if note:
-        notes.append(f"{source.name}, {name}: {note}")
-    series = [ids.alias("item_id")]
-    series += [parse_other(values) if columns.text else values for values in table]
-    for other, values in objects.items():
-        converted = other_of_objects(other, values)
-        if converted is None:
-            notes.append(
-                f"{source.name}: column {other!r} left out: its values are not of one type"
-            )
-        else:
-            series.append(converted)
-    frame = pl.DataFrame([values for values in series if values.name != "item_id"])
-    _require_attributes(frame, source)
-    for role, usual in (("name", _NAMES), ("category", _CATEGORIES)):
-        found = [column for column in frame.columns if plain_name(column) in usual]
-        if role not in frame.columns and len(found) == 1:
-            frame = frame.rename({found[0]: role})
-            notes.append(f"{source.name}: {found[0]} -> {role}")
-    return frame.insert_column(0, series[0]), notes
+    summary = replace(log.summary, notes=(*log.summary.notes, *notes))
+    return replace(log, attributes=attributes, summary=summary)
 
 
 def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -706,57 +692,3 @@ def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -
         summary, n_interactions=n_rows, n_users=n_users, n_items=n_items, n_ties=n_ties
     )
     return Interactions(frame, counted)
-
-
-def _aligned(attributes: Any, item_ids: pl.Series) -> pl.DataFrame:
-    """The attributes in the order of the items, without their column of ids."""
-    table, objects, _ = to_polars(attributes, "attributes")
-    source = Source("the attributes")
-    names = [*table.columns, *objects]
-    found = usual_names(names, "item_id")
-    if len(found) != 1:
-        raise source.fail(f"no column 'item_id' among: {', '.join(names)}: rename one to it")
-    series = (
-        [pl.Series(found[0], objects.pop(found[0]), strict=False)] if found[0] in objects else []
-    )
-    others = (other_of_objects(name, values) for name, values in objects.items())
-    series += [values for values in others if values is not None]
-    table = table.with_columns(series) if table.width else pl.DataFrame(series)
-    table = table.select(found[0], pl.exclude(found[0]))
-    _require_attributes(table.drop(found[0]), source)
-    at = _places(table, item_ids, source)
-    known = np.flatnonzero(at >= 0)
-    row_of_item = np.full(len(item_ids), -1)
-    row_of_item[at[known]] = known
-    rows = pl.Series(row_of_item)
-    return table.drop(found[0])[rows.set(rows < 0, None)]
-
-
-def _require_attributes(frame: pl.DataFrame, source: Source) -> None:
-    """Raises DataError if there is no column beside the ids, or one that cannot be shown."""
-    if not frame.width:
-        raise source.fail("there is no column beside the item ids: add one such as name")
-    for name, dtype in frame.schema.items():
-        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-            raise source.fail(
-                f"column {name!r} holds {dtype}; attributes of items are text, numbers or dates: "
-                "drop the column, or make text of it"
-            )
-
-
-def _places(table: pl.DataFrame, item_ids: pl.Series, source: Source) -> Int64[np.ndarray, " N"]:
-    """Position among the items of the id in each row's first column; -1 for another item.
-
-    Raises:
-        DataError: an item has two rows, or no item has one.
-    """
-    ids = table.to_series()
-    at = IdIndex(item_ids).find(ids)
-    known = np.flatnonzero(at >= 0)
-    if not len(known):
-        raise source.fail("none of the items is in the log: check the ids")
-    _, first = np.unique(at[known], return_index=True)
-    if len(first) < len(known):
-        row = int(np.setdiff1d(known, known[first])[0])
-        raise source.fail(f"item {item_ids[int(at[row])]!r} has more than one row: keep one", row)
-    return at

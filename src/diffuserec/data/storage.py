@@ -10,6 +10,7 @@ import polars as pl
 
 from diffuserec.bundle import BundleFormat
 from diffuserec.data.arrays import TYPES, blocks, map_array, write_array
+from diffuserec.data.attributes import wrong_attributes
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.columns import require_utf8
 from diffuserec.data.dataset import SequenceDataset, fingerprint_of
@@ -55,7 +56,7 @@ def save_dataset(
         "user_ids": None if catalog.user_ids is None else catalog.user_ids.to_frame("user_id"),
         "attributes": catalog.attributes,
     }
-    wrong = _wrong_ids(frames) or _wrong_arrays(arrays, catalog.vocab_size, catalog.n_users)
+    wrong = _wrong_frames(frames) or _wrong_arrays(arrays, catalog.vocab_size, catalog.n_users)
     if wrong:
         raise DataError(f"these sequences cannot be saved: {': '.join(wrong)}")
     files: dict[str, Callable[[Path], None]] = {
@@ -92,7 +93,7 @@ def load_dataset(path: Path | str) -> SequenceDataset:
                 raise
             except (OSError, ValueError) as error:
                 raise _FORMAT.damaged(file, str(error)) from error
-        wrong = _wrong_ids(frames) or _wrong_arrays(arrays, n_items + 1, n_users)
+        wrong = _wrong_frames(frames) or _wrong_arrays(arrays, n_items + 1, n_users)
         if wrong:
             name, why = wrong
             raise _FORMAT.damaged(files[name], why)
@@ -137,14 +138,16 @@ def _counts(source: Path, manifest: Mapping[str, Any]) -> tuple[int, int]:
     return manifest["n_users"], manifest["n_items"]
 
 
-def _wrong_ids(frames: Mapping[str, pl.DataFrame | None]) -> tuple[str, str] | None:
+def _wrong_frames(frames: Mapping[str, pl.DataFrame | None]) -> tuple[str, str] | None:
     """The first frame that is not as it should be, and why; None if all are."""
     for name, column in (("item_ids", "item_id"), ("user_ids", "user_id")):
         frame = frames.get(name)
         why = None if frame is None else wrong_ids(frame, column)
         if why:
             return f"{name}.parquet", why
-    return None
+    attributes = frames.get("attributes")
+    why = None if attributes is None else wrong_attributes(attributes)
+    return None if why is None else ("attributes.parquet", why)
 
 
 def wrong_ids(frame: pl.DataFrame, column: str) -> str | None:

@@ -218,14 +218,17 @@ def times_of_objects(name: str, values: Sequence[Any], source: Source) -> pl.Ser
 def other_of_objects(name: str, values: Sequence[Any]) -> pl.Series | None:
     """Another column out of Python objects, or None if they are not of one type.
 
-    Floats that are not finite become null.
+    Floats that are not finite become null; arrays of NumPy, as pandas keeps lists, become lists.
     """
 
     def is_null(value: Any) -> bool:
         return is_missing(value) or (isinstance(value, float) and not math.isfinite(value))
 
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
     try:
-        series = pl.Series(name, [None if is_null(value) else value for value in values])
+        series = pl.Series(name, [None if is_null(value) else plain(value) for value in values])
     except Exception:  # whatever a library says of objects that it does not know
         return None
     return None if series.dtype == pl.Object else series

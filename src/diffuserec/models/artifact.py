@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffuserec.bundle import BundleFormat
 from diffuserec.data import Catalog
+from diffuserec.data.attributes import wrong_attributes
 from diffuserec.data.storage import wrong_ids
 from diffuserec.files import read_parquet
 
@@ -104,7 +105,7 @@ def read_artifact(path: Path | str) -> Artifact:
             items = read_parquet(files[_ITEMS], height=len(counts) - 1)
         except ValueError as error:
             raise FORMAT.damaged(files[_ITEMS], str(error)) from error
-        wrong = wrong_ids(items, "item_id")
+        wrong = wrong_ids(items, "item_id") or wrong_attributes(items)
         if wrong:
             raise FORMAT.damaged(files[_ITEMS], wrong)
         return Artifact(

@@ -16,6 +16,9 @@ from diffuserec.studies.train_run import Say, silent
 READ = ("format", "user", "item", "time", "columns", "encoding", "where", "literal_ids")
 """Arguments of :func:`read_log` that a prepared log remembers, for logs that follow it."""
 
+_OF_ITEMS = ("items_id", "item_columns", "known_items_only")
+"""Of these, those that are about a file of items."""
+
 _FILTERS = ("min_user", "min_item", "merge_repeats")
 
 
@@ -58,10 +61,11 @@ def updated_data(
     source, found = finished_run(run)
     dataset = data_of(source, found, data)
     note = dataset_manifest(found.plan.data if data is None else data)["note"]
-    read = {k: v for k, v in note.get("read", {}).items() if k in (*READ, *_FILTERS)}
+    read = {k: v for k, v in note.get("read", {}).items() if k in (*READ, *_OF_ITEMS, *_FILTERS)}
     read |= {name: value for name, value in (options or {}).items() if value not in (None, False)}
     own = {name: read[name] for name in READ if name in read}
     filters = {name: read[name] for name in _FILTERS if name in read}
+    of_items = {name: read[name] for name in _OF_ITEMS if name in read and items is not None}
     try:
         update = {"run": identity_of(source, found), "log": sha256(log), "full": full, "read": read}
     except OSError as error:
@@ -72,7 +76,7 @@ def updated_data(
             return out
         raise DataError(f"{out} holds other data: choose another --data-out, or add --overwrite")
     if full:
-        whole = read_log(log, **own, items=items)
+        whole = read_log(log, **own, items=items, **of_items)
         if filters:
             whole = whole.filter(**filters)
     else:
@@ -81,14 +85,14 @@ def updated_data(
         if filters.get("merge_repeats"):
             whole = whole.filter(merge_repeats=True)
         if items is not None:
-            whole = with_items(
-                whole, items, own.get("encoding"), "literal_ids" in own, own.get("item")
-            )
+            options_of = own.get("encoding"), "literal_ids" in own, own.get("item")
+            whole = with_items(whole, items, *options_of, **of_items)
         before = dataset.catalog
+        n_new = int((before.encode(whole.frame["item_id"].unique()) == 0).sum())
         say(
             f"{log.name}: {len(more) - n_known:,} interactions more, "
             f"{whole.summary.n_users - before.n_users:,} new users, "
-            f"{whole.summary.n_items - before.n_items:,} new items"
+            f"{n_new:,} new items"
             + (f"; known already: {n_known:,}" if n_known else "")
         )
         if filters.keys() & {"min_user", "min_item"}:
