@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.encoders import ENCODERS
+from diffuserec.models.methods import load, load_augmenter
 from diffuserec.models.recommender import Recommender, ScoreRecommender
 
 from .suite import (
@@ -246,3 +248,52 @@ def test_the_same_seed_learns_the_same(kind: str, name: str, split: Split) -> No
 def test_counts_are_those_of_the_training_part(kind: str, name: str, split: Split) -> None:
     expected = np.bincount(split.train.items, minlength=21)
     assert fitted(kind, name, split).popularity.tolist() == expected.tolist()
+
+
+WITH_TABLES = [
+    (kind, name)
+    for kind, name in METHODS
+    if "item_features" in class_of(kind, name).Config.model_fields
+]
+
+
+@pytest.fixture(scope="module")
+def described(cycle: SequenceDataset) -> SequenceDataset:
+    """The cycle with two items that no interaction has, and two attributes of every item."""
+    ids = pl.Series("item_id", np.arange(1, 23))
+    parity = ["odd", "even"] * 11
+    text = np.stack([np.cos(np.arange(22)), np.sin(np.arange(22))], axis=1).tolist()
+    frame = pl.DataFrame(
+        {"category": parity, "text": pl.Series(text, dtype=pl.Array(pl.Float32, 2))}
+    )
+    catalog = Catalog(ids, cycle.catalog.n_users, attributes=frame)
+    return SequenceDataset.from_offsets(cycle.items, cycle.offsets, catalog)
+
+
+@pytest.mark.parametrize("kind, name", WITH_TABLES)
+def test_an_item_that_training_does_not_hold_is_its_attributes(
+    kind: str, name: str, described: SequenceDataset, tmp_path: Path
+) -> None:
+    """The vectors that unseen items were drawn with change nothing, and all is saved."""
+    few = {"epochs", "pretrain_epochs", "rounds", "generator_epochs"}
+    settings = {s: 1 for s in few if s in class_of(kind, name).Config.model_fields}
+    method = made(kind, name, item_features=True, **settings)
+    method.fit(described.select(np.arange(40)), runtime=Runtime(seed=1))
+    method.save(tmp_path / "model")
+    read = load if kind == "recommender" else load_augmenter
+    again = read(tmp_path / "model")
+    n_drawn = 0
+    with torch.no_grad():
+        for part, parameter in again.named_parameters():
+            if part.endswith("vectors.weight") and parameter.shape[0] >= 23:
+                parameter[21:23] = 3.0
+                n_drawn += 1
+    assert n_drawn
+    histories = [[1, 2, 3], [21, 5], [22]]
+    if kind == "recommender":
+        first, second = (m.recommend(histories, k=22, filter_seen=False) for m in (method, again))
+        assert first.equals(second)
+        assert set(first["item_id"]) >= {21, 22}
+    else:
+        data = described.select(np.arange(40))
+        assert_same_dataset(method.augment(data, seed=2), again.augment(data, seed=2))

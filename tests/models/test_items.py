@@ -8,28 +8,45 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffuserec.data import Catalog
-from diffuserec.errors import ConfigError, DataError
+from diffuserec.errors import ConfigError
+from diffuserec.models.features import item_features
 from diffuserec.models.items import INIT_STD, ItemTable
 
 V, D = 7, 3
 EVERY = torch.arange(V)
 
 
-def drawn(seed=0, **settings):
+FRAME = pl.DataFrame(
+    {
+        "name": ["p", "p", "q", "q", "r", "r"],
+        "brand": ["x", "y", None, "x", "y", "alone"],
+        "genres": [["a", "b"], ["b"], [], None, ["a", "alone", "b"], ["b", "b"]],
+        "price": [1.0, 2.0, None, 4.0, 5.0, 3.0],
+        "text": pl.Series(
+            np.random.default_rng(1).normal(size=(6, 4)).tolist(), dtype=pl.Array(pl.Float32, 4)
+        ),
+        "same": [7] * 6,
+    }
+)
+"""Attributes of the items 1 to 6."""
+
+
+def catalog(ids, attributes=None):
+    return Catalog(pl.Series("item_id", ids), n_users=2, attributes=attributes)
+
+
+FEATURES = item_features(catalog(list("abcdef"), FRAME))
+
+
+def drawn(seed=0, features=None, id_dropout=0.0, **settings):
     torch.manual_seed(seed)
     table = ItemTable(V, D, **settings)
     table.reset_parameters(std=1.0)
     if table.bias is not None:
         nn.init.normal_(table.bias)
-    return table
-
-
-def catalog(ids):
-    return Catalog(pl.Series("item_id", ids), n_users=2)
-
-
-MATRIX = torch.randn(V, 4, generator=torch.Generator().manual_seed(1))
-CATEGORY = torch.tensor([5, 1, 3, 0, 1, 2, 0])
+    if features is not None:
+        table.describe(features, id_dropout)
+    return table.eval()
 
 
 # --- plain --------------------------------------------------------------------------------------
@@ -46,7 +63,7 @@ def test_embeddings_by_number():
 
 
 def test_padding_is_zero_and_never_learns():
-    table = drawn(bias=True, n_special=1, features={"matrix": MATRIX, "category": CATEGORY})
+    table = drawn(bias=True, n_special=1, features=FEATURES).train()
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     for _ in range(2):
         assert not table.embed(torch.tensor([0])).any()
@@ -70,9 +87,12 @@ def test_initial_weights_are_normal_in_the_order_of_the_parameters():
     assert torch.equal(table.embed(torch.arange(1, 402)), expected[1:])
 
 
-def test_weights_are_drawn_with_the_spread_that_is_asked_for():
-    table = ItemTable(400, 50, features={"matrix": torch.randn(400, 30)})
+def test_weights_of_attributes_are_drawn_with_the_spread_of_the_items_own():
+    numbers = np.random.default_rng(0).normal(size=(400, 30)).tolist()
+    frame = pl.DataFrame({"text": pl.Series(numbers, dtype=pl.Array(pl.Float32, 30))})
+    table = ItemTable(401, 50)
     table.reset_parameters(std=2.0)
+    table.describe(item_features(catalog(list(range(400)), frame)))
     for parameter in table.parameters():
         assert parameter[1:].std().item() == pytest.approx(2.0, rel=0.1)
 
@@ -122,68 +142,143 @@ def test_scores_teach_embeddings_and_biases():
 # --- features -----------------------------------------------------------------------------------
 
 
-def feature_maps(table):
-    return {name: module.weight for name, module in table.of_features.items()}
+def of_attributes(table):
+    """What attributes say of the items 0 to 6, by hand: an oracle of the table's features."""
+    parameters = dict(table.named_parameters())
+    learned, values = parameters["features.categories"], parameters["features.values"]
+    number = {pair: n for n, pair in enumerate(table.features.features.categories)}
+    assert number.keys() == {("brand", "x"), ("brand", "y"), ("genres", "a"), ("genres", "b")}
+    price = np.array([1.0, 2.0, np.nan, 4.0, 5.0, 3.0])
+    price = (price - 3) / np.sqrt(2)
+    text = FRAME["text"].to_numpy().astype(float)
+    text = text - text.mean(0)
+    text /= np.sqrt((text**2).sum(1).mean())
+    found = torch.zeros(V, D)
+    for item, row in enumerate(FRAME.iter_rows(named=True), start=1):
+        brand = [row["brand"]] if row["brand"] in ("x", "y") else []
+        genres = sorted(set(row["genres"] or []) - {"alone"})
+        for column, texts in (("brand", brand), ("genres", genres)):
+            for one in texts:
+                found[item] += learned[number[column, one]] / len(texts)
+        numbers = np.concatenate([np.nan_to_num(price[item - 1 : item]), text[item - 1]])
+        found[item] += torch.tensor(numbers, dtype=torch.float32) @ values
+    return found
 
 
-def test_an_item_is_the_sum_of_its_own_vector_and_its_features():
-    table = drawn(n_special=1, features={"text": MATRIX, "kind": CATEGORY})
-    maps, own = feature_maps(table), dict(table.named_parameters())["vectors.weight"]
-    assert maps["text"].shape == (D, 4)
-    assert maps["kind"].shape == (4, D)  # categories 1 to 3 and unknown; 5 is padding's, not read
-    for item in range(1, V):
-        expected = own[item] + MATRIX[item] @ maps["text"].T
-        if CATEGORY[item]:
-            expected = expected + maps["kind"][CATEGORY[item]]
-        torch.testing.assert_close(table.embed(torch.tensor([item]))[0], expected)
-    torch.testing.assert_close(table.embed(EVERY), table.embeddings())
-    assert not table.embeddings()[0].any()
-    # a special token is no item and has no features
-    assert torch.equal(table.embed(torch.tensor([V]))[0], own[V])
+def own_vectors(table):
+    return dict(table.named_parameters())["vectors.weight"]
 
 
-def test_features_are_learned_but_not_the_unknown_category():
-    table = drawn(features={"text": MATRIX.double(), "kind": CATEGORY.int()})
-    (table.embeddings() * torch.randn(V, D)).sum().backward()
-    text, kind = (parameter.grad for parameter in feature_maps(table).values())
-    assert text.all()
-    assert kind[1:].any(1).all()
-    assert not kind[0].any()
+def test_an_item_is_the_sum_of_its_own_vector_and_its_attributes():
+    table = drawn(n_special=1, features=FEATURES)
+    assert FEATURES.columns == (("price", 1), ("text", 4))
+    own, expected = own_vectors(table), of_attributes(table)
+    expected = expected + own[:V]
+    for mode in (True, False):
+        table.train(mode)
+        torch.testing.assert_close(table.embeddings(), expected)
+        torch.testing.assert_close(table.embed(EVERY), expected)
+        some = torch.tensor([[4, 1], [0, 4]])
+        torch.testing.assert_close(table.embed(some), expected[some])
+        # a special token is no item and has no attributes
+        assert torch.equal(table.embed(torch.tensor([V]))[0], own[V])
+    with torch.no_grad():
+        torch.testing.assert_close(table.embed(torch.tensor([[5, V]])), own_row(table, 5))
+        torch.testing.assert_close(table.embeddings(), expected)
 
 
-def test_features_stay_with_the_table_when_it_is_saved():
-    table = drawn(bias=True, features={"text": MATRIX, "kind": CATEGORY})
-    again = ItemTable(V, D, bias=True, features={"text": MATRIX * 0, "kind": CATEGORY * 1})
+def own_row(table, item):
+    own = own_vectors(table)
+    return torch.stack([own[item] + of_attributes(table)[item], own[V]])[None]
+
+
+def test_gradients_of_all_items_are_those_of_items_one_by_one():
+    weights = torch.randn(V, D).index_fill(0, torch.tensor([0]), 0)  # padding is never scored
+    found = []
+    for whole in (True, False):
+        table = drawn(features=FEATURES).train()
+        parts = [table.embeddings()] if whole else [table.embed(EVERY[i : i + 1]) for i in EVERY]
+        (torch.cat(parts) * weights).sum().backward()
+        found.append({name: p.grad for name, p in table.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+        assert gradient[1:].any(1).all()
+
+
+def test_what_training_does_not_hold_is_its_attributes_alone():
+    seen = torch.tensor([False, True, True, False, True, False, True])
+    tables = [drawn(0, features=FEATURES, bias=True), drawn(0, features=FEATURES, bias=True)]
+    with torch.no_grad():  # whatever was drawn for unseen items does not matter
+        own_vectors(tables[1])[~seen] = 9.0
+        tables[1].bias[~seen] = 9.0
+    for table in tables:
+        table.set_seen(seen)
+        expected = of_attributes(table) + own_vectors(table) * seen[:, None]
+        torch.testing.assert_close(table.embeddings()[1:], expected[1:])
+        assert not table.weight()[~seen, D].any()
+        assert torch.equal(table.weight()[seen, D], table.bias[seen])
+        table.train()
+        assert not table.embeddings()[~seen].any()
+        assert not table.embed(EVERY)[~seen].any()
+        torch.testing.assert_close(table.embeddings()[seen], expected[seen])
+        table.eval()
+    assert torch.equal(tables[0].weight(), tables[1].weight())
+
+
+def test_own_vectors_are_left_out_at_random_in_training_alone():
+    table = drawn(features=FEATURES, id_dropout=0.5, bias=True, n_special=1).train()
+    described, whole = of_attributes(table), own_vectors(table)[:V] + of_attributes(table)
+    n_left_out = 0
+    for _ in range(50):
+        weight = table.weight()
+        for item in range(1, V):
+            left_out = weight[item, D] == 0
+            n_left_out += int(left_out)
+            expected = described if left_out else whole
+            torch.testing.assert_close(weight[item, :D], expected[item])
+        assert table.embed(torch.tensor([V])).any()  # never a token
+    assert 110 < n_left_out < 190  # of 300
+    table.eval()
+    torch.testing.assert_close(table.embeddings(), whole)
+
+
+def test_what_is_kept_outside_of_training_is_made_anew_when_a_parameter_changes():
+    table = drawn(features=FEATURES)
+    with torch.no_grad():
+        before = table.embeddings()
+        assert table.embeddings() is before
+        for parameter in table.parameters():
+            parameter.add_(1.0)
+            changed = table.embeddings()
+            assert not torch.equal(changed, before)
+            torch.testing.assert_close(changed[1:], (own_vectors(table) + of_attributes(table))[1:])
+            before = changed
+    optimizer = torch.optim.Adam(table.train().parameters(), 0.1, fused=True)
+    table.embeddings().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.equal(table.eval().embeddings(), before)
+
+
+def test_weights_of_attributes_are_saved_and_attributes_are_not():
+    table, again = drawn(0, bias=True, features=FEATURES), drawn(1, bias=True, features=FEATURES)
+    table.set_seen(torch.arange(V) % 2 == 0)
+    assert sum(v.numel() for v in table.state_dict().values()) == V * D + 2 * V + (4 + 5) * D
     again.load_state_dict(table.state_dict())
     assert torch.equal(again.weight(), table.weight())
 
 
-def test_features_of_the_caller_are_left_alone():
-    before = MATRIX.clone(), CATEGORY.clone()
-    drawn(features={"text": MATRIX, "kind": CATEGORY})
-    assert torch.equal(MATRIX, before[0])
-    assert torch.equal(CATEGORY, before[1])
+def test_attributes_that_tell_no_items_apart_are_refused():
+    for frame in (None, FRAME.select("name"), FRAME.select("same"), FRAME.select("name", "same")):
+        with pytest.raises(ConfigError, match=r"item_features=True needs attributes.*--items FILE"):
+            item_features(catalog(list("abcdef"), frame))
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        (MATRIX[1:], r"must have a row for each of 7 items.*got torch.float32 of shape \(6, 4\)"),
-        (MATRIX[:, 0], r"must have a row for each of 7 items.*of shape \(7,\)"),
-        (CATEGORY[:, None], r"must have a row for each of 7 items.*of shape \(7, 1\)"),
-        (MATRIX.index_fill(0, torch.tensor([2]), torch.nan), "are not finite numbers"),
-        (CATEGORY - 1, r"negative categories: number them from 1, 0 is unknown"),
-    ],
-)
-def test_features_that_cannot_be_are_refused(values, message):
-    with pytest.raises(DataError, match=rf"^item feature 'it' .*{message}") as caught:
-        ItemTable(V, D, features={"it": values})
-    assert "\n" not in str(caught.value)
-
-
-def test_padding_may_hold_anything_in_a_feature():
-    table = drawn(features={"text": MATRIX.index_fill(0, torch.tensor([0]), torch.nan)})
-    assert table.embeddings().isfinite().all()
+def test_numbers_of_a_category_column_are_categories_and_outliers_are_cut():
+    frame = pl.DataFrame({"category": [1, 2] * 50, "n": [0.0] * 99 + [1.0]})
+    found = item_features(catalog(list(range(100)), frame))
+    assert found.categories == (("category", "1"), ("category", "2"))
+    assert found.values[100, 0] == 5.0  # of 9.95 standard deviations
 
 
 # --- carried over -------------------------------------------------------------------------------
@@ -245,22 +340,27 @@ def test_what_was_carried_over_is_a_copy_and_goes_on_learning():
     assert not torch.equal(new.embeddings(), before)
 
 
-def test_feature_maps_of_one_shape_are_carried_over_by_their_name():
-    features = {"text": MATRIX, "kind": CATEGORY, "own": MATRIX}
-    old = drawn(0, features={**features, "kind": CATEGORY * 2, "elsewhere": MATRIX})
-    new = drawn(1, features=features)
-    before = {name: weight.clone() for name, weight in feature_maps(new).items()}
-    ids = catalog(list("abcdef"))
-    new.carry_over(ids, old, ids)
-    assert torch.equal(feature_maps(new)["text"], feature_maps(old)["text"])
-    assert torch.equal(feature_maps(new)["own"], feature_maps(old)["own"])
-    assert torch.equal(feature_maps(new)["kind"], before["kind"])  # other categories
-    # the features themselves are those of the new table
-    expected = dict(new.named_parameters())["vectors.weight"] + F.pad(
-        MATRIX[1:] @ (feature_maps(new)["text"] + feature_maps(new)["own"]).T, (0, 0, 1, 0)
+def test_what_attributes_mean_is_carried_over_by_column_and_text():
+    other = FRAME.with_columns(
+        pl.Series("brand", ["w", "w", "y", "y", None, "x"]),
+        pl.Series("size", [1, 2, 3, 4, 5, 6]),
     )
-    expected = expected + feature_maps(new)["kind"][CATEGORY.index_fill(0, torch.tensor([0]), 0)]
-    torch.testing.assert_close(new.embeddings(), expected)
+    old = drawn(0, features=FEATURES)
+    new = drawn(1, features=item_features(catalog(list("abcdef"), other)))
+    before = [parameter.clone() for parameter in new.features.parameters()]
+    new.carry_over(catalog(list("abcdef")), old, catalog(list("abcdef")))
+    theirs, mine = (
+        dict(zip(t.features.features.categories, t.features.categories, strict=True))
+        for t in (old, new)
+    )
+    assert mine.keys() == {("brand", "w"), ("brand", "y"), ("genres", "a"), ("genres", "b")}
+    for pair in mine.keys() & theirs.keys():
+        assert torch.equal(mine[pair], theirs[pair])
+    fresh = list(mine).index(("brand", "w"))
+    assert torch.equal(mine["brand", "w"], before[0][fresh])
+    # price, text and size stand side by side
+    assert torch.equal(new.features.values[:5], old.features.values)
+    assert torch.equal(new.features.values[5:], before[1][5:])
 
 
 def test_another_width_is_not_carried_over():

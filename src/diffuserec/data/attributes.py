@@ -285,8 +285,8 @@ def _table(columns: Columns, literal: bool) -> tuple[pl.DataFrame, list[str]]:
     for values in table:
         is_text = columns.text and values.dtype == pl.String
         series.append(parse_other(values) if is_text else values)
-    for other, values in objects.items():
-        converted = other_of_objects(other, values)
+    for other, listed in objects.items():
+        converted = other_of_objects(other, listed)
         if converted is None:
             notes.append(
                 f"{source.name}: column {other!r} left out: its values are not of one type"

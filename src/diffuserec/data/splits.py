@@ -8,6 +8,7 @@ A split has a name that a command line and a run can hold, read by :func:`split_
 * ``leave-one-out``;
 * ``leave-last:k=5``;
 * ``temporal``, or with settings such as ``temporal:quantile=0.8,target=first``;
+* ``new-items``, or with settings such as ``new-items:share=0.05,seed=1``;
 * ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``;
 * ``none``, which holds nothing out: of final models, which are measured on what comes later.
 """
@@ -247,6 +248,58 @@ def temporal(
     return _windows(dataset, until_first, until_second, target, protocol)
 
 
+def new_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 0) -> Split:
+    """Some items count as new: training holds none of them, and they are the test targets.
+
+    A user's interactions up to the first new item are the history of the test query, and that item
+    is its target. What comes later is not used. Of these histories and of the users without a new
+    item the last interaction is the validation target, if two or more stand before it; the rest is
+    trained on.
+
+    It measures what a model knows of items without a single interaction. All items of the catalog
+    are ranked, the new ones among the others.
+
+    Args:
+        dataset: of at least two items.
+        share: of the items that occur.
+        seed: of the draw of the items.
+
+    Raises:
+        DataError: no user has a new item with something before it, or none has three items.
+        ConfigError: the share is not between 0 and 1.
+    """
+    _refuse_synthetic(dataset)
+    if not 0 < share < 1:
+        raise ConfigError(f"share must be between 0 and 1, got {share}")
+    occurring = np.flatnonzero(dataset.item_counts())
+    n_new = max(1, round(share * len(occurring)))
+    is_new = np.zeros(dataset.vocab_size, dtype=bool)
+    is_new[np.random.default_rng(seed).permutation(occurring)[:n_new]] = True
+    protocol = f"new-items share={share:g} seed={seed}"
+    starts, lengths, offsets = dataset.starts, dataset.lengths, dataset.offsets
+    places = np.flatnonzero(is_new[dataset.items])
+    owners = np.searchsorted(offsets, places, side="right") - 1
+    owners, first = np.unique(owners, return_index=True)
+    n_before = lengths.copy()
+    n_before[owners] = places[first] - offsets[owners]
+    index = np.flatnonzero((n_before > 0) & (n_before < lengths))
+    checked = np.flatnonzero(n_before >= 3)
+    for found, what in ((index, "has a new item with another before it"), (checked, "has three")):
+        if not len(found):
+            raise DataError(f"{protocol}: no user {what}: choose another share or seed")
+    n_train = n_before.copy()
+    n_train[checked] -= 1
+    valid, test = (
+        Queries(
+            dataset.view(starts[users], starts[users] + n[users], users),
+            np.asarray(dataset.log.items[starts[users] + n[users]], dtype=np.int64),
+        )
+        for users, n in ((checked, n_train), (index, n_before))
+    )
+    train = dataset.view(starts, starts + n_train)
+    return Split(train, valid, test, protocol, len(dataset) - len(index))
+
+
 def split_by_file(dataset: SequenceDataset, path: Path | str, target: Target = "last") -> Split:
     """The division that a file writes down, for the splits of other projects.
 
@@ -295,6 +348,8 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
         return temporal(dataset, **settings)
     if kind == NOTHING_HELD_OUT:
         return everything(dataset)
+    if kind == "new-items":
+        return new_items(dataset, **settings)
     path, wanted = settings.pop("path"), settings.pop("sha256", None)
     if wanted is not None and _checksum(path) != wanted:
         raise ConfigError(
@@ -319,6 +374,8 @@ def canonical_split(name: str) -> str:
         return f"temporal:{','.join(f'{key}={value}' for key, value in shown.items())}"
     if kind == "leave-last":
         return f"leave-last:k={settings.get('k', 5)}"
+    if kind == "new-items":
+        return "new-items:share={share},seed={seed}".format(**{"share": 0.1, "seed": 0} | settings)
     path = Path(settings["path"]).resolve()
     target = settings.get("target", "last")
     checksum = settings.get("sha256") or _checksum(path)
@@ -352,6 +409,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "leave-one-out": (),
     "leave-last": ("k",),
     "temporal": ("quantile", "valid_quantile", "target"),
+    "new-items": ("share", "seed"),
     "file": ("target", "sha256", "path"),
     NOTHING_HELD_OUT: (),
 }
@@ -390,7 +448,11 @@ def _value(setting: str, text: str, name: str) -> float | int | str:
         if not (text.isdecimal() and int(text) >= 1):
             raise ConfigError(f"{name}: k must be a whole number of at least 1, got {text!r}")
         return int(text)
-    if not setting.endswith("quantile"):
+    if setting == "seed":
+        if not (text.isascii() and text.isdecimal() and len(text) < 19):
+            raise ConfigError(f"{name}: seed must be a whole number from 0 on, got {text!r}")
+        return int(text)
+    if not setting.endswith("quantile") and setting != "share":
         if setting == "target":
             _require_target(text)
         return text

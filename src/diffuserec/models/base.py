@@ -19,7 +19,7 @@ Everything else here is concrete and final. What a fit needs from its surroundin
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -33,6 +33,8 @@ from diffuserec.data.advice import require_queries, require_sequences
 from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.models.artifact import Artifact, write_artifact
 from diffuserec.models.config import Settings, by_log, parse_settings, signature_of
+from diffuserec.models.features import item_features
+from diffuserec.models.items import ItemTable
 from diffuserec.models.rows import CatalogRows
 from diffuserec.registry import Registry
 
@@ -263,6 +265,8 @@ class Method(nn.Module, ABC):
             if start is not None:
                 self._take_over(start)
         self.popularity = torch.from_numpy(train.item_counts())
+        for table in _tables(self):
+            table.set_seen(self.popularity > 0)
         self.eval()
         self.curve = self.learn(train, valid, runtime)
         return self
@@ -272,6 +276,11 @@ class Method(nn.Module, ABC):
         self.catalog = catalog
         self.register_buffer("popularity", torch.zeros(catalog.vocab_size, dtype=torch.int64))
         self.build(catalog)
+        given = self.config.model_dump()
+        if given.get("item_features"):
+            features = item_features(catalog)
+            for table in _tables(self):
+                table.describe(features, given.get("id_dropout", 0.0))
 
     @property
     def can_start(self) -> bool:
@@ -357,6 +366,15 @@ class Method(nn.Module, ABC):
         tensors = {key: tensor.detach().clone() for key, tensor in self.state_dict().items()}
         config = self.config.model_dump(mode="json")
         write_artifact(path, Artifact(self.kind, name, config, tensors, self.catalog))
+
+
+def _tables(module: nn.Module) -> Iterator[ItemTable]:
+    """Item tables of the catalog's items in a module, but for those of methods inside of it."""
+    for child in module.children():
+        if isinstance(child, ItemTable) and child.of_catalog:
+            yield child
+        elif not isinstance(child, Method):
+            yield from _tables(child)
 
 
 def method_registry(base: type[Any], folder: str) -> Registry[Any]:

@@ -87,6 +87,15 @@ class ByLog:
     """
 
 
+@dataclass(frozen=True)
+class Later:
+    """Says that a setting came after results were kept; stands in its annotation.
+
+    At its default it is no part of a study's keys and of a checkpoint's owner, which stay what
+    they were.
+    """
+
+
 _RULE = 1
 """Counts changes of the rules of :meth:`Settings.defaults_for`; part of a study's keys."""
 
@@ -153,7 +162,17 @@ class Settings(BaseModel):
         """What decides a result, as JSON values: all settings, or by which rule the log does."""
         left = dict.fromkeys(by_log(type(self)), f"by the log, rule {_RULE}")
         given = {name for name in left if name in self.model_fields_set}
-        return self.model_dump(mode="json") | {k: v for k, v in left.items() if k not in given}
+        return self.stated() | {k: v for k, v in left.items() if k not in given}
+
+    def stated(self) -> dict[str, Any]:
+        """All settings as JSON values, but for those that are :class:`Later` and at the default."""
+        later = {
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(rule, Later) for rule in field.metadata)
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+        }
+        return self.model_dump(mode="json", exclude=later)
 
     @property
     def scores_are_logits(self) -> bool:

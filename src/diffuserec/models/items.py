@@ -5,15 +5,16 @@ against ``weight``. Everything a method knows of single items stands here, so th
 exports and item features need one place alone.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffuserec.data import PAD, Catalog
-from diffuserec.errors import ConfigError, DataError
+from diffuserec.errors import ConfigError
+from diffuserec.models.features import FeatureMap, ItemFeatures
 from diffuserec.models.rows import CatalogRows
 
 INIT_STD = 0.02
@@ -23,21 +24,24 @@ INIT_STD = 0.02
 class ItemTable(CatalogRows):
     """Embeddings of V items, of which 0 is padding, and of special tokens after them.
 
-    An item's embedding is a learned vector of its own plus, for each feature, a learned
-    projection of its values (a matrix) or a learned vector of its category.
+    An item's embedding is a learned vector of its own. With :meth:`describe` it is that plus a
+    learned vector of its attributes, and three things see to it that an item can be ranked by its
+    attributes alone:
+
+    * one that training does not hold (:meth:`set_seen`) has no vector and no bias of its own;
+    * in training it has no vector at all, so that it is no negative that attributes pay for;
+    * in training, own vectors and biases are left out at random (Volkovs et al., DropoutNet,
+      NeurIPS 2017), so that those of attributes learn to stand alone.
 
     Args:
         vocab_size: V.
         dim: width D.
         bias: give every item a bias, one more column of :meth:`weight`.
         n_special: tokens that are no items; the first is number V, ``[mask]`` where there is one.
-        features: what is known of the items by name: values of shape (V, F), or categories
-            numbered from 1, of shape (V,). Row 0 is padding and not read; category 0 means
-            unknown and adds nothing.
-
-    Raises:
-        DataError: features that are not of V items, not finite, or negative categories.
+        of_catalog: whether its rows are the catalog's items, which may have attributes.
     """
+
+    seen: Tensor
 
     def __init__(
         self,
@@ -46,20 +50,33 @@ class ItemTable(CatalogRows):
         *,
         bias: bool = False,
         n_special: int = 0,
-        features: Mapping[str, Tensor] | None = None,
+        of_catalog: bool = True,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
+        self.of_catalog = of_catalog
         self.vectors = nn.Embedding(vocab_size + n_special, dim, padding_idx=PAD)
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
-        self.of_features = nn.ModuleDict()
-        for name, values in (features or {}).items():
-            values = _checked(name, values, vocab_size)
-            self.register_buffer(f"feature_{name}", values)
-            if values.is_floating_point():
-                self.of_features[name] = nn.Linear(values.shape[1], dim, bias=False)
-            else:
-                self.of_features[name] = nn.Embedding(int(values.max()) + 1, dim, padding_idx=0)
+        self.features: FeatureMap | None = None
+        self.id_dropout = 0.0
+        self._made: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+    def describe(self, features: ItemFeatures, id_dropout: float = 0.0) -> None:
+        """Adds a learned vector of an item's attributes to its own, whose spread it is drawn with.
+
+        Args:
+            id_dropout: chance that an item's own vector is left out in training.
+        """
+        own = self.vectors.weight.detach()[1 : self.vocab_size]
+        self.features = FeatureMap(features, self.vectors.embedding_dim)
+        self.features.reset_parameters(INIT_STD if own.is_meta else float(own.std()))
+        self.id_dropout = id_dropout
+        self.register_buffer("seen", torch.ones(len(self.vectors.weight), dtype=torch.bool))
+
+    def set_seen(self, seen: Bool[Tensor, " V"]) -> None:
+        """Says which items training holds; of no effect without attributes."""
+        if self.features is not None:
+            self.seen[: self.vocab_size] = seen.to(self.seen.device)
 
     @property
     def mask_token(self) -> int:
@@ -68,39 +85,78 @@ class ItemTable(CatalogRows):
 
     def reset_parameters(self, std: float = INIT_STD) -> None:
         """Draws all vectors from N(0, std²); padding and biases are 0."""
-        for module in (self.vectors, *self.of_features.values()):
-            nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
-            if isinstance(module, nn.Embedding):
-                with torch.no_grad():
-                    module.weight[PAD].zero_()
+        nn.init.normal_(self.vectors.weight, std=std)
+        with torch.no_grad():
+            self.vectors.weight[PAD].zero_()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def embed(self, items: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
         """Embeddings of items and special tokens, by number."""
         found: Tensor = self.vectors(items)
-        if self.of_features:
-            known = items.masked_fill(items >= self.vocab_size, PAD)
-            for name, module in self.of_features.items():
-                found = found + module(self.get_buffer(f"feature_{name}")[known])
-        return found
+        if self.features is None:
+            return found
+        if self._is_fixed:
+            return F.embedding(items, self._all()[0])
+        is_token = items >= self.vocab_size
+        described, seen = self.features.of(items.masked_fill(is_token, PAD)), self.seen[items]
+        return self._sum(found, described, seen, self._shown(seen) | is_token)
 
     def embeddings(self) -> Float[Tensor, "V D"]:
         """Embeddings of all items, special tokens left out; row 0 is zero."""
-        weight: Tensor = self.vectors.weight
-        if len(weight) != self.vocab_size:
-            weight = weight[: self.vocab_size]
-        for name, module in self.of_features.items():
-            weight = weight + module(self.get_buffer(f"feature_{name}"))
-        return weight
+        weight: Tensor = self.vectors.weight if self.features is None else self._all()[0]
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     def weight(self) -> Float[Tensor, "V E"]:
         """Vectors that states are multiplied with: the embeddings, and the bias as a last column.
 
         Row 0 means nothing: padding is never scored.
         """
-        weight = self.embeddings()
-        return weight if self.bias is None else torch.cat([weight, self.bias[:, None]], dim=1)
+        if self.bias is None:
+            return self.embeddings()
+        if self.features is None:
+            return torch.cat([self.embeddings(), self.bias[:, None]], dim=1)
+        found, shown = self._all()
+        return torch.cat([found[: self.vocab_size], (self.bias * shown)[:, None]], dim=1)
+
+    @property
+    def _is_fixed(self) -> bool:
+        return not (self.training or torch.is_grad_enabled())
+
+    def _all(self) -> tuple[Float[Tensor, "N D"], Bool[Tensor, " V"]]:
+        """Embeddings of all items and special tokens, and which items' own parts are in them.
+
+        Outside of training they are made once and kept until a parameter changes.
+        """
+        assert self.features is not None
+        parts = (self.vectors.weight, *self.features.parameters(), self.seen)
+        key = [(part.data_ptr(), part._version) for part in parts]
+        if self._is_fixed and self._made is not None and self._made[0] == key:
+            return self._made[1]
+        shown = self._shown(self.seen)
+        shown[self.vocab_size :] = True
+        described = F.pad(self.features.of_all(), (0, 0, 0, len(self.seen) - self.vocab_size))
+        found = self._sum(self.vectors.weight, described, self.seen, shown)
+        made = found, shown[: self.vocab_size]
+        self._made = (key, made) if self._is_fixed else None
+        return made
+
+    def _shown(self, seen: Bool[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """Items whose own part is in: those that training holds, in training not always."""
+        if not (self.training and self.id_dropout):
+            return seen.clone()
+        return seen & (torch.rand(seen.shape, device=seen.device) >= self.id_dropout)
+
+    def _sum(
+        self,
+        own: Float[Tensor, "*n D"],
+        described: Float[Tensor, "*n D"],
+        seen: Bool[Tensor, "*n"],
+        shown: Bool[Tensor, "*n"],
+    ) -> Float[Tensor, "*n D"]:
+        """Own vectors where they are shown and those of attributes; no unseen item in training."""
+        found = own * shown[..., None] + described
+        return found * seen[..., None] if self.training else found
 
     @torch.no_grad()
     def deviation(self) -> Float[Tensor, ""]:
@@ -124,8 +180,8 @@ class ItemTable(CatalogRows):
     def carry_over(self, catalog: Catalog, old: "ItemTable", old_catalog: Catalog) -> int:
         """Takes over what another table learned of the items that both catalogs hold.
 
-        Items are matched by raw id, special tokens by their order, feature maps of equal shape by
-        their name. Everything else stays as it is.
+        Items are matched by raw id, special tokens by their order, categories by their column and
+        text, numbers and vectors by their column and width. Everything else stays as it is.
 
         Args:
             old: the table to take from, of the same width.
@@ -154,28 +210,6 @@ class ItemTable(CatalogRows):
         n_special = min(len(t.vectors.weight) - t.vocab_size for t in (self, old))
         theirs = old.vectors.weight[old.vocab_size : old.vocab_size + n_special]
         self.vectors.weight[self.vocab_size : self.vocab_size + n_special] = theirs
-        for name in self.of_features.keys() & old.of_features.keys():
-            module, other = self.of_features[name], old.of_features[name]
-            if module.weight.shape == other.weight.shape:
-                module.load_state_dict(other.state_dict())
+        if self.features is not None and old.features is not None:
+            self.features.carry_over(old.features)
         return int(known.sum())
-
-
-def _checked(name: str, values: Tensor, vocab_size: int) -> Tensor:
-    """A feature's values as the table keeps them: float32 or int64, row 0 zero."""
-    n_dimensions = 2 if values.is_floating_point() else 1
-    if values.ndim != n_dimensions or len(values) != vocab_size:
-        raise DataError(
-            f"item feature {name!r} must have a row for each of {vocab_size} items, padding "
-            f"included: floats of shape (V, F) or categories of shape (V,); got {values.dtype} of "
-            f"shape {tuple(values.shape)}"
-        )
-    values = values.float() if values.is_floating_point() else values.long()
-    values = values.index_fill(0, torch.tensor([PAD], device=values.device), 0)
-    if values.is_floating_point() and not bool(values.isfinite().all()):
-        raise DataError(f"item feature {name!r} has values that are not finite numbers")
-    if not values.is_floating_point() and bool((values < 0).any()):
-        raise DataError(
-            f"item feature {name!r} has negative categories: number them from 1, 0 is unknown"
-        )
-    return values

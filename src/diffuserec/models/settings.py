@@ -16,7 +16,7 @@ from torch import Tensor
 from diffuserec.data import SequenceDataset, training_examples
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
-from diffuserec.models.config import ByLog, OnlyIf, Search, Settings, parse_settings
+from diffuserec.models.config import ByLog, Later, OnlyIf, Search, Settings, parse_settings
 from diffuserec.models.diffusion import NoiseSchedule
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder, check_heads
 from diffuserec.models.encoders.transformer import PositionEncoding
@@ -88,6 +88,11 @@ class TrainingSettings(Settings):
     """Passes over the training examples, at most."""
     patience: int = Field(10, ge=1)
     """Epochs without a better validation NDCG@10 before training stops."""
+    item_features: Annotated[bool, Later()] = False
+    """Whether an item's vector is its own and a learned one of its attributes (prepare --items)."""
+    id_dropout: Annotated[float, OnlyIf(item_features=True), Later()] = Field(0.2, ge=0, lt=1)
+    """Chance that an item's own vector is left out in training, so that attributes learn to say all
+    of an item that has no interaction."""
 
 
 class SequenceSettings(TrainingSettings):

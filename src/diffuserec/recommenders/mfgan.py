@@ -262,7 +262,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, n_values: int, c: MFGAN.Config) -> None:
         super().__init__()
-        self.values = ItemTable(n_values, c.dim)
+        self.values = ItemTable(n_values, c.dim, of_catalog=False)
         own = TransformerEncoder.Config(
             n_layers=1, n_heads=c.n_heads, position_encoding=c.position_encoding
         )

@@ -36,7 +36,7 @@ class Checkpoint:
         self.average = average
         self.owner = {
             "method": method.name,
-            "config": method.config.model_dump(mode="json"),
+            "config": method.config.stated(),
             "seed": runtime.seed,
             "precision": runtime.precision,
             "data": data.fingerprint if runtime.checkpoint else "",
