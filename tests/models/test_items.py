@@ -223,6 +223,7 @@ def test_what_training_does_not_hold_is_its_attributes_alone():
         torch.testing.assert_close(table.embeddings()[seen], expected[seen])
         table.eval()
     assert torch.equal(tables[0].weight(), tables[1].weight())
+    assert torch.equal(tables[0].rows(EVERY)[1:], tables[0].weight()[1:])
 
 
 def test_own_vectors_are_left_out_at_random_in_training_alone():
@@ -236,6 +237,10 @@ def test_own_vectors_are_left_out_at_random_in_training_alone():
             n_left_out += int(left_out)
             expected = described if left_out else whole
             torch.testing.assert_close(weight[item, :D], expected[item])
+        rows = table.rows(EVERY)
+        for item in range(1, V):
+            expected = described if rows[item, D] == 0 else whole
+            torch.testing.assert_close(rows[item, :D], expected[item])
         assert table.embed(torch.tensor([V])).any()  # never a token
     assert 110 < n_left_out < 190  # of 300
     table.eval()
@@ -257,7 +262,11 @@ def test_what_is_kept_outside_of_training_is_made_anew_when_a_parameter_changes(
     table.embeddings().sum().backward()
     optimizer.step()
     with torch.no_grad():
-        assert not torch.equal(table.eval().embeddings(), before)
+        after = table.eval().embeddings()
+        assert not torch.equal(after, before)
+        table.train()
+        own_vectors(table).data.add_(1.0)  # which leaves no trace
+        torch.testing.assert_close(table.eval().embeddings()[1:], after[1:] + 1)
 
 
 def test_weights_of_attributes_are_saved_and_attributes_are_not():

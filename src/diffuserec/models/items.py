@@ -5,7 +5,7 @@ against ``weight``. Everything a method knows of single items stands here, so th
 exports and item features need one place alone.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -93,14 +93,10 @@ class ItemTable(CatalogRows):
 
     def embed(self, items: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
         """Embeddings of items and special tokens, by number."""
+        if self.features is not None:
+            return self._some(items)[0]
         found: Tensor = self.vectors(items)
-        if self.features is None:
-            return found
-        if self._is_fixed:
-            return F.embedding(items, self._all()[0])
-        is_token = items >= self.vocab_size
-        described, seen = self.features.of(items.masked_fill(is_token, PAD)), self.seen[items]
-        return self._sum(found, described, seen, self._shown(seen) | is_token)
+        return found
 
     def embeddings(self) -> Float[Tensor, "V D"]:
         """Embeddings of all items, special tokens left out; row 0 is zero."""
@@ -141,6 +137,22 @@ class ItemTable(CatalogRows):
         self._made = (key, made) if self._is_fixed else None
         return made
 
+    def _some(self, items: Int[Tensor, "*n"]) -> tuple[Float[Tensor, "*n D"], Bool[Tensor, "*n"]]:
+        """Embeddings of items and special tokens, and whether their own parts are in them."""
+        assert self.features is not None
+        if self._is_fixed:
+            return F.embedding(items, self._all()[0]), self.seen[items]
+        is_token = items >= self.vocab_size
+        described, seen = self.features.of(items.masked_fill(is_token, PAD)), self.seen[items]
+        shown = self._shown(seen) | is_token
+        return self._sum(self.vectors(items), described, seen, shown), shown
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; what was kept for other modes than training is forgotten."""
+        if mode:
+            self._made = None
+        return super().train(mode)
+
     def _shown(self, seen: Bool[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Items whose own part is in: those that training holds, in training not always."""
         if not (self.training and self.id_dropout):
@@ -165,11 +177,12 @@ class ItemTable(CatalogRows):
 
     def rows(self, items: Int[Tensor, "*n"]) -> Float[Tensor, "*n E"]:
         """The vectors of :meth:`weight` of some items alone, which is all that is read for them."""
-        found = self.embed(items)
+        found, shown = (self.embed(items), None) if self.features is None else self._some(items)
         if self.bias is None:
             return found
         sparse = self.vectors.sparse
         bias = torch.gather(self.bias, 0, items.flatten(), sparse_grad=sparse).view(items.shape)
+        bias = bias if shown is None else bias * shown
         return torch.cat([found, bias[..., None]], dim=-1)
 
     def states(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n E"]:
