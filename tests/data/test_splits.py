@@ -20,6 +20,7 @@ from diffuserec.data import (
     canonical_split,
     leave_last,
     leave_one_out,
+    new_items,
     require_split,
     split_dataset,
     temporal,
@@ -326,7 +327,7 @@ def test_a_name_with_all_settings_said() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "no split ''; there are: leave-one-out, leave-last, temporal, file"),
+        ("", "no split ''; there are: leave-one-out, leave-last, temporal, new-items, file"),
         ("temporl", r"no split 'temporl' \(did you mean 'temporal'\?\)"),
         ("leave-one-out:quantile=0.9", "leave-one-out has no setting 'quantile'; it has: none"),
         ("temporal:", "temporal has no setting ''"),
@@ -336,6 +337,8 @@ def test_a_name_with_all_settings_said() -> None:
         ("temporal:quantile=9", "quantile must be between 0 and 1, got '9'"),
         ("temporal:quantile=x", "quantile must be between 0 and 1, got 'x'"),
         ("temporal:target=next", "no target 'next'"),
+        ("new-items:share=1", "share must be between 0 and 1, got '1'"),
+        ("new-items:seed=-1", "seed must be a whole number from 0 on, got '-1'"),
         ("file", "names the file"),
         ("file:", "names the file"),
         ("file:target=next,path=x.csv", "no target 'next'"),
@@ -347,7 +350,38 @@ def test_names_of_no_split(name: str, message: str) -> None:
             read(name)
 
 
-@pytest.mark.parametrize("split", [leave_one_out, temporal])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_new_items_are_targets_of_the_test_and_nowhere_else(
+    share: float, random_log: SequenceDataset
+) -> None:
+    view = random_log.select(np.arange(1, 40))  # a view of a log that holds more
+    split = new_items(view, share, seed=3)
+    new = set(split.test.targets.tolist())
+    for part in (split.train, split.valid.histories, split.test.histories):
+        assert new.isdisjoint(part.items.tolist())
+    assert new.isdisjoint(split.valid.targets.tolist())
+    whole = dict(zip(view.users.tolist(), lists(view), strict=True))
+    parts = (split.test, split.valid)
+    for part, more in ((p, t) for p in parts for t in zip(p.histories, p.targets, strict=True)):
+        assert any(s[: len(more[0]) + 1] == [*more[0], more[1]] for s in whole.values()), part
+    # all the others are trained on, up to a user's first new item, but for the validation target
+    targets = dict(zip(split.valid.histories.users.tolist(), split.valid.targets, strict=True))
+    tested = set(split.test.histories.users.tolist())
+    n_new = round(share * np.count_nonzero(view.item_counts()))
+    assert 0 < len(new) <= n_new
+    for user, sequence in zip(split.train.users.tolist(), lists(split.train), strict=True):
+        sequence += [targets[user]] if user in targets else []
+        assert sequence == whole[user][: len(sequence)]
+        assert (user in tested) == (0 < len(sequence) < len(whole[user]))
+        assert (user in targets) == (len(sequence) >= 3)
+    assert split.n_too_short == len(view) - len(tested)
+    again = split_dataset(view, f"new-items:share={share},seed=3")
+    assert again.test.targets.tolist() == split.test.targets.tolist()
+    assert new_items(view, share, seed=4).test.targets.tolist() != split.test.targets.tolist()
+    assert canonical_split("new-items") == "new-items:share=0.1,seed=0"
+
+
+@pytest.mark.parametrize("split", [leave_one_out, temporal, new_items])
 def test_synthetic_items_never_become_targets(split) -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4]])
     longer = dataset.prepend(np.array([[5]], dtype=np.int32), np.array([0]))

@@ -4,7 +4,12 @@ import numpy as np
 import polars as pl
 
 from diffuserec.data import SequenceDataset, leave_one_out
-from diffuserec.evaluation import group_means, history_groups, popularity_groups
+from diffuserec.evaluation import (
+    frequency_groups,
+    group_means,
+    history_groups,
+    popularity_groups,
+)
 
 
 def test_history_borders_count_the_target():
@@ -33,11 +38,17 @@ def test_equal_counts_go_by_item_number():
     assert popularity_groups(np.arange(1, 6), popularity).tolist() == ["head"] + ["tail"] * 4
 
 
+def test_groups_by_frequency_of_the_target():
+    expected = ["unseen", "rare", "rare", "frequent", "frequent"]
+    assert frequency_groups(np.array([0, 1, 5, 6, 700])).tolist() == expected
+
+
 def test_group_means_weigh_to_the_overall_mean():
     per_user = pl.DataFrame(
         {
             "history_group": ["short", "short", "long"],
             "popularity_group": ["tail", "head", "tail"],
+            "target_count": [0, 6, 5],
             "HR@1": [1.0, 0.0, 1.0],
         }
     )
@@ -47,4 +58,7 @@ def test_group_means_weigh_to_the_overall_mean():
         ("history", "long", 1, "HR@1", 1.0),
         ("popularity", "head", 1, "HR@1", 0.0),
         ("popularity", "tail", 2, "HR@1", 1.0),
+        ("frequency", "unseen", 1, "HR@1", 1.0),
+        ("frequency", "rare", 1, "HR@1", 1.0),
+        ("frequency", "frequent", 1, "HR@1", 0.0),
     ]

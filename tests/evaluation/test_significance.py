@@ -27,6 +27,7 @@ def evaluation(ranks, seed=0, method="method", users=None, **protocol):
             "user": np.arange(len(ranks)) if users is None else users,
             "history_group": history_groups(np.arange(len(ranks)) % 30),
             "popularity_group": np.where(np.arange(len(ranks)) % 3 == 0, "head", "tail"),
+            "target_count": np.full(len(ranks), 9),
             "target": np.full(len(ranks), "B7"),
             **by_user,
         }

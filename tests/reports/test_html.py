@@ -104,6 +104,7 @@ def result(shift, seed=0, dataset="toy", method="sasrec", n_users=400, beyond=Tr
             "history_length": lengths,
             "history_group": history_groups(lengths),
             "popularity_group": np.resize(["head", "tail"], n_users),
+            "target_count": np.full(n_users, 9),
             "target": np.ones(n_users, dtype=int),
             **by_user,
         }

@@ -33,6 +33,7 @@ def result(shift, seed=0, dataset="toy", max_len=50, repeat_share=0.0):
             "user": np.arange(600),
             "history_group": np.where(INSIDE, "short", "medium"),
             "popularity_group": np.resize(["head", "tail"], 600),
+            "target_count": np.full(600, 9),
             "target": np.ones(600, dtype=int),
             **by_user,
         }

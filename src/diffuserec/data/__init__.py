@@ -38,6 +38,7 @@ from diffuserec.data.splits import Split as Split
 from diffuserec.data.splits import canonical_split as canonical_split
 from diffuserec.data.splits import leave_last as leave_last
 from diffuserec.data.splits import leave_one_out as leave_one_out
+from diffuserec.data.splits import new_items as new_items
 from diffuserec.data.splits import require_split as require_split
 from diffuserec.data.splits import split_by_file as split_by_file
 from diffuserec.data.splits import split_dataset as split_dataset

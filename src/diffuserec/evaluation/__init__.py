@@ -12,7 +12,9 @@ from diffuserec.evaluation.generation import HiddenBeginnings as HiddenBeginning
 from diffuserec.evaluation.generation import generation_quality as generation_quality
 from diffuserec.evaluation.generation import hide_beginnings as hide_beginnings
 from diffuserec.evaluation.groups import GROUPS as GROUPS
+from diffuserec.evaluation.groups import frequency_groups as frequency_groups
 from diffuserec.evaluation.groups import group_means as group_means
+from diffuserec.evaluation.groups import groups_of as groups_of
 from diffuserec.evaluation.groups import history_groups as history_groups
 from diffuserec.evaluation.groups import popularity_groups as popularity_groups
 from diffuserec.evaluation.leak import Leak as Leak

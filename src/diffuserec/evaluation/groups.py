@@ -1,4 +1,4 @@
-"""Groups of queries, by the length of their history and by the popularity of their target.
+"""Groups of queries, by the length of their history and by how frequent their target is.
 
 **By history.** n is the number of interactions up to and including the target: the length of the
 real history plus one. For a test query of leave-one-out this is the user's number of interactions,
@@ -9,16 +9,24 @@ Synthetic items do not count: a user keeps the group whatever an augmenter adds.
 **By item.** The *head* is the fifth of the catalog with the most training interactions (equal
 counts: lower item number first; the number of items is rounded up), the *tail* all the others.
 A query belongs to the group of its target.
+
+**By frequency.** c is the number of training interactions of the target: *unseen* is c = 0, *rare*
+1 <= c <= 5, *frequent* c > 5.
 """
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int64, Shaped
 
-GROUPS = {"history": ("short", "medium", "long"), "popularity": ("head", "tail")}
+GROUPS = {
+    "history": ("short", "medium", "long"),
+    "popularity": ("head", "tail"),
+    "frequency": ("unseen", "rare", "frequent"),
+}
 """Names of the groups under the name of their grouping, in the order of tables."""
 
 _LONGEST_SHORT, _LONGEST_MEDIUM = 5, 20
+_MOST_OF_RARE = 5
 
 
 def history_groups(history_lengths: Int64[np.ndarray, " Q"]) -> Shaped[np.ndarray, " Q"]:
@@ -48,20 +56,43 @@ def popularity_groups(
     return np.where(in_head[targets], *GROUPS["popularity"])
 
 
+def frequency_groups(target_counts: Int64[np.ndarray, " Q"]) -> Shaped[np.ndarray, " Q"]:
+    """Group of each query by its target: ``unseen``, ``rare`` or ``frequent``.
+
+    Args:
+        target_counts: training interactions of the target.
+    """
+    unseen, rare, frequent = GROUPS["frequency"]
+    rest = np.where(target_counts <= _MOST_OF_RARE, rare, frequent)
+    return np.where(target_counts == 0, unseen, rest)
+
+
+def groups_of(per_user: pl.DataFrame, grouping: str) -> pl.Series:
+    """Group of each query in one of the :data:`GROUPS`.
+
+    Args:
+        per_user: one entry a query, with the columns ``history_group``, ``popularity_group`` and
+            ``target_count``, from which the groups of frequency follow.
+    """
+    if grouping == "frequency":
+        return pl.Series(frequency_groups(per_user["target_count"].to_numpy()))
+    return per_user[f"{grouping}_group"]
+
+
 def group_means(per_user: pl.DataFrame, metrics: list[str]) -> pl.DataFrame:
     """Means of metrics by group.
 
     Args:
-        per_user: one entry a query, with the columns ``history_group``, ``popularity_group`` and
-            those of `metrics`.
+        per_user: one entry a query, with the columns of :func:`groups_of` and those of `metrics`.
 
     Returns:
         Columns ``grouping, group, n_users, metric, value``; groups without queries are left out.
     """
     parts = []
     for grouping, names in GROUPS.items():
+        of_query = groups_of(per_user, grouping)
         for name in names:
-            inside = per_user.filter(pl.col(f"{grouping}_group") == name)
+            inside = per_user.filter(of_query == name)
             if len(inside):
                 parts.append(
                     pl.DataFrame(

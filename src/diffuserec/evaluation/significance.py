@@ -11,7 +11,7 @@ from scipy import stats
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation.evaluate import Evaluation
-from diffuserec.evaluation.groups import GROUPS
+from diffuserec.evaluation.groups import GROUPS, groups_of
 from diffuserec.evaluation.metrics import Metric, parse_metric
 from diffuserec.evaluation.paired import PairedDifference, paired_difference
 
@@ -174,7 +174,7 @@ def _inside(frame: pl.DataFrame, group: str) -> np.ndarray:
         return np.ones(len(frame), dtype=bool)
     for grouping, names in GROUPS.items():
         if group in names:
-            inside = (frame[f"{grouping}_group"] == group).to_numpy()
+            inside = (groups_of(frame, grouping) == group).to_numpy()
             if not inside.any():
                 raise ConfigError(f"no user is in the group {group!r}")
             return inside

@@ -84,8 +84,21 @@ _CERTAINTIES = {
     "entropy": ("By entropy", "entropy (nats)"),
     "disagreement": ("By disagreement", "disagreement of draws (nats)"),
 }
-_GROUPINGS = {"history": "By history", "popularity": "By popularity of the target"}
-_SIZES = {"short": "≤ 5", "medium": "6–20", "long": "> 20", "head": "top fifth", "tail": "the rest"}
+_GROUPINGS = {
+    "history": "By history",
+    "popularity": "By popularity of the target",
+    "frequency": "By training interactions of the target",
+}
+_SIZES = {
+    "short": "≤ 5",
+    "medium": "6–20",
+    "long": "> 20",
+    "head": "top fifth",
+    "tail": "the rest",
+    "unseen": "0",
+    "rare": "1–5",
+    "frequent": "> 5",
+}
 
 Styles = Mapping[str, dict[str, Any]]
 """Line style of each method for matplotlib: baselines are dashed, the oracle is dotted."""

@@ -25,6 +25,7 @@ from diffuserec.evaluation import (
     Leak,
     Metric,
     compare,
+    groups_of,
     holm,
     holm_levels,
     parse_metric,
@@ -81,7 +82,7 @@ class Report:
 
     Attributes:
         results: ``method, dataset, group, metric, seed, value, n_users``: every number measured;
-            ``group`` is ``all``, ``short``, ``medium``, ``long``, ``head`` or ``tail``.
+            ``group`` is ``all`` or one of ``diffuserec.evaluation.GROUPS``, such as ``short``.
         summary: ``method, dataset, group, metric, value, margin, seed_std, n_seeds, n_users``:
             means over seeds; ``margin`` is half the width of the 95 % interval of the mean over
             users, ``seed_std`` the standard deviation over seeds (null where there is none).
@@ -334,7 +335,7 @@ def _summary(cells: _Cells) -> pl.DataFrame:
             spread = _spread([run.metrics[metric] for run in runs], margin)
             entries.append((method, dataset, "all", metric, *spread, runs[0].protocol.n_users))
         for grouping, names in GROUPS.items():
-            inside = runs[0].per_user[f"{grouping}_group"].to_numpy()
+            inside = groups_of(runs[0].per_user, grouping).to_numpy()
             for group in (name for name in names if (inside == name).any()):
                 for metric, values in by_run.items():
                     chosen = values[:, inside == group]
