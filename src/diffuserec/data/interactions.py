@@ -316,11 +316,18 @@ def read_log(
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
         log = _assemble(found, where, literal_ids, allow_single)
-    of_items = {"items_id": items_id, "item_columns": item_columns}
     if items is not None:
-        only = known_items_only
-        return with_items(log, items, encoding, literal_ids, item, **of_items, known_items_only=only)
-    for name, value in of_items.items():
+        return with_items(
+            log,
+            items,
+            encoding,
+            literal_ids,
+            item,
+            items_id=items_id,
+            item_columns=item_columns,
+            known_items_only=known_items_only,
+        )
+    for name, value in (("items_id", items_id), ("item_columns", item_columns)):
         if value is not None:
             raise ConfigError(f"{name} is about a file of items: name it with items= (--items)")
     return log

@@ -220,6 +220,8 @@ class ItemTable(CatalogRows):
             moved.append((self.bias, old.bias))
         for mine, learned in moved:
             mine[here] = learned[1 : old.vocab_size][known].to(mine)
+            if old.features is not None:  # what an unseen item was drawn with was never used
+                mine[here[~old.seen[1 : old.vocab_size][known].to(here.device)]] = 0
         n_special = min(len(t.vectors.weight) - t.vocab_size for t in (self, old))
         theirs = old.vectors.weight[old.vocab_size : old.vocab_size + n_special]
         self.vectors.weight[self.vocab_size : self.vocab_size + n_special] = theirs

@@ -92,8 +92,7 @@ def updated_data(
         say(
             f"{log.name}: {len(more) - n_known:,} interactions more, "
             f"{whole.summary.n_users - before.n_users:,} new users, "
-            f"{n_new:,} new items"
-            + (f"; known already: {n_known:,}" if n_known else "")
+            f"{n_new:,} new items" + (f"; known already: {n_known:,}" if n_known else "")
         )
         if filters.keys() & {"min_user", "min_item"}:
             say(f"not filtered by counts, as the run's log was ({note.get('filters')})")
