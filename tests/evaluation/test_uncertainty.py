@@ -330,3 +330,11 @@ def test_targets_that_may_not_be_shown_are_left_out() -> None:
         fitted_temperature(model, Queries(log([[1]]), np.array([1])))
     with pytest.raises(ConfigError, match="temperature must be above 0"):
         top_chances(model, queries, temperature=0.0)
+
+
+def test_a_temperature_leaves_popularity_as_it_is() -> None:
+    model = Logits.of(LIKELY, log([[1, 1, 3], [1]]))
+    queries = Queries(log([[], [2]]), np.array([3, 4]))
+    found = top_chances(model, queries, temperature=2.0, filter_seen=False)
+    assert found.of_target == pytest.approx([1 / 4, powered(LIKELY, 2.0)[3]], rel=1e-5)
+    assert found.probability == pytest.approx([3 / 4, powered(LIKELY, 2.0).max()], rel=1e-5)

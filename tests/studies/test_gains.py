@@ -8,11 +8,16 @@ import pytest
 
 from diffuserec import Runtime, Store
 from diffuserec.evaluation import load_evaluation
-from diffuserec.reports.curves import draw_gains
 from diffuserec.studies.results import results_of
 from diffuserec.studies.runner import run_study
 from diffuserec.studies.study import read
-from diffuserec.studies.tables import gains_of, sizes_of, tables, write_tables
+from diffuserec.studies.tables import (
+    gains_of,
+    sizes_of,
+    tables,
+    write_curves,
+    write_tables,
+)
 
 
 def row(name: str, reference: str | None = None, gain: float = 0.0, **other: Any) -> dict[str, Any]:
@@ -78,9 +83,13 @@ augment = ["none", "random"]
 
 def test_the_picture_names_what_it_shows(tmp_path: Path) -> None:
     sizes = [made(users, f"log:{users}", [row("A"), row("A + x", "A")]) for users in (40, 900)]
-    draw_gains(tmp_path / "gains.svg", "Does it pay?", gains_of(sizes, "NDCG@10"), "NDCG@10")
-    drawing = (tmp_path / "gains.svg").read_text(encoding="utf-8")
-    for word in ("Does it pay?", "gain in NDCG@10 over A", "A + x", ">40<", ">900<"):
+    for table in sizes:
+        for line in table["rows"]:
+            line["point"] = {}
+    document = {"title": "Does it pay?", "metrics": ["NDCG@10"], "tables": sizes}
+    write_curves(document, tmp_path, "pay-")
+    drawing = (tmp_path / "pay-gains.svg").read_text(encoding="utf-8")
+    for word in ("Does it pay?: log", "gain in NDCG@10 over A", "A + x", ">40<", ">900<"):
         assert word in drawing
 
 

@@ -184,6 +184,10 @@ def results(
     metric: Annotated[
         list[str] | None, typer.Option(help="A column, else those of the study; repeatable.")
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write the figures to, named after each study, as SVG."),
+    ] = None,
     together: Annotated[
         bool, typer.Option("--side-by-side", help="One table of all studies, a column a log.")
     ] = False,
@@ -197,12 +201,17 @@ def results(
         diffuserec results runs/beauty --format latex
         diffuserec results runs/beauty --copy docs/results/beauty
         diffuserec results docs/results/beauty --into docs/results.md
+        diffuserec results docs/results/regimes --figures docs/figures
         diffuserec results runs/a runs/b --side-by-side
     """
     from diffuserec.studies.results import copy_results, fill_page, read_results
-    from diffuserec.studies.tables import side_by_side, tables
+    from diffuserec.studies.tables import side_by_side, tables, write_curves
 
-    if copy is not None:
+    if figures is not None:
+        for path in studies:
+            write_curves(read_results(path), figures, f"{path.resolve().name}-")
+        show.say(f"figures: {figures}")
+    elif copy is not None:
         if len(studies) != 1:
             raise ConfigError("--copy takes one study")
         copy_results(studies[0], copy)

@@ -274,18 +274,27 @@ def side_by_side(
 
 
 def write_tables(document: Mapping[str, Any], out: Path) -> None:
-    """Writes the tables in every format, and figures of curves and gains, beside the results."""
+    """Writes the tables in every format, and the figures, beside the results."""
     for format, ending in _ENDINGS.items():
         text = tables(document, format)
         if format == "html":
             text = f'<!doctype html>\n<meta charset="utf-8">\n{text}'
         write_text(out / f"table.{ending}", text)
+    write_curves(document, out)
+
+
+def write_curves(document: Mapping[str, Any], out: Path, prefix: str = "") -> None:
+    """Writes figures of curves where rows have a grid, and of gains where logs have several sizes.
+
+    Args:
+        prefix: of the names of the files.
+    """
     for number, table in enumerate(document["tables"]):
         curves = curves_of(table)
         if curves:
             name = "curve.svg" if len(document["tables"]) == 1 else f"curve-{number + 1}.svg"
             title = f"{document['title']}: {_title(table)}"
-            draw_curves(out / name, title, curves, document["metrics"][:2])
+            draw_curves(out / f"{prefix}{name}", title, curves, document["metrics"][:2])
     metric = document["metrics"][0]
     series = sizes_of(document)
     for number, some in enumerate(series):
@@ -295,7 +304,7 @@ def write_tables(document: Mapping[str, Any], out: Path) -> None:
             if gains:
                 which = "" if group == "all" else f"-{group}"
                 title = f"{document['title']}: {_log_title(some)}{which.replace('-', ', ')}"
-                draw_gains(out / f"gains{place}{which}.svg", title, gains, metric)
+                draw_gains(out / f"{prefix}gains{place}{which}.svg", title, gains, metric)
 
 
 def sizes_of(document: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
