@@ -9,6 +9,7 @@ from diffuserec.data.batches import bounded_batches as bounded_batches
 from diffuserec.data.batches import histories_of as histories_of
 from diffuserec.data.batches import history_batches as history_batches
 from diffuserec.data.batches import index_batches as index_batches
+from diffuserec.data.batches import n_training_examples as n_training_examples
 from diffuserec.data.batches import pair_batches as pair_batches
 from diffuserec.data.batches import trainable_sequences as trainable_sequences
 from diffuserec.data.batches import training_batches as training_batches

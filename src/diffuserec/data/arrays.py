@@ -5,7 +5,7 @@ was written, byte for byte, or refused.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,75 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 def write_array(path: Path, array: np.ndarray, kind: str) -> None:
     """Writes an array as a .npy file."""
     with path.open("wb") as file:
-        for part in _parts(array, kind):
-            file.write(part)
+        file.write(_header(kind, len(array)))
+        for block in blocks(array):
+            file.write(np.ascontiguousarray(block, dtype=kind).data)
+
+
+class ArrayWriter:
+    """Writes an array as a .npy file in pieces, so that its length need not be known.
+
+    Attributes:
+        length: entries so far.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind, self.length = path, kind, 0
+        self._file = path.open("wb")
+        self._file.write(bytes(_HEADER))
+
+    def add(self, array: np.ndarray) -> None:
+        """Writes the next entries."""
+        self._file.write(np.ascontiguousarray(array, dtype=self.kind).data)
+        self.length += len(array)
+
+    def close(self) -> None:
+        """Completes the file."""
+        self._file.seek(0)
+        self._file.write(_header(self.kind, self.length))
+        self._file.close()
+
+
+def read_part(path: Path, kind: str, first: int, last: int) -> np.ndarray:
+    """Entries [first, last) of the array in a file, in memory of their own."""
+    size = np.dtype(kind).itemsize
+    return np.fromfile(path, dtype=kind, count=last - first, offset=_HEADER + first * size)
 
 
 def array_sha256(array: np.ndarray, kind: str) -> str:
     """The checksum that the file of an array would have."""
-    digest = hashlib.sha256()
-    for part in _parts(array, kind):
-        digest.update(part)
+    return blocks_sha256(blocks(array), len(array), kind)
+
+
+def blocks_sha256(blocks: Iterable[np.ndarray], length: int, kind: str) -> str:
+    """The checksum that the file of an array in pieces would have."""
+    digest = hashlib.sha256(_header(kind, length))
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block, dtype=kind).data)
     return digest.hexdigest()
+
+
+def nth_smallest(pieces: Callable[[], Iterable[np.ndarray]], n: int) -> np.int64:
+    """Entry n of the sorted values of a large array of int64, found 16 bits at a time.
+
+    Args:
+        pieces: gives the array in pieces, and is called four times.
+        n: from 0, below the number of values.
+    """
+    sign, found = np.uint64(2**63), np.uint64(0)  # with the sign's bit turned, they sort unsigned
+    for shift in (np.uint64(bits) for bits in (48, 32, 16, 0)):
+        counts = np.zeros(2**16, dtype=np.int64)
+        for piece in pieces():
+            keys = np.ascontiguousarray(piece, dtype=np.int64).view(np.uint64) ^ sign
+            if shift < 48:
+                keys = keys[keys >> (shift + np.uint64(16)) == found]
+            digits = (keys >> shift & np.uint64(2**16 - 1)).astype(np.int64)
+            counts += np.bincount(digits, minlength=2**16)
+        until = np.cumsum(counts)
+        digit = int(np.searchsorted(until, n, side="right"))
+        n -= int(until[digit] - counts[digit])
+        found = found << np.uint64(16) | np.uint64(digit)
+    return np.int64((found ^ sign).view(np.int64))
 
 
 def map_array(path: Path, kind: str) -> np.ndarray:
@@ -60,12 +119,6 @@ def map_array(path: Path, kind: str) -> np.ndarray:
     if not length:
         return np.zeros(0, dtype=kind)
     return np.memmap(path, dtype=kind, mode="r", offset=_HEADER, shape=(length,))
-
-
-def _parts(array: np.ndarray, kind: str) -> Iterator[bytes | memoryview]:
-    yield _header(kind, len(array))
-    for block in blocks(array):
-        yield np.ascontiguousarray(block, dtype=kind).data
 
 
 def _header(kind: str, length: int) -> bytes:

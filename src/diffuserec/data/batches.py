@@ -4,8 +4,10 @@ Batches are padded on the right and bucketed by length. A causal encoder then ne
 because a real position never sees what comes after it, and padding is a few percent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 from diffuserec.data.catalog import PAD
 from diffuserec.data.copies import AugmentedCopies
 from diffuserec.data.dataset import SequenceDataset, offsets_of
+from diffuserec.data.use import Use
 
 Examples = Literal["per_user", "windows", "prefixes", "newest_prefixes", "last"]
 """Ways to cut sequences into training examples: see :func:`training_examples`."""
@@ -33,6 +36,12 @@ _USE = 2**40
 
 _BESIDE = 8
 """Examples that are trained on beside a batch at least, or none: for losses that contrast them."""
+
+_TOGETHER = 2**20
+"""Training examples that are shuffled together."""
+
+_BLOCK = 2**14
+"""Examples of consecutive sequences that stay together where there are more."""
 
 _CELLS = 2**20
 """Cells of a padded batch of histories: 8 MiB, so that a long history cannot fill the memory."""
@@ -207,33 +216,83 @@ def training_batches(
         with_times: give the times of items, where the dataset has them.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    main, beside = _of_epoch(dataset, seed, epoch)
-    own = _Windows.of(main.sequences, max_len, examples, first_items)
-    buckets = list(
-        length_buckets(own.lengths, batch_size, generator, own.n_targets, by_length=by_length)
-    )
-    others = None if beside is None else _Windows.of(beside.sequences, max_len, examples)
-    parts = [] if others is None else _divided(others, len(buckets), generator, by_length)
-    weight_beside = 0.0 if dataset.use is None else dataset.use.weight or 0.0
-    for number, chosen in enumerate(buckets):
-        windows = own.users[chosen], own.starts[chosen], own.ends[chosen]
-        batch = _batch(main.sequences, *windows, with_times, main)
-        if dataset.copies is not None:
-            copies, weight = _copies_of(dataset.copies, windows, epoch, generator, batch.times)
-            batch = replace(batch, copies=copies, copies_weight=weight)
-        if others is not None and beside is not None and len(parts[number]):
-            part = parts[number]
-            windows = others.users[part], others.starts[part], others.ends[part]
-            copies = _batch(beside.sequences, *windows, with_times, beside)
-            # both losses are means over the targets of their own
-            share = float(others.n_targets[part].sum() / own.n_targets[chosen].sum())
-            batch = replace(batch, copies=copies, copies_weight=weight_beside * share)
-        for batch_part in (batch, batch.copies):
-            if examples in ONE_TARGET and batch_part is not None:
-                positions = torch.arange(batch_part.items.shape[1])
-                last = (batch_part.lengths[:, None] - 1).clamp(min=0)
-                batch_part.targets[positions != last] = PAD
-        yield batch
+    n_of = partial(_n_examples, max_len=max_len, examples=examples, first_items=first_items)
+    for main, beside in _read_together(dataset, n_of, seed, epoch, generator):
+        own = _Windows.of(main.sequences, max_len, examples, first_items)
+        buckets = list(
+            length_buckets(own.lengths, batch_size, generator, own.n_targets, by_length=by_length)
+        )
+        others = None if beside is None else _Windows.of(beside.sequences, max_len, examples)
+        parts = [] if others is None else _divided(others, len(buckets), generator, by_length)
+        weight_beside = 0.0 if dataset.use is None else dataset.use.weight or 0.0
+        for number, chosen in enumerate(buckets):
+            windows = own.users[chosen], own.starts[chosen], own.ends[chosen]
+            batch = _batch(main.sequences, *windows, with_times, main)
+            if dataset.copies is not None:
+                copies, weight = _copies_of(dataset.copies, windows, epoch, generator, batch.times)
+                batch = replace(batch, copies=copies, copies_weight=weight)
+            if others is not None and beside is not None and len(parts[number]):
+                part = parts[number]
+                windows = others.users[part], others.starts[part], others.ends[part]
+                copies = _batch(beside.sequences, *windows, with_times, beside)
+                # both losses are means over the targets of their own
+                share = float(others.n_targets[part].sum() / own.n_targets[chosen].sum())
+                batch = replace(batch, copies=copies, copies_weight=weight_beside * share)
+            for batch_part in (batch, batch.copies):
+                if examples in ONE_TARGET and batch_part is not None:
+                    positions = torch.arange(batch_part.items.shape[1])
+                    last = (batch_part.lengths[:, None] - 1).clamp(min=0)
+                    batch_part.targets[positions != last] = PAD
+            yield batch
+
+
+def _read_together(
+    dataset: SequenceDataset,
+    n_of: Callable[[SequenceDataset], Int64[np.ndarray, " U"]],
+    seed: int,
+    epoch: int,
+    generator: np.random.Generator,
+) -> Iterator[tuple["_Epoch", "_Epoch | None"]]:
+    """What is shuffled together of what an epoch's batches are made of, and of what is beside."""
+    if dataset.use is not None:
+        yield _of_use(dataset, dataset.use, seed, epoch)
+        return
+    for part in _shuffled(dataset, n_of, generator):
+        yield _Epoch(part), None
+
+
+def _shuffled(
+    dataset: SequenceDataset,
+    n_of: Callable[[SequenceDataset], Int64[np.ndarray, " U"]],
+    generator: np.random.Generator,
+) -> Iterator[SequenceDataset]:
+    """The sequences in parts, the examples of each of which are shuffled together.
+
+    A part is all of them, or, where they have more than a million examples, 32 to 64 blocks of
+    consecutive sequences, drawn at random: memory is needed for one part, and the disk is read a
+    block at a time.
+
+    Args:
+        n_of: examples of each sequence of a dataset.
+    """
+    begins, total, n_sequences = [np.zeros(0, dtype=np.int64)], 0, 0
+    for part in dataset.parts():
+        n_examples = n_of(part)
+        before = total + np.cumsum(n_examples) - n_examples
+        previous = np.concatenate([[total - 1 if total else -_BLOCK], before[:-1]])
+        block = before // _BLOCK
+        begins.append(np.flatnonzero(block != previous // _BLOCK) + n_sequences)
+        total += int(n_examples.sum())
+        n_sequences += len(part)
+    if total <= _TOGETHER:
+        yield dataset
+        return
+    cuts = np.append(np.concatenate(begins), n_sequences)
+    order = generator.permutation(len(cuts) - 1)
+    for chosen in np.array_split(order, -(-len(order) * _BLOCK // _TOGETHER)):
+        yield dataset.select(
+            np.concatenate([np.arange(cuts[number], cuts[number + 1]) for number in chosen])
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,11 +354,10 @@ class _Epoch:
         return _Epoch(self.sequences.joined(other.sequences), learned, positions)
 
 
-def _of_epoch(dataset: SequenceDataset, seed: int, epoch: int) -> tuple[_Epoch, _Epoch | None]:
+def _of_use(
+    dataset: SequenceDataset, use: Use, seed: int, epoch: int
+) -> tuple[_Epoch, _Epoch | None]:
     """What an epoch's batches are made of, and what is trained on beside them; see :class:`Use`."""
-    use = dataset.use
-    if use is None:
-        return _Epoch(dataset), None
     generator = np.random.Generator(np.random.Philox(key=[seed, _USE + epoch]))
     whole, positions = dataset.compact(), dataset.log_positions
     dropped = generator.random(len(whole)) < use.dropout
@@ -373,8 +431,8 @@ def _batch(
     learned = None if read is None else read.learned
     items, targets, lengths = _shifted(dataset.log.items, starts, ends, learned)
     real = items > 0
-    if dataset.log.never_targets is not None:
-        context = padded(dataset.log.never_targets, starts, ends, 2) != 0
+    for never in dataset.log.non_targets:
+        context = padded(never, starts, ends, 2) != 0
         targets[context[:, 1:]] = PAD
         real &= ~context[:, :-1]
     last = ends - 1
@@ -479,23 +537,14 @@ def training_examples(
         first_items: whether the first item of two or more is a target too, of an empty history;
             for prefixes.
     """
-    everyone = np.arange(len(dataset))
+    n_of = _n_examples(dataset, max_len, examples, first_items)
+    index = np.repeat(np.arange(len(dataset)), n_of)
+    number = np.arange(len(index)) - np.repeat(offsets_of(n_of)[:-1], n_of)
+    ends = dataset.ends[index]
     if examples == "windows":
-        n_windows = -(-np.maximum(dataset.lengths - 1, 0) // max_len)
-        index = np.repeat(everyone, n_windows)
-        number = np.arange(len(index)) - np.repeat(offsets_of(n_windows)[:-1], n_windows)
-        ends = dataset.ends[index] - number * max_len
+        ends -= number * max_len
     elif examples in ("prefixes", "newest_prefixes"):
-        kept = dataset.lengths
-        if examples == "newest_prefixes":
-            kept = np.minimum(kept, max_len)
-        n_prefixes = np.where(kept >= 2, kept if first_items else kept - 1, 0)
-        index = np.repeat(everyone, n_prefixes)
-        number = np.arange(len(index)) - np.repeat(offsets_of(n_prefixes)[:-1], n_prefixes)
-        ends = dataset.ends[index] - n_prefixes[index] + 1 + number
-    else:
-        index = np.flatnonzero(dataset.lengths >= 2)
-        ends = dataset.ends[index]
+        ends += 1 + number - n_of[index]
     starts = np.maximum(dataset.starts[index], ends - max_len - 1)
     if examples in ONE_TARGET:
         starts = ends - 2
@@ -503,14 +552,48 @@ def training_examples(
     return index[useful], ends[useful]
 
 
+def n_training_examples(
+    dataset: SequenceDataset,
+    max_len: int,
+    examples: Examples = "per_user",
+    first_items: bool = False,
+) -> tuple[int, int]:
+    """Number of the examples of :func:`training_examples`, and of all their targets."""
+    n = n_targets = 0
+    for part in dataset.parts():
+        index, ends = training_examples(part, max_len, examples, first_items)
+        n += len(index)
+        if examples in ONE_TARGET:
+            n_targets += len(index)
+        else:
+            starts = np.maximum(part.starts[index], ends - max_len - 1)
+            n_targets += int(_n_targets(part, starts, ends).sum())
+    return n, n_targets
+
+
+def _n_examples(
+    dataset: SequenceDataset, max_len: int, examples: Examples, first_items: bool
+) -> Int64[np.ndarray, " U"]:
+    """Examples of each sequence, those without a target that may be one included."""
+    lengths = dataset.lengths
+    if examples == "windows":
+        return np.asarray(-(-np.maximum(lengths - 1, 0) // max_len))
+    if examples in ("prefixes", "newest_prefixes"):
+        kept = np.minimum(lengths, max_len) if examples == "newest_prefixes" else lengths
+        return np.where(kept >= 2, kept if first_items else kept - 1, 0)
+    return (lengths >= 2).astype(np.int64)
+
+
 def _n_targets(
     dataset: SequenceDataset, starts: Int64[np.ndarray, " R"], ends: Int64[np.ndarray, " R"]
 ) -> Int64[np.ndarray, " R"]:
     """Number of items in [start + 1, end) that may be targets."""
-    if dataset.log.never_targets is None:
-        return np.asarray(ends - starts - 1)
-    real = offsets_of(~dataset.log.never_targets)
-    counted: np.ndarray = np.subtract(real[ends], real[starts + 1])
+    counted: np.ndarray = np.asarray(ends - starts - 1)
+    if not dataset.log.non_targets:
+        return counted
+    for rows in bounded_batches(ends - starts, _TOGETHER):
+        marks = [padded(flags, starts[rows], ends[rows], 2) for flags in dataset.log.non_targets]
+        counted[rows] -= np.any(marks, axis=0)[:, 1:].sum(1)
     return counted
 
 
@@ -522,19 +605,20 @@ def pair_batches(
     If the dataset has augmented copies, each batch comes with copies of its own interactions.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    owners = np.repeat(np.asarray(dataset.users), dataset.lengths)
-    order = generator.permutation(np.flatnonzero(~dataset.synthetic))
-    n_batches = -(-len(order) // batch_size)
-    copies = dataset.copies
-    in_log = None if copies is None else dataset.log_positions
-    for chosen in np.array_split(order, n_batches) if n_batches else []:
-        pairs = _pairs(owners[chosen], dataset.items[chosen])
-        if copies is not None and in_log is not None:
-            originals, numbers, weight = _drawn_copies(copies, len(chosen), epoch, generator)
-            again = chosen[originals]
-            others = _pairs(owners[again], copies.items[numbers, in_log[again]])
-            pairs = replace(pairs, copies=others, copies_weight=weight)
-        yield pairs
+    for part in _shuffled(dataset, attrgetter("real_lengths"), generator):
+        owners = np.repeat(np.asarray(part.users), part.lengths)
+        order = generator.permutation(np.flatnonzero(~part.synthetic))
+        n_batches = -(-len(order) // batch_size)
+        copies = part.copies
+        in_log = None if copies is None else part.log_positions
+        for chosen in np.array_split(order, n_batches) if n_batches else []:
+            pairs = _pairs(owners[chosen], part.items[chosen])
+            if copies is not None and in_log is not None:
+                originals, numbers, weight = _drawn_copies(copies, len(chosen), epoch, generator)
+                again = chosen[originals]
+                others = _pairs(owners[again], copies.items[numbers, in_log[again]])
+                pairs = replace(pairs, copies=others, copies_weight=weight)
+            yield pairs
 
 
 def _pairs(users: Int64[np.ndarray, " P"], items: Int[np.ndarray, " P"]) -> Pairs:

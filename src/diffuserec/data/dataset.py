@@ -20,15 +20,15 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int, Int32, Int64
 
-from diffuserec.data.arrays import TYPES, array_sha256
+from diffuserec.data.arrays import TYPES, array_sha256, blocks_sha256
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.copies import AugmentedCopies
 from diffuserec.data.use import Use
 from diffuserec.errors import DataError
 from diffuserec.tables import format_facts
 
-_AT_ONCE = 2**22
-"""Interactions held in memory together while a whole log is counted."""
+_AT_ONCE = 2**20
+"""Interactions held in memory together while a whole log is gone through."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +49,10 @@ class FlatLog:
     timestamps: Int64[np.ndarray, " N"] | None = None
     context_only: Bool[np.ndarray, " N"] | None = None
 
-    @cached_property
-    def never_targets(self) -> Bool[np.ndarray, " N"] | None:
-        """Items that may not be learned as the next one; None if all may."""
-        if self.synthetic is None or self.context_only is None:
-            return self.context_only if self.synthetic is None else self.synthetic
-        either: np.ndarray = self.synthetic | self.context_only
-        return either
+    @property
+    def non_targets(self) -> list[Bool[np.ndarray, " N"]]:
+        """Marks of items that may not be learned as the next one: one of them is enough."""
+        return [flags for flags in (self.synthetic, self.context_only) if flags is not None]
 
     def take(self, where: Any) -> "FlatLog":
         """Another log of the interactions at these positions (a slice, a mask or indices)."""
@@ -213,9 +210,8 @@ class SequenceDataset:
         """Items of each sequence that are not synthetic; shape (U,)."""
         if self.log.synthetic is None:
             return self.lengths
-        n_real = offsets_of(~self.log.synthetic)
-        real: np.ndarray = n_real[self.ends] - n_real[self.starts]
-        return real
+        kept = [np.diff(offsets_of(~part.synthetic)[part.offsets]) for part in self.parts()]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *kept])
 
     @property
     def offsets(self) -> Int64[np.ndarray, " U_plus_1"]:
@@ -267,14 +263,23 @@ class SequenceDataset:
         Needs memory for a few million interactions at a time, however many there are.
         """
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        offsets = self.offsets
-        full = np.arange(_AT_ONCE, offsets[-1], _AT_ONCE)
-        cuts = np.unique([0, *np.searchsorted(offsets[1:], full), len(self)])
-        for first, last in itertools.pairwise(cuts):
-            part = self.select(np.arange(first, last))
+        for part in self.parts():
             items = part.items[~part.synthetic] if self.has_synthetic else part.items
             counts += np.bincount(items, minlength=self.vocab_size)
         return counts
+
+    def parts(self) -> Iterator["SequenceDataset"]:
+        """The sequences in views of a million interactions or sequences, or one that has more.
+
+        What goes through a log part by part takes memory for a part alone.
+        """
+        for begin in range(0, len(self), _AT_ONCE):
+            until = min(begin + _AT_ONCE, len(self))
+            offsets = offsets_of(self.ends[begin:until] - self.starts[begin:until])
+            full = np.arange(_AT_ONCE, offsets[-1], _AT_ONCE)
+            cuts = np.unique([0, *np.searchsorted(offsets[1:], full), until - begin])
+            for first, last in itertools.pairwise((cuts + begin).tolist()):
+                yield self.select(np.arange(first, last))
 
     def select(self, index: Int[np.ndarray, " S"] | Bool[np.ndarray, " U"]) -> "SequenceDataset":
         """A view of some sequences (indices or a mask), in that order. O(their number)."""
@@ -586,7 +591,17 @@ class SequenceDataset:
         and attributes of the catalog, augmented copies, and how synthetic items are used. O(N),
         computed once.
         """
-        sums = {name: array_sha256(array, TYPES[name]) for name, array in self.arrays().items()}
+        n, names = int(self.lengths.sum()), ["items"]
+        names += ["synthetic"] * self.has_synthetic
+        names += ["context_only"] * (self.log.context_only is not None)
+        names += ["timestamps"] * (self.log.timestamps is not None)
+        sums = {
+            name: blocks_sha256((getattr(part, name) for part in self.parts()), n, TYPES[name])
+            for name in names
+        }
+        sums |= {
+            name: array_sha256(getattr(self, name), TYPES[name]) for name in ("offsets", "users")
+        }
         if self.copies is not None:
             sums["copies"] = array_sha256(self.copies.items.reshape(-1), TYPES["items"])
             sums["schedule"] = f"{len(self.copies)} {self.copies.schedule}"

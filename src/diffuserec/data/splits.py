@@ -15,6 +15,7 @@ A split has a name that a command line and a run can hold, read by :func:`split_
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from diffuserec.data.advice import require_sequences
+from diffuserec.data.arrays import nth_smallest
 from diffuserec.data.dataset import SequenceDataset, offsets_of
 from diffuserec.data.split_file import read_parts
 from diffuserec.errors import ConfigError, DataError, did_you_mean
@@ -88,9 +90,13 @@ class Queries:
         """Share of targets that are already in their own (real) history."""
         if not len(self):
             return 0.0
-        real = self.histories.real()
-        hit = real.items == np.repeat(self.targets, real.lengths)
-        return float(np.mean(np.diff(offsets_of(hit)[real.offsets]) > 0))
+        n_repeats = at = 0
+        for part in self.histories.parts():
+            real = part.real()
+            hit = real.items == np.repeat(self.targets[at : at + len(part)], real.lengths)
+            n_repeats += int((np.diff(offsets_of(hit)[real.offsets]) > 0).sum())
+            at += len(part)
+        return n_repeats / len(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +190,10 @@ def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
             f"{protocol} needs users with at least {k + 2} interactions, and none of the "
             f"{len(dataset)} has them (longest: {lengths.max(initial=0)})"
         )
-    index = np.flatnonzero(enough)
-    starts, ends = dataset.starts[index], dataset.ends[index]
+    index = None if enough.all() else np.flatnonzero(enough)
+    starts, ends = (
+        part if index is None else part[index] for part in (dataset.starts, dataset.ends)
+    )
     train = dataset.view(dataset.starts, np.where(enough, dataset.ends - k - 1, dataset.ends))
     valid, test = (
         Queries(
@@ -226,23 +234,34 @@ def temporal(
         ConfigError: a quantile is not between 0 and 1, or no such target.
     """
     _refuse_synthetic(dataset)
-    if dataset.timestamps is None:
+    if dataset.log.timestamps is None:
         raise DataError("a temporal split needs timestamps: prepare the log with --time COLUMN")
     for name, share in (("quantile", quantile), ("valid_quantile", valid_quantile)):
         if not 0 < share < 1:
             raise ConfigError(f"{name} must be between 0 and 1, got {share}")
-    times = np.asarray(dataset.timestamps)
-    if not len(times):
+    n = int(dataset.lengths.sum())
+    if not n:
         raise DataError("a temporal split needs interactions, and the dataset has none")
-    second = _quantile(times, quantile)
-    first = _quantile(times[times <= second], valid_quantile)
-    if not first < second < times.max():
+
+    def times() -> Iterator[np.ndarray]:
+        return (np.asarray(part.timestamps) for part in dataset.parts())
+
+    second = nth_smallest(times, int(quantile * (n - 1)))
+    n_until_second = sum(int((part <= second).sum()) for part in times())
+    first = nth_smallest(times, int(valid_quantile * (n_until_second - 1)))
+    if not first < second < max(part.max(initial=second) for part in times()):
         raise DataError(
             "the timestamps are too coarse for these windows (one moment would fall into two): "
             "use smaller quantiles or leave-one-out"
         )
     until_first, until_second = (
-        np.diff(offsets_of(times <= moment)[dataset.offsets]) for moment in (first, second)
+        np.concatenate(
+            [
+                np.diff(offsets_of(np.asarray(part.timestamps) <= moment)[part.offsets])
+                for part in dataset.parts()
+            ]
+        )
+        for moment in (first, second)
     )
     protocol = f"temporal quantile={quantile:g} valid_quantile={valid_quantile:g} target={target}"
     return _windows(dataset, until_first, until_second, target, protocol)
@@ -478,12 +497,6 @@ def _checksum(path: Path | str) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _quantile(times: Int64[np.ndarray, " N"], share: float) -> np.int64:
-    """The time below which, or at which, this share of them lies."""
-    at = int(share * (len(times) - 1))
-    return np.int64(np.partition(times, at)[at])
-
-
 def _windows(
     dataset: SequenceDataset,
     n_train: Int64[np.ndarray, " U"],
@@ -525,8 +538,8 @@ def _windows(
 
 def _refuse_synthetic(dataset: SequenceDataset) -> None:
     require_sequences("a split", dataset)
-    made = (dataset.has_synthetic and dataset.synthetic.any()) or dataset.copies is not None
-    if made or dataset.use is not None:
+    synthetic = dataset.has_synthetic and any(part.synthetic.any() for part in dataset.parts())
+    if synthetic or dataset.copies is not None or dataset.use is not None:
         raise DataError(
             "this dataset holds synthetic items or augmented copies; split the original log and "
             "augment its parts, or a generated item could become a target and a held-out one be "

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from torch import Tensor
 
-from diffuserec.data import SequenceDataset, training_examples
+from diffuserec.data import SequenceDataset, n_training_examples
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
 from diffuserec.models.config import ByLog, Later, OnlyIf, Search, Settings, parse_settings
@@ -145,7 +145,7 @@ class SequenceSettings(TrainingSettings):
         if "batch_size" in names:
             now = self.model_copy(update=found)
             examples = now.examples if isinstance(now, ExampleSettings) else "per_user"
-            n_examples = len(training_examples(log, now.max_len, examples)[0])
+            n_examples, _ = n_training_examples(log, now.max_len, examples)
             enough = (size for size in (64, 32) if n_examples >= _BATCHES * size)
             found["batch_size"] = next(enough, 16)
         return found

@@ -192,8 +192,8 @@ class SameTarget:
         self.begins = np.zeros(n, dtype=np.int64)
         self.begins[positions] = np.repeat(dataset.starts, dataset.lengths)
         targets = positions[positions > self.begins[positions]]
-        if dataset.log.never_targets is not None:
-            targets = targets[~dataset.log.never_targets[targets]]
+        for never in dataset.log.non_targets:
+            targets = targets[~never[targets]]
         # a sparse matrix in rows is sorted by counting: the positions that hold each item
         where = coo_array(
             (np.ones(len(targets), dtype=bool), (self.log[targets], targets)),

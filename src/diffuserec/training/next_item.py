@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,8 +17,8 @@ from diffuserec.data import (
     Histories,
     Queries,
     SequenceDataset,
+    n_training_examples,
     training_batches,
-    training_examples,
 )
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import DataError
@@ -217,7 +216,7 @@ def train_next_item(
         valid: queries that decide when to stop, by full ranking; None trains all epochs.
         scorer: what validation ranks by, if not the method's own.
         examples: what a training example is, if not as in the settings (else one per user); see
-            :func:`training_examples`.
+            :func:`~diffuserec.data.batches.training_examples`.
         prepare, watch, phase: as for :func:`train`.
         epochs: at most so many, if not as in the settings.
         optimizer: over the method's parameters, if not :func:`adam`, or :class:`RowAdam` where
@@ -232,9 +231,7 @@ def train_next_item(
     of_settings = c if isinstance(c, ExampleSettings) else ExampleSettings()
     first_items = examples is None and isinstance(c, PlainSettings) and c.first_items
     examples = examples or of_settings.examples
-    own = data.trained_on
-    index, _ = training_examples(own, c.max_len, examples, first_items)
-    n_examples = len(index)
+    n_examples, n_targets = n_training_examples(data.trained_on, c.max_len, examples, first_items)
     if n_examples < c.min_examples and c.min_examples > 1:
         raise DataError(
             f"{method.name} contrasts sequences and needs {c.min_examples} with a next item, got "
@@ -242,8 +239,7 @@ def train_next_item(
         )
     epochs = epochs or c.epochs
     if n_examples and isinstance(c, LossSettings) and c.loss == "softmax":
-        longest = 1 if examples in ("prefixes", "last") else c.max_len
-        n_positions = c.batch_size * float(np.minimum(own.lengths[index] - 1, longest).mean())
+        n_positions = c.batch_size * n_targets / n_examples
         warn_of_full_softmax(
             data.vocab_size, n_positions, c.dim, n_examples / c.batch_size, runtime
         )

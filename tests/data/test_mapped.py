@@ -1,0 +1,119 @@
+"""Training from disk: its memory does not grow with the log, and its order is sound."""
+
+import itertools
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from diffuserec.data import (
+    Catalog,
+    SequenceDataset,
+    leave_one_out,
+    load_dataset,
+    n_training_examples,
+    pair_batches,
+    temporal,
+    training_batches,
+)
+from diffuserec.data.arrays import nth_smallest
+
+N_USERS, N_ITEMS = 5_000, 50
+
+
+def made(n_each: int, n_users: int = N_USERS) -> SequenceDataset:
+    """A log of n interactions a user, whose times ascend."""
+    draw = np.random.default_rng(n_each)
+    n = n_users * n_each
+    return SequenceDataset.from_offsets(
+        draw.integers(1, N_ITEMS + 1, n, dtype=np.int32),
+        np.arange(0, n + 1, n_each),
+        Catalog(pl.Series("item_id", np.arange(N_ITEMS)), n_users),
+        timestamps=np.tile(np.arange(n_each), n_users) * 1000,
+    )
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Prepared data of 2.2 and of 5 million interactions of as many users."""
+    folder = tmp_path_factory.mktemp("stores")
+    for name, n_each in (("small", 450), ("large", 1000)):
+        made(n_each).save(folder / name)
+    return folder / "small", folder / "large"
+
+
+def epoch(examples: str, max_len: int = 50) -> Callable[[SequenceDataset], object]:
+    """The first batches of an epoch, and what is counted before."""
+
+    def run(train: SequenceDataset) -> object:
+        n_training_examples(train, max_len, examples)
+        batches = training_batches(train, 64, max_len, seed=0, epoch=0, examples=examples)
+        return [next(batches) for _ in range(3)]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(epoch("per_user"), id="users"),
+        pytest.param(epoch("windows", 1), id="windows"),
+        pytest.param(epoch("prefixes"), id="prefixes"),
+        pytest.param(lambda train: next(pair_batches(train, 64, 0, 0)), id="pairs"),
+        pytest.param(SequenceDataset.item_counts, id="counts"),
+        pytest.param(lambda train: train.fingerprint, id="fingerprint"),
+        pytest.param(temporal, id="temporal split"),
+    ],
+)
+def test_memory_does_not_grow_with_the_log(
+    stores: tuple[Path, Path], work: Callable[[SequenceDataset], object]
+) -> None:
+    peaks = []
+    for store in stores:
+        train = leave_one_out(load_dataset(store)).train
+        tracemalloc.start()
+        work(train)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    small, large = peaks
+    assert large < 1.4 * small + 2**20  # of a log 2.2 times as large
+
+
+def test_a_large_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
+    n_each, n_users = 41, 27_000  # 1.08 million examples of one target
+    dataset = made(n_each, n_users)
+
+    def targets(epoch: int) -> Iterator[np.ndarray]:
+        batches = training_batches(dataset, 2**14, 1, 3, epoch, "windows", by_length=False)
+        return (batch.last_target_index.numpy() for batch in batches)
+
+    first, other = (list(targets(number)) for number in (0, 1))
+    assert all(map(np.array_equal, first, itertools.islice(targets(0), 3)))
+    order, another = np.concatenate(first), np.concatenate(other)
+    wanted = np.setdiff1d(np.arange(n_each * n_users), np.arange(0, n_each * n_users, n_each))
+    assert np.array_equal(np.sort(order), wanted)
+    assert np.array_equal(np.sort(another), wanted)
+    assert (order == another).mean() < 0.01
+    # a batch has users from everywhere
+    assert min(np.ptp(batch) for batch in first) > 0.7 * n_each * n_users
+
+
+def test_pairs_of_a_large_log_come_once() -> None:
+    dataset = made(40, 27_000)
+    batches = list(pair_batches(dataset, 2**15, seed=1, epoch=0))
+    found = np.concatenate([b.users.numpy() * (N_ITEMS + 1) + b.items.numpy() for b in batches])
+    wanted = np.repeat(dataset.users, dataset.lengths) * (N_ITEMS + 1) + dataset.items
+    assert np.array_equal(np.sort(found), np.sort(wanted))
+    assert not np.array_equal(found, wanted)
+
+
+def test_nth_smallest_is_that_of_sorting() -> None:
+    draw = np.random.default_rng(0)
+    for low, high in ((-5, 5), (-(2**63), 2**63 - 1), (1_500_000_000, 1_500_100_000)):
+        values = draw.integers(low, high, 1000)
+        ordered = np.sort(values)
+        for n in (0, 1, 499, 999):
+            assert nth_smallest(lambda values=values: np.array_split(values, 7), n) == ordered[n]
