@@ -9,7 +9,7 @@ from diffuserec.augmenters.maskdiff import MaskDiff
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.base import Runtime
-from diffuserec.models.methods import with_settings
+from diffuserec.models.methods import load_augmenter, with_settings
 
 QUICK = {
     "epochs": 20,
@@ -163,6 +163,15 @@ def test_places_that_do_not_exist_are_refused(walker) -> None:
     other = SequenceDataset.from_lists([[5, 6]])
     with pytest.raises(DataError, match="knows 20 items and the dataset has 6"):
         walker.insert(other, np.array([0]), 1)
+
+
+def test_where_no_item_is_likely_enough_none_is_used_and_it_is_saved(tmp_path) -> None:
+    generator = np.random.default_rng(6)
+    log = SequenceDataset.from_lists(generator.integers(1, 80, (60, 4)).tolist())
+    augmenter = MaskDiff(n_items="auto", precision=0.99, **(QUICK | {"epochs": 1})).fit(log)
+    augmenter.save(tmp_path / "maskdiff")
+    longer = load_augmenter(tmp_path / "maskdiff").augment(log)
+    assert longer.lengths.tolist() == [4] * 60
 
 
 def test_with_nobody_held_out_probabilities_are_taken_as_they_are() -> None:

@@ -75,6 +75,9 @@ _ROUNDING = 1e-4
 _MOST = 10
 """Items that n_items="auto" puts in front of a history at most."""
 
+_NONE = 2.0
+"""A least probability that no item has."""
+
 _TEMPERATURES = np.geomspace(0.25, 4, 33)
 """Those that are tried."""
 
@@ -132,6 +135,7 @@ class MaskDiff(PrependingAugmenter):
             return self
 
     config: Config
+    version: ClassVar[int] = 2
     temperature: Tensor
     least_probability: Tensor
 
@@ -268,7 +272,7 @@ class MaskDiff(PrependingAugmenter):
         order = np.argsort(chance, kind="stable")
         share = isotonic_regression(right[order].astype(float)).x  # rises with the probability
         good = np.flatnonzero(share >= c.precision)
-        least = float(chance[order[good[0]]]) if len(good) else math.inf
+        least = float(chance[order[good[0]]]) if len(good) else _NONE
         if c.n_items == "auto":
             self.least_probability.fill_(least)
 

@@ -454,7 +454,7 @@ class DiffusionSettings(NoiseSettings):
 
 
 def is_given(value: float | None) -> bool:
-    """a number"""
+    """a number as use_weight"""
     return value is not None
 
 
