@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from diffuserec.data import Batch, Histories, SequenceDataset, histories_of, leave_one_out
+from diffuserec.errors import ConfigError
 from diffuserec.models.diffusion import KeyedNoise
 from diffuserec.models.encoders.gru import GRUEncoder
+from diffuserec.models.methods import preset_of
 from diffuserec.recommenders.dreamrec import DreamRec, mean_cosine
 
-from .oracles import assert_refused, built, last_state, with_its_loss
+from .oracles import assert_refused, assert_same, built, last_state, with_its_loss
 
 V, D, T = 12, 8, 40
 SETTINGS = {"dim": D, "num_train_timesteps": T, "num_inference_steps": 4, "dropout": 0.0}
@@ -95,6 +97,54 @@ def test_the_loss_written_out(monkeypatch, batch, targets, denoiser) -> None:
         found = predicted(model, x_t, int(steps[number]), condition)
         errors.append((found - x_0).square().mean())
     torch.testing.assert_close(loss, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
+
+
+def error_of(model: DreamRec, found, x_0) -> torch.Tensor:
+    if model.config.error == "squared":
+        return (found - x_0).square().mean()
+    return 1 - found @ x_0 / (found.square().sum() * x_0.square().sum()).sqrt()
+
+
+@pytest.mark.parametrize("error", ["squared", "cosine"])
+@pytest.mark.parametrize("weight", [0.0, 0.6])
+def test_the_preference_for_the_target_written_out(monkeypatch, weight, error) -> None:
+    settings = {"error": error, "preference_weight": weight, "cond_dropout": 0.0}
+    if weight:
+        settings["preference_scale"] = 3.0
+    model, loss_of = begun(monkeypatch, LOG, **settings, detach_target=False)
+    positions = [(row, at) for row in range(2) for at in range(3) if BATCH.targets[row, at]]
+    n = len(positions)
+    torch.manual_seed(2)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    steps = torch.randint(T, (n,), generator=generator)
+    noise = torch.randn(n, D)
+    torch.rand(n)
+    others_noise = torch.randn(n, D)
+    torch.manual_seed(2)
+    loss = loss_of(BATCH)
+    targets = [model.table.vectors.weight[BATCH.targets[row, at]] for row, at in positions]
+    losses = []
+    for number, (row, at) in enumerate(positions):
+        condition = last_state(model, BATCH.items[row, : at + 1].tolist())
+        others = [target for other, target in enumerate(targets) if other != number]
+        betas = torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
+        alpha_bar = float(torch.prod(1 - betas[: int(steps[number]) + 1]))
+        errors = []
+        for x_0, own in ((targets[number], noise), (torch.stack(others).mean(0), others_noise)):
+            x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * own[number]
+            found = predicted(model, x_t, int(steps[number]), condition)
+            errors.append(error_of(model, found, x_0))
+        preferred = -torch.log(torch.sigmoid(3.0 * (errors[1] - errors[0])))
+        losses.append((1 - weight) * errors[0] + weight * preferred)
+    assert_same(model, loss, torch.stack(losses).mean(), allow_unused=True)
+
+
+def test_preferdiff_is_a_preset() -> None:
+    preset, _ = preset_of(DreamRec, None, "preferdiff")
+    config = DreamRec(**preset).config
+    assert (config.preference_weight, config.error, config.dim) == (0.6, "cosine", 3072)
+    with pytest.raises(ConfigError, match=r"no preset 'prefer_diff' \(did you mean 'preferdiff'"):
+        preset_of(DreamRec, None, "prefer_diff")
 
 
 @pytest.mark.parametrize("detach", [True, False])

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -72,9 +72,10 @@ def train(
     split: options.SplitName = "leave-one-out",
     split_file: options.SplitFile = None,
     preset: Annotated[
-        Literal["as_published"] | None,
+        str | None,
         typer.Option(
-            help="Begin from the settings of the paper, where 'diffuserec models NAME' has them."
+            help="Begin from the settings of the paper (as_published), where 'diffuserec models "
+            "NAME' has them, or from others that its page names."
         ),
     ] = None,
     settings: options.Set = None,
@@ -165,7 +166,7 @@ def train(
             show.say(f"{choice.name}: {choice.why} (docs/which-method.md)")
     if preset is not None:
         methods = (find_recommender(model), find_augmenter(augment) if augment else None)
-        first, second = preset_of(*methods)
+        first, second = preset_of(*methods, preset)
         ours, theirs = {**first, **ours}, {**second, **theirs}
     plan = Plan(
         data=str(data.resolve()),

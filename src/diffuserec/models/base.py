@@ -158,6 +158,9 @@ class Method(nn.Module, ABC):
     """Settings in which the method's paper differs from the defaults here, where that is known; of
     those that it tunes for each log, Amazon Beauty's. The page of the method gives the reasons."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings, by name, with which it becomes the method of another paper, as published there."""
+
     kind: ClassVar[Literal["recommender", "augmenter"]]
     registry: ClassVar[Registry[Any]]
     """Where methods of its kind are found by name."""

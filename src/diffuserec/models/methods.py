@@ -17,6 +17,9 @@ from diffuserec.models.recommender import RECOMMENDERS, Recommender
 from diffuserec.registry import Registry
 
 Kind = Literal["recommender", "augmenter"]
+AS_PUBLISHED = "as_published"
+"""The preset of the settings of a method's own paper."""
+
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
@@ -182,22 +185,34 @@ def suited_part(name: str, given: Mapping[str, Any], log: SequenceDataset) -> di
     return {**given, **{setting: getattr(suited, setting) for setting in by_log(schema)}}
 
 
-def published_of(method: type[Method]) -> Mapping[str, Any]:
-    """The settings of a method's paper, none of them left to the log; empty if none are known."""
+def published_of(method: type[Method], preset: str = AS_PUBLISHED) -> Mapping[str, Any]:
+    """The settings of a method's preset, none of them left to the log; empty if it has none."""
     fields = method.Config.model_fields
     fixed = {name: fields[name].get_default() for name in by_log(method.Config)}
-    return {**fixed, **method.as_published} if method.as_published else {}
+    own = method.as_published if preset == AS_PUBLISHED else method.presets.get(preset, {})
+    return {**fixed, **own} if own else {}
 
 
 def preset_of(
-    recommender: type[Recommender], augmenter: type[Augmenter] | None
+    recommender: type[Recommender],
+    augmenter: type[Augmenter] | None,
+    preset: str = AS_PUBLISHED,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The settings of their papers, of a recommender and of the augmenter that it is trained with.
+    """The settings of a preset, of a recommender and of the augmenter that it is trained with.
+
+    Args:
+        preset: ``as_published`` for the settings of their papers, or a name of the recommender's
+            ``presets``.
 
     Raises:
-        ConfigError: neither has any.
+        ConfigError: neither has any, or there is no preset of that name.
     """
-    found = published_of(recommender), published_of(augmenter) if augmenter else {}
+    if preset != AS_PUBLISHED and preset not in recommender.presets:
+        known = [AS_PUBLISHED, *recommender.presets]
+        raise ConfigError(
+            f"no preset {preset!r}{did_you_mean(preset, known)}; there are: {', '.join(known)}"
+        )
+    found = published_of(recommender, preset), published_of(augmenter) if augmenter else {}
     if not any(found):
         having = ", ".join(
             f"{name} ({registry.kind})"

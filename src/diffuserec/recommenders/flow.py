@@ -10,6 +10,7 @@ a Brownian bridge of noise σ, or for σ = 0 the straight line of rectified flow
 (x_s, h, s) gives logits of all items, p(i | x_s, h, s), and is trained by the house's loss of the
 next item alone, as SASRec is; the mean of the embeddings under p is the estimate ê of e. A share
 ``start_share`` of the targets trains at s = 0, where recommending begins, the others at uniform s.
+The path does not move e: its embedding learns as an item of histories and of the softmax.
 
 To recommend, the walk begins at x_0 = h and visits s = k / N for N ``num_inference_steps``. From s
 to s' it draws from the bridge that is held at x_s and at ê:
@@ -84,7 +85,7 @@ class Flow(EncoderRecommender):
         self.network = nn.Sequential(
             nn.Linear(3 * c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.dim)
         )
-        self.dropout, self.norm = nn.Dropout(c.dropout), nn.LayerNorm(c.dim)
+        self.dropout = nn.Dropout(c.dropout)
         for part in (self.of_step, self.network):
             part.apply(initialize)
 
@@ -93,7 +94,7 @@ class Flow(EncoderRecommender):
 
         def loss(batch: Batch) -> Tensor:
             h = self.encode(batch.items, batch.lengths)
-            e = self.table.embed(batch.targets) / self.table.deviation()
+            e = self.table.embed(batch.targets).detach() / self.table.deviation()
             s = torch.rand(batch.targets.shape, device=h.device)
             at_start = torch.rand(s.shape, device=h.device) < self.config.start_share
             s = s.masked_fill(at_start, 0)
@@ -137,7 +138,7 @@ class Flow(EncoderRecommender):
     ) -> Float[Tensor, "B S D"]:
         """States whose products with the item table are the logits at x_s."""
         moved = self.network(torch.cat([x_s, h, self.of_step(s)], dim=2))
-        arrived: Tensor = self.norm(h + self.dropout(moved))
+        arrived: Tensor = h + self.dropout(moved)
         return arrived
 
     def _expected(self, states: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:

@@ -54,7 +54,8 @@ class Row(StudyTable):
         augment: an augmenter or several; ``none`` is none.
         settings: of the recommender, over those of the study.
         augment_settings: of the augmenter, over those of the study.
-        preset: ``as_published`` begins from the settings of the method's paper.
+        preset: ``as_published`` begins from the settings of the method's paper, another name from
+            that preset of the recommender's.
         grid: values by setting; ``augment.n_items`` is the augmenter's ``n_items``. All
             combinations are rows.
         at: whether a point of the grid is trained, or one trained model is measured under each.
@@ -70,7 +71,7 @@ class Row(StudyTable):
     augment: str | list[str] = NO_AUGMENTER
     settings: dict[str, Any] = Field({})
     augment_settings: dict[str, Any] = Field({})
-    preset: Literal["as_published"] | None = None
+    preset: str | None = None
     config: str | None = None
     trials: int = Field(1, ge=1)
     grid: dict[str, list[Any]] = Field({})
@@ -326,7 +327,7 @@ def _lines(
     for model, augment in itertools.product(_several(row.model), _several(row.augment)):
         with_augmenter = augment != NO_AUGMENTER
         methods = find_recommender(model), find_augmenter(augment) if with_augmenter else None
-        published = preset_of(*methods) if row.preset else ({}, {})
+        published = preset_of(*methods, row.preset) if row.preset else ({}, {})
         settings = {
             **published[0],
             **study.settings.get(model, {}),
@@ -341,7 +342,7 @@ def _lines(
         }
         name = row.name or _title(model) + (f" + {_title(augment)}" if with_augmenter else "")
         if row.name is None and row.preset:
-            name += " (as published)"
+            name += f" ({row.preset.replace('_', ' ')})"
         for point in _points(row.grid):
             own = {k: v for k, v in point.items() if not k.startswith("augment.")}
             others = {k.removeprefix("augment."): v for k, v in point.items() if k not in own}
