@@ -531,7 +531,7 @@ def test_a_preset_trains_and_yields_to_what_is_set(
     settings = run["plan"]["settings"]
     given = {"loss": "bce", "contrast_weight": 0.4, "diffusion_weight": 0.4, "batch_size": 32}
     given |= {"average_epochs": 0.0, "position_encoding": "from_oldest", "mse_weight": 1.0}
-    given |= {"dropout": 0.5}  # which is not left to the log
+    given |= {"dropout": 0.5, "negatives": "uniform"}  # which are not left to the log
     assert settings == {**given, "epochs": 2, "dim": 16, "max_len": 10}
     words = ("train", data, "--model", "sasrec", "--preset", "as_published", "--out", "x")
     status, _, error = call(capsys, *words)
