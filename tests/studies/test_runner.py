@@ -105,7 +105,6 @@ def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> N
     assert full["users"] == 120
     (longer,) = (row for row in full["rows"] if row["name"] == "SASRec + Random")
     by_group = {d["group"]: d for d in longer["group_differences"] if d["metric"] == "NDCG@10"}
-    assert set(by_group) <= {"short", "medium", "long", "head", "tail"}
     parts = [by_group[group] for group in ("head", "tail")]
     assert sum(d["difference"] * d["n_users"] for d in parts) / 120 == pytest.approx(
         longer["difference"]["NDCG@10"]["difference"]
