@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import diffuserec as dr
+from diffuserec.data import Catalog
 from diffuserec.models.config import by_log
 from diffuserec.models.methods import preset_of
 from diffuserec.studies.study import Study, lines
@@ -45,6 +47,23 @@ def test_who_contrasts_or_masks_keeps_batches_and_examples(name: str) -> None:
     method = dr.find_recommender(name)
     assert not {"batch_size", "examples"} & {*by_log(method.Config)}
     assert method().given.suited_to(log(20, 240, 3000)).max_len == 200
+
+
+@pytest.mark.parametrize("n_items", [100_000, 100_001])
+def test_many_items_are_learned_by_negatives(n_items: int) -> None:
+    lists = [[1, 2, 3], [2, 3, 1]]
+    catalog = Catalog(pl.Series("item_id", range(n_items)), 2)
+    few = dr.SequenceDataset.from_lists(lists, catalog)
+    many = n_items > 100_000
+    found = dr.SASRec().given.suited_to(few)
+    assert found.loss == ("sampled_softmax" if many else "softmax")
+    assert found.negatives == ("mixed" if many else "uniform")
+    assert dr.SASRec(loss="softmax").given.suited_to(few).loss == "softmax"
+    kept = dr.SASRec(loss="sampled_softmax", negatives="popularity").given.suited_to(few)
+    assert kept.negatives == "popularity"
+    esasrec, gsasrec = (dr.find_recommender(name)().given for name in ("esasrec", "gsasrec"))
+    assert esasrec.suited_to(few).negatives == ("mixed" if many else "uniform")
+    assert gsasrec.suited_to(few).loss == "gbce"
 
 
 def test_items_of_an_augmenter_are_not_counted() -> None:

@@ -28,6 +28,7 @@ from diffuserec.models.settings import (
     NextItemSettings,
     TargetsSettings,
 )
+from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.recommenders.simdiffrec import SimDiffRec
 from diffuserec.training import (
@@ -356,17 +357,20 @@ def test_the_loss_that_the_warning_names_is_not_warned_of() -> None:
     class Stopped(Exception):
         """Nothing has to be trained to see the warning."""
 
-    def stopped(loss: str) -> None:
+    def stopped(**settings: Any) -> None:
         def batch_loss(batch: object) -> None:
             raise Stopped
 
-        model = SASRec(**small, batch_size=4096, loss=loss)
+        method = SASRec if settings else DiffRec
+        model = method(**small, batch_size=4096, **settings)
         model.take(data.catalog)
         with pytest.raises(Stopped):
             train_next_item(model, batch_loss, data, None, Runtime(device="cpu"))
 
     with pytest.warns(UserWarning, match="sampled_softmax"):
-        stopped("softmax")
+        stopped(loss="softmax")
+    with pytest.warns(UserWarning, match="diffrec has no loss that draws negatives; sasrec has"):
+        stopped()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stopped("sampled_softmax")
+        stopped(loss="sampled_softmax")

@@ -119,6 +119,11 @@ class SequenceSettings(TrainingSettings):
     """What is validated and kept are running averages of the parameters over the steps of about so
     many epochs; 0 keeps the parameters themselves."""
 
+    @property
+    def full_softmaxes(self) -> int:
+        """Softmaxes over all items that every target costs in training."""
+        return 0
+
     def defaults_for(self, log: SequenceDataset, names: Collection[str]) -> dict[str, Any]:
         """Defaults by the lengths of the log's histories and its actions an item.
 
@@ -322,6 +327,10 @@ class LossSettings(ExampleSettings):
     batch's own targets, or half of these and half uniform; each is corrected for its chance."""
     gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
     """Calibration of gbce: 0 is plain bce."""
+
+    @property
+    def full_softmaxes(self) -> int:
+        return int(self.loss == "softmax")
 
     @property
     def scores_are_logits(self) -> bool:

@@ -145,6 +145,10 @@ class DiffRec(StateRecommender):
         batch_size: Annotated[int, ByLog()] = Field(64, ge=1)
         """Training examples a batch, on average: users, or prefixes (the paper has 256)."""
 
+        @property
+        def full_softmaxes(self) -> int:
+            return self.n_train_draws + self.rounding_loss
+
         @model_validator(mode="after")
         def _fits(self) -> Self:
             if self.form == "two_stream":

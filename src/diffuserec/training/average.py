@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from diffuserec.training.rows import RowAdam
 
+_AT_ONCE = 2**16
+"""Rows treated at once, so that what is made on the way stays small beside a table."""
+
 
 class Average:
     """Exponential running averages of parameters, which can take the parameters' place.
@@ -69,9 +72,11 @@ class Average:
     def swap(self) -> None:
         """Exchanges the averages and the parameters."""
         for value, parameter in zip(self.values, self.parameters, strict=True):
-            current = parameter.clone()
-            parameter.copy_(value)
-            value.copy_(current)
+            parts = (value, parameter) if value.ndim else (value[None], parameter[None])
+            for mine, own in zip(*(part.split(_AT_ONCE) for part in parts), strict=True):
+                current = own.clone()
+                own.copy_(mine)
+                mine.copy_(current)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -125,11 +130,9 @@ class _ByRow:
         self.last[rows] = self.n
 
     def settle(self) -> None:
-        """Brings all rows up to date."""
+        """Brings all rows up to date; those that never moved are."""
         for rows in torch.arange(len(self.value), device=self.value.device).split(_AT_ONCE):
-            self.average(rows)
+            part = slice(rows[0], rows[-1] + 1)
+            apart = self.parameter[part] != self.value[part]
+            self.average(rows[apart.any(1) if apart.ndim > 1 else apart])
         self._begin_anew()
-
-
-_AT_ONCE = 2**16
-"""Rows averaged at once, so that little is made on the way."""

@@ -238,11 +238,11 @@ def train_next_item(
             f"{n_examples}: give it more users"
         )
     epochs = epochs or c.epochs
-    if n_examples and isinstance(c, LossSettings) and c.loss == "softmax":
-        n_positions = c.batch_size * n_targets / n_examples
-        warn_of_full_softmax(
-            data.vocab_size, n_positions, c.dim, n_examples / c.batch_size, runtime
-        )
+    if n_examples and c.full_softmaxes:
+        n_positions = c.batch_size * n_targets / n_examples * c.full_softmaxes
+        remedy = None if isinstance(c, LossSettings) else method.name
+        n_batches = n_examples / c.batch_size
+        warn_of_full_softmax(data.vocab_size, n_positions, c.dim, n_batches, runtime, remedy)
 
     def batches(epoch: int) -> Iterator[Batch]:
         return training_batches(
@@ -301,7 +301,12 @@ def row_adam(settings: SequenceSettings, parameters: Iterable[torch.nn.Parameter
 
 
 def warn_of_full_softmax(
-    vocab_size: int, n_positions: float, dim: int, n_batches: float, runtime: Runtime
+    vocab_size: int,
+    n_positions: float,
+    dim: int,
+    n_batches: float,
+    runtime: Runtime,
+    without_choice: str | None = None,
 ) -> None:
     """Warns where a step of the softmax over all items will take more than seconds.
 
@@ -312,14 +317,19 @@ def warn_of_full_softmax(
     Args:
         n_positions: P, positions of a batch that have a target.
         n_batches: of an epoch.
+        without_choice: name of a method that has no other loss.
     """
     speed = 5e10 if device_of(runtime).type == "cpu" else 2e13
     seconds = 6.0 * n_positions * vocab_size * dim / speed
     if seconds >= _SLOW_STEP:
+        remedy = (
+            "loss='sampled_softmax' (--set loss=sampled_softmax) draws a thousand of them instead"
+            if without_choice is None
+            else f"{without_choice} has no loss that draws negatives; sasrec has, and takes it here"
+        )
         warnings.warn(
             f"the softmax over all {vocab_size - 1:,} items will take about {seconds:,.0f} s a "
-            f"step and {seconds * n_batches / 60:,.0f} min an epoch: loss='sampled_softmax' "
-            "(--set loss=sampled_softmax) draws a thousand of them instead",
+            f"step and {seconds * n_batches / 60:,.0f} min an epoch: {remedy}",
             stacklevel=2,
         )
 

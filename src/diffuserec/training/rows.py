@@ -117,9 +117,10 @@ class RowAdam(torch.optim.AdamW):
                 hook.remove()
 
     def _settle(self, parameter: Tensor) -> None:
+        behind = self.behind[parameter]
         for rows in torch.arange(len(parameter), device=parameter.device).split(_AT_ONCE):
-            self.behind[parameter].catch_up(rows)
-        self.behind[parameter].begin_anew()
+            behind.catch_up(behind.not_at_rest(rows))
+        behind.begin_anew()
 
     def _move_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -165,6 +166,13 @@ class _Behind:
         # of each step s the sum of the module's formula over later ones, and the log of k_s
         self.drift = torch.zeros(size, device=self.parameter.device)
         self.kept = torch.zeros(size, device=self.parameter.device)
+
+    def not_at_rest(self, rows: Int64[Tensor, " R"]) -> Int64[Tensor, " M"]:
+        """Those of consecutive rows that something is to be done to: not what never moved."""
+        if self.group["weight_decay"]:
+            return rows
+        moved = self.state["exp_avg_sq"][rows[0] : rows[-1] + 1]
+        return rows[moved.flatten(1).any(1) if moved.ndim > 1 else moved > 0]
 
     def catch_up(self, rows: Int64[Tensor, " R"]) -> None:
         """Does to these rows, each of which comes once, what they have missed."""
