@@ -208,3 +208,15 @@ def test_the_epoch_that_is_kept_is_the_best_of_a_fit(random_log) -> None:
             rank = above + equal / 2
             total += gain(rank) if rank < 10 else 0
     assert total / len(split.valid) == pytest.approx(max(metrics), rel=1e-5)
+
+
+def test_of_more_queries_than_there_is_time_for_a_sample_is_measured() -> None:
+    asked = [([14, 15], 1 + user % 5) for user in range(20)]
+    whole, sampled, again = (fixed() for _ in range(3))
+    assert measured(whole, asked, most_scores=20 * (N_ITEMS + 1)) == measured(fixed(), asked)
+    assert sorted(whole.asked) == list(range(20))
+    found = measured(sampled, asked, most_scores=7 * (N_ITEMS + 1) + 1)
+    assert measured(again, asked, most_scores=7 * (N_ITEMS + 1)) == found
+    assert sampled.asked == again.asked
+    assert len(set(sampled.asked)) == 7
+    assert found == pytest.approx(sum(gain(user % 5) for user in sampled.asked) / 7)

@@ -19,6 +19,10 @@ from diffuserec.training import parallel
 
 _CUTOFF = 10
 
+_MOST_SCORES = 10**10
+"""Scores that a validation makes: half a minute of a CPU's core at width 64. A million items leave
+ten thousand queries, whose NDCG@10 has a standard error of about .002."""
+
 
 class _NotNumbers(ConfigError):
     def __init__(self) -> None:
@@ -32,11 +36,16 @@ def validation(
     scorer: Callable[[Histories], Scorer],
     valid: Queries,
     batch_size: int = 512,
+    most_scores: int = _MOST_SCORES,
 ) -> Callable[[], float]:
     """NDCG@10 on validation queries, full ranking, seen items hidden, ties at their mean rank.
 
     An empty history is answered by popularity. A target that is hidden, because its user had it
     before, counts nothing. Several processes measure a part of the batches each.
+
+    Args:
+        most_scores: where all queries among all items are more than so many scores, a sample of the
+            queries is measured, the same each time.
 
     Returns:
         A function that measures the method as it is now.
@@ -50,6 +59,10 @@ def validation(
             "epochs"
         )
 
+    n_measured = max(1, most_scores // valid.histories.vocab_size)
+    if n_measured < len(valid):
+        generator = np.random.Generator(np.random.Philox(key=[0, len(valid)]))
+        valid = valid.select(np.sort(generator.choice(len(valid), n_measured, replace=False)))
     shown = valid.histories
     at_once = method.at_once(batch_size) if isinstance(method, Recommender) else batch_size
 
