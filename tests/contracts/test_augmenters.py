@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffuserec.data import Catalog, Queries, SequenceDataset, Split, encode_histories
+from diffuserec.data import (
+    Catalog,
+    Queries,
+    SequenceDataset,
+    Split,
+    encode_histories,
+    leave_one_out,
+)
 from diffuserec.evaluation import evaluate
 from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Epoch, Runtime
@@ -30,6 +37,7 @@ from .suite import (
     fitted,
     items_of,
     made,
+    with_ids,
 )
 
 
@@ -231,6 +239,24 @@ def test_short_copies_are_the_newest_items_behind_what_has_not_seen_their_target
         # a model is asked as it was without them
         asked = plain.augment_for_inference(mixed, seed=3) if not use else mixed
         assert_same_dataset(augmenter.augment_for_inference(mixed, seed=3), asked)
+
+
+@pytest.mark.parametrize("name", PREPENDING)
+def test_held_out_items_reach_no_use(name: str, split: Split, cycle) -> None:
+    settings: dict[str, Any] = {"use_weight": 0.5, "use_short": 4}
+    settings |= {"use_soft": 0.2} if name in PROBABLE else {}
+    augmenter = with_settings(fitted("augmenter", name, split), settings)
+    log = with_ids(cycle, "int")
+    both = []
+    for whole in (log, changed_from(log, log.lengths - 2)):
+        longer = augmenter.augment(leave_one_out(whole).train, seed=3)
+        use = longer.use
+        assert use is not None
+        assert use.rows is not None
+        soft = [] if use.soft is None else [use.soft.items[:, 0], use.soft.probability]
+        both.append([longer.items, use.rows.items, use.rows.users, *soft])
+    for one, other in zip(*both, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", PROBABLE)

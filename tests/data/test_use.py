@@ -102,7 +102,7 @@ def test_what_stands_beside_batches_is_spread_over_them_in_eights() -> None:
 @pytest.mark.parametrize("weight", [None, 0.5])
 def test_epochs_drop_generated_items_by_chance_and_by_user(weight: float | None) -> None:
     dataset = augmented().with_use(Use(weight=weight, dropout=0.3))
-    n, dropped = 80, 0
+    n, dropped = 50, 0
     for epoch in range(n):
         own, beside = read(dataset, epoch)
         shown = beside if weight else [row for row in own if row in BEHIND]
@@ -132,7 +132,7 @@ def test_further_rows_are_trained_on_beside_the_others_and_drop_with_their_user(
     )
     dataset = augmented().with_use(Use(weight=0.3, dropout=0.5, rows=rows))
     more = (3, [24, 12, 13, 14], [13, 14])
-    seen = {str(read(dataset, epoch)[1]) for epoch in range(60)}
+    seen = {str(read(dataset, epoch)[1]) for epoch in range(40)}
     some = [[], BEHIND[:1], BEHIND[1:], BEHIND]
     assert seen == {str(part + extra) for part in some for extra in ([], [more])}
     assert read(dataset.select(np.array([0, 1])))[1] in ([], BEHIND[:1])
@@ -152,7 +152,7 @@ def test_another_item_is_learned_in_a_share_of_the_epochs() -> None:
     for use in (Use(), Use(weight=0.5)):
         soft = SoftTargets(items, probability, 0.4)
         drawn: Counter[int] = Counter()
-        for epoch in range(150):
+        for epoch in range(60):
             for rows in read(dataset.with_use(replace(use, soft=soft)), epoch):
                 for user, shown, targets in rows:
                     plain = next(own for u, _, own in PLAIN if u == user)
