@@ -29,6 +29,8 @@ def draw_pareto(path: Path, diversity: Mapping[str, Any], metric: str) -> None:
     def draw(axes: Sequence["Axes"]) -> None:
         (panel,) = axes
         for (method, way), points in lines.items():
+            if way == "MMR":  # which begins from the list itself
+                points = [*lines.get((method, "list"), []), *points]
             color = LINE_COLORS[methods.index(method) % len(LINE_COLORS)]
             marker, line = _LOOKS.get(way, _DRAWS)
             x, y = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _LOG_FROM = 20  # ratio of greatest to least value from which the axis is logarithmic
 _GRID = "#d8dee4"
-_COLUMNS = 4  # panels beside each other
+_COLUMNS = 3  # panels beside each other
 LINE_COLORS = ("#0550ae", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 
 Curves = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
@@ -62,7 +62,7 @@ def draw_gains(path: Path, title: str, gains: Gains, metric: str) -> None:
             panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30, ha="right")
             panel.set_xticks([], minor=True)
             panel.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-            panel.set_ylim(least - room, most + room)
+            panel.set_ylim(least - room, most + 5 * room)  # the key stands on top
             panel.set_xlabel("users")
             panel.set_ylabel(f"gain in {metric} over {reference}")
             panel.legend(frameon=False, fontsize=9)
