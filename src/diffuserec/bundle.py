@@ -69,7 +69,7 @@ class BundleFormat:
     def write(
         self,
         path: Path,
-        files: Mapping[str, Callable[[Path], None]],
+        files: Mapping[str, Callable[[Path], object]],
         content: Mapping[str, Any],
         *,
         overwrite: bool,
@@ -197,7 +197,7 @@ class BundleFormat:
     def _fill(
         self,
         directory: Path,
-        files: Mapping[str, Callable[[Path], None]],
+        files: Mapping[str, Callable[[Path], object]],
         content: Mapping[str, Any],
     ) -> None:
         sums = {}

@@ -31,7 +31,8 @@ _READ_PARQUET = """
 import sys
 import polars
 try:
-    polars.read_parquet(sys.argv[1], glob=False)
+    for batch in polars.scan_parquet(sys.argv[1], glob=False).collect_batches():
+        pass
 except BaseException as error:
     print(str(error).partition("\\n")[0])
     sys.exit(1)
@@ -108,6 +109,22 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield work
         work.rename(target)
         flush_directory(target.parent)
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk of a path, for what leads to what will stand there.
+
+    It is gone at the end of the block; what a kill left goes when the next one is made.
+
+    Raises:
+        DataError: no folder can be made there, or another process works for that path.
+    """
+    target = real(path)
+    target = target.with_name(f"{target.name}.work")
+    with locked(target, PATIENCE), telling(path), partial(target) as work:
+        work.mkdir()
+        yield work
 
 
 @contextmanager

@@ -186,6 +186,7 @@ def small_disk(at: Path, size: str) -> Iterator[Path]:
 
 COMMANDS = {
     "prepare": "prepare {home}/log.csv --out {out}/it",
+    "prepare in pieces": "prepare {home}/log.csv --memory 8KiB --out {out}/it",
     "train markov": "train {home}/data --model markov --out {out}/it",
     "train sasrec": "train {home}/data --model sasrec --set dim=64 --set epochs=2 --out {out}/it",
     "augment csv": "augment {home}/data --method random --out {out}/it.csv",

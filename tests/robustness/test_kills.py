@@ -157,6 +157,10 @@ def cases(folder: Path, server: KillServer) -> dict[str, Case]:
         return Case(words, resumed, _complete)
 
     found["prepare"] = again(lambda out: ["prepare", log, "--out", out], Path.exists)
+    small = ["--memory", "64KiB", "--min-item", "2"]
+    found["prepare in pieces"] = again(
+        lambda out: ["prepare", log, *small, "--out", out], Path.exists
+    )
     found["augment"] = again(
         lambda out: ["augment", data, "--method", "random", "--out", out.with_suffix(".csv")],
         lambda out: out.with_suffix(".csv").exists(),
@@ -311,11 +315,11 @@ def campaign(server: KillServer, cases: dict[str, Case], folder: Path, n: int) -
 def test_killed_commands_continue_to_the_same_end(
     server: KillServer, cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    some = {name: cases[name] for name in ("prepare", "train sasrec", "save")}
+    some = {name: cases[name] for name in ("prepare in pieces", "train sasrec", "save")}
     assert sum(campaign(server, some, tmp_path, 3).values()) >= 3
 
 
-@pytest.mark.parametrize("name", ["prepare", "augment"])
+@pytest.mark.parametrize("name", ["prepare", "prepare in pieces", "augment"])
 def test_what_is_terminated_leaves_nothing(
     name: str, server: KillServer, cases: dict[str, Case], tmp_path: Path
 ) -> None:

@@ -9,7 +9,10 @@ from diffuserec.cli import options, show
 
 
 def prepare(
-    log: Annotated[Path, typer.Argument(help="The interaction log.")],
+    log: Annotated[
+        list[Path],
+        typer.Argument(help="The interaction log: files, folders or patterns in quotes."),
+    ],
     out: options.Out,
     min_user: Annotated[int | None, typer.Option(help="Interactions a user must have.")] = None,
     min_item: Annotated[int | None, typer.Option(help="Interactions an item must have.")] = None,
@@ -49,6 +52,9 @@ def prepare(
         ),
     ] = False,
     literal_ids: options.LiteralIds = False,
+    memory: Annotated[
+        str, typer.Option(help="What interactions may take, such as 512MiB; ids come on top.")
+    ] = "4GiB",
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -61,16 +67,20 @@ def prepare(
     the items are. Text is a category, a list of text several, a list of floats a vector. Its items
     that no interaction has become items of the catalog, too.
 
+    Several files are one log, in the order given. They, and a log that would not fit into --memory,
+    are read a piece at a time, if they are Parquet, CSV, TSV or inter; the result is the same.
+
     Examples:
 
         diffuserec prepare clicks.csv --out data/clicks --min-user 5
+        diffuserec prepare 'logs/2024-*.parquet' --memory 2GiB --out data/year
         diffuserec prepare ratings.dat --format movielens --out data/ml-1m
         diffuserec prepare u.data --columns user,item,rating,time --out data/u
         diffuserec prepare e.csv --where "event_type = 'purchase'" --out data/e
         diffuserec prepare sales.parquet --items products.csv --out data/sales
-        diffuserec prepare s.csv --items p.parquet --item-columns brand,price,text --out data/s
+        diffuserec prepare s.csv --items p.csv --item-columns brand --out data/s
     """
-    from diffuserec.data import read_log
+    from diffuserec.data import prepare_log
     from diffuserec.studies.update import reading_of
 
     options.require_free(out, overwrite)
@@ -86,22 +96,24 @@ def prepare(
         "items_id": items_id,
         "item_columns": options.parse_names(item_columns),
         "known_items_only": known_items_only,
-    }
-    filters: dict[str, Any] = {
         "min_user": min_user,
         "min_item": min_item,
         "merge_repeats": merge_repeats,
     }
-    interactions = read_log(log, items=items, **how)
-    if reading_of(**filters):
-        interactions = interactions.filter(**filters)
-    said = {"source": log.name, "filters": ", ".join(interactions.summary.filters) or "none"}
-    note = {**said, "read": reading_of(**how, **filters)}
-    interactions.to_dataset().save(out, note=note, overwrite=overwrite)
+    summary = prepare_log(
+        log,
+        out,
+        items=items,
+        **how,
+        memory=options.parse_size(memory, "--memory"),
+        note={"read": reading_of(**how)},
+        overwrite=overwrite,
+    )
     if as_json:
-        show.print_json({"out": str(out), "summary": interactions.describe().splitlines(), **said})
+        said = {"source": summary.source, "filters": ", ".join(summary.filters) or "none"}
+        show.print_json({"out": str(out), "summary": str(summary).splitlines(), **said})
     else:
-        show.print_line(interactions.describe())
+        show.print_line(str(summary))
         show.print_line(f"dataset: {out}")
 
 

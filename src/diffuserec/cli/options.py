@@ -121,6 +121,25 @@ def parse_names(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 
 
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from text such as ``4GiB``, ``512M`` or ``1e9``; units are powers of 1024.
+
+    Raises:
+        ConfigError: it is no such size.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    try:
+        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    except ValueError:
+        size = 0.0
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"{option}: a size is written as 4GiB or 512MiB, got {text!r}")
+    return int(size)
+
+
 _FIELD = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(,|\Z)')
 
 

@@ -34,6 +34,7 @@ from diffuserec.data.interactions import read_more as read_more
 from diffuserec.data.interactions import with_items as with_items
 from diffuserec.data.log_format import LogFile as LogFile
 from diffuserec.data.log_format import LogFormat as LogFormat
+from diffuserec.data.preparing import prepare_log as prepare_log
 from diffuserec.data.splits import Queries as Queries
 from diffuserec.data.splits import Split as Split
 from diffuserec.data.splits import canonical_split as canonical_split

@@ -67,6 +67,26 @@ class Columns:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A log that Polars reads a piece at a time, its values neither checked nor converted.
+
+    Attributes:
+        frame: one interaction a row, in the order of the source; it may lack columns of `names`
+            that nobody asked for.
+        names: all columns of the source.
+        roles, source, format, text, notes: as of :class:`Columns`.
+    """
+
+    frame: pl.LazyFrame
+    names: Sequence[str]
+    roles: dict[str, str]
+    source: Source
+    format: str
+    text: bool = False
+    notes: tuple[str, ...] = ()
+
+
 def find_roles(
     names: Sequence[str], named: Mapping[str, str | None], source: Source
 ) -> dict[str, str]:
@@ -150,6 +170,14 @@ def plain_name(name: str) -> str:
 def n_usual_roles(names: Sequence[str]) -> int:
     """Number of roles for which one of the names is usual: evidence that a line is a header."""
     return sum(bool(usual_names(names, role)) for role in ALIASES)
+
+
+def kept_name(name: str, names: Sequence[str]) -> str:
+    """Name under which a log keeps another column of its source, whose names these are."""
+    kept = name
+    while kept in ALIASES or (kept != name and kept in names):
+        kept = f"file_{kept}"
+    return kept
 
 
 def require_utf8(path: Path) -> None:

@@ -50,6 +50,28 @@ def time_order(times: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
     return np.argsort(times, kind="stable")
 
 
+def user_order(
+    users: Int32[np.ndarray, " N"], n_users: int, times: Int64[np.ndarray, " N"] | None
+) -> tuple[Int[np.ndarray, " N"] | None, int]:
+    """Positions by user, then time, then former order; and how many had a later one before them.
+
+    Returns:
+        None in place of positions that are in order.
+    """
+    n_late, order = 0, None
+    if (users[1:] < users[:-1]).any():
+        order = group_order(users, n_users)
+    if times is not None:
+        by_user, in_time = (users, times) if order is None else (users[order], times[order])
+        late = (in_time[1:] < in_time[:-1]) & (by_user[1:] == by_user[:-1])
+        n_late = int(late.sum())
+        del by_user, in_time, late
+        if n_late:
+            by_time = time_order(times)
+            order = by_time[group_order(users[by_time], n_users)]
+    return order, n_late
+
+
 def k_core(
     users: Int32[np.ndarray, " N"], items: Int32[np.ndarray, " N"], min_user: int, min_item: int
 ) -> tuple[Bool[np.ndarray, " N"], int]:

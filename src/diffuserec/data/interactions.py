@@ -6,7 +6,7 @@ A log is a table of users, the items they chose, and the times. From whatever so
 :mod:`~diffuserec.data.formats`, types of ids and times in :mod:`~diffuserec.data.columns`.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,28 @@ from jaxtyping import Int64
 from diffuserec.data.attributes import described, frame_of_items, read_items
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.columns import (
-    ALIASES,
     Columns,
     Source,
     find_roles,
-    plain_name,
+    kept_name,
 )
 from diffuserec.data.dataset import SequenceDataset
 from diffuserec.data.formats import read_columns, write_log
 from diffuserec.data.frames import to_polars
-from diffuserec.data.grouping import codes_of, group_order, k_core, time_order
+from diffuserec.data.grouping import codes_of, k_core, user_order
 from diffuserec.data.selection import select
+from diffuserec.data.summary import (
+    AFTER_FILTERING,
+    AT_FIRST,
+    MARKS,
+    Summary,
+    in_words,
+    note_of_core,
+    note_of_merging,
+    note_of_positives,
+    require_limits,
+    require_two,
+)
 from diffuserec.data.values import (
     ids_of_objects,
     other_of_objects,
@@ -40,73 +51,8 @@ from diffuserec.data.values import (
 )
 from diffuserec.errors import ConfigError, DataError
 
-_RATINGS = frozenset({"rating", "ratings", "stars", "score", "overall", "grade"})
-_EVENTS = frozenset({"event", "eventtype", "eventname", "action", "actiontype", "behavior"}) | {
-    "behaviortype",
-    "interactiontype",
-}
-
 _UNITS = 100
 """Factor by which newest times differ if their units do."""
-
-_MARKS = ("synthetic", "context_only")
-"""Columns of a log that mark items; see :class:`FlatLog`."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Source and size of a log, and the changes made to it.
-
-    Attributes:
-        source: file name, or kind of frame.
-        format: name of a log format, ``frame`` or ``dataset``.
-        columns: pairs (name in the source, name here) of the columns that make the log.
-        others: such pairs of the other columns.
-        n_interactions: interactions.
-        n_users: users.
-        n_items: items.
-        n_reordered: interactions that came after a later one of the same user, and were sorted.
-        n_ties: interactions with the time of the same user's previous one; they keep their order.
-        n_merged: repeated (user, item) pairs that a filter merged.
-        n_filtered: interactions that a k-core filter removed.
-        notes: one line for each further remark.
-        filters: what ``where`` and :meth:`Interactions.filter` asked for, in words.
-    """
-
-    source: str
-    format: str
-    columns: tuple[tuple[str, str], ...]
-    others: tuple[tuple[str, str], ...] = ()
-    n_interactions: int = 0
-    n_users: int = 0
-    n_items: int = 0
-    n_reordered: int = 0
-    n_ties: int = 0
-    n_merged: int = 0
-    n_filtered: int = 0
-    notes: tuple[str, ...] = ()
-    filters: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {self.format}; {_mapping(self.columns)}"]
-        if self.others:
-            lines.append(f"columns that a dataset does not keep: {_mapping(self.others)}")
-        lines += [
-            f"interactions: {self.n_interactions:,}, users: {self.n_users:,}, "
-            f"items: {self.n_items:,}",
-        ]
-        if self.n_reordered:
-            lines.append(f"out of time order: {self.n_reordered:,} (sorted)")
-        if self.n_ties:
-            lines.append(
-                f"at the same time as the user's previous one: {self.n_ties:,} "
-                "(kept in the order of the source)"
-            )
-        return "\n".join([*lines, *self.notes])
-
-
-def _mapping(pairs: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(a if a == b else f"{a} -> {b}" for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,45 +101,41 @@ class Interactions:
             ConfigError: a limit below 1.
             DataError: fewer than two users or items are left.
         """
-        for name, limit in (("min_user", min_user), ("min_item", min_item)):
-            if limit is not None and limit < 1:
-                raise ConfigError(f"{name} must be at least 1, got {limit}")
+        require_limits(min_user, min_item)
         frame, summary, notes = self.frame, self.summary, list(self.summary.notes)
         n_merged = n_filtered = 0
         if merge_repeats:
             frame = frame.unique(["user_id", "item_id"], keep="first", maintain_order=True)
             n_merged = self.frame.height - frame.height
-            notes.append(f"repeated (user, item) pairs merged into their first: {n_merged:,}")
+            notes.append(note_of_merging(n_merged))
         if min_user is not None or min_item is not None:
             users, user_ids = codes_of(frame["user_id"])
             items, item_ids = codes_of(frame["item_id"])
             keep, rounds = k_core(users, items, min_user or 1, min_item or 1)
-            left = f"{min_user or 1} a user and {min_item or 1} an item"
-            if not keep.any():
-                raise DataError(
-                    f"{summary.source}: at least {left} leaves nothing of "
-                    f"{frame.height:,} interactions: use smaller limits"
-                )
             n_filtered = int((~keep).sum())
-            frame = frame.filter(pl.Series(keep))
-            notes.append(
-                f"at least {left}: removed interactions: {n_filtered:,}, "
-                f"users: {len(user_ids) - frame['user_id'].n_unique():,}, "
-                f"items: {len(item_ids) - frame['item_id'].n_unique():,} (rounds: {rounds})"
+            core = frame.filter(pl.Series(keep))
+            sizes = (
+                n_filtered,
+                len(user_ids) - core["user_id"].n_unique(),
+                len(item_ids) - core["item_id"].n_unique(),
             )
+            notes.append(
+                note_of_core(summary.source, min_user, min_item, frame.height, sizes, rounds)
+            )
+            frame = core
         summary = replace(
             summary,
             n_merged=summary.n_merged + n_merged,
             n_filtered=summary.n_filtered + n_filtered,
-            filters=summary.filters + _in_words(min_user, min_item, merge_repeats),
+            filters=summary.filters + in_words(min_user, min_item, merge_repeats),
             notes=tuple(notes),
         )
-        core = _counted(frame, summary, demand="after filtering: use smaller limits")
+        left = _counted(frame, summary, AFTER_FILTERING)
         before = self.frame["item_id"].unique()
         removed = before.filter(~before.is_in(frame["item_id"].unique().to_list()))
         if self.removed_items is not None:
             removed = pl.concat([self.removed_items, removed])
-        return replace(core, attributes=self.attributes, removed_items=removed)
+        return replace(left, attributes=self.attributes, removed_items=removed)
 
     def to_dataset(self, attributes: Any = None) -> SequenceDataset:
         """The log as a ragged dataset; items and users are numbered by their sorted raw ids.
@@ -215,21 +157,11 @@ class Interactions:
         source, table = Source("the attributes"), self.attributes
         if attributes is not None:
             table, source = frame_of_items(attributes)
-        of_items = None
-        if table is not None:
-            found = described(table, item_ids, source, self.removed_items)
-            item_ids, of_items = found.item_ids, found.attributes
-        catalog = Catalog(
-            item_ids=item_ids,
-            n_users=len(starts),
-            user_ids=frame["user_id"].gather(starts),
-            attributes=of_items,
-            log=self.summary.source,
-            filters=", ".join(self.summary.filters) or "none",
-        )
+        user_ids = frame["user_id"].gather(starts)
+        catalog = catalog_of(self.summary, user_ids, item_ids, table, source, self.removed_items)
         marks = {
             name: frame[name].to_numpy().copy()
-            for name in _MARKS
+            for name in MARKS
             if name in frame.columns and frame[name].any()
         }
         return SequenceDataset.from_offsets(
@@ -316,21 +248,26 @@ def read_log(
     named = {"user_id": user, "item_id": item, "timestamp": time}
     with read_columns(path, format, named, columns, encoding) as found:
         log = _assemble(found, where, literal_ids, allow_single)
-    if items is not None:
-        return with_items(
-            log,
-            items,
-            encoding,
-            literal_ids,
-            item,
-            items_id=items_id,
-            item_columns=item_columns,
-            known_items_only=known_items_only,
-        )
+    if items is None:
+        require_no_items_options(items_id, item_columns)
+        return log
+    return with_items(
+        log,
+        items,
+        encoding,
+        literal_ids,
+        item,
+        items_id=items_id,
+        item_columns=item_columns,
+        known_items_only=known_items_only,
+    )
+
+
+def require_no_items_options(items_id: str | None, item_columns: Sequence[str] | None) -> None:
+    """Raises ConfigError if something is said about a file of items that is not given."""
     for name, value in (("items_id", items_id), ("item_columns", item_columns)):
         if value is not None:
             raise ConfigError(f"{name} is about a file of items: name it with items= (--items)")
-    return log
 
 
 def read_histories(
@@ -407,7 +344,7 @@ def append(older: Interactions, newer: Interactions) -> tuple[Interactions, int]
         log.frame.select(r for r in roles if r in log.frame.columns) for log in (older, newer)
     ]
     name = newer.summary.source
-    if any(mark in log.frame.columns for log in (older, newer) for mark in _MARKS):
+    if any(mark in log.frame.columns for log in (older, newer) for mark in MARKS):
         raise DataError(
             f"{name}: logs with synthetic items are not appended: use the original ones"
         )
@@ -551,17 +488,15 @@ def _assemble(
             notes.append(f"column {name!r} left out: its values are not of one type")
         else:
             table = table.with_columns(other) if table.width else other.to_frame()
-    for name in _MARKS:
+    for name in MARKS:
         if name in table.columns:
             series.append(parse_flags(table.drop_in_place(name), source))
             mapping.append((name, name))
     if where is None:
-        notes += _on_positives(table)
+        notes += note_of_positives(table.columns, lambda name: _first_text(table[name]))
     others = []
     for name in table.columns:
-        kept = name
-        while kept in ALIASES or (kept != name and kept in table.columns):
-            kept = f"file_{kept}"
+        kept = kept_name(name, table.columns)
         series.append((parse_other(table[name]) if columns.text else table[name]).alias(kept))
         others.append((name, kept))
     frame, n_reordered = _sorted(pl.DataFrame(series))
@@ -574,8 +509,7 @@ def _assemble(
         notes=tuple(notes),
         filters=() if where is None else (f"where {where}",),
     )
-    demand = None if allow_single else "so there is nothing to recommend"
-    return _counted(frame, summary, demand)
+    return _counted(frame, summary, None if allow_single else AT_FIRST)
 
 
 def _of_objects(
@@ -589,22 +523,12 @@ def _of_objects(
     return ids, note or further
 
 
-def _on_positives(table: pl.DataFrame) -> list[str]:
-    """A note on a column that says how much an interaction was liked, or of what kind it is."""
-    for name in table.columns:
-        quoted = name if name.isidentifier() else f'"{name}"'
-        example = ""
-        if plain_name(name) in _RATINGS:
-            example = f"{quoted} >= 4"
-        elif plain_name(name) in _EVENTS and table[name].dtype == pl.String:
-            known = table[name].drop_nulls()
-            example = f"{quoted} = '{known[0] if len(known) else 'purchase'}'"
-        if example:
-            return [
-                f"every row counts as liked, whatever its {name!r}: keep some with where= "
-                f'(--where "{example}")'
-            ]
-    return []
+def _first_text(values: pl.Series) -> str | None:
+    """The first value of a column of text, empty if it has none; None for another column."""
+    if values.dtype != pl.String:
+        return None
+    known = values.drop_nulls()
+    return str(known[0]) if len(known) else ""
 
 
 def with_items(
@@ -645,18 +569,8 @@ def with_items(
 def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """The frame by user, then time, then its own order; and how many rows were out of order."""
     users, user_ids = codes_of(frame["user_id"])
-    n_reordered, order = 0, None
-    if (users[1:] < users[:-1]).any():
-        order = group_order(users, len(user_ids))
-    if "timestamp" in frame.columns:
-        times = frame["timestamp"].to_numpy()
-        by_user, in_time = (users, times) if order is None else (users[order], times[order])
-        late = (in_time[1:] < in_time[:-1]) & (by_user[1:] == by_user[:-1])
-        n_reordered = int(late.sum())
-        del by_user, in_time, late
-        if n_reordered:
-            by_time = time_order(times)
-            order = by_time[group_order(users[by_time], len(user_ids))]
+    times = frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None
+    order, n_reordered = user_order(users, len(user_ids), times)
     if order is None:
         return frame, n_reordered
     rest = frame.drop("user_id")[order]
@@ -665,10 +579,38 @@ def _sorted(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return rest.insert_column(0, ids), n_reordered
 
 
-def _in_words(min_user: int | None, min_item: int | None, merge_repeats: bool) -> tuple[str, ...]:
-    words = [f"user>={min_user}"] * (min_user is not None)
-    words += [f"item>={min_item}"] * (min_item is not None)
-    return (*words, *["repeats merged"] * merge_repeats)
+def catalog_of(
+    summary: Summary,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    attributes: pl.DataFrame | None,
+    source: Source,
+    removed_items: pl.Series | None,
+) -> Catalog:
+    """The catalog of a log: its items, and behind them those of which it has attributes alone.
+
+    Args:
+        user_ids: of its users, ascending.
+        item_ids: of its items, ascending.
+        attributes: of items, the ids in front; or None.
+        source: of the attributes.
+        removed_items: ids of items that a filter removed.
+
+    Raises:
+        DataError: as for :meth:`Interactions.to_dataset`.
+    """
+    of_items = None
+    if attributes is not None:
+        found = described(attributes, item_ids, source, removed_items)
+        item_ids, of_items = found.item_ids, found.attributes
+    return Catalog(
+        item_ids=item_ids,
+        n_users=len(user_ids),
+        user_ids=user_ids,
+        attributes=of_items,
+        log=summary.source,
+        filters=", ".join(summary.filters) or "none",
+    )
 
 
 def _starts(frame: pl.DataFrame) -> Int64[np.ndarray, " U"]:
@@ -685,11 +627,8 @@ def _counted(frame: pl.DataFrame, summary: Summary, demand: str | None = None) -
     """
     starts = _starts(frame)
     n_rows, n_users, n_items, n_ties = frame.height, len(starts), frame["item_id"].n_unique(), 0
-    for n, what in ((n_users, "user"), (n_items, "item")):
-        if demand is not None and n < 2:
-            raise DataError(
-                f"{summary.source}: only one {what} in {n_rows:,} interactions, {demand}"
-            )
+    if demand is not None:
+        require_two(summary.source, n_rows, n_users, n_items, demand)
     if "timestamp" in frame.columns:
         times = frame["timestamp"].to_numpy()
         same = times[1:] == times[:-1]

@@ -15,14 +15,15 @@ A new format is one file with a subclass of :class:`LogFormat`, registered in
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 import polars as pl
 
-from diffuserec.data.columns import OPTIONS, Columns, Source, first_true
+from diffuserec.data.columns import OPTIONS, Columns, Scan, Source, first_true
+from diffuserec.files import telling
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,36 @@ class LogFile:
             )
 
 
+@dataclass(frozen=True)
+class Spool:
+    """Where a log's columns wait as Parquet files, if Polars cannot scan the log itself.
+
+    Attributes:
+        out: what the log is read for, named where nothing can be written.
+        folder: an empty one.
+        wanted: whether a column is needed beside those of users, items and times.
+        size: bytes of text to read at a time.
+        files: written so far, in order.
+    """
+
+    out: Path
+    folder: Path
+    wanted: Callable[[str], bool]
+    size: int
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, table: pl.DataFrame) -> None:
+        """Writes the next rows; tables without any are passed over but for the first."""
+        if table.height or not self.files:
+            self.files.append(self.folder / f"{len(self.files):06}.parquet")
+            with telling(self.out):
+                table.write_parquet(self.files[-1], compression="lz4", statistics=False)
+
+    def frame(self) -> pl.LazyFrame:
+        """All rows that were added."""
+        return pl.scan_parquet(self.files, glob=False)
+
+
 class LogFormat(ABC):
     """One format of interaction logs. A file of it may be gzipped.
 
@@ -122,6 +153,14 @@ class LogFormat(ABC):
         Raises:
             DataError: the file is empty, damaged or not of this format; names the line if it can.
         """
+
+    def scan(self, log: LogFile, spool: Spool) -> Scan | None:
+        """The columns of a file that may be larger than memory; None if the format is only read.
+
+        Raises:
+            DataError: as for :meth:`read`.
+        """
+        return None
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
         """Writes the frame of an ``Interactions``; a format that does not define it only reads.

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Int64
 
 from diffuserec.bundle import BundleFormat
 from diffuserec.data.arrays import TYPES, blocks, map_array, write_array
 from diffuserec.data.attributes import wrong_attributes
 from diffuserec.data.catalog import Catalog
 from diffuserec.data.columns import require_utf8
-from diffuserec.data.dataset import SequenceDataset, fingerprint_of
+from diffuserec.data.dataset import SequenceDataset, fingerprint_of, offsets_of
 from diffuserec.errors import DataError
 from diffuserec.files import read_parquet
 
@@ -49,23 +50,65 @@ def save_dataset(
             "how synthetic items are used is not saved: save with_use(None), and the augmenter"
         )
     require_utf8(Path(path))
-    catalog = dataset.catalog
-    arrays = dataset.arrays()
+    catalog, arrays = dataset.catalog, dataset.arrays()
+    wrong = _wrong_frames(_frames(catalog))
+    wrong = wrong or _wrong_arrays(arrays, catalog.vocab_size, catalog.n_users)
+    if wrong:
+        raise DataError(f"these sequences cannot be saved: {': '.join(wrong)}")
+    _write(Path(path), arrays, {}, catalog, note or {}, overwrite)
+
+
+def _write(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    files: Mapping[str, Callable[[Path], object]],
+    catalog: Catalog,
+    note: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    writers: dict[str, Callable[[Path], object]] = {
+        f"{name}.npy": partial(write_array, array=array, kind=TYPES[name])
+        for name, array in arrays.items()
+    }
+    writers |= files
+    writers |= {f"{name}.parquet": f.write_parquet for name, f in _frames(catalog).items()}
+    content = {"n_users": catalog.n_users, "n_items": catalog.n_items, "note": note}
+    _FORMAT.write(path, writers, content, overwrite=overwrite)
+
+
+def _frames(catalog: Catalog) -> dict[str, pl.DataFrame]:
+    """The frames of a prepared dataset by name."""
     frames = {
         "item_ids": catalog.item_ids.to_frame("item_id"),
         "user_ids": None if catalog.user_ids is None else catalog.user_ids.to_frame("user_id"),
         "attributes": catalog.attributes,
     }
-    wrong = _wrong_frames(frames) or _wrong_arrays(arrays, catalog.vocab_size, catalog.n_users)
-    if wrong:
-        raise DataError(f"these sequences cannot be saved: {': '.join(wrong)}")
-    files: dict[str, Callable[[Path], None]] = {
-        f"{name}.npy": partial(write_array, array=array, kind=TYPES[name])
-        for name, array in arrays.items()
+    return {name: frame for name, frame in frames.items() if frame is not None}
+
+
+def save_files(
+    path: Path | str,
+    files: Mapping[str, Path],
+    lengths: Int64[np.ndarray, " U"],
+    catalog: Catalog,
+    note: dict[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Makes a prepared dataset of arrays that are on the disk already, and takes the files.
+
+    Args:
+        files: of ``items`` and the other arrays of interactions, right in every respect, on the
+            disk of `path`.
+        lengths: interactions of each user 0..U-1 of the catalog.
+
+    Raises:
+        DataError: the directory exists already, or nothing can be written there.
+    """
+    arrays = {"offsets": offsets_of(lengths), "users": np.arange(len(lengths))}
+    writers: dict[str, Callable[[Path], object]] = {
+        f"{name}.npy": file.replace for name, file in files.items()
     }
-    files |= {f"{name}.parquet": f.write_parquet for name, f in frames.items() if f is not None}
-    content = {"n_users": catalog.n_users, "n_items": catalog.n_items, "note": note or {}}
-    _FORMAT.write(Path(path), files, content, overwrite=overwrite)
+    _write(Path(path), arrays, writers, catalog, note, overwrite)
 
 
 def load_dataset(path: Path | str) -> SequenceDataset:
@@ -138,7 +181,7 @@ def _counts(source: Path, manifest: Mapping[str, Any]) -> tuple[int, int]:
     return manifest["n_users"], manifest["n_items"]
 
 
-def _wrong_frames(frames: Mapping[str, pl.DataFrame | None]) -> tuple[str, str] | None:
+def _wrong_frames(frames: Mapping[str, pl.DataFrame]) -> tuple[str, str] | None:
     """The first frame that is not as it should be, and why; None if all are."""
     for name, column in (("item_ids", "item_id"), ("user_ids", "user_id")):
         frame = frames.get(name)
@@ -159,7 +202,8 @@ def wrong_ids(frame: pl.DataFrame, column: str) -> str | None:
         return f"{column} holds {ids.dtype}, not integers or strings"
     if ids.null_count():
         return f"{column} has gaps"
-    if ids.n_unique() < len(ids):
+    ascending = ids.is_sorted() and not (ids == ids.shift()).any()
+    if not ascending and ids.n_unique() < len(ids):
         return f"{column} has an id twice"
     return None
 
@@ -177,7 +221,8 @@ def _wrong_arrays(
         return "users.npy", f"it has {len(users):,} users, not {len(offsets) - 1:,}"
     if len(users) and not (users.min() >= 0 and users.max() < n_users):
         return "users.npy", f"its numbers do not lie in 0..{n_users - 1}"
-    if len(np.unique(users)) < len(users):
+    ascending = bool((users[1:] > users[:-1]).all())
+    if not ascending and len(np.unique(users)) < len(users):
         return "users.npy", "it has a user twice"
     for block in blocks(items):
         if not (block.min() >= 1 and block.max() < vocab_size):

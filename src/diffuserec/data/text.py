@@ -16,8 +16,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int64, UInt8
 
-from diffuserec.data.columns import Columns, Source, find_roles, n_usual_roles
-from diffuserec.data.log_format import LogFile
+from diffuserec.data.columns import Columns, Scan, Source, find_roles, n_usual_roles
+from diffuserec.data.log_format import LogFile, Spool
 from diffuserec.errors import DataError
 
 SEPARATORS = ",\t;| "
@@ -119,6 +119,46 @@ def read_table(
     Raises:
         DataError: the header or a line is wrong.
     """
+    names, separator, roles = _heading(log, separators, plain)
+    table, source = read_records(log, separator, len(names), quoted, 0 if log.columns else 1)
+    if not table.height:
+        raise source.fail("there is a header but no interaction")
+    table.columns = names
+    return Columns(table, roles, source, format, text=True, notes=log.notes)
+
+
+def scan_table(
+    log: LogFile,
+    spool: Spool,
+    format: str,
+    separators: str,
+    quoted: bool = True,
+    plain: Callable[[str], str] = str,
+) -> Scan:
+    """What :func:`read_table` reads, a piece at a time, to files that Polars scans.
+
+    Raises:
+        DataError: the header or a line is wrong.
+    """
+    names, separator, roles = _heading(log, separators, plain)
+    blank: list[int] = []
+    skip, n_rows = 0 if log.columns else 1, 0
+    source = Source(log.path.name, line_finder(log, blank, quoted, skip))
+    kept = [name for name in names if name in roles.values() or spool.wanted(name)]
+    batches = record_batches(log, separator, len(names), quoted, skip, blank, spool.size)
+    for table in batches:
+        table.columns = names
+        spool.add(table.select(kept))
+        n_rows += table.height
+    if not n_rows:
+        raise source.fail("there is a header but no interaction")
+    return Scan(spool.frame(), names, roles, source, format, text=True, notes=log.notes)
+
+
+def _heading(
+    log: LogFile, separators: str, plain: Callable[[str], str]
+) -> tuple[list[str], str, dict[str, str]]:
+    """Column names of a table, the separator of its fields, and the column of each role."""
     source, separators = log.source, log.separator or separators
     if log.columns:
         fields, separator = list(log.columns), _separator_of(log, separators)
@@ -138,12 +178,7 @@ def read_table(
     roles = find_roles(
         names, {role: name and plain(name) for role, name in log.named.items()}, source
     )
-    skip = 0 if log.columns else 1
-    table, source = read_records(log, separator, len(names), quoted, skip)
-    if not table.height:
-        raise source.fail("there is a header but no interaction")
-    table.columns = names
-    return Columns(table, roles, source, format, text=True, notes=log.notes)
+    return names, separator, roles
 
 
 def _refuse_other_separator(log: LogFile) -> None:
@@ -203,30 +238,60 @@ def read_records(
     Raises:
         DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    file = log.path
-    n_records, blank = scan(log, separator, n_fields, quoted)
-    try:
-        table = pl.read_csv(
-            file,
-            glob=False,
-            has_header=False,
-            skip_lines=log.skip,
-            schema={f"column_{number}": pl.String for number in range(1, n_fields + 1)},
-            separator=separator or "\x00",
-            quote_char='"' if quoted else None,
-        )
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{file.name} cannot be read as a table: {reason(error)}") from error
-    if table.height != n_records:
-        raise DataError(
-            f"{file.name}: {n_records:,} lines give {table.height:,} rows, so a quote is out of "
-            f"place: {_QUOTING}"
-        )
-    if blank:
-        keep = np.ones(n_records, dtype=bool)
-        keep[blank] = False
-        table = table.filter(pl.Series(keep))
-    return table.slice(skip), Source(file.name, line_finder(log, blank, quoted, skip))
+    blank: list[int] = []
+    tables = list(record_batches(log, separator, n_fields, quoted, skip, blank))
+    source = Source(log.path.name, line_finder(log, blank, quoted, skip))
+    return pl.concat(tables, rechunk=True), source
+
+
+def record_batches(
+    log: LogFile,
+    separator: str | None,
+    n_fields: int,
+    quoted: bool,
+    skip: int,
+    blank: list[int],
+    size: int = BLOCK,
+) -> Iterator[pl.DataFrame]:
+    """What :func:`read_records` reads, in pieces of about `size` bytes; at least one, even empty.
+
+    Args:
+        blank: takes the numbers of the blank records, which are no rows.
+
+    Raises:
+        DataError: as for :func:`read_records`, when its piece is read.
+    """
+    schema = {f"column_{number}": pl.String for number in range(1, n_fields + 1)}
+    file, before = log.path, skip
+    yield pl.DataFrame(schema=schema)
+    for block in blocks(file, quoted, size, log.skip):
+        empty = _checked(block, separator, n_fields, file.name)
+        text, n_rows = block.text, len(empty)
+        if empty.any():
+            blank.extend((np.flatnonzero(empty) + block.record).tolist())
+            widths = np.diff(block.starts, append=len(text))
+            text = block.data[np.repeat(~empty, widths)].tobytes()
+            n_rows -= int(empty.sum())
+        if not text:
+            continue
+        try:
+            table = pl.read_csv(
+                text,
+                has_header=False,
+                schema=schema,
+                separator=separator or "\x00",
+                quote_char='"' if quoted else None,
+            )
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{file.name} cannot be read as a table: {reason(error)}") from error
+        if table.height != n_rows:
+            raise DataError(
+                f"{file.name}: {n_rows:,} lines give {table.height:,} rows, so a quote is out of "
+                f"place: {_QUOTING}"
+            )
+        left = max(0, before - table.height)
+        yield table.slice(before - left)
+        before = left
 
 
 @dataclass(frozen=True)
@@ -300,31 +365,44 @@ def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tu
     Raises:
         DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    n_records, blank, name = 0, [], log.path.name
+    n_records, blank = 0, []
     for block in blocks(log.path, quoted, skip=log.skip):
-        _check_text(block.text, name, block.line)
-        if len(block.quotes) % 2:
-            raise DataError(
-                f"{name}, line {block.line_of(-1)}: a quote is opened and never closed: {_QUOTING}"
-            )
-        empty = _blank_records(block, separator)
-        if separator is not None:
-            at = np.flatnonzero(block.data == ord(separator))
-            _check_quotes(block, separator, name)
-            if len(block.quotes):
-                at = at[np.searchsorted(block.quotes, at) % 2 == 0]
-            counts = np.diff(np.searchsorted(at, block.ends), prepend=0) + 1
-            wrong = (counts != n_fields) & ~empty
-            if wrong.any():
-                first = int(wrong.argmax())
-                raise DataError(
-                    f"{name}, line {block.line_of(first)}: {n_fields} fields expected, "
-                    f"{counts[first]} found (separator {separator!r}): mend the line, or name "
-                    "another format with format= (--format)"
-                )
+        empty = _checked(block, separator, n_fields, log.path.name)
         blank.extend((np.flatnonzero(empty) + block.record).tolist())
         n_records = block.record + len(block.ends)
     return n_records, blank
+
+
+def _checked(
+    block: Block, separator: str | None, n_fields: int, name: str
+) -> Bool[np.ndarray, " R"]:
+    """Which records of a block are blank.
+
+    Raises:
+        DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
+    """
+    _check_text(block.text, name, block.line)
+    if len(block.quotes) % 2:
+        raise DataError(
+            f"{name}, line {block.line_of(-1)}: a quote is opened and never closed: {_QUOTING}"
+        )
+    empty = _blank_records(block, separator)
+    if separator is None:
+        return empty
+    at = np.flatnonzero(block.data == ord(separator))
+    _check_quotes(block, separator, name)
+    if len(block.quotes):
+        at = at[np.searchsorted(block.quotes, at) % 2 == 0]
+    counts = np.diff(np.searchsorted(at, block.ends), prepend=0) + 1
+    wrong = (counts != n_fields) & ~empty
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{name}, line {block.line_of(first)}: {n_fields} fields expected, "
+            f"{counts[first]} found (separator {separator!r}): mend the line, or name "
+            "another format with format= (--format)"
+        )
+    return empty
 
 
 def _blank_records(block: Block, separator: str | None) -> Bool[np.ndarray, " R"]:

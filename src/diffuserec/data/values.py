@@ -31,11 +31,19 @@ _WHOLE = r"^(-?[1-9]\d*|0)(\.0+)?$"
 _NUMBER = r"^[+-]?\d+(\.\d+)?([eE]\+\d+)?$"
 """A number that a program may have written from a float."""
 
+_PADDED = r"^[+-]?0\d|^\+"
+"""What begins like a number that no program writes: zeros in front, or a plus."""
+
 _DECIMAL_WHOLE = "decimals without a fraction, such as 7.0, taken for integers"
 
 
 def parse_ids(
-    values: pl.Series, source: Source, text: bool, literal: bool = False, typed: bool = True
+    values: pl.Series,
+    source: Source,
+    text: bool,
+    literal: bool = False,
+    typed: bool = True,
+    n_rows: pl.Series | None = None,
 ) -> tuple[pl.Series, str]:
     """Ids as int64 or strings, and a note on a conversion, if any.
 
@@ -45,6 +53,7 @@ def parse_ids(
             not to take ``7.0`` for 7.
         typed: False to leave strings of a text file as strings, for a catalog to read each by its
             own rule.
+        n_rows: rows that each of the values stands for, if they are distinct ones; by default one.
 
     Raises:
         DataError: a value is no id; names the column and the row.
@@ -64,7 +73,7 @@ def parse_ids(
     if integers is not None:
         return integers, ""
     if not literal:
-        bare, n_blank = _without_blanks(values)
+        bare, n_blank = _without_blanks(values, n_rows)
         if n_blank and not text:
             notes.append(f"ids with blanks around them, which belong to them: {n_blank:,}")
         elif n_blank:
@@ -95,32 +104,121 @@ def parse_times(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
     Raises:
         DataError: a value is no time; names the column and the row.
     """
-    name, dtype = values.name, values.dtype
-    row = first_true(values.is_null())
-    if row is not None:
-        raise source.fail(f"column {name!r} is empty: give the time or remove the row", row)
-    if dtype in (pl.Date, pl.Datetime):
-        return values.cast(pl.Datetime("us")).to_physical(), "dates stored as microseconds"
-    if dtype.is_numeric():
+    reader = TimeReader()
+    reader.look(values)
+    return reader.read(values, source), reader.note
+
+
+class TimeReader:
+    """Times in pieces: all were looked at before the first is read, for one rule holds for all.
+
+    Attributes:
+        dates: whether they are dates, which the first says; None before it was seen.
+        fraction: whether one of them has a fraction, so that all are seconds.
+    """
+
+    def __init__(self) -> None:
+        self.dates: bool | None = None
+        self.fraction = False
+        self._n_inexact = 0
+        self._exact_below = 0
+
+    def look(self, values: pl.Series) -> None:
+        """Takes a piece into account; wrong values pass."""
+        if values.dtype in (pl.Date, pl.Datetime):
+            self.dates = True
+        elif values.dtype.is_numeric() and not values.dtype.is_integer():
+            self._look_at_numbers(values.cast(pl.Float64))
+        elif values.dtype == pl.String and len(values):
+            if self.dates is None:
+                # an empty one is refused when it is read
+                first = values.head(1).str.strip_chars().cast(pl.Float64, strict=False)
+                self.dates = first[0] is None
+            if not self.dates and values.cast(pl.Int64, strict=False).null_count():
+                bare = values.str.strip_chars()
+                if bare.cast(pl.Int64, strict=False).null_count():
+                    self._look_at_numbers(bare.cast(pl.Float64, strict=False))
+
+    def _look_at_numbers(self, numbers: pl.Series) -> None:
+        self.dates = False
+        self.fraction |= bool(((numbers != numbers.round()) & numbers.is_finite()).any())
+
+    def read(self, values: pl.Series, source: Source) -> pl.Series:
+        """The times of a piece as int64.
+
+        Raises:
+            DataError: a value is no time; names the column and the row.
+        """
+        name, dtype = values.name, values.dtype
+        row = first_true(values.is_null())
+        if row is not None:
+            raise source.fail(f"column {name!r} is empty: give the time or remove the row", row)
+        if dtype in (pl.Date, pl.Datetime):
+            return values.cast(pl.Datetime("us")).to_physical()
+        if dtype.is_numeric():
+            whole = values.cast(pl.Int64, strict=False)
+            if dtype.is_integer() and not whole.null_count():
+                return whole
+            return self._from_floats(values.cast(pl.Float64), whole, values, source)
+        if dtype != pl.String:
+            raise source.fail(f"column {name!r} holds {dtype}; times are numbers or ISO dates")
+        if self.dates:
+            return _from_dates(values.str.strip_chars(), source)
         whole = values.cast(pl.Int64, strict=False)
-        if dtype.is_integer() and not whole.null_count():
-            return whole, ""
-        return _from_floats(values.cast(pl.Float64), whole, values, source)
-    if dtype != pl.String:
-        raise source.fail(f"column {name!r} holds {dtype}; times are numbers or ISO dates")
-    whole = values.cast(pl.Int64, strict=False)
-    if whole.null_count():
-        values = values.str.strip_chars()
-        whole = values.cast(pl.Int64, strict=False)
-    if not whole.null_count():
-        return whole, ""
-    numbers = values.cast(pl.Float64, strict=False)
-    if numbers[0] is None:
-        return _from_dates(values, source)
-    row = first_true(numbers.is_null())
-    if row is not None:
-        raise _not_a_time(values, row, source)
-    return _from_floats(numbers, whole, values, source)
+        if whole.null_count():
+            values = values.str.strip_chars()
+            whole = values.cast(pl.Int64, strict=False)
+        if not whole.null_count() and not self.fraction:
+            return whole
+        numbers = values.cast(pl.Float64, strict=False)
+        row = first_true(numbers.is_null())
+        if row is not None:
+            raise _not_a_time(values, row, source)
+        return self._from_floats(numbers, whole, values, source)
+
+    @property
+    def note(self) -> str:
+        """What was converted, in the pieces read so far; empty if nothing was."""
+        if self.dates:
+            return "dates stored as microseconds"
+        if self.fraction:
+            return "times with fractions taken for seconds, stored as microseconds"
+        if not self._n_inexact:
+            return ""
+        return (
+            f"{self._n_inexact:,} kept as floats, which have lost digits of integers from "
+            f"{self._exact_below} on, so that times close together may have become one: export "
+            "them again as integers"
+        )
+
+    def _from_floats(
+        self, numbers: pl.Series, whole: pl.Series, values: pl.Series, source: Source
+    ) -> pl.Series:
+        """Times out of floats; those that are integers in `whole` keep all their digits."""
+        row = first_true(~numbers.is_finite())
+        if row is not None:
+            raise _not_a_time(values, row, source)
+        scaled = (numbers * 1e6).round() if self.fraction else numbers
+        row = first_true(scaled.abs() >= 2.0**63)
+        if row is not None:
+            raise source.fail(f"{values[row]!r} in column {values.name!r} is beyond 64 bits", row)
+        if self.fraction:
+            return scaled.cast(pl.Int64)
+        self._count_inexact(whole, values)
+        return whole.fill_null(scaled.cast(pl.Int64))
+
+    def _count_inexact(self, whole: pl.Series, values: pl.Series) -> None:
+        """Counts whole times that were kept as floats too large to be exact."""
+        limit, beyond = exact_below(float), whole.is_null()
+        if values.dtype.is_float():
+            limit = exact_below(values.head(0).to_numpy().dtype)
+            beyond = values.abs() >= float(limit)
+        elif values.dtype != pl.String:
+            return
+        elif beyond.any():
+            beyond &= values.cast(pl.Float64, strict=False).abs() >= float(limit)
+        self._n_inexact += int(beyond.sum())
+        self._exact_below = limit
 
 
 def parse_flags(values: pl.Series, source: Source) -> pl.Series:
@@ -148,8 +246,35 @@ def parse_other(values: pl.Series) -> pl.Series:
     if integers is not None:
         return integers
     numbers = bare.cast(pl.Float64, strict=False)
-    padded = bare.str.contains(r"^[+-]?0\d|^\+").any()
+    padded = bare.str.contains(_PADDED).any()
     return values if padded or numbers.null_count() > values.null_count() else numbers
+
+
+def scan_other(frame: pl.LazyFrame, names: Sequence[str]) -> list[pl.Expr]:
+    """Columns of a text file that is larger than memory, each as :func:`parse_other` reads it."""
+    if not names:
+        return []
+    facts = []
+    for name in names:
+        bare = pl.col(name).str.strip_chars()
+        whole = bare.cast(pl.Int64, strict=False)
+        number = bare.cast(pl.Float64, strict=False)
+        facts += [
+            (~whole.cast(pl.String).eq_missing(bare)).any().alias(f"{name} no integers"),
+            ((number.is_null() & bare.is_not_null()) | bare.str.contains(_PADDED))
+            .any()
+            .alias(f"{name} no numbers"),
+        ]
+    found = frame.select(facts).collect(engine="streaming").row(0, named=True)
+    columns = []
+    for name in names:
+        column = pl.col(name)
+        if not found[f"{name} no integers"]:
+            column = column.str.strip_chars().cast(pl.Int64)
+        elif not found[f"{name} no numbers"]:
+            column = column.str.strip_chars().cast(pl.Float64)
+        columns.append(column)
+    return columns
 
 
 def ids_of_objects(name: str, values: Sequence[Any], source: Source) -> tuple[pl.Series, str]:
@@ -256,10 +381,11 @@ def _integers(values: pl.Series) -> pl.Series | None:
     return whole
 
 
-def _without_blanks(values: pl.Series) -> tuple[pl.Series, int]:
-    """The strings without blanks around them, and how many had any."""
+def _without_blanks(values: pl.Series, n_rows: pl.Series | None) -> tuple[pl.Series, int]:
+    """The strings without blanks around them, and how many rows had any."""
     bare = values.str.strip_chars()
-    return bare, int((bare.str.len_bytes() != values.str.len_bytes()).sum())
+    had = bare.str.len_bytes() != values.str.len_bytes()
+    return bare, int((had if n_rows is None else n_rows.filter(had)).sum())
 
 
 def _from_decimals(values: pl.Series, source: Source) -> tuple[pl.Series | None, str]:
@@ -299,44 +425,7 @@ def _whole_numbers(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
     return whole, "whole floats taken for integers"
 
 
-def _from_floats(
-    numbers: pl.Series, whole: pl.Series, values: pl.Series, source: Source
-) -> tuple[pl.Series, str]:
-    """Times out of floats; those that are integers in `whole` keep all their digits."""
-    row = first_true(~numbers.is_finite())
-    if row is not None:
-        raise _not_a_time(values, row, source)
-    fraction = not (numbers == numbers.round()).all()
-    scaled = (numbers * 1e6).round() if fraction else numbers
-    row = first_true(scaled.abs() >= 2.0**63)
-    if row is not None:
-        raise source.fail(f"{values[row]!r} in column {values.name!r} is beyond 64 bits", row)
-    if fraction:
-        note = "times with fractions taken for seconds, stored as microseconds"
-        return scaled.cast(pl.Int64), note
-    return whole.fill_null(scaled.cast(pl.Int64)), _times_that_lost_digits(whole, values)
-
-
-def _times_that_lost_digits(whole: pl.Series, values: pl.Series) -> str:
-    """A note on whole times that were kept as floats too large to be exact; empty if none was."""
-    limit, beyond = exact_below(float), whole.is_null()
-    if values.dtype.is_float():
-        limit = exact_below(values.head(0).to_numpy().dtype)
-        beyond = values.abs() >= float(limit)
-    elif values.dtype != pl.String:
-        return ""
-    elif beyond.any():
-        beyond &= values.cast(pl.Float64, strict=False).abs() >= float(limit)
-    n_beyond = int(beyond.sum())
-    if not n_beyond:
-        return ""
-    return (
-        f"{n_beyond:,} kept as floats, which have lost digits of integers from {limit} on, so that "
-        "times close together may have become one: export them again as integers"
-    )
-
-
-def _from_dates(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
+def _from_dates(values: pl.Series, source: Source) -> pl.Series:
     text = values.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.to_uppercase()
     text = text.str.replace(r"([+-]\d\d:?\d\d) UTC$", "${1}")  # as Go writes it
     text = text.str.replace(r"\s*(?:UTC|GMT)$", "Z").str.replace(r"\s+([Z+-])", "${1}")
@@ -352,7 +441,7 @@ def _from_dates(values: pl.Series, source: Source) -> tuple[pl.Series, str]:
     row = first_true(moments.is_null())
     if row is not None:
         raise _not_a_time(values, row, source)
-    return moments.to_physical(), "dates stored as microseconds"
+    return moments.to_physical()
 
 
 def _in_utc(value: dt.date) -> dt.datetime:

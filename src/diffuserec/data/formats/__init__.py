@@ -27,8 +27,8 @@ from pathlib import Path
 
 import polars as pl
 
-from diffuserec.data.columns import Columns, Source, require_utf8
-from diffuserec.data.log_format import LogFile, LogFormat
+from diffuserec.data.columns import Columns, Scan, Source, require_utf8
+from diffuserec.data.log_format import LogFile, LogFormat, Spool
 from diffuserec.data.text import BLOCK, opening
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.files import replacing
@@ -76,6 +76,39 @@ def read_columns(
         DataError: the file is missing, empty, damaged, or not of the format.
         ConfigError: no such format or encoding.
     """
+    with _text(path, format, encoding) as (file, given):
+        chosen, log = _opened(file, given, named, columns)
+        yield chosen.read(log)
+
+
+@contextmanager
+def scan_columns(
+    path: Path | str,
+    format: str | None,
+    named: Mapping[str, str | None],
+    columns: Sequence[str] | None,
+    encoding: str | None,
+    spool: Spool,
+) -> Iterator[Scan | None]:
+    """What :func:`read_columns` reads, of a file that may be larger than memory.
+
+    Yields:
+        The columns, or None if the format is only read as a whole.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, or not of the format.
+        ConfigError: no such format or encoding.
+    """
+    with _text(path, format, encoding) as (file, given):
+        chosen, log = _opened(file, given, named, columns)
+        yield chosen.scan(log, spool)
+
+
+@contextmanager
+def _text(
+    path: Path | str, format: str | None, encoding: str | None
+) -> Iterator[tuple[Path, LogFormat | None]]:
+    """The file, unpacked and in UTF-8, and the format that was named."""
     file = Path(path)
     require_utf8(file)
     given = None if format is None else _find(format)
@@ -87,7 +120,7 @@ def read_columns(
         raise DataError(f"{file}: there is no such file")
     try:
         with _uncompressed(file) as plain, _in_utf8(plain, encoding) as text:
-            yield _read(text, given, named, columns)
+            yield text, given
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
@@ -143,12 +176,13 @@ def _known(others: bool = True) -> Iterator[LogFormat]:
             yield _find(name)
 
 
-def _read(
+def _opened(
     file: Path,
     given: LogFormat | None,
     named: Mapping[str, str | None],
     columns: Sequence[str] | None,
-) -> Columns:
+) -> tuple[LogFormat, LogFile]:
+    """The format of a file, and what it needs to read it."""
     source = Source(file.name)
     with file.open("rb") as stream:
         head = stream.read(64)
@@ -170,7 +204,7 @@ def _read(
             raise source.fail(
                 f"not a {chosen.title or chosen.name} file: name its format with format= (--format)"
             )
-        return chosen.read(LogFile(file, named, "", given is not None, columns))
+        return chosen, LogFile(file, named, "", given is not None, columns)
     for magic, meaning in _NOT_TEXT.items():
         if head.startswith(magic):
             raise source.fail(f"not text but {meaning}")
@@ -182,7 +216,7 @@ def _read(
     chosen = chosen or max(_known(), key=lambda some: some.certainty(start.line))
     log = LogFile(file, named, start.line, given is not None, columns)
     log = replace(log, skip=start.skip, separator=start.separator, notes=start.notes)
-    return chosen.read(log)
+    return chosen, log
 
 
 @contextmanager

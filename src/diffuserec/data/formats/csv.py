@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import polars as pl
 
-from diffuserec.data.columns import Columns, Source, n_usual_roles
-from diffuserec.data.log_format import LogFile, LogFormat, require_flat, with_times
-from diffuserec.data.text import SEPARATORS, header, read_table
+from diffuserec.data.columns import Columns, Scan, Source, n_usual_roles
+from diffuserec.data.log_format import LogFile, LogFormat, Spool, require_flat, with_times
+from diffuserec.data.text import SEPARATORS, header, read_table, scan_table
 
 
 class Csv(LogFormat):
@@ -26,6 +26,9 @@ class Csv(LogFormat):
 
     def read(self, log: LogFile) -> Columns:
         return read_table(log, self.name, SEPARATORS)
+
+    def scan(self, log: LogFile, spool: Spool) -> Scan:
+        return scan_table(log, spool, self.name, SEPARATORS)
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
         frame = with_times(frame)

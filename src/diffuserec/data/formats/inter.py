@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import polars as pl
 
-from diffuserec.data.columns import Columns, Source
-from diffuserec.data.log_format import LogFile, LogFormat, require_flat, with_times
-from diffuserec.data.text import SEPARATORS, header, read_table
+from diffuserec.data.columns import Columns, Scan, Source
+from diffuserec.data.log_format import LogFile, LogFormat, Spool, require_flat, with_times
+from diffuserec.data.text import SEPARATORS, header, read_table, scan_table
 
 _SEPARATORS = "\t" + SEPARATORS.replace("\t", "")  # of equally good ones the first is taken
 
@@ -24,13 +24,20 @@ class Inter(LogFormat):
         return 80 if ":token" in first_line else 0
 
     def read(self, log: LogFile) -> Columns:
+        self._refuse_histories(log)
+        return read_table(log, self.name, _SEPARATORS, quoted=False, plain=_without_type)
+
+    def scan(self, log: LogFile, spool: Spool) -> Scan:
+        self._refuse_histories(log)
+        return scan_table(log, spool, self.name, _SEPARATORS, quoted=False, plain=_without_type)
+
+    def _refuse_histories(self, log: LogFile) -> None:
         names, _ = header(log.first_line, _SEPARATORS)
         if any(name.startswith("item_id") and name.endswith("_seq") for name in names):
             raise log.source.fail(
                 "this holds whole histories: give the .inter file with one interaction a line, or "
                 "one line a user (format sequences)"
             )
-        return read_table(log, self.name, _SEPARATORS, quoted=False, plain=_without_type)
 
     def write(self, frame: pl.DataFrame, stream: BinaryIO, source: Source) -> None:
         frame = with_times(frame)

@@ -1,8 +1,8 @@
 """``tsv``: a header line, then one interaction a line; fields are separated by tabs."""
 
-from diffuserec.data.columns import Columns, n_usual_roles
-from diffuserec.data.log_format import LogFile, LogFormat
-from diffuserec.data.text import header, read_table
+from diffuserec.data.columns import Columns, Scan, n_usual_roles
+from diffuserec.data.log_format import LogFile, LogFormat, Spool
+from diffuserec.data.text import header, read_table, scan_table
 
 
 class Tsv(LogFormat):
@@ -17,3 +17,6 @@ class Tsv(LogFormat):
 
     def read(self, log: LogFile) -> Columns:
         return read_table(log, self.name, "\t")
+
+    def scan(self, log: LogFile, spool: Spool) -> Scan:
+        return scan_table(log, spool, self.name, "\t")
