@@ -278,7 +278,7 @@ def test_an_item_that_training_does_not_hold_is_its_attributes(
     few = {"epochs", "pretrain_epochs", "rounds", "generator_epochs"}
     settings = {s: 1 for s in few if s in class_of(kind, name).Config.model_fields}
     method = made(kind, name, item_features=True, **settings)
-    method.fit(described.select(np.arange(24)), runtime=Runtime(seed=1))
+    method.fit(described.select(np.arange(16)), runtime=Runtime(seed=1))
     method.save(tmp_path / "model")
     read = load if kind == "recommender" else load_augmenter
     again = read(tmp_path / "model")
