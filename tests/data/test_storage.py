@@ -243,6 +243,13 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         "users too short for leave-one-out": 2,
         "test targets that are repeats": "66.67%",
     }
+    described = Catalog(
+        pl.Series("item_id", range(1, 8)), 5, attributes=pl.DataFrame({"a": [1] * 7, "b": ["x"] * 7})
+    )
+    SequenceDataset.from_offsets(log.items, log.offsets, described).save(tmp_path / "described")
+    more = description(tmp_path / "described")
+    assert more["attributes of items"] == "a, b"
+    assert more["items without an interaction"] == 2
     # 20 synthetic items are counted apart, and make no item popular
     longer = log.prepend(np.full((2, 10), 5, dtype=np.int32), np.array([0, 2]))
     longer.save(tmp_path / "longer")

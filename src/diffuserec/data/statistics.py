@@ -40,6 +40,11 @@ def description(data: Path | str) -> dict[str, Any]:
         "share of the most popular tenth of items": f"{top_share:.1%}",
         "timestamps": "no, order only" if dataset.log.timestamps is None else "yes",
     }
+    n_unseen = len(ranked) - int(np.count_nonzero(ranked))
+    if dataset.catalog.attributes is not None:
+        facts["attributes of items"] = ", ".join(dataset.catalog.attributes.columns)
+    if n_unseen:
+        facts["items without an interaction"] = n_unseen
     if not n_synthetic and (lengths >= 3).any():
         split = leave_one_out(dataset)
         facts["users too short for leave-one-out"] = split.n_too_short

@@ -5,6 +5,7 @@ against ``weight``. Everything a method knows of single items stands here, so th
 exports and item features need one place alone.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from diffuserec.data import PAD, Catalog
 from diffuserec.errors import ConfigError
 from diffuserec.models.features import FeatureMap, ItemFeatures
+from diffuserec.models.parts import drawn
 from diffuserec.models.rows import CatalogRows
 
 INIT_STD = 0.02
@@ -144,7 +146,7 @@ class ItemTable(CatalogRows):
             return F.embedding(items, self._all()[0]), self.seen[items]
         is_token = items >= self.vocab_size
         described, seen = self.features.of(items.masked_fill(is_token, PAD)), self.seen[items]
-        shown = self._shown(seen) | is_token
+        shown = self._shown(seen, _uniform_by_rows) | is_token
         return self._sum(self.vectors(items), described, seen, shown), shown
 
     def train(self, mode: bool = True) -> Self:
@@ -153,11 +155,13 @@ class ItemTable(CatalogRows):
             self._made = None
         return super().train(mode)
 
-    def _shown(self, seen: Bool[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+    def _shown(
+        self, seen: Bool[Tensor, "*n"], uniform: Callable[..., Tensor] = torch.rand
+    ) -> Bool[Tensor, "*n"]:
         """Items whose own part is in: those that training holds, in training not always."""
         if not (self.training and self.id_dropout):
             return seen.clone()
-        return seen & (torch.rand(seen.shape, device=seen.device) >= self.id_dropout)
+        return seen & (uniform(seen.shape, device=seen.device) >= self.id_dropout)
 
     def _sum(
         self,
@@ -228,3 +232,10 @@ class ItemTable(CatalogRows):
         if self.features is not None and old.features is not None:
             self.features.carry_over(old.features)
         return int(known.sum())
+
+
+def _uniform_by_rows(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Uniform numbers for rows that may be a part of a batch's."""
+    if not shape:
+        return torch.rand((), device=device)
+    return drawn(lambda n: torch.rand(n, *shape[1:], device=device), shape[0])
