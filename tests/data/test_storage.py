@@ -244,7 +244,9 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         "test targets that are repeats": "66.67%",
     }
     described = Catalog(
-        pl.Series("item_id", range(1, 8)), 5, attributes=pl.DataFrame({"a": [1] * 7, "b": ["x"] * 7})
+        pl.Series("item_id", range(1, 8)),
+        5,
+        attributes=pl.DataFrame({"a": [1] * 7, "b": ["x"] * 7}),
     )
     SequenceDataset.from_offsets(log.items, log.offsets, described).save(tmp_path / "described")
     more = description(tmp_path / "described")
