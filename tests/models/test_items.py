@@ -385,3 +385,18 @@ def test_a_large_catalog_is_carried_over_at_once():
     common, here, there = np.intersect1d(new_ids, old_ids, return_indices=True)
     assert n == len(common)
     assert torch.equal(new.embeddings()[1:][here], old.embeddings()[1:][there])
+
+
+def test_vectors_with_a_bias_are_put_together_once_and_again_after_a_change() -> None:
+    table = ItemTable(5, 3, bias=True).eval()
+    table.reset_parameters()
+    with torch.no_grad():
+        first = table.weight()
+        assert table.weight() is first
+        table.bias[2] = 7.0
+        changed = table.weight()
+        assert changed[2, -1] == 7.0
+        table.vectors.weight.data = table.vectors.weight.data * 2
+        torch.testing.assert_close(table.weight()[:, :3], 2 * first[:, :3])
+    assert table.weight().requires_grad
+    assert table.train().weight().requires_grad

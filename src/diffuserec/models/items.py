@@ -62,6 +62,7 @@ class ItemTable(CatalogRows):
         self.features: FeatureMap | None = None
         self.id_dropout = 0.0
         self._made: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._weight: tuple[Any, Tensor] | None = None
 
     def describe(self, features: ItemFeatures, id_dropout: float = 0.0) -> None:
         """Adds a learned vector of an item's attributes to its own, whose spread it is drawn with.
@@ -108,14 +109,26 @@ class ItemTable(CatalogRows):
     def weight(self) -> Float[Tensor, "V E"]:
         """Vectors that states are multiplied with: the embeddings, and the bias as a last column.
 
-        Row 0 means nothing: padding is never scored.
+        Row 0 means nothing: padding is never scored. Outside of training, what has to be put
+        together is kept until a parameter changes.
         """
         if self.bias is None:
             return self.embeddings()
+        key = self._key() if self._is_fixed else None
+        if key is not None and self._weight is not None and self._weight[0] == key:
+            return self._weight[1]
         if self.features is None:
-            return torch.cat([self.embeddings(), self.bias[:, None]], dim=1)
-        found, shown = self._all()
-        return torch.cat([found[: self.vocab_size], (self.bias * shown)[:, None]], dim=1)
+            made = torch.cat([self.embeddings(), self.bias[:, None]], dim=1)
+        else:
+            found, shown = self._all()
+            made = torch.cat([found[: self.vocab_size], (self.bias * shown)[:, None]], dim=1)
+        self._weight = None if key is None else (key, made)
+        return made
+
+    def _key(self) -> list[tuple[int, int]]:
+        """Changes when a parameter or a buffer does."""
+        parts = (*self.parameters(), *self.buffers())
+        return [(part.data_ptr(), part._version) for part in parts]
 
     @property
     def _is_fixed(self) -> bool:
@@ -127,8 +140,7 @@ class ItemTable(CatalogRows):
         Outside of training they are made once and kept until a parameter changes.
         """
         assert self.features is not None
-        parts = (self.vectors.weight, *self.features.parameters(), self.seen)
-        key = [(part.data_ptr(), part._version) for part in parts]
+        key = self._key()
         if self._is_fixed and self._made is not None and self._made[0] == key:
             return self._made[1]
         shown = self._shown(self.seen)
@@ -152,7 +164,7 @@ class ItemTable(CatalogRows):
     def train(self, mode: bool = True) -> Self:
         """As of every module; what was kept for other modes than training is forgotten."""
         if mode:
-            self._made = None
+            self._made = self._weight = None
         return super().train(mode)
 
     def _shown(

@@ -36,6 +36,9 @@ _WANTED_RECALL = 0.99
 _MOST_PROBED = 0.3
 """Share of the lists beyond which looking into more of them costs as much as looking into all."""
 
+_MOST_CANDIDATES = 4096
+"""Candidates beyond which looking at all items costs less."""
+
 _SPARE = 40
 """Candidates beyond those shown, for the few whose rounded products are out of order."""
 
@@ -169,7 +172,7 @@ def approximate_top_k(
     """As :func:`top_k`, but of the candidates of an index alone.
 
     A history that few candidates are left for, and one that popularity answers, get the exact list;
-    so do all where most items are not allowed.
+    so do all where a history hides thousands of items, or thousands are not allowed.
 
     Args:
         scorer: products of states and item vectors, and popularity where a history is empty.
@@ -188,12 +191,12 @@ def approximate_top_k(
             scores[rows], items[rows] = found[0].to(scores.dtype), found[1]
         return scores, items
     n_denied = 0 if allowed is None else int((~allowed[1:]).sum())
-    if not isinstance(scorer, Products) or 2 * n_denied > vocab_size:
-        return top_k(scorer, k, hidden, allowed)
     n_hidden = 0
     if hidden is not None and len(hidden.owner):
         n_hidden = int(torch.bincount(hidden.owner).max())
-    n = min(k + n_hidden + min(n_denied, vocab_size // 2) + _SPARE, vocab_size - 1)
+    n = min(k + n_hidden + n_denied + _SPARE, vocab_size - 1)
+    if not isinstance(scorer, Products) or n > _MOST_CANDIDATES:
+        return top_k(scorer, k, hidden, allowed)
     candidates = index.candidates(scorer.states, n)
     missing = candidates < 0
     vectors = scorer.vectors[candidates.clamp(min=0)]
