@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from diffuserec import __version__
-from diffuserec.cli import audit, data, deploy, results, serving, show, studies, training
+from diffuserec.cli import audit, data, deploy, doctor, results, serving, show, studies, training
 from diffuserec.errors import ConfigError, DataError, LostProcess
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ for command in (
     studies.tune,
     studies.results,
     serving.serve,
+    doctor.doctor,
 ):
     app.command()(command)
 
