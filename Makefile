@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $
 # as published: the last digits of results follow from the number of threads
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-lowest check stub bench slow clean
+.PHONY: demo test test-lowest check docs notebooks audit stub bench slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffuserec demo --out demo
@@ -28,6 +28,20 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(MAKE) --no-print-directory docs
+
+# the site, into site/: notebooks are run, a warning is an error, the network is not used
+docs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs site
+
+# the notebooks with what they print, as they are kept here
+notebooks: $(VENV)/.installed
+	for file in docs/notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$file; done
+
+# known faults of the versions that are installed; asks the network
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r $(CONSTRAINTS)
 
 # the public names with typed settings, after a change to either
 stub: $(VENV)/.installed
@@ -44,4 +58,4 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) examples/package/pyproject.tom
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-lowest demo site docs/generated dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
