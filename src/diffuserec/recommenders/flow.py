@@ -8,7 +8,8 @@ embedding e of the next item at unit deviation (s = 1) stands
 
 a Brownian bridge of noise σ, or for σ = 0 the straight line of rectified flow. A network of
 (x_s, h, s) gives logits of all items, p(i | x_s, h, s), and is trained by the house's loss of the
-next item alone, as SASRec is; the mean of the embeddings under p is the estimate ê of e. A share
+next item alone, as SASRec is; the mean of the embeddings under p is the estimate ê of e (so long as
+the loss is the softmax, whole or sampled: others make no distribution of the products). A share
 ``start_share`` of the targets trains at s = 0, where recommending begins, the others at uniform s.
 The path does not move e: its embedding learns as an item of histories and of the softmax.
 
