@@ -51,17 +51,17 @@ OWN: dict[str, dict[str, Any]] = {
     "bpr": PAIRS,
     "neumf": PAIRS | {"hidden": (8, 4)},
     "dreamrec": {"epochs": 6},
-    "diffurec": {"delta": 0.5, "num_train_timesteps": 32, "num_inference_steps": 2, "epochs": 8},
+    "diffurec": {"delta": 0.5, "num_train_timesteps": 32, "num_inference_steps": 2, "epochs": 5},
     "diffrec": {"num_train_timesteps": 20, "num_inference_steps": 1},
     "adrec": {
         "delta": 0.5,
         "num_train_timesteps": 32,
-        "epochs": 4,
-        "pretrain_epochs": 4,
+        "epochs": 3,
+        "pretrain_epochs": 3,
         "frozen_epochs": 1,
         "n_denoiser_layers": 1,
     },
-    "flow": {"epochs": 8, "num_inference_steps": 2},
+    "flow": {"epochs": 5, "num_inference_steps": 2},
     "asrep": {
         "model_settings": {
             name: TINY[name]
