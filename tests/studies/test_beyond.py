@@ -120,5 +120,8 @@ def test_vectors_of_an_attribute() -> None:
     catalog = Catalog(pl.Series("item_id", [7, 8, 9]), 1, attributes=frame)
     assert attribute_vectors(catalog, "kind").tolist() == [[0, 0], [1, 0], [1, 1], [0, 0]]
     assert attribute_vectors(catalog, "n").tolist() == [[0, 0], [0, 1], [1, 0], [0, 1]]
+    vectors = pl.Series("v", [[1.0, 0.0], [3.0, 2.0], None], dtype=pl.Array(pl.Float32, 2))
+    catalog = Catalog(catalog.item_ids, 1, attributes=frame.with_columns(vectors))
+    assert attribute_vectors(catalog, "v").tolist() == [[0, 0], [-1, -1], [1, 1], [0, 0]]
     with pytest.raises(ConfigError, match="number with fractions"):
         attribute_vectors(catalog, "x")

@@ -181,7 +181,9 @@ def _vectors(
 
 
 def attribute_vectors(catalog: Catalog, attribute: str) -> Float64[np.ndarray, "V C"]:
-    """A column for each value of an attribute: 1 where an item has it. Rows of unknowns have 0.
+    """A column for each value of an attribute, 1 where an item has it; or its vectors, centered.
+
+    Rows of items of which it is not known have 0.
 
     Raises:
         ConfigError: the catalog has no such attribute, or it holds numbers with fractions.
@@ -193,6 +195,10 @@ def attribute_vectors(catalog: Catalog, attribute: str) -> Float64[np.ndarray, "
     column = catalog.attributes[attribute]
     if column.dtype.is_float():
         raise ConfigError(f"{attribute} is a number with fractions, not a kind of item")
+    if isinstance(column.dtype, pl.Array):
+        found = column.to_numpy().astype(np.float64)
+        centered = np.nan_to_num(found - np.nanmean(found, axis=0))
+        return np.vstack([np.zeros((1, found.shape[1])), centered])
     frame = pl.DataFrame({"item": np.arange(1, catalog.vocab_size), "value": column})
     if isinstance(column.dtype, pl.List):
         frame = frame.explode("value")
