@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from diffuserec.errors import ConfigError
-from diffuserec.models.config import OnlyIf, Settings, parse_settings, signature_of
+from diffuserec.models.config import Later, OnlyIf, Settings, parse_settings, signature_of
 
 
 def is_long(name: str) -> bool:
@@ -197,3 +197,15 @@ def test_a_signature_has_names_defaults_and_plain_types():
     assert defaults == Paint().model_dump()
     assert parameters["by_value"].annotation is int
     assert parameters["primer"].annotation == str | None
+
+
+def test_a_setting_that_came_later_leaves_keys_as_they_were() -> None:
+    class Method(Settings):
+        dim: int = 8
+        features: Annotated[bool, Later()] = False
+
+    usual, given = Method(), Method(features=True)
+    assert usual.identity() == usual.stated() == {"dim": 8}
+    assert Method(features=False).identity() == {"dim": 8}
+    assert given.identity() == given.stated() == {"dim": 8, "features": True}
+    assert Method(**usual.stated()) == usual

@@ -116,6 +116,11 @@ def test_factors_are_the_item_its_popularity_and_attributes() -> None:
     assert model.factors[1, 4] > model.factors[1, 1] == model.factors[1, 3]
     assert model.factors[2:].tolist() == [[0, 2, 1, 0, 2]]
     assert [d.values.vocab_size for d in model.discriminators] == [5, 11, 3]
+    lists = frame.with_columns(pl.Series("category", [["a", "b"]] * len(frame)))
+    several = SequenceDataset.from_lists([[1, 2, 3, 4, 4]], Catalog(ids, 1, attributes=lists))
+    assert len(made(several, n_candidates=2).factors) == 2
+    with pytest.raises(ConfigError, match="'category' is no single category or number of an item"):
+        made(several, n_candidates=2, attributes=("category",))
     asked = made(log, n_candidates=2, attributes=("brand",))
     assert asked.factors[2:].tolist() == [[0, 3, 3, 1, 2]]
     assert len(made(log, n_candidates=2, attributes=()).factors) == 2

@@ -194,7 +194,7 @@ def described(
 def wrong_attributes(frame: pl.DataFrame) -> str | None:
     """Why a frame does not hold attributes as a catalog keeps them; None if it does."""
     for name, dtype in frame.schema.items():
-        if not is_attribute(dtype):
+        if not is_attribute(dtype) or (name == "name" and dtype.is_nested()):
             return f"column {name!r} holds {dtype}"
         if isinstance(dtype, pl.Array):
             vectors = frame[name].drop_nulls()

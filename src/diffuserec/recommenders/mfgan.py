@@ -309,17 +309,23 @@ def attribute_values(catalog: Catalog, names: tuple[str, ...] | None) -> list[In
     """The items' values in each of these attributes, numbered from 1; 0 where there is none.
 
     Args:
-        names: columns of its attributes; None means ``category`` if there is one.
+        names: columns of its attributes; None means ``category`` if items have one each.
 
     Raises:
-        ConfigError: the catalog has no such attribute.
+        ConfigError: the catalog has no such attribute, or it holds lists or vectors.
     """
     frame = pl.DataFrame() if catalog.attributes is None else catalog.attributes
     if names is None:
-        names = tuple(name for name in ("category",) if name in frame.columns)
+        single = "category" in frame.columns and not frame["category"].dtype.is_nested()
+        names = ("category",) if single else ()
     missing = [name for name in names if name not in frame.columns]
     if missing:
         known = ", ".join(frame.columns) or "none"
         raise ConfigError(f"the catalog has no attribute {missing[0]!r}; it has: {known}")
+    nested = [name for name in names if frame[name].dtype.is_nested()]
+    if nested:
+        raise ConfigError(
+            f"the attribute {nested[0]!r} is no single category or number of an item: leave it out"
+        )
     numbered = [frame[name].rank("dense").fill_null(0).to_numpy() for name in names]
     return [torch.from_numpy(np.concatenate([[0], values]).astype(np.int64)) for values in numbered]
