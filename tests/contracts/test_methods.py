@@ -39,7 +39,7 @@ from .suite import (
 )
 
 HOOKS = {"item_weight", "learn_to_generate", "n_candidates", "reads_times", "states"}
-HOOKS |= {"expected", "likely"}
+HOOKS |= {"chosen_settings", "expected", "likely"}
 """Concrete parts of the contract that say of themselves that they may be overridden."""
 
 DECLARED = {"Config", "config", "combine", "trained", "training_only", "table", "encoder"}
