@@ -3,7 +3,7 @@
     python benchmarks/warm_start.py [LOG] [--model sasrec] [--set dim=32] [--seeds 3] [--json FILE]
 
 LOG has times, in any known format; without one, a log of the built-in store is made. It is cut
-at two moments. A model is chosen on what came before the first (leave-one-out, its best epoch n) and
+at two moments. A model is chosen on what came before the first (leave-one-out, best epoch n) and
 trained on all of that. Then two models are trained on what came before the second moment: one from
 nothing for n epochs, one started from the first model, by raw id, for a fifth of them. Both are
 measured after each epoch on the first item of each user after the second moment, by NDCG@10 (full

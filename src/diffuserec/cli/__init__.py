@@ -64,6 +64,7 @@ for command in (
     studies.reproduce,
     studies.tune,
     studies.results,
+    deploy.export,
     serving.serve,
     doctor.doctor,
 ):

@@ -1,7 +1,7 @@
 """Commands from the winner to production: final models, updates, exports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -84,6 +84,39 @@ def update(
     plan = update_plan(run, prepared, epochs)
     resume = not (overwrite or is_free(out))
     train_final(plan, out, device, precision, resume, overwrite, None, as_json)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A finished run, or a saved model.")],
+    to: Annotated[
+        Literal["onnx", "torch-export", "vectors"],
+        typer.Option("--to", help="A graph for ONNX Runtime or torch.export, or item vectors."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .onnx, .pt2 or .parquet.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Writes a model for other runtimes, or its item vectors for other systems.
+
+    A graph takes item numbers, right-padded, and lengths, and gives states and scores; noise is an
+    input. It is held against the model at other sizes before it is kept. OUT.json says what the
+    numbers mean, with the raw ids in their order. Vectors are Parquet of raw id and vector, with an
+    exact index of faiss beside if that is installed. ONNX needs diffuserec[export].
+
+    Examples:
+
+        diffuserec export runs/final --to onnx --out sasrec.onnx
+        diffuserec export runs/final --to torch-export --out sasrec.pt2
+        diffuserec export runs/final --to vectors --out items.parquet
+    """
+    from diffuserec.serving.export import export as write
+
+    found = write(model, to, out)
+    if as_json:
+        show.print_json({"files": list(map(str, found.files)), "difference": found.difference})
+        return
+    show.print_line(f"written: {', '.join(map(str, found.files))}")
+    if found.difference is not None:
+        show.print_line(f"differs from the model by {found.difference:.1e} at most, at 3 sizes")
 
 
 def train_final(

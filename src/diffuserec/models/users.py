@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -38,11 +37,12 @@ class UserTable(CatalogRows):
 
     def of(self, histories: Histories) -> Float[Tensor, "B D"]:
         """Vectors of known users; for other users, means over the items of their histories."""
-        found = F.embedding_bag(histories.items, self.audience, mode="mean", padding_idx=PAD)
-        own = histories.users < len(self.known)
-        own[own.clone()] = self.known[histories.users[own]]
-        found[own] = self(histories.users[own])
-        return found
+        real = (histories.items != PAD)[:, :, None]
+        total = (self.audience[histories.items] * real).sum(1)
+        found = total / real.sum(1).clamp(min=1)
+        users = histories.users.clamp(max=len(self.known) - 1)
+        own = (histories.users < len(self.known)) & self.known[users]
+        return torch.where(own[:, None], self(users), found)
 
     @torch.no_grad()
     def carry_over(self, catalog: Catalog, old: "UserTable", old_catalog: Catalog) -> int:

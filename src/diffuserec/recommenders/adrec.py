@@ -39,7 +39,7 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise, Sampler
-from diffuserec.models.encoders import last_states
+from diffuserec.models.encoders import following, last_states
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.items import ItemTable
 from diffuserec.models.parts import by_rows
@@ -179,7 +179,7 @@ class ADRec(EncoderRecommender):
         newest = histories.truncate(c.max_len)
         condition = self.encode(newest.items, newest.lengths)
         at_newest = last_states(condition, newest.lengths)[:, None]
-        clean = self._clean(F.pad(newest.items[:, 1:], (0, 1)))
+        clean = self._clean(following(newest.items))
         steps = torch.zeros_like(newest.items)
         read_slots = self.denoiser.beside(self._tokens(condition, clean, steps))
         n_before = (newest.lengths - 1)[:, None].expand(-1, k)

@@ -391,7 +391,7 @@ class DiffRec(StateRecommender):
             token = token + self._step_embedding(t)
         token = token * self._scale()
         if c.add_last_item:
-            last = items.gather(1, (n_history - 1).expand(len(items), -1))
+            last = items.gather(1, (n_history - 1).expand(items.shape[0], -1))
             token = token + self.table.embed(last)
         return token
 

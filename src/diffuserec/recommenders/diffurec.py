@@ -30,7 +30,6 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -40,6 +39,7 @@ from diffuserec.data.batches import ONE_TARGET
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
 from diffuserec.models.diffusion import KeyedNoise, Sampler, row_keys
+from diffuserec.models.encoders import following
 from diffuserec.models.losses import LOSSES
 from diffuserec.models.parts import by_rows
 from diffuserec.models.settings import DiffusionSettings, NextItemSettings, PlainSettings
@@ -129,18 +129,18 @@ class DiffuRec(EncoderRecommender):
     ) -> Float[Tensor, "B K D"]:
         c, k = self.config, self.config.n_draws if n_draws is None else n_draws
         newest = histories.truncate(c.max_len)
-        draw = torch.arange(k, device=newest.users.device).repeat(len(newest.users))
+        draw = torch.arange(k, device=newest.users.device).repeat(newest.users.shape[0])
         users, items, lengths = (
             part.repeat_interleave(k, 0) for part in (newest.users, newest.items, newest.lengths)
         )
         normals = KeyedNoise(seed, row_keys(torch.stack([users, draw], dim=1))).normal
-        following = F.pad(items[:, 1:], (0, 1))
+        after = following(items)
         is_newest = torch.arange(items.shape[1], device=items.device) == lengths[:, None] - 1
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             tokens = x_t[:, None]
             if not self.has_one_target:
-                known = self._noised(following, t, normals)
+                known = self._noised(after, t, normals)
                 tokens = torch.where(is_newest[:, :, None], tokens, known)
             return self.encoder.newest(self._mixed(items, tokens, t, normals), lengths)
 

@@ -11,7 +11,7 @@ from diffuserec.models.diffusion.guidance import (
     classifier_guidance,
 )
 from diffuserec.models.diffusion.masking import draw_masks
-from diffuserec.models.diffusion.noise import KeyedNoise, row_keys
+from diffuserec.models.diffusion.noise import KeyedNoise, NoiseSource, noise_from, row_keys
 from diffuserec.models.diffusion.rounding import nearest_rows
 from diffuserec.models.diffusion.samplers import (
     Denoise,
@@ -20,6 +20,7 @@ from diffuserec.models.diffusion.samplers import (
     Network,
     Sampler,
     denoise_with,
+    sampling_by,
     timesteps,
 )
 from diffuserec.models.diffusion.schedule import SCHEDULES, NoiseSchedule, PredictionType
@@ -36,6 +37,7 @@ __all__ = [
     "LogProb",
     "Network",
     "NoiseSchedule",
+    "NoiseSource",
     "PredictionType",
     "Sampler",
     "antithetic",
@@ -44,7 +46,9 @@ __all__ = [
     "denoise_with",
     "draw_masks",
     "nearest_rows",
+    "noise_from",
     "row_keys",
+    "sampling_by",
     "timesteps",
     "uniform",
 ]

@@ -59,7 +59,8 @@ def classifier_free_network(
 
     def guided(x_t: Float[Tensor, "B ..."], t: Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         prediction = network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        conditional, unconditional = prediction.chunk(2)
+        n = condition.shape[0]
+        conditional, unconditional = prediction[:n], prediction[n:]
         return (1 + scale) * conditional - scale * unconditional
 
     return guided

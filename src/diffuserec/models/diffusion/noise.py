@@ -15,7 +15,9 @@ always between the body and the tail of one array.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +32,25 @@ _CHUNK_CPU = 2**16
 _CHUNK_ACCELERATOR = 2**22
 
 
+NoiseSource = Callable[[Int[Tensor, " B"], tuple[int, ...]], Float[Tensor, "B ..."]]
+"""Keys of the rows and the shape of a row, to standard normal numbers of shape (B, *shape)."""
+
+_SOURCE: ContextVar[NoiseSource | None] = ContextVar("_SOURCE", default=None)
+
+
+@contextmanager
+def noise_from(source: NoiseSource) -> Iterator[None]:
+    """Within it, all normal numbers of :class:`KeyedNoise` come from elsewhere.
+
+    For graphs that are given their noise, since hashes are no operations of theirs.
+    """
+    token = _SOURCE.set(source)
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
+
+
 class KeyedNoise:
     """A source of noise with one independent stream per row.
 
@@ -40,12 +61,17 @@ class KeyedNoise:
     """
 
     def __init__(self, seed: int, keys: Int[Tensor, " B"]) -> None:
+        self._keys, self._source = keys, _SOURCE.get()
+        if self._source is not None:
+            return
         origin = _mix(torch.tensor([_signed(seed)], device=keys.device))
         self._rows = _mix(origin + keys.to(torch.int64) * _signed(_GOLDEN))
         self._n_draws = 0
 
     def normal(self, *shape: int) -> Float[Tensor, "B ..."]:
         """The next draw of standard normal numbers, float32 of shape (B, *shape)."""
+        if self._source is not None:
+            return self._source(self._keys, shape)
         return self._draw(shape, _normals)
 
     def uniform(self, *shape: int) -> Float[Tensor, "B ..."]:
@@ -78,7 +104,7 @@ class KeyedNoise:
 
 def row_keys(rows: Int[Tensor, "B K"]) -> Int[Tensor, " B"]:
     """A 64-bit key of each row of integers, the same wherever the row stands."""
-    keys = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    keys = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
     for column in rows.to(torch.int64).unbind(1):
         keys = _mix(keys + (column + 1) * _signed(_GOLDEN))
     return keys

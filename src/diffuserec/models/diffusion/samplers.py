@@ -17,7 +17,9 @@ Sources:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +40,24 @@ Network = Callable[[Float[Tensor, "B ..."], Int[Tensor, " B"]], Float[Tensor, "B
 
 Draw = Callable[..., Float[Tensor, "B ..."]]
 """`draw(*row_shape) -> (B, *row_shape)`: standard normal noise, as `KeyedNoise.normal` gives."""
+
+
+_INSTEAD: ContextVar[Callable[[Denoise, Tensor], Tensor] | None] = ContextVar(
+    "_INSTEAD", default=None
+)
+
+
+@contextmanager
+def sampling_by(sample: Callable[[Denoise, Tensor], Tensor]) -> Iterator[None]:
+    """Within it, every :class:`Sampler` gives what this makes of its denoiser and x_T.
+
+    For whoever wants a denoiser alone, with all that is bound to it.
+    """
+    token = _INSTEAD.set(sample)
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
 
 
 def denoise_with(
@@ -125,6 +145,9 @@ class Sampler:
         """
         if self.eta > 0 and draw is None:
             raise ValueError(f"eta = {self.eta} adds fresh noise at every step: pass draw")
+        instead = _INSTEAD.get()
+        if instead is not None:
+            return instead(denoise, x_T)
         x = x_T
         for t, alpha_bar, next_alpha_bar in _path(self.num_inference_steps, schedule, from_step):
             x_0 = denoise(x, _per_row(t, x))
@@ -207,12 +230,12 @@ def _path(
     elif not 1 <= from_step <= n:
         raise ValueError(f"from_step must be between 1 and T = {n}, got {from_step}")
     steps = timesteps(num_inference_steps, from_step)
-    alpha_bars = schedule.alpha_bars[steps].tolist()
+    alpha_bars = [schedule.levels[step] for step in steps]
     return list(zip(steps, alpha_bars, [*alpha_bars[1:], 1.0], strict=True))
 
 
 def _per_row(t: int, x: Float[Tensor, "B ..."]) -> Int[Tensor, " B"]:
-    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+    return torch.full(x.shape[:1], t, dtype=torch.int64, device=x.device)
 
 
 def _log_snr(alpha_bar: float) -> float:

@@ -51,6 +51,7 @@ class NoiseSchedule:
         betas: Variance added at each step, float64, each inside (0, 1).
         alphas: `1 - betas`.
         alpha_bars: Cumulative product of `alphas`: the share of x_0's variance left at step t.
+        levels: `alpha_bars` as plain numbers, for code that no graph of tensors follows.
 
     Raises:
         ValueError: If `betas` is empty, not one-dimensional, or leaves (0, 1).
@@ -59,6 +60,7 @@ class NoiseSchedule:
     betas: Float[Tensor, " T"]
     alphas: Float[Tensor, " T"] = field(init=False, repr=False)
     alpha_bars: Float[Tensor, " T"] = field(init=False, repr=False)
+    levels: tuple[float, ...] = field(init=False, repr=False)
     _tables: dict[str, Tensor] = field(init=False, repr=False)
     _cast: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(
         init=False, repr=False, default_factory=dict
@@ -83,6 +85,7 @@ class NoiseSchedule:
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "alphas", alphas)
         object.__setattr__(self, "alpha_bars", alpha_bars)
+        object.__setattr__(self, "levels", tuple(alpha_bars.tolist()))
         object.__setattr__(self, "_tables", tables)
 
     @classmethod

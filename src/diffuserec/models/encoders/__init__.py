@@ -121,6 +121,12 @@ def places_from_newest(lengths: Int[Tensor, " B"], length: int, max_len: int) ->
     return place.clamp(max=max_len - 1)
 
 
+def following(items: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The item after each one, 0 after the last; a roll, which graphs take with any length."""
+    last = torch.arange(items.shape[1], device=items.device) == items.shape[1] - 1
+    return items.roll(-1, 1).masked_fill(last, 0)
+
+
 def last_states(states: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
     """State at each history's newest item."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])

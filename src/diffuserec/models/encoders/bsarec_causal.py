@@ -83,7 +83,7 @@ class CausalBSARecEncoder(SequenceEncoder):
             before = n_before[:, :, None] - position
             before = before.masked_fill(before == 0, -1)  # a slot stands in the next one's place
             itself = torch.eye(slots.shape[1], dtype=torch.int64, device=slots.device) - 1
-            distance = torch.cat([before, itself.expand(len(before), -1, -1)], dim=2)
+            distance = torch.cat([before, itself.expand(before.shape[0], -1, -1)], dim=2)
             smoothing, visible = self._by_distance(distance)
             states: Tensor = self.dropout(self.norm(slots))
             for layer, history in zip(self.layers, inputs, strict=True):

@@ -62,7 +62,9 @@ class CaserEncoder(SequenceEncoder):
         for height, filters in enumerate(self.horizontal, 1):
             n_earlier = self.window - height  # further positions of the filter in a window
             found = F.relu(filters(channels[:, :, n_earlier:]))
-            largest = F.max_pool1d(F.pad(found, (n_earlier, 0)), n_earlier + 1, stride=1)
+            # in two dimensions, which graphs take with any length
+            padded = F.pad(found, (n_earlier, 0))[:, :, None]
+            largest = F.max_pool2d(padded, (1, n_earlier + 1), stride=1)[:, :, 0]
             responses.append(largest.transpose(1, 2))
         sums = self.vertical(channels.unfold(2, self.window, 1))
         responses.append(sums.permute(0, 2, 3, 1).flatten(2))

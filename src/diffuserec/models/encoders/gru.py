@@ -4,6 +4,7 @@ Embeddings are normed before the units, as in the transformer, and states after 
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,8 +42,31 @@ class GRUEncoder(SequenceEncoder):
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
         entered: Tensor = self.dropout(self.norm_in(embeddings))
-        # in float32: what is rounded in one step goes into all later ones
-        with torch.autocast(entered.device.type, enabled=False):
-            hidden, _ = self.units(entered.float())
+        if torch.compiler.is_exporting():
+            hidden = scanned(self.units, entered.float())
+        else:
+            # in float32: what is rounded in one step goes into all later ones
+            with torch.autocast(entered.device.type, enabled=False):
+                hidden, _ = self.units(entered.float())
         states: Tensor = self.norm_out(self.out(hidden))
         return states
+
+
+def scanned(units: nn.GRU, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L H"]:
+    """What the units give, as a loop that a graph holds for any length."""
+    from torch._higher_order_ops.scan import scan
+
+    read = F.linear(x, units.weight_ih_l0, units.bias_ih_l0)
+
+    def step(hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+        kept = F.linear(hidden, units.weight_hh_l0, units.bias_hh_l0)
+        reset, update, new = read.chunk(3, 1)
+        own_reset, own_update, own_new = kept.chunk(3, 1)
+        share = torch.sigmoid(update + own_update)
+        proposed = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
+        found = (1 - share) * proposed + share * hidden
+        return found, found.clone()
+
+    first = x.new_zeros(x.shape[0], units.hidden_size)
+    states: Tensor = scan(step, first, read, dim=1)[1]
+    return states

@@ -134,7 +134,7 @@ class TransformerEncoder(SequenceEncoder):
                 "position_encoding 'from_newest' has no slots beside a sequence: an item would "
                 "have another place for each"
             )
-        lengths = torch.full((len(embeddings),), embeddings.shape[1], device=embeddings.device)
+        lengths = torch.full(embeddings.shape[:1], embeddings.shape[1], device=embeddings.device)
         states, seen, rotation = self._begin(embeddings, lengths, both_ways=False)
         history = []
         *others, last = self.layers
@@ -148,7 +148,7 @@ class TransformerEncoder(SequenceEncoder):
             position = torch.arange(embeddings.shape[1], device=slots.device)
             distance = n_before[:, :, None] - position
             itself = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
-            visible = torch.cat([distance > 0, itself.expand(len(distance), -1, -1)], dim=2)
+            visible = torch.cat([distance > 0, itself.expand(distance.shape[0], -1, -1)], dim=2)
             seen = self._seen(F.pad(distance, (0, slots.shape[1])), visible[:, None])
             rotation = self._rotation(n_before[:, None])
             if self.kind == "from_oldest":

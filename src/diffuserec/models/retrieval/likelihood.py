@@ -212,6 +212,8 @@ def expected_vectors(
     states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]
 ) -> Float[Tensor, "P E"]:
     """Mean vector of an item drawn from softmax(states · vectorsᵀ) over the items 1..V-1."""
+    if torch.compiler.is_exporting():  # a graph has no blocks
+        return (states @ vectors[1:].T).softmax(1) @ vectors[1:]
     full = _full_precision(states)
     _, width = _block_shape(states, vectors)
     found = []
