@@ -132,7 +132,8 @@ class ItemTable(CatalogRows):
 
     @property
     def _is_fixed(self) -> bool:
-        return not (self.training or torch.is_grad_enabled())
+        exporting = torch.compiler.is_exporting()  # then tensors have no place
+        return not (self.training or torch.is_grad_enabled() or exporting)
 
     def _all(self) -> tuple[Float[Tensor, "N D"], Bool[Tensor, " V"]]:
         """Embeddings of all items and special tokens, and which items' own parts are in them.
@@ -140,7 +141,7 @@ class ItemTable(CatalogRows):
         Outside of training they are made once and kept until a parameter changes.
         """
         assert self.features is not None
-        key = self._key()
+        key = self._key() if self._is_fixed else None
         if self._is_fixed and self._made is not None and self._made[0] == key:
             return self._made[1]
         shown = self._shown(self.seen)

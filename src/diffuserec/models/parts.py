@@ -76,9 +76,10 @@ def by_rows(function: Callable[..., T], *rows: Any, **more: Any) -> T:
         rows: arguments of as many rows, of one row that all share, or None; the first is not.
         more: arguments without rows.
     """
-    share, n = _SHARE.get(), len(rows[0])
-    if share is None or n < share.world:
+    share = _SHARE.get()
+    if share is None or len(rows[0]) < share.world:
         return function(*rows, **more)
+    n = len(rows[0])
     first, end = share.part_of(n)
     own = [x if x is None or len(x) == 1 else x[first:end] for x in rows]
     token = _PART.set(Part(first, end, n))
@@ -94,9 +95,10 @@ def by_rows(function: Callable[..., T], *rows: Any, **more: Any) -> T:
 
 def mean_by_rows(function: Callable[..., Tensor], *rows: Tensor) -> Float[Tensor, ""]:
     """A mean over rows, of which every process takes the mean over its part."""
-    share, n = _SHARE.get(), len(rows[0])
-    if share is None or n < share.world:
+    share = _SHARE.get()
+    if share is None or len(rows[0]) < share.world:
         return function(*rows)
+    n = len(rows[0])
     first, end = share.part_of(n)
     with shared(None):
         own = function(*(values[first:end] for values in rows))

@@ -56,10 +56,11 @@ def scanned(units: nn.GRU, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L H"]:
     """What the units give, as a loop that a graph holds for any length."""
     from torch._higher_order_ops.scan import scan
 
-    read = F.linear(x, units.weight_ih_l0, units.bias_ih_l0)
+    of_input, of_state, input_bias, state_bias = units.all_weights[0]
+    read = F.linear(x, of_input, input_bias)
 
     def step(hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        kept = F.linear(hidden, units.weight_hh_l0, units.bias_hh_l0)
+        kept = F.linear(hidden, of_state, state_bias)
         reset, update, new = read.chunk(3, 1)
         own_reset, own_update, own_new = kept.chunk(3, 1)
         share = torch.sigmoid(update + own_update)
