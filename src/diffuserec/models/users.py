@@ -40,6 +40,8 @@ class UserTable(CatalogRows):
         real = (histories.items != PAD)[:, :, None]
         total = (self.audience[histories.items] * real).sum(1)
         found = total / real.sum(1).clamp(min=1)
+        if not len(self.known):
+            return found
         users = histories.users.clamp(max=len(self.known) - 1)
         own = (histories.users < len(self.known)) & self.known[users]
         return torch.where(own[:, None], self(users), found)
