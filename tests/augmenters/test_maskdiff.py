@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffuserec.augmenters.maskdiff import MaskDiff
-from diffuserec.data import SequenceDataset
+from diffuserec.data import SequenceDataset, leave_one_out
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.evaluation import leak_meter
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import load_augmenter, with_settings
 
@@ -64,7 +65,8 @@ def test_augmenting_puts_them_in_front(walker) -> None:
 def test_augmenting_puts_them_in_the_middle_when_asked(walker) -> None:
     middle = with_settings(walker, {"use_place": "middle", "n_condition": 2})
     longer = middle.augment(SequenceDataset.from_lists([[9, 12, 13], [4]], walker.catalog))
-    assert [items.tolist() for items in longer] == [[9, 10, 11, 12, 13], [4]]
+    assert [sorted(items.tolist()) for items in longer] == [[9, 10, 11, 12, 13], [4]]
+    assert longer.real()[0].tolist() == [9, 12, 13]
     assert longer.synthetic.tolist() == [False, True, True, *[False] * 3]
     assert longer.context_only.tolist() == [False] * 3 + [True, False, False]
 
@@ -172,6 +174,18 @@ def test_where_no_item_is_likely_enough_none_is_used_and_it_is_saved(tmp_path) -
     augmenter.save(tmp_path / "maskdiff")
     longer = load_augmenter(tmp_path / "maskdiff").augment(log)
     assert longer.lengths.tolist() == [4] * 60
+
+
+def test_items_in_the_middle_are_not_what_came_next_in_that_history() -> None:
+    # histories without rules: whoever puts their later items in front of those has learned by heart
+    generator = np.random.default_rng(7)
+    lists = [generator.permutation(300)[:8] + 1 for _ in range(150)]
+    split = leave_one_out(SequenceDataset.from_lists([items.tolist() for items in lists]))
+    settings = QUICK | {"epochs": 1, "n_items": 4, "use_place": "middle", "n_condition": 2}
+    augmenter = MaskDiff(**settings).fit(split.train)
+    found = leak_meter(augmenter, augmenter.augment(split.train), split.valid)
+    assert found.training.n_targets == 150 * 4
+    assert found.training.share < 0.05  # 4 of 300, and chance
 
 
 def test_with_nobody_held_out_probabilities_are_taken_as_they_are() -> None:

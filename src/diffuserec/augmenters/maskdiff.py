@@ -256,8 +256,8 @@ class MaskDiff(PrependingAugmenter):
         masked = torch.zeros(items.shape, dtype=torch.bool)
         masked[:, :n] = True
         lengths = torch.full((len(items),), n + shown)
-        parts = (part.to(self.device) for part in (items, lengths, masked))
-        log_p = self._probabilities(*parts).log()
+        items, lengths, masked = (part.to(self.device) for part in (items, lengths, masked))
+        log_p = self._probabilities(items, lengths, masked).log()
         truth = torch.from_numpy(first).to(self.device).view(-1, 1)
         possible = log_p.gather(1, truth)[:, 0] > -torch.inf
         if bool(possible.any()):
@@ -338,10 +338,13 @@ class MaskDiff(PrependingAugmenter):
         masked: Bool[np.ndarray, "B L"],
         groups: csr_array | None = None,
         group: Int64[np.ndarray, " B"] | None = None,
+        count_before: bool = True,
     ) -> "_Found":
         """Counts of all items at each mask, from the visible items; a user's own group left out."""
         visible = (items > 0) & ~masked
         row, mask, seen = np.nonzero(masked[:, :, None] & visible[:, None])
+        if not count_before:
+            row, mask, seen = (part[seen > mask] for part in (row, mask, seen))
         number = (np.cumsum(masked).reshape(masked.shape) - 1)[row, mask]
         reach, item = (1 / np.abs(seen - mask)).astype(np.float32), items[row, seen]
         n, size, later = int(masked.sum()), len(self.popularity), seen > mask
@@ -361,11 +364,21 @@ class MaskDiff(PrependingAugmenter):
         return _Found(masks, counted, torch.from_numpy(found.data[kept].astype(np.float32)))
 
     @torch.no_grad()
-    def insert(self, dataset: SequenceDataset, at: Int64[np.ndarray, " S"], n: int) -> "Inserted":
+    def insert(
+        self,
+        dataset: SequenceDataset,
+        at: Int64[np.ndarray, " S"],
+        n: int,
+        count_before: bool = True,
+    ) -> "Inserted":
         """n items for each sequence that could stand before its item number `at`, from 0.
 
         `at` = 0 is in front, and the length of a sequence is its end. What is looked at are the
         max_len - n items around that place.
+
+        Args:
+            count_before: whether the counts of what stood after the items before that place are
+                evidence. For a history that was learned from they hold what came next in it.
 
         Raises:
             ConfigError: more items than the network has places for.
@@ -389,8 +402,8 @@ class MaskDiff(PrependingAugmenter):
             )
         items = np.zeros((len(dataset), n), dtype=np.int32)
         probability = np.zeros((len(dataset), n), dtype=np.float32)
-        for part, *holes in self._with_masks(dataset, at, n):
-            found = self._fill(*holes)
+        for part, whole, masked, lengths in self._with_masks(dataset, at, n):
+            found = self._fill(whole, masked, lengths, count_before)
             items[part], probability[part] = (tensor.cpu().numpy() for tensor in found)
         return Inserted(items, probability)
 
@@ -437,6 +450,7 @@ class MaskDiff(PrependingAugmenter):
         whole: Int64[np.ndarray, "B L"],
         masked: Bool[np.ndarray, "B L"],
         lengths: Int64[np.ndarray, " B"],
+        count_before: bool = True,
     ) -> tuple[Int64[Tensor, "B M"], Float[Tensor, "B M"]]:
         """Items for the masks, equally many in each row, the likeliest first, and their chances."""
         items, free = torch.from_numpy(whole).to(self.device), torch.from_numpy(masked.copy())
@@ -446,7 +460,7 @@ class MaskDiff(PrependingAugmenter):
         steps = min(self.config.num_inference_steps, int(masked[0].sum()))
         for left in range(steps, 0, -1):
             n_free = int(free[0].sum())
-            p = self._probabilities(items, ends, free).view(len(items), n_free, -1)
+            p = self._probabilities(items, ends, free, count_before).view(len(items), n_free, -1)
             expected = p.sum(1)  # how many of the masks hold each item
             for _ in range(math.ceil(n_free / left)):
                 likely, best = expected.max(1)
@@ -462,7 +476,11 @@ class MaskDiff(PrependingAugmenter):
         return items[holes].view(len(items), -1), chance[holes].view(len(items), -1)
 
     def _probabilities(
-        self, items: Int[Tensor, "B L"], lengths: Int[Tensor, " B"], masked: Bool[Tensor, "B L"]
+        self,
+        items: Int[Tensor, "B L"],
+        lengths: Int[Tensor, " B"],
+        masked: Bool[Tensor, "B L"],
+        count_before: bool = True,
     ) -> Float[Tensor, "P V"]:
         """Distribution over all items at every mask, tempered."""
         states = self._states(items, lengths, masked)
@@ -470,7 +488,8 @@ class MaskDiff(PrependingAugmenter):
         logits[:, PAD] = -torch.inf
         if self.config.window:
             real = items.masked_fill(masked, PAD).cpu().numpy()
-            found = self._evidence(real, masked.cpu().numpy()).to(items.device)
+            found = self._evidence(real, masked.cpu().numpy(), count_before=count_before)
+            found = found.to(items.device)
             logits.index_put_((found.mask, found.item), self._gain(states, found), accumulate=True)
         owner = masked.nonzero()[:, 0]
         if self.config.exclude_seen:
@@ -487,7 +506,8 @@ class MaskDiff(PrependingAugmenter):
     def likely(
         self, conditions: SequenceDataset, seed: int, before: int = 0
     ) -> tuple[Int32[np.ndarray, "S M"], Float32[np.ndarray, "S M"]]:
-        made = self.insert(conditions, np.full(len(conditions), before), self.n_generated)
+        at = np.full(len(conditions), before)
+        made = self.insert(conditions, at, self.n_generated, count_before=False)
         used = np.where(made.probability >= float(self.least_probability), made.items, PAD)
         return used, made.probability
 
