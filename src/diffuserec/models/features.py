@@ -93,7 +93,7 @@ def item_features(catalog: Catalog) -> ItemFeatures:
     frame = frame.drop("name", strict=False)
     parts: list[pl.DataFrame] = []
     columns: list[tuple[str, int]] = []
-    blocks = [np.zeros((catalog.n_items, 0))]
+    blocks = [np.zeros((catalog.n_items, 0), dtype=np.float32)]
     for values in frame:
         if isinstance(values.dtype, pl.List | pl.String) or values.name == "category":
             parts.append(_entries(values))
@@ -118,7 +118,7 @@ def item_features(catalog: Catalog) -> ItemFeatures:
         entries["weight"].to_numpy(),
         catalog.vocab_size,
     )
-    numbers = np.pad(np.concatenate(blocks, axis=1).astype(np.float32), ((1, 0), (0, 0)))
+    numbers = np.pad(np.concatenate(blocks, axis=1), ((1, 0), (0, 0)))
     pairs = tuple(names.select("column", "text").iter_rows())
     return ItemFeatures(pairs, of_items, tuple(columns), numbers)
 
@@ -139,10 +139,10 @@ def _entries(values: pl.Series) -> pl.DataFrame:
     )
 
 
-def _standardized(values: pl.Series) -> Float[np.ndarray, "I F"] | None:
+def _standardized(values: pl.Series) -> Float32[np.ndarray, "I F"] | None:
     """A column of numbers or vectors, centered and scaled; None if all its values are equal."""
     if isinstance(values.dtype, pl.Array):
-        block = values.to_numpy().astype(np.float64)
+        block = values.to_numpy()
     elif values.dtype.is_numeric() or values.dtype.is_temporal() or values.dtype == pl.Boolean:
         block = values.to_physical().cast(pl.Float64).to_numpy()[:, None]
     else:
@@ -150,9 +150,10 @@ def _standardized(values: pl.Series) -> Float[np.ndarray, "I F"] | None:
     there = np.isfinite(block).all(1)
     if not there.any() or bool((block[there] == block[there][0]).all()):
         return None
-    block = np.where(there[:, None], block - block[there].mean(0), 0.0)
-    length = np.sqrt(np.square(block[there]).sum(1).mean())
-    scaled: np.ndarray = block / length
+    center = block[there].mean(0, dtype=np.float64).astype(block.dtype)
+    block = np.where(there[:, None], block - center, 0)
+    length = np.sqrt(np.square(block[there]).sum(1, dtype=np.float64).mean())
+    scaled: np.ndarray = (block / length).astype(np.float32)
     return scaled.clip(-_LARGEST, _LARGEST) if scaled.shape[1] == 1 else scaled
 
 

@@ -128,7 +128,7 @@ class ItemTable(CatalogRows):
     def _key(self) -> list[tuple[int, int]]:
         """Changes when a parameter or a buffer does."""
         parts = (*self.parameters(), *self.buffers())
-        return [(part.data_ptr(), part._version) for part in parts]
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parts]
 
     @property
     def _is_fixed(self) -> bool:
