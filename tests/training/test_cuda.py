@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 from diffuserec.data import Catalog, SequenceDataset, leave_one_out
 from diffuserec.evaluation import evaluate, uncertainty
 from diffuserec.models.base import Runtime
+from diffuserec.models.items import ItemTable
 from diffuserec.models.methods import find_augmenter, find_recommender, load
+from diffuserec.training.rows import RowAdam
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -136,3 +138,24 @@ def test_augmenters_on_the_gpu(name, split) -> None:
         changed = fitted.augment(split.train)
     assert len(changed) == len(split.train)
     assert changed.copies is not None or len(changed.items) > len(split.train.items)
+
+
+def moved_by_row(device: str) -> torch.Tensor:
+    """Item vectors and biases after some steps of a few rows each."""
+    torch.manual_seed(0)
+    table = ItemTable(ITEMS, 3, bias=True)
+    table.reset_parameters(0.5)
+    table.to(device)
+    optimizer = RowAdam(table.parameters(), 0.05, weight_decay=0.1)
+    with optimizer.reading(table):
+        for step in range(30):
+            items = torch.arange(1, 7, device=device) + step % 20
+            optimizer.zero_grad()
+            table.rows(items).sub(1).square().sum().backward()
+            optimizer.step()
+    optimizer.settle()
+    return table.weight().detach().cpu()
+
+
+def test_rows_are_moved_as_on_a_cpu() -> None:
+    torch.testing.assert_close(moved_by_row("cuda"), moved_by_row("cpu"), rtol=1e-4, atol=1e-5)

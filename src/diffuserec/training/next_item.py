@@ -43,8 +43,10 @@ from diffuserec.training.loop import Update, train
 from diffuserec.training.rows import RowAdam
 from diffuserec.training.validation import validation
 
-_BY_ROW = 50_000
-"""Items from which on a step that draws negatives moves rows: below, moving all costs no more."""
+_BY_ROW = {"cpu": 50_000, "cuda": 2_000_000}
+"""Items from which on a step that draws negatives moves rows: below, moving all costs no more. The
+number for GPUs follows from their memory's speed and was not measured; mps has no sparse tensors.
+"""
 
 _SLOW_STEP = 10.0
 """Seconds of a step from which on a training is warned of."""
@@ -259,7 +261,7 @@ def train_next_item(
 
     if optimizer is None:
         draws = isinstance(c, LossSettings) and takes_negatives(c.loss)
-        by_row = draws and data.vocab_size > _BY_ROW
+        by_row = draws and data.vocab_size > _BY_ROW.get(device_of(runtime).type, math.inf)
         optimizer = (row_adam if by_row else adam)(c, method.parameters())
     updates = [Update(loss)] if callable(loss) else loss
     n_batches = math.ceil(n_examples / c.batch_size)
