@@ -165,7 +165,9 @@ def main() -> None:
         if given.only and name not in given.only:
             continue
         command = [sys.executable, __file__, "--part", name, str(n_items), str(size)]
-        made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        made = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
         found = json.loads(made.stdout.splitlines()[-1])
         result.setdefault(name, {})[str(n_items)] = found
         print(name, f"{n_items:,}", {k: round(v, 4) for k, v in found.items()}, flush=True)

@@ -59,7 +59,7 @@ def foreseen(data: str, model: str, precision: str) -> dict[str, Any]:
 def in_a_process(what: str, *words: str) -> dict[str, Any]:
     """The answer of one of the two functions above, in a process of its own."""
     command = [sys.executable, __file__, "--part", what, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, encoding="utf-8")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -51,7 +51,9 @@ def test_what_is_wrong_is_said_with_what_to_do(wrong_packages: Path):
         "import json; from dataclasses import asdict; from diffuserec.health import examine; "
         "print(json.dumps([asdict(f) for f in examine()]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True, encoding="utf-8"
+    )
     found = {f["name"]: f for f in json.loads(done.stdout)}
     assert found["rich"]["value"] == "1.0"
     assert "is needed: pip install 'diffuserec'" in found["rich"]["advice"]

@@ -93,7 +93,9 @@ def test_columns_are_chosen_and_told_what_they_are(files):
 
 
 def test_an_object_of_lists_by_item(files):
-    (files / "a.json").write_text(json.dumps({"10": [1, 2], "20": ["x"], "77": 3}))
+    (files / "a.json").write_text(
+        json.dumps({"10": [1, 2], "20": ["x"], "77": 3}), encoding="utf-8"
+    )
     log = read_log(files / "log.csv", items=files / "a.json")
     catalog = log.to_dataset().catalog
     assert catalog.item_ids.to_list() == [10, 20, 30, 77]
@@ -105,7 +107,7 @@ def test_an_object_of_lists_by_item(files):
         ("[1]", "is one object"),
         ("{", "a.json"),
     ]:
-        (files / "a.json").write_text(text)
+        (files / "a.json").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=words) as caught:
             read_log(files / "log.csv", items=files / "a.json")
         assert "\n" not in str(caught.value)
