@@ -372,6 +372,16 @@ def test_what_attributes_mean_is_carried_over_by_column_and_text():
     assert torch.equal(new.features.values[5:], before[1][5:])
 
 
+def test_an_item_that_was_unseen_begins_as_its_attributes():
+    """What it was drawn with had no part in the model that is carried over."""
+    old, new = (drawn(seed, features=FEATURES, bias=True) for seed in (0, 1))
+    old.set_seen(torch.arange(V) != 3)
+    new.carry_over(catalog(list("abcdef")), old, catalog(list("abcdef")))
+    assert not own_vectors(new)[3].any()
+    assert new.bias[3] == 0
+    torch.testing.assert_close(new.weight()[1:], old.weight()[1:])
+
+
 def test_another_width_is_not_carried_over():
     with pytest.raises(ConfigError, match=r"width 5 do not fit a table of width 3: set dim to 5$"):
         drawn().carry_over(catalog(list("abcdef")), ItemTable(V, 5), catalog(list("abcdef")))
