@@ -157,6 +157,7 @@ def test_text_shows_all_methods_groups_and_the_protocol(report):
     for word in ("sasrec", "better", "popularity", "HR@10", "NDCG@10", "MRR", "Coverage@10"):
         assert word in text
     assert "NDCG@10 by group" in text
+    assert "NDCG@10 by frequency" in text
     assert "400" in text  # users of the short group
     assert "long" not in text  # nobody is in it
     assert "***" in text

@@ -37,6 +37,12 @@ from diffuserec.evaluation.significance import Comparison
 from diffuserec.models.recommender import RECOMMENDERS
 from diffuserec.tables import stars_of
 
+_TABLES_OF_GROUPS = {
+    ("history", "popularity"): "group",
+    ("frequency",): "frequency",
+}
+"""Groupings that stand in one table, and what it is by: more columns would be cut."""
+
 _NAMES = dict.fromkeys(("method", "dataset", "group", "metric"), pl.String)
 _SIZES = dict.fromkeys(("n_seeds", "n_users"), pl.Int64)
 _RESULTS = {**_NAMES, "seed": pl.Int64, "value": pl.Float64, "n_users": pl.Int64}
@@ -162,14 +168,13 @@ class Report:
         )
 
     def text(self, metrics: Sequence[str] | None = None, width: int = 100) -> str:
-        """Tables for a terminal: all users, then one metric by group.
+        """Tables for a terminal: all users, then one metric by groups.
 
         Args:
             metrics: columns of the first table; by default HR, NDCG, MRR, coverage and novelty.
         """
         out = io.StringIO()
         console = Console(file=out, width=width, color_system=None)
-        groups = [name for names in GROUPS.values() for name in names]
         for dataset in self.summary["dataset"].unique(maintain_order=True):
             inside = self.summary.filter(pl.col("dataset").eq_missing(dataset))
             available = inside["metric"].unique(maintain_order=True).to_list()
@@ -182,8 +187,10 @@ class Report:
             )
             by = next((m for m in columns if parse_metric(m).name == "NDCG"), columns[0])
             present = set(inside.filter(pl.col("metric") == by)["group"])
-            columns_by = [(group, group, by) for group in groups if group in present]
-            console.print(self._table(f"{title}: {by} by group", columns_by, dataset))
+            for groupings, words in _TABLES_OF_GROUPS.items():
+                groups = [name for grouping in groupings for name in GROUPS[grouping]]
+                columns_by = [(group, group, by) for group in groups if group in present]
+                console.print(self._table(f"{title}: {by} by {words}", columns_by, dataset))
         console.print(self.protocol, markup=False, highlight=False)
         for note in self.notes:
             console.print(f"Note: {note}.", markup=False, highlight=False)
