@@ -146,6 +146,7 @@ def test_a_killed_process_ends_all_and_any_number_resume(tmp_path):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
+    processes[1].communicate(timeout=60)
     _, errors = processes[0].communicate(timeout=60)
     assert processes[0].returncode == 1
     (line,) = [line for line in errors.splitlines() if line.startswith("diffuserec:")]

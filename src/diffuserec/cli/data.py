@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from diffuserec.cli import options, show
+from diffuserec.errors import ConfigError
 
 
 def prepare(
@@ -150,6 +151,9 @@ def augment(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     settings: options.Set = None,
+    engine: options.Engine = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
 ) -> None:
     """Writes the log with synthetic items, for training any other system on.
 
@@ -162,14 +166,25 @@ def augment(
         diffuserec augment data/clicks --method diffuasr --out augmented.csv
         diffuserec augment data/clicks --method random --out augmented.parquet
         diffuserec augment data/clicks --method diff4rec --out copies.csv
+        diffuserec augment data/clicks --method random --out parts --engine ray
     """
     from diffuserec.data import from_dataset
     from diffuserec.data.formats import writable_format
     from diffuserec.models.base import Runtime
     from diffuserec.serving.augmented_log import augment_log
 
-    writable_format(out, format)
     runtime = Runtime(device=device, precision=precision, seed=seed)
+    cluster = options.cluster_of(engine, workers, address)
+    if cluster is not None:
+        from diffuserec.cluster import augment as augment_by
+
+        if format not in (None, "parquet"):
+            raise ConfigError("--engine ray writes Parquet files: leave out --format")
+        given = options.parse_pairs(settings)
+        n_synthetic, n_real = augment_by(data, method, out, given, runtime, max_history, cluster)
+        show.say(f"{n_synthetic:,} synthetic and {n_real:,} real items: {out}")
+        return
+    writable_format(out, format)
     augmented = augment_log(data, method, options.parse_pairs(settings), runtime, max_history)
     from_dataset(augmented).write(out, format)
     n_synthetic = int(augmented.synthetic.sum())

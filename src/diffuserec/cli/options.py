@@ -3,11 +3,14 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from diffuserec.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from diffuserec.cluster import Cluster
 
 Data = Annotated[Path, typer.Argument(help="A prepared dataset.")]
 RunPath = Annotated[Path, typer.Argument(help="A finished run.")]
@@ -56,6 +59,17 @@ Set = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    Literal["ray"] | None,
+    typer.Option("--engine", help="ray: several processes, here or on a cluster."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes of --engine ray; else all cores or GPUs.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster's; else --engine ray starts its own here.")
+]
+
 SplitName = Annotated[
     str,
     typer.Option(
@@ -100,6 +114,21 @@ AugmentSet = Annotated[
         help="A hyper-parameter of the augmenter, or of how its items are used (use_weight=0.3).",
     ),
 ]
+
+
+def cluster_of(engine: str | None, workers: int | None, address: str | None) -> "Cluster | None":
+    """Where --engine ray works; None without it.
+
+    Raises:
+        ConfigError: options of an engine without one.
+    """
+    if engine is None:
+        if workers is not None or address is not None:
+            raise ConfigError("--workers and --address are of --engine ray: add it")
+        return None
+    from diffuserec.cluster import Cluster
+
+    return Cluster(workers, address)
 
 
 def parse_pairs(pairs: list[str] | None) -> dict[str, Any]:

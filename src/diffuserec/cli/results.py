@@ -1,7 +1,7 @@
 """Commands about finished runs: evaluate, compare, views, recommend; and the list of models."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ def evaluate(
         list[str] | None, typer.Option(help="A further metric, such as HR@50; may be repeated.")
     ] = None,
     data: options.Moved = None,
+    engine: options.Engine = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measures a finished run and prints the protocol.
@@ -30,10 +33,18 @@ def evaluate(
         diffuserec evaluate runs/sasrec --metric HR@50 --metric NDCG@50
         diffuserec evaluate runs/sasrec --candidates uniform:100 --json
         diffuserec evaluate runs/sasrec --data /elsewhere/clicks
+        diffuserec evaluate runs/sasrec --metric HR@50 --engine ray --workers 4
     """
     from diffuserec.studies.run_directory import open_run
 
-    result = open_run(run, data).evaluate(split, candidates, not keep_seen, metric or ())
+    cluster = options.cluster_of(engine, workers, address)
+    passes = None
+    if cluster is not None:
+        from diffuserec.cluster import RayPasses
+
+        passes = RayPasses(run, data, split, cluster)
+    opened = open_run(run, data)
+    result = opened.evaluate(split, candidates, not keep_seen, metric or (), passes)
     show.evaluation(result, as_json)
 
 
@@ -245,8 +256,15 @@ def recommend(
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A .csv, .parquet or .jsonl file to write.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="A .csv, .parquet or .jsonl file to write; with --engine, a directory of Parquet.",
+        ),
     ] = None,
+    engine: options.Engine = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Recommends next items for one history, or for every user of a file. Raw ids in and out.
@@ -271,35 +289,43 @@ def recommend(
         diffuserec recommend runs/sasrec --histories clicks.csv --out lists.csv
         diffuserec recommend runs/diffrec --history B0012 --n-draws 10
         diffuserec recommend runs/diffrec --history B0012 --diversity 1 --seed 7
+        diffuserec recommend runs/sasrec --histories log --out lists --engine ray
     """
     from diffuserec.serving.lists import recommend_from
 
-    lists = recommend_from(
-        run,
-        options.parse_ids(history, "--history"),
-        histories,
-        columns={
-            "format": format,
-            "user": user,
-            "item": item,
-            "time": time,
-            "columns": options.parse_names(columns),
-            "encoding": encoding,
-            "literal_ids": literal_ids,
-        },
-        k=k,
-        filter_seen=not keep_seen,
-        allow=options.parse_ids(allow, "--allow"),
-        deny=options.parse_ids(deny, "--deny"),
-        on_unknown="refuse" if refuse_unknown else "skip",
-        n_draws=n_draws,
-        diversity=diversity,
-        seed=seed,
-        out=out,
-        fallback=fallback,
-        approximate=approximate,
-        say=show.say,
-    )
+    cluster = options.cluster_of(engine, workers, address)
+    given = {
+        "format": format,
+        "user": user,
+        "item": item,
+        "time": time,
+        "columns": options.parse_names(columns),
+        "encoding": encoding,
+        "literal_ids": literal_ids,
+    }
+    chosen: dict[str, Any] = {
+        "k": k,
+        "filter_seen": not keep_seen,
+        "allow": options.parse_ids(allow, "--allow"),
+        "deny": options.parse_ids(deny, "--deny"),
+        "on_unknown": "refuse" if refuse_unknown else "skip",
+        "n_draws": n_draws,
+        "diversity": diversity,
+        "seed": seed,
+        "fallback": fallback,
+        "approximate": approximate,
+        "say": show.say,
+    }
+    if cluster is not None:
+        from diffuserec.cluster import recommend as recommend_by
+
+        if histories is None or out is None or history is not None:
+            raise ConfigError("--engine ray needs --histories and --out")
+        n = recommend_by(run, histories, out, cluster, columns=given, **chosen)
+        show.say(f"{n:,} lines: {out}")
+        return
+    asked = options.parse_ids(history, "--history")
+    lists = recommend_from(run, asked, histories, columns=given, out=out, **chosen)
     if as_json:
         show.print_json({"recommendations": lists.to_dicts()})
     elif out is not None:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +50,8 @@ class StudyOptions:
     budget: Budget = "full"
     split: ShownPart = None
     workers: WorkerCount = None
+    engine: options.Engine = None
+    address: options.Address = None
     device: options.Device = "auto"
     precision: options.Precision = "fp32"
     as_json: options.AsJson = False
@@ -86,6 +88,7 @@ def study(
         diffuserec study mine.toml --data data/clicks --out runs/mine
         diffuserec study mine.toml --out runs/mine --set sasrec.dim=32
         diffuserec study mine.toml --out runs/quick --budget small
+        diffuserec study mine.toml --out runs/mine --engine ray --workers 8
     """
     _run(file, given)
 
@@ -259,10 +262,15 @@ def _run(file: Path, given: StudyOptions) -> None:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     found = read(file, changed)
     runtime = Runtime(device=given.device, precision=given.precision)
+    fill = partial(run_study, found, options=changed, say=show.say)
     with resumable(out):
-        outcome = run_study(
-            found, out, given.data, runtime, options=changed, workers=workers, say=show.say
-        )
+        if given.engine is None:
+            options.cluster_of(None, None, given.address)
+            outcome = fill(out, given.data, runtime, workers=workers)
+        else:
+            from diffuserec.cluster import Cluster, fill_study
+
+            outcome = fill_study(fill, out, given.data, runtime, Cluster(workers, given.address))
         document = results_of(found, outcome, out, small=changed.small)
         write_tables(document, out)
         write_report(found, outcome, out)

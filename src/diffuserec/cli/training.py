@@ -87,6 +87,9 @@ def train(
             "may be repeated."
         ),
     ] = None,
+    engine: options.Engine = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Trains a recommender, compares it with trivial baselines and writes a report.
@@ -110,6 +113,7 @@ def train(
         diffuserec train data/clicks --model bpr --split temporal --out runs/t
         diffuserec train data/clicks --model bpr --track tensorboard --out runs/b
         diffuserec train data/clicks --final runs/sasrec --out runs/final
+        diffuserec train data/clicks --model sasrec --out r --engine ray --workers 2
         torchrun --nproc-per-node 2 -m diffuserec train data/clicks --model sasrec --out r
     """
     from diffuserec.cli.deploy import train_final
@@ -119,10 +123,11 @@ def train(
     from diffuserec.models.methods import find_augmenter, find_recommender, preset_of
     from diffuserec.studies.final import final_plan
     from diffuserec.studies.method_config import read_config
-    from diffuserec.studies.run_directory import Plan
+    from diffuserec.studies.run_directory import Plan, open_run
     from diffuserec.studies.train_run import silent, train_along, train_run
     from diffuserec.training import parallel
 
+    cluster = options.cluster_of(engine, workers, address)
     share = parallel.share()
     if final is not None:
         chosen_there = {
@@ -135,6 +140,7 @@ def train(
             "--split": None if split == "leave-one-out" else split,
             "--split-file": split_file,
         }
+        chosen_there["--engine"] = engine
         given = [name for name, value in chosen_there.items() if value]
         if given:
             raise ConfigError(f"--final takes all settings of its run: leave out {given[0]}")
@@ -180,6 +186,14 @@ def train(
     runtime = Runtime(device, precision, progress=None if as_json else True, resume=resume)
     if share is not None and share.rank:
         train_along(plan, out, runtime)
+        return
+    if cluster is not None:
+        from diffuserec.cluster import train as train_by
+
+        if track:
+            raise ConfigError("--track is not for --engine ray: leave out one of the two")
+        train_by(plan, out, runtime, cluster, overwrite)
+        show.evaluation(open_run(out).evaluate(), as_json)
         return
     how = f"add --resume to the same command{', without --overwrite' if overwrite else ''}"
     with resumable(out, how):

@@ -4,6 +4,7 @@ from diffuserec.evaluation.candidates import uniform_candidates as uniform_candi
 from diffuserec.evaluation.draws import best_of_draws as best_of_draws
 from diffuserec.evaluation.draws import drawing_of as drawing_of
 from diffuserec.evaluation.evaluate import Evaluation as Evaluation
+from diffuserec.evaluation.evaluate import Passes as Passes
 from diffuserec.evaluation.evaluate import evaluate as evaluate
 from diffuserec.evaluation.evaluate import load_evaluation as load_evaluation
 from diffuserec.evaluation.evaluate import rank as rank

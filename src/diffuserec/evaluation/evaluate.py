@@ -6,6 +6,7 @@ items that an augmenter made up never are. Sampled candidates are drawn for each
 """
 
 import json
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
@@ -158,6 +159,17 @@ class Evaluation:
         }
 
 
+@typing.runtime_checkable
+class Passes(typing.Protocol):
+    """The two passes over queries, by several processes say: see the functions of these names."""
+
+    def rank(self, model: Recommender, queries: Queries, **options: Any) -> Ranking:
+        """As :func:`rank`."""
+
+    def uncertainty(self, model: Recommender, queries: Queries, **options: Any) -> pl.DataFrame:
+        """As :func:`uncertainty`."""
+
+
 def evaluate(
     model: Recommender,
     queries: Queries,
@@ -173,6 +185,7 @@ def evaluate(
     with_uncertainty: bool = False,
     dataset_name: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    passes: "Passes | None" = None,
 ) -> Evaluation:
     """Measures a fitted recommender on queries.
 
@@ -198,6 +211,7 @@ def evaluate(
         dataset_name: for the protocol; by default the name of the log.
         facts: for the protocol, what the queries do not say themselves or say otherwise: ``split``,
             ``filters`` (text), ``n_too_short`` (users).
+        passes: what passes over the queries, if not this process.
 
     Raises:
         ConfigError: not fitted or fitted to another catalog, an option that is not allowed, more
@@ -219,7 +233,7 @@ def evaluate(
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         raise ConfigError(f"metrics must be a list of names, such as ['HR@50'], got {metrics!r}")
     further = [parse_metric(name) for name in metrics]
-    ranking = rank(
+    ranking = (passes.rank if passes else rank)(
         model,
         queries,
         augmenter=augmenter,
@@ -236,7 +250,7 @@ def evaluate(
         pl.Series(name, values) for name, values in by_user.items()
     )
     if with_uncertainty:
-        certain = uncertainty(
+        certain = (passes.uncertainty if passes else uncertainty)(
             model,
             queries,
             augmenter=augmenter,

@@ -10,6 +10,7 @@ import polars as pl
 
 from diffuserec.data import SequenceDataset, leave_one_out, load_dataset, offsets_of
 from diffuserec.errors import ConfigError, DataError
+from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import find_augmenter
 from diffuserec.models.settings import use_of
@@ -26,6 +27,21 @@ def augment_log(
 
     The augmenter learns from the training part and sees only the training part when it
     generates: the validation and test items are appended afterwards, untouched.
+
+    Args and errors are those of :func:`fitted_to_log`.
+    """
+    augmenter = fitted_to_log(data, method, settings, runtime, max_history)
+    return augmented_part(augmenter, load_dataset(data), runtime.seed)
+
+
+def fitted_to_log(
+    data: Path | str,
+    method: str,
+    settings: Mapping[str, Any],
+    runtime: Runtime,
+    max_history: int | None = None,
+) -> Augmenter:
+    """An augmenter, fitted to the training part of a log.
 
     Args:
         max_history: the augmenter's setting of that name, if it has one: only users with at most
@@ -47,12 +63,17 @@ def augment_log(
             f"{used[0]} says how a recommender is trained or asked, which a log can't hold: leave "
             "it out"
         )
-    dataset = load_dataset(data)
-    split = leave_one_out(dataset)
-    augmented = augmenter.fit(split.train, split.valid, runtime).augment(split.train, runtime.seed)
+    split = leave_one_out(load_dataset(data))
+    return augmenter.fit(split.train, split.valid, runtime)
+
+
+def augmented_part(augmenter: Augmenter, dataset: SequenceDataset, seed: int) -> SequenceDataset:
+    """Whole sequences with the synthetic items of a fitted augmenter."""
+    part = leave_one_out(dataset).train
+    augmented = augmenter.augment(part, seed)
     if augmented.copies is not None:
         return copies_as_users(dataset, augmented.compact())
-    return append_rest(augmented, dataset, split.train)
+    return append_rest(augmented, dataset, part)
 
 
 def copies_as_users(whole: SequenceDataset, augmented: SequenceDataset) -> SequenceDataset:

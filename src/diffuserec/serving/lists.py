@@ -1,6 +1,7 @@
 """Recommendation lists of a saved run, for one history or for every user of a log."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from diffuserec.data import Catalog, RawId, encode_histories, read_histories
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing
 from diffuserec.models.methods import load, load_augmenter, run_of
+from diffuserec.models.recommender import Recommender
+from diffuserec.models.retrieval import ItemIndex
 from diffuserec.serving.item_index import item_index_of
 
 _WRITERS = {".csv": "write_csv", ".parquet": "write_parquet", ".jsonl": "write_ndjson"}
@@ -58,42 +61,128 @@ def recommend_from(
     if history is not None and not len(history):
         raise DataError("--history names no item: give item ids, oldest first, commas between them")
     _check_out(out)
-    run = run_of(run)
-    model = load(run)
-    augmenter = load_augmenter(run / "augmenter") if (run / "augmenter").is_dir() else None
-    users = None
-    asked: list[Sequence[RawId]] = [history or []]
+    maker = ListMaker(run)
+    users, times = None, None
+    asked: Sequence[Sequence[RawId]] = [history or []]
     if histories is not None:
-        log = read_histories(histories, **(columns or {}))
-        grouped = log.group_by("user_id", maintain_order=True).agg(pl.exclude("user_id"))
-        users, asked = grouped["user_id"], grouped["item_id"].to_list()
-        if model.reads_times and "timestamp" in grouped.columns:
-            options["times"] = grouped["timestamp"].to_list()
-    known, n_unknown = encode_histories(model.catalog, asked)
-    if not known.lengths.any() and not fallback:
-        raise DataError(_nothing_known(model.catalog, asked, histories))
-    max_len = model.max_len
-    n_longer = sum(max_len is not None and len(items) > max_len for items in asked)
-    if n_longer:
-        say(
-            f"{n_longer:,} of {len(asked):,} histories are longer than the {max_len} items "
-            f"that {model.name} looks back on: only their newest {max_len} count"
-        )
+        users, asked, times = maker.read(histories, columns or {})
     if approximate:
-        options["index"] = item_index_of(run, model, say)
-    frame = model.recommend(asked, augmenter=augmenter, **options)
-    n_alone = int((known.lengths == 0).sum())
-    n_without = len(asked) - frame["query"].n_unique()
-    if users is not None or n_unknown.any() or n_alone or n_without:
-        say(_summary(sum(map(len, asked)), len(asked), int(n_unknown.sum()), n_alone, n_without))
-    if users is not None:
-        names = frame.select(user_id=users.gather(frame["query"]))
-        frame = names.hstack(frame)
-    frame = frame.drop("query")
+        options["index"] = maker.index(say)
+    frame, answered = maker.lists(users, asked, times, fallback=fallback, file=histories, **options)
+    for line in answered.lines(maker.model):
+        say(line)
     if out is not None:
-        with replacing(out) as work:
-            getattr(frame, _WRITERS[out.suffix])(work)
+        write_lists(frame, out)
     return frame
+
+
+class ListMaker:
+    """Makes lists by the models of a finished run, or a saved recommender, which are read once."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run_of(run)
+        self.model = load(self.run)
+        found = self.run / "augmenter"
+        self.augmenter = load_augmenter(found) if found.is_dir() else None
+
+    def index(self, say: Callable[[str], None]) -> ItemIndex:
+        """The run's index of items for approximate lists, made if it is not there."""
+        return item_index_of(self.run, self.model, say)
+
+    def read(
+        self, histories: Path, columns: Mapping[str, Any]
+    ) -> tuple[pl.Series, list[list[RawId]], list[list[Any]] | None]:
+        """The users of a log, their items and, for a model that reads them, the items' times."""
+        log = read_histories(histories, **columns)
+        grouped = log.group_by("user_id", maintain_order=True).agg(pl.exclude("user_id"))
+        times = None
+        if self.model.reads_times and "timestamp" in grouped.columns:
+            times = grouped["timestamp"].to_list()
+        return grouped["user_id"], grouped["item_id"].to_list(), times
+
+    def lists(
+        self,
+        users: pl.Series | None,
+        asked: Sequence[Sequence[RawId]],
+        times: Sequence[Sequence[Any]] | None = None,
+        *,
+        fallback: bool = True,
+        file: Path | None = None,
+        **options: Any,
+    ) -> tuple[pl.DataFrame, "Answered"]:
+        """The lists of :func:`recommend_from`, and who answered.
+
+        Args:
+            users: become the column ``user_id``; None: there is one history alone.
+            file: where the histories are from.
+
+        Raises:
+            DataError: no id is known, without `fallback`.
+        """
+        known, n_unknown = encode_histories(self.model.catalog, asked)
+        if not known.lengths.any() and not fallback:
+            raise DataError(_nothing_known(self.model.catalog, asked, file))
+        if times is not None:
+            options["times"] = times
+        frame = self.model.recommend(asked, augmenter=self.augmenter, **options)
+        max_len = self.model.max_len
+        answered = Answered(
+            n_ids=sum(map(len, asked)),
+            n_asked=len(asked),
+            n_unknown=int(n_unknown.sum()),
+            n_alone=int((known.lengths == 0).sum()),
+            n_without=len(asked) - frame["query"].n_unique(),
+            n_longer=sum(max_len is not None and len(items) > max_len for items in asked),
+            n_single=int(users is None),
+        )
+        if users is not None:
+            frame = frame.select(user_id=users.gather(frame["query"])).hstack(frame)
+        return frame.drop("query"), answered
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Who answered how many histories, and what was not known; those of parts can be added up.
+
+    Attributes:
+        n_ids, n_unknown: item ids, and those that the catalog does not hold.
+        n_asked, n_alone, n_without: histories, those without a known item and without a list.
+        n_longer: histories longer than the model looks back.
+        n_single: whether it was one history, without a user.
+    """
+
+    n_ids: int = 0
+    n_asked: int = 0
+    n_unknown: int = 0
+    n_alone: int = 0
+    n_without: int = 0
+    n_longer: int = 0
+    n_single: int = 0
+
+    def __add__(self, other: "Answered") -> "Answered":
+        return Answered(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def n_known(self) -> int:
+        """Item ids that the catalog holds."""
+        return self.n_ids - self.n_unknown
+
+    def lines(self, model: Recommender) -> Iterator[str]:
+        """What there is to tell."""
+        if self.n_longer:
+            yield (
+                f"{self.n_longer:,} of {self.n_asked:,} histories are longer than the "
+                f"{model.max_len} items that {model.name} looks back on: only their newest "
+                f"{model.max_len} count"
+            )
+        if not self.n_single or self.n_unknown or self.n_alone or self.n_without:
+            yield _summary(self.n_ids, self.n_asked, self.n_unknown, self.n_alone, self.n_without)
+
+
+def write_lists(frame: pl.DataFrame, out: Path) -> None:
+    """Writes lists in the format of the file's ending, in one step."""
+    with replacing(out) as work:
+        getattr(frame, _WRITERS[out.suffix])(work)
 
 
 def _check_out(out: Path | None) -> None:

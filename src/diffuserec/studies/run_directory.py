@@ -41,7 +41,7 @@ from diffuserec.data import (
     split_dataset,
 )
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.evaluation import Evaluation, Leak, evaluate, leak_meter, load_evaluation
+from diffuserec.evaluation import Evaluation, Leak, Passes, evaluate, leak_meter, load_evaluation
 from diffuserec.files import (
     beside,
     cause_of,
@@ -146,6 +146,7 @@ class RunDirectory:
         candidates: str = "full",
         filter_seen: bool = True,
         metrics: Sequence[str] = (),
+        passes: Passes | None = None,
     ) -> Evaluation:
         """Evaluation of the run; under the default protocol it is stored, and read from there."""
         standard = candidates == "full" and filter_seen
@@ -158,6 +159,7 @@ class RunDirectory:
             candidates=candidates,
             metrics=metrics,
             with_uncertainty=standard and part == "test" and self.model.has_distribution,
+            passes=passes,
         )
         if default:
             result.save(self.path / part, of=self.identity)

@@ -72,6 +72,7 @@ def run_study(
     *,
     options: Options | None = None,
     workers: int | None = None,
+    pool: Callable[[int, Runtime], Workers] = Workers,
     say: Say = silent,
 ) -> Outcome:
     """Fills every cell of a study that is not filled yet.
@@ -82,6 +83,7 @@ def run_study(
             are looked for by name.
         runtime: device and precision; seeds come from the study.
         workers: processes, of one thread each; None takes one for each core.
+        pool: makes them, for so many and a runtime.
         say: is told of each cell and of the time left.
 
     Raises:
@@ -104,7 +106,7 @@ def run_study(
         wanted = tuple(_cells(study, planned, found, runtime.precision))
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
-        outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), say)
+        outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), pool, say)
         sweep(out)
     others = lines(study, replace(options, only=()))
     return replace(_with_others(study, others, found, outcome, out, runtime), skipped=skipped)
@@ -177,6 +179,7 @@ def _fill(
     out: Path,
     runtime: Runtime,
     n_workers: int,
+    pool: Callable[[int, Runtime], Workers],
     say: Say,
 ) -> Outcome:
     documents: dict[str, dict[str, Any]] = {}
@@ -187,9 +190,9 @@ def _fill(
             document and document["status"] == "finished" and document.get(part) is not None
         )
 
-    def fill(pool: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
+    def fill(workers: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
         waiting = [cell for cell in some if not is_done(cell, parts[cell.name])]
-        failed = _Schedule(pool, _tasks(waiting, out, parts), say).run()
+        failed = _Schedule(workers, _tasks(waiting, out, parts), say).run()
         for cell in some:
             if cell.name in failed:
                 documents[cell.name] = cells.fail(cell, out, failed[cell.name])
@@ -198,11 +201,11 @@ def _fill(
 
     parts: dict[str, Part] = {cell.name: "valid" for cell in wanted}
     parts |= {cell.name: study.part for cell in wanted if not cell.choose}
-    with Workers(n_workers, replace(runtime, shared=out / "pretrained")) as pool:
-        fill(pool, wanted, parts)
+    with pool(n_workers, replace(runtime, shared=out / "pretrained")) as workers:
+        fill(workers, wanted, parts)
         if study.part == "test":
             best = chosen(study, wanted, documents)
-            fill(pool, best, {cell.name: "test" for cell in best})
+            fill(workers, best, {cell.name: "test" for cell in best})
     return Outcome(tuple(wanted), documents, {})
 
 

@@ -97,7 +97,7 @@ class Workers:
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads or before)
             try:
-                found.append(_result(key, work, replace(self._runtime, on_epoch=hook)))
+                found.append(result_of(key, work, replace(self._runtime, on_epoch=hook)))
             finally:
                 torch.set_num_threads(before)
                 self._here = None
@@ -148,7 +148,7 @@ def _work(end: Connection, runtime: Runtime, threads: int | None) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         hook = _telling(partial(_send, end, key))
-        end.send(_result(key, work, replace(runtime, on_epoch=hook)))
+        end.send(result_of(key, work, replace(runtime, on_epoch=hook)))
 
 
 def _send(end: Connection, key: str, epoch: Epoch) -> None:
@@ -165,7 +165,7 @@ def _telling(tell: Callable[[Epoch], None]) -> Callable[[Epoch], bool]:
     return hook
 
 
-def _result(key: str, work: Work, runtime: Runtime) -> Event:
+def result_of(key: str, work: Work, runtime: Runtime) -> Event:
     try:
         return Event(key, "done", work(runtime))
     except (DataError, ConfigError, OSError) as error:
