@@ -333,10 +333,14 @@ def test_every_epoch_learns(random_log) -> None:
 def test_a_softmax_over_too_many_items_is_warned_of_once() -> None:
     n_items, positions = 1_000_000, 64 * 20
 
-    def warned(vocab_size: int = n_items + 1, n_positions: float = 1.1 * positions) -> str | None:
+    def warned(
+        vocab_size: int = n_items + 1,
+        n_positions: float = 1.1 * positions,
+        n_batches: float = 100.0,
+    ) -> str | None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warn_of_full_softmax(vocab_size, n_positions, 64, 100.0, Runtime(device="cpu"))
+            warn_of_full_softmax(vocab_size, n_positions, 64, n_batches, Runtime(device="cpu"))
         return str(caught[0].message) if caught else None
 
     # 6 · 1408 · 10⁶ · 64 operations at 5·10¹⁰ a second: 10.8 s, a hundred times 18 min
@@ -346,6 +350,9 @@ def test_a_softmax_over_too_many_items_is_warned_of_once() -> None:
     )
     assert warned(vocab_size=900_000) is None
     assert warned(n_positions=1000.0) is None
+    # a tenth of the items: 1.08 s a step, and an hour for 3,330 of them
+    assert warned(vocab_size=100_001, n_batches=3300.0) is None
+    assert "1 s a step and 60 min an epoch" in str(warned(vocab_size=100_001, n_batches=3340.0))
 
 
 def test_the_loss_that_the_warning_names_is_not_warned_of() -> None:

@@ -48,8 +48,8 @@ _BY_ROW = {"cpu": 50_000, "cuda": 2_000_000}
 number for GPUs follows from their memory's speed and was not measured; mps has no sparse tensors.
 """
 
-_SLOW_STEP = 10.0
-"""Seconds of a step from which on a training is warned of."""
+_SLOW_STEP, _SLOW_EPOCH = 10.0, 3600.0
+"""Seconds of a step and of an epoch from which on a training is warned of."""
 
 
 class EncoderRecommender(StateRecommender):
@@ -310,7 +310,7 @@ def warn_of_full_softmax(
     runtime: Runtime,
     without_choice: str | None = None,
 ) -> None:
-    """Warns where a step of the softmax over all items will take more than seconds.
+    """Warns where a step of the softmax over all items will take seconds, or an epoch an hour.
 
     Three products of positions, items and width are 6·P·V·D floating-point operations a step. The
     threshold, 5·10¹¹, is ten seconds of a CPU's core at 50 GFLOP/s: about a million items by 1,300
@@ -323,7 +323,7 @@ def warn_of_full_softmax(
     """
     speed = 5e10 if device_of(runtime).type == "cpu" else 2e13
     seconds = 6.0 * n_positions * vocab_size * dim / speed
-    if seconds >= _SLOW_STEP:
+    if seconds >= _SLOW_STEP or seconds * n_batches >= _SLOW_EPOCH:
         remedy = (
             "loss='sampled_softmax' (--set loss=sampled_softmax) draws a thousand of them instead"
             if without_choice is None
