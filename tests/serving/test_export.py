@@ -44,7 +44,7 @@ def asked(n: int, length: int, vocab_size: int) -> Histories:
 @pytest.fixture(scope="module")
 def sasrec(log: SequenceDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sasrec") / "model"
-    SASRec(dim=8, max_len=10, epochs=1).fit(log, runtime=RUNTIME).save(path)
+    SASRec(dim=8, max_len=10, epochs=1, n_layers=1, n_heads=1).fit(log, runtime=RUNTIME).save(path)
     return path
 
 
@@ -70,6 +70,7 @@ def test_an_onnx_graph_gives_scores_and_lists_of_the_model(sasrec: Path, tmp_pat
     assert about["item_ids"][int(scores[0].argmax())] == best
 
 
+@pytest.mark.slow
 def test_a_generative_graph_is_given_its_noise(log: SequenceDataset, tmp_path: Path) -> None:
     model = DreamRec(dim=8, max_len=6, epochs=1, n_layers=1, n_draws=2, num_inference_steps=2)
     model.fit(log, runtime=RUNTIME).save(tmp_path / "model")
