@@ -7,6 +7,7 @@ was written, byte for byte, or refused.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -41,25 +42,26 @@ def write_array(path: Path, array: np.ndarray, kind: str) -> None:
 class ArrayWriter:
     """Writes an array as a .npy file in pieces, so that its length need not be known.
 
-    Attributes:
-        length: entries so far.
+    The file is complete at the end of a ``with`` block.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        self.path, self.kind, self.length = path, kind, 0
-        self._file = path.open("wb")
+        self.path, self._kind, self._length = path, kind, 0
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("wb")
         self._file.write(bytes(_HEADER))
+        return self
 
     def add(self, array: np.ndarray) -> None:
         """Writes the next entries."""
-        self._file.write(np.ascontiguousarray(array, dtype=self.kind).data)
-        self.length += len(array)
+        self._file.write(np.ascontiguousarray(array, dtype=self._kind).data)
+        self._length += len(array)
 
-    def close(self) -> None:
-        """Completes the file."""
-        self._file.seek(0)
-        self._file.write(_header(self.kind, self.length))
-        self._file.close()
+    def __exit__(self, *error: object) -> None:
+        with self._file as file:
+            file.seek(0)
+            file.write(_header(self._kind, self._length))
 
 
 def read_part(path: Path, kind: str, first: int, last: int) -> np.ndarray:

@@ -13,12 +13,13 @@ What stays in memory are a partition and a few numbers for each user and item.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from diffuserec.data.arrays import TYPES, ArrayWriter, blocks, map_array, read_part
 from diffuserec.data.columns import Scan, Source, kept_name
@@ -315,30 +316,31 @@ def _sorted_files(
     partitions: Partitions, folder: Path, n_users: int, merge_repeats: bool
 ) -> _Sorted:
     """Sorts each partition by user and time, and writes them as flat arrays."""
-    writers = _Writers(folder, "", partitions.names)
     lengths = np.zeros(n_users, dtype=np.int64)
     n_reordered = n_ties = 0
-    for first, last, columns in partitions:
-        users = columns.pop("users") - np.int32(first)
-        order, n_late = user_order(users, last - first, columns.get("timestamp"))
-        n_reordered += n_late
-        if merge_repeats:
-            order = _first_of_pairs(users, columns["items"], order)
-        if order is not None:
-            users = users[order]
-            columns = {name: values[order] for name, values in columns.items()}
-        lengths[first:last] = np.bincount(users, minlength=last - first)
-        n_ties += _ties(users, columns.get("timestamp"))
-        columns["items"] += np.int32(1)
-        writers.add(columns)
-    return _Sorted(writers.close(), lengths, n_reordered, n_ties)
+    with _writers(folder, "", partitions.names) as writers:
+        for first, last, columns in partitions:
+            users = columns.pop("users") - np.int32(first)
+            order, n_late = user_order(users, last - first, columns.get("timestamp"))
+            n_reordered += n_late
+            if merge_repeats:
+                order = _first_of_pairs(users, columns["items"], order)
+            if order is not None:
+                users = users[order]
+                columns = {name: values[order] for name, values in columns.items()}
+            lengths[first:last] = np.bincount(users, minlength=last - first)
+            n_ties += _ties(users, columns.get("timestamp"))
+            columns["items"] += np.int32(1)
+            for name, writer in writers.items():
+                writer.add(columns[name])
+    return _Sorted(_files(writers), lengths, n_reordered, n_ties)
 
 
 def _first_of_pairs(
     users: Int32[np.ndarray, " N"],
     items: Int32[np.ndarray, " N"],
-    order: Int64[np.ndarray, " N"] | None,
-) -> Int64[np.ndarray, " M"]:
+    order: Int[np.ndarray, " N"] | None,
+) -> Int[np.ndarray, " M"]:
     """Those of the ordered positions at which a pair of user and item occurs first."""
     if order is None:
         order = np.arange(len(users))
@@ -356,22 +358,20 @@ def _ties(users: Int32[np.ndarray, " N"], times: Int64[np.ndarray, " N"] | None)
     return int(((times[1:] == times[:-1]) & (users[1:] == users[:-1])).sum())
 
 
-class _Writers:
-    """Files of flat arrays that grow together."""
-
-    def __init__(self, folder: Path, prefix: str, names: Sequence[str]) -> None:
-        self.arrays = {
-            name: ArrayWriter(folder / f"{prefix}{name}.npy", TYPES[_array(name)]) for name in names
+@contextmanager
+def _writers(folder: Path, prefix: str, columns: Sequence[str]) -> Iterator[dict[str, ArrayWriter]]:
+    """Files of the arrays of some columns, which are complete at the end of the block."""
+    with ExitStack() as opened:
+        yield {
+            name: opened.enter_context(
+                ArrayWriter(folder / f"{prefix}{name}.npy", TYPES[_array(name)])
+            )
+            for name in columns
         }
 
-    def add(self, columns: dict[str, np.ndarray]) -> None:
-        for name, writer in self.arrays.items():
-            writer.add(columns[name])
 
-    def close(self) -> dict[str, Path]:
-        for writer in self.arrays.values():
-            writer.close()
-        return {_array(name): writer.path for name, writer in self.arrays.items()}
+def _files(writers: dict[str, ArrayWriter]) -> dict[str, Path]:
+    return {_array(name): writer.path for name, writer in writers.items()}
 
 
 def _array(column: str) -> str:
@@ -467,27 +467,27 @@ def _rewritten(
     number = np.cumsum(items, dtype=np.int32)
     lengths, n_ties = np.zeros(len(users), np.int64), 0
     columns = {"timestamp" if name == "timestamps" else name: name for name in log.files}
-    writers = _Writers(folder, "kept-", list(columns))
-    for first, last, rows in _parts(log.lengths, limits):
-        part = {
-            column: read_part(log.files[name], TYPES[name], *rows)
-            for column, name in columns.items()
-        }
-        part["items"] -= 1
-        owners = np.repeat(np.arange(last - first, dtype=np.int32), log.lengths[first:last])
-        kept = items[part["items"]] & users[first:last][owners]
-        part = {name: values[kept] for name, values in part.items()}
-        owners = owners[kept]
-        part["items"] = number[part["items"]]
-        lengths[first:last] = np.bincount(owners, minlength=last - first)
-        n_ties += _ties(owners, part.get("timestamp"))
-        writers.add(part)
-    files = writers.close()
+    with _writers(folder, "kept-", list(columns)) as writers:
+        for first, last, rows in _parts(log.lengths, limits):
+            part = {
+                column: read_part(log.files[name], TYPES[name], *rows)
+                for column, name in columns.items()
+            }
+            part["items"] -= 1
+            owners = np.repeat(np.arange(last - first, dtype=np.int32), log.lengths[first:last])
+            kept = items[part["items"]] & users[first:last][owners]
+            part = {name: values[kept] for name, values in part.items()}
+            owners = owners[kept]
+            part["items"] = number[part["items"]]
+            lengths[first:last] = np.bincount(owners, minlength=last - first)
+            n_ties += _ties(owners, part.get("timestamp"))
+            for name, writer in writers.items():
+                writer.add(part[name])
     for file in log.files.values():
         file.unlink()
     left = replace(
         log,
-        files=files,
+        files=_files(writers),
         lengths=lengths[lengths > 0],
         user_ids=log.user_ids.filter(pl.Series(users)),
         item_ids=log.item_ids.filter(pl.Series(items)),
