@@ -30,7 +30,7 @@ from diffuserec.errors import ConfigError, DataError, LostProcess
 from diffuserec.evaluation import rank
 from diffuserec.evaluation.evaluate import Ranking
 from diffuserec.evaluation.uncertainty import uncertainty
-from diffuserec.files import beside, replacing
+from diffuserec.files import beside, replacing, sweep
 from diffuserec.models.augmenter import ParallelAugmenter
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import load_augmenter
@@ -87,7 +87,7 @@ class Cluster:
             "object_store_memory": _STORE,
         }
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _quiet():
                 warnings.simplefilter("ignore")  # of Ray's own
                 ray.init(
                     **({"address": self.address} if self.address else here),
@@ -330,29 +330,24 @@ def recommend(
     Raises:
         ConfigError, DataError: as ``recommend_from`` does.
     """
-    _require_new(out)
     maker = ListMaker(run)
     if approximate:
         maker.index(say)
-    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as scratch:
+    with _made(out) as (scratch, made):
         files = sorted(histories.glob("*.parquet")) if histories.is_dir() else []
         if not files:
-            files = _divided(histories, columns, Path(scratch))
+            files = _divided(histories, columns, scratch)
             columns = {}
-        out.mkdir(exist_ok=True)
         with cluster.connected() as ray:
-            arguments = (run.resolve(), out.resolve(), dict(columns), options, approximate)
+            arguments = (run.resolve(), made, dict(columns), options, approximate)
             parts = [{"file": str(file.resolve())} for file in files]
             found = ray.each(_Lists, arguments, parts)
-    answered = sum((Answered(**part["answered"]) for part in found), Answered())
-    if not answered.n_known and not fallback:
-        for file in out.glob("*.parquet"):
-            file.unlink()
-        out.rmdir()
-        raise DataError(
-            f"none of the {answered.n_ids:,} item ids of {histories} is in the catalog: check the "
-            "ids, or add --fallback to be answered by popularity"
-        )
+        answered = sum((Answered(**part["answered"]) for part in found), Answered())
+        if not answered.n_known and not fallback:
+            raise DataError(
+                f"none of the {answered.n_ids:,} item ids of {histories} is in the catalog: check "
+                "the ids, or add --fallback to be answered by popularity"
+            )
     for line in answered.lines(maker.model):
         say(line)
     return sum(int(part["n_lines"]) for part in found)
@@ -396,11 +391,24 @@ def _divided(histories: Path, columns: Mapping[str, Any], folder: Path) -> list[
     return files
 
 
-def _require_new(out: Path) -> None:
+@contextlib.contextmanager
+def _made(out: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder to work in, and one in it that becomes `out` when all of its parts are made.
+
+    Raises:
+        DataError: `out` exists or has no folder.
+    """
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out or remove it")
-    if not out.resolve().parent.is_dir():
+    parent = out.resolve().parent
+    if not parent.is_dir():
         raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}-") as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        yield Path(scratch), made
+        sweep(made)
+        made.rename(out)
 
 
 # Evaluation
@@ -511,15 +519,12 @@ def augment(
     Raises:
         ConfigError, DataError: as ``augment_log`` does, or the augmenter makes whole new users.
     """
-    _require_new(out)
-    augmenter = fitted_to_log(data, method, settings, runtime, max_history)
     n_users = len(load_dataset(data))
-    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as scratch:
-        fitted = Path(scratch) / "augmenter"
-        augmenter.save(fitted)
-        out.mkdir()
+    with _made(out) as (scratch, made):
+        fitted = scratch / "augmenter"
+        fitted_to_log(data, method, settings, runtime, max_history).save(fitted)
         with cluster.connected() as ray:
-            arguments = (data.resolve(), fitted, out.resolve(), runtime.seed)
+            arguments = (data.resolve(), fitted, made, runtime.seed)
             starts = range(0, n_users, _AT_ONCE)
             parts = [
                 {"number": number, "first": first, "end": min(first + _AT_ONCE, n_users)}
