@@ -4,7 +4,6 @@ Embeddings are normed before the units, as in the transformer, and states after 
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -56,18 +55,13 @@ def scanned(units: nn.GRU, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L H"]:
     """What the units give, as a loop that a graph holds for any length."""
     from torch._higher_order_ops.scan import scan
 
-    of_input, of_state, input_bias, state_bias = units.all_weights[0]
-    read = F.linear(x, of_input, input_bias)
-
-    def step(hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        kept = F.linear(hidden, of_state, state_bias)
-        reset, update, new = read.chunk(3, 1)
-        own_reset, own_update, own_new = kept.chunk(3, 1)
-        share = torch.sigmoid(update + own_update)
-        proposed = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
-        found = (1 - share) * proposed + share * hidden
-        return found, found.clone()
-
-    first = x.new_zeros(x.shape[0], units.hidden_size)
-    states: Tensor = scan(step, first, read, dim=1)[1]
+    weights = units.all_weights[0]
+    states: Tensor = scan(
+        lambda hidden, read: (lambda new: (new, new.clone()))(
+            torch.gru_cell(read, hidden, *weights)
+        ),
+        x.new_zeros(x.shape[0], units.hidden_size),
+        x,
+        dim=1,
+    )[1]
     return states
