@@ -2,11 +2,13 @@
 
 import inspect
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
 from diffuserec.cli import app
+from diffuserec.fetching import data_sets as known_data_sets
 from diffuserec.models.methods import method_settings, method_summaries
 
 
@@ -19,7 +21,7 @@ def commands() -> str:
         "```text\ndiffuserec COMMAND …\n```",
     ]
     assert hasattr(group, "commands")
-    for name, command in group.commands.items():
+    for name, command in _leaves(group.commands):
         words, _, examples = inspect.cleandoc(command.help or "").partition("Examples:")
         parts += [f"## {name}", words.strip()]
         lines = [_parameter(each) for each in command.params if each.name != "help"]
@@ -27,6 +29,26 @@ def commands() -> str:
         if examples:
             parts.append(f"```bash\n{inspect.cleandoc(examples)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _leaves(commands: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """All commands with their names; of a group, those that it holds."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command.commands, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
+def data_sets() -> str:
+    """Markdown of a table of the data sets that can be fetched."""
+    lines = ["| name | what | size | checksum from | terms |", "|---|---|---|---|---|"]
+    for entry in known_data_sets().values():
+        size = f"{entry.size:,}" if entry.size else ""
+        checked = f"{' and '.join(entry.sums)}: {entry.checksum_from}" if entry.sums else "none"
+        cells = (f"`{entry.name}`", f"[{_cell(entry.title)}]({entry.page})", size)
+        lines.append("| " + " | ".join((*cells, _cell(checked), _cell(entry.terms))) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _parameter(found: Any) -> str:

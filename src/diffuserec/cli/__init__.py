@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from diffuserec import __version__
-from diffuserec.cli import audit, data, deploy, doctor, results, serving, show, studies, training
+from diffuserec.cli import (
+    audit,
+    data,
+    deploy,
+    doctor,
+    fetching,
+    results,
+    serving,
+    show,
+    studies,
+    training,
+)
 from diffuserec.errors import ConfigError, DataError, LostProcess
 
 app = typer.Typer(
@@ -69,6 +80,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(fetching.app, name="data")
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -61,6 +63,25 @@ def print_text(text: str) -> None:
 def print_json(content: Any) -> None:
     """Prints one JSON object on standard output."""
     print_text(json.dumps(content, indent=2, allow_nan=False, default=str))
+
+
+@contextmanager
+def transfer(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, if that is a terminal, for a file that comes over the network.
+
+    Gives what takes the bytes that are there, and how many there will be.
+    """
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    shown = bars.Progress(*columns, console=_err, disable=not _err.is_terminal, transient=True)
+    with shown:
+        task = shown.add_task(name, total=None, visible=False)
+        yield lambda done, total: shown.update(task, completed=done, total=total, visible=True)
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:

@@ -224,6 +224,10 @@ class Store:
             }
         )
 
+    def item_frame(self) -> pl.DataFrame:
+        """The items as a frame of ``item_id``, ``name`` and ``category``, in order of number."""
+        return self._attributes().insert_column(0, self.item_ids)
+
     def _stream(self, name: int, part: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, name, part])
 
