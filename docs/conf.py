@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from make_reference import commands, methods  # noqa: E402
+from make_reference import commands, data_sets, methods  # noqa: E402
 
 project = "diffuserec"
 author = "The diffuserec developers"
@@ -40,7 +40,7 @@ OUTSIDE = {
 }
 """Pages of the repository that are pages of the site, too."""
 
-_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(?<!!)\[([^\]\n]+(?:\n[^\]\n]+)?)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def linked(text: str, home: Path, folder: Path) -> str:
@@ -85,6 +85,7 @@ def generate(app: Any) -> None:
         _write(folder / f"{page}.md", f"---\norphan: true\n---\n{made}")
     _write(folder / "commands.md", commands())
     _write(folder / "settings.md", methods())
+    _write(folder / "data_sets.txt", data_sets())  # a part of data.md, no page
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,9 @@ SHOP = "shop"
 
 @app.command(name="list")
 def list_sets(as_json: options.AsJson = False) -> None:
-    """What can be fetched: names, sizes, how a file is checked, terms of use.
+    """What can be fetched: names, sizes, how a file is checked.
+
+    With --json, addresses, checksums and terms of use, too.
 
     Examples:
 
@@ -28,11 +30,11 @@ def list_sets(as_json: options.AsJson = False) -> None:
     if as_json:
         show.print_json({"data_sets": [entry.model_dump() for entry in known]})
         return
-    lines = [[SHOP, "A made-up shop with names of items", "", "", "none: it is made here"]]
+    lines = [[SHOP, "A made-up shop with names of items", "", "made here"]]
     for entry in known:
         size = f"{entry.size / 2**20:,.1f} MiB" if entry.size else ""
-        lines.append([entry.name, entry.title, size, " ".join(entry.sums) or "none", entry.terms])
-    show.table(("name", "what", "size", "checked by", "terms"), lines)
+        lines.append([entry.name, entry.title, size, " ".join(entry.sums) or "none"])
+    show.table(("name", "what", "size", "checked by"), lines)
 
 
 @app.command(name="fetch")
