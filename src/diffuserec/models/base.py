@@ -205,6 +205,7 @@ class Method(nn.Module, ABC):
     def chosen_settings(self) -> dict[str, Any]:
         """Settings with which a fit without validation queries gives what this fit chose, as JSON
         values: those that are not the defaults, or follow from the log. Epochs are the curve's.
+        A method that chooses more by validation than settings and epochs adds it.
         """
         config = self.config
         found = config.model_dump(mode="json")
