@@ -26,6 +26,8 @@ SETTINGS = {
     "form": "two_stream",
     "slot": "diffused",
     "init_std": 0.02,
+    "item_features": False,
+    "id_dropout": 0.2,
     "encoder": "transformer",
     "encoder_settings": {},
     "dim": D,

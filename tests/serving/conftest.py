@@ -102,7 +102,9 @@ def _serving(
     local: bool = False,
     **limits: Any,
 ) -> Iterator[Client]:
-    settings = ServiceSettings(Limits(**limits), keys or Keys(), jobs, assistants, local)
+    settings = ServiceSettings(
+        Limits(**limits), keys or Keys(), jobs, assistants=assistants, local=local
+    )
     app = application(paths, settings)
     config = uvicorn.Config(
         app, port=0, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=5

@@ -86,7 +86,7 @@ class DreamRec(EncoderRecommender):
         the table that it is measured against."""
         error: Literal["squared", "cosine"] = "squared"
         """Of the predicted embedding: the squared error, or 1 - cosine."""
-        preference_weight: Annotated[float, Search(0.1, 0.9)] = Field(0.0, ge=0, lt=1)
+        preference_weight: Annotated[float, Search(0.0, 0.9)] = Field(0.0, ge=0, lt=1)
         """w, weight of preferring the target to the mean of the batch's other targets; PreferDiff
         has 1 - λ. The error of the target has the rest."""
         preference_scale: Annotated[float, OnlyIf(preference_weight=positive)] = Field(5.0, gt=0)
