@@ -360,6 +360,7 @@ def test_train_and_valid_as_the_condition() -> None:
         DiffuASR(**settings).fit(split.train, runtime=RUNTIME)
 
 
+@pytest.mark.slow
 def test_users_that_are_held_out_are_not_trained_on() -> None:
     def network_of(sequences: list[list[int]]) -> Tensor:
         log = SequenceDataset.from_lists(sequences, plain.catalog)

@@ -766,7 +766,10 @@ def test_reports_of_contrastive_runs_alone_show_views(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_an_interrupted_training_says_how_to_go_on(
     number: signal.Signals, status: int, data: Path, tmp_path: Path
 ) -> None:

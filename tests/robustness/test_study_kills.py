@@ -86,6 +86,7 @@ def no_work_was_repeated(before: dict[str, int], out: Path) -> bool:
     return all(after.get(path) == written for path, written in before.items())
 
 
+@pytest.mark.slow
 def test_a_study_survives_kills(folder: Path, undisturbed: tuple[dict[str, Any], float]) -> None:
     expected, seconds = undisturbed
     out = folder / "killed"

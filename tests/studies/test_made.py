@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_work(folder):
     plan = Plan(str(folder / "data"), "sasrec", {"epochs": 1, "dim": 8})
     run = train_run(plan, folder / "run", Runtime(device="cpu"))
