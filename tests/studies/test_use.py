@@ -22,6 +22,7 @@ from diffuserec.studies.tune import search_space
 RUNTIME = Runtime(device="cpu", progress=False)
 USE = {"use_weight": 0.5, "use_dropout": 0.3, "use_average": True}
 TINY = {"epochs": 2, "dim": 8}
+SOFT = {"use_place": "nowhere", "use_soft": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,10 @@ def test_probabilities_are_asked_for_where_there_are_some() -> None:
         ("random", {"use_place": "middle"}, "writes in front alone"),
         ("maskdiff", {"use_place": "middle"}, "n_condition of 2 or more"),
         ("maskdiff", {"use_place": "nowhere"}, "set use_soft or use_short"),
+        ("maskdiff", {**SOFT, "use_weight": 1}, "use_weight = 1.0 has no effect with puts_items"),
+        ("maskdiff", {**SOFT, "use_dropout": 0.5}, "no effect .* or a number as use_short"),
+        ("maskdiff", {**SOFT, "use_threshold": 0.5}, "use_threshold = 0.5 has no effect"),
+        ("maskdiff", {**SOFT, "max_history": 5}, "max_history = 5 has no effect"),
         ("random", {"use_short": 5}, "use_short = 5 has no effect with use_weight = None"),
         ("random", {"use_short": 3, "use_weight": 1, "n_condition": 3}, "leaves no target"),
         ("random", {"use_weight": 0}, "use_weight: must be greater than 0"),
@@ -116,5 +121,7 @@ def test_tuning_searches_the_uses() -> None:
     names = set(UseSettings.model_fields) - {"use_short", "use_place"}  # for studies
     assert {f"augment.{name}" for name in names} <= set(searched)
     assert "augment.use_threshold" not in search_space(Plan("", "sasrec", {}, "random", {}))
+    chosen = {**SOFT, "use_short": 4, "use_weight": 0.3, "use_dropout": 0.5, "use_threshold": 0.1}
+    methods_of(Plan("", "sasrec", {}, "maskdiff", chosen))  # all of them have an effect
     unnoticed = search_space(Plan("", "markov", {}, "random", {}))
     assert {name for name in unnoticed if ".use_" in name} == {"augment.use_average"}

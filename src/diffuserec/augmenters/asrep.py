@@ -22,7 +22,7 @@ Departures and options:
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from diffuserec.data import (
 )
 from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import parse_settings
+from diffuserec.models.config import OnlyIf, parse_settings
 from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import ItemSets, top_k
@@ -57,7 +57,7 @@ class ASReP(PrependingAugmenter):
     class Config(PrependingSettings):
         """Hyper-parameters of ASReP."""
 
-        max_history: int | None = Field(20, ge=1)
+        max_history: Annotated[int | None, OnlyIf(use_place=("front", "middle"))] = Field(20, ge=1)
         """Only users with at most so many real items in training are given any, at inference too,
         and users that training does not know; None means all."""
         model: str = "sasrec"

@@ -58,7 +58,7 @@ from diffuserec.models.item_matrix import ItemMatrix, pairs_within
 from diffuserec.models.items import ItemTable
 from diffuserec.models.parts import by_rows
 from diffuserec.models.retrieval import log_partition
-from diffuserec.models.settings import PrependingSettings, SequenceSettings
+from diffuserec.models.settings import PrependingSettings, SequenceSettings, puts_some
 
 _GROUPS = 20
 """Groups of users whose own counts are left out together in training."""
@@ -106,7 +106,9 @@ class MaskDiff(PrependingAugmenter):
         precision: Annotated[float, OnlyIf(n_items="auto")] = Field(0.3, gt=0, lt=1)
         """Least chance, as measured on held-out users, of an item that is used to be right: to be
         one of those that stood there."""
-        use_threshold: Annotated[float, Search(0.0, 0.5)] = Field(0.0, ge=0, lt=1)
+        use_threshold: Annotated[float, OnlyIf(puts_items=puts_some), Search(0.0, 0.5)] = Field(
+            0.0, ge=0, lt=1
+        )
         use_soft: Annotated[float, Search(0.0, 0.5)] = Field(0.0, ge=0, lt=1)
         n_layers: Annotated[int, Search(1, 3)] = Field(2, ge=1)
         """Layers of the transformer."""

@@ -467,6 +467,11 @@ def is_given(value: float | None) -> bool:
     return value is not None
 
 
+def puts_some(value: bool) -> bool:
+    """use_place = front or middle, or a number as use_short"""
+    return value
+
+
 class UseSettings(Settings):
     """How recommenders use the items that an augmenter puts into histories.
 
@@ -478,19 +483,21 @@ class UseSettings(Settings):
     writes_inside: ClassVar[bool] = False
     """Whether it can put items between those of a history."""
 
-    use_weight: Annotated[float | None, Search(choices=(None, 0.1, 0.3, 1.0))] = Field(
-        None, gt=0, le=1
-    )
+    use_weight: Annotated[
+        float | None, OnlyIf(puts_items=puts_some), Search(choices=(None, 0.1, 0.3, 1.0))
+    ] = Field(None, gt=0, le=1)
     """With a number, training reads every history as it was, too: this is what a target behind
     generated items weighs against the same one without. None: it reads histories with their
     generated items alone."""
-    use_dropout: Annotated[float, Search(0.0, 0.8)] = Field(0.0, ge=0, lt=1)
+    use_dropout: Annotated[float, OnlyIf(puts_items=puts_some), Search(0.0, 0.8)] = Field(
+        0.0, ge=0, lt=1
+    )
     """Chance that an epoch of training reads a user's history without generated items."""
     use_average: Annotated[
         bool, OnlyIf(use_place=("front", "middle")), Search(choices=(False, True))
     ] = False
     """Whether scores are the mean of those with and without generated items."""
-    use_threshold: float = Field(0.0, ge=0, lt=1)
+    use_threshold: Annotated[float, OnlyIf(puts_items=puts_some)] = Field(0.0, ge=0, lt=1)
     """Generated items that are less probable are left out; for augmenters that say how probable
     they are."""
     use_soft: float = Field(0.0, ge=0, lt=1)
@@ -502,6 +509,11 @@ class UseSettings(Settings):
     use_place: Literal["front", "middle", "nowhere"] = "front"
     """Where generated items stand in a history: in front; in the middle of the first n_condition
     items, from which they are made; nowhere, so that they serve use_soft and use_short alone."""
+
+    @property
+    def puts_items(self) -> bool:
+        """Whether generated items stand in any sequence, if only in those of training."""
+        return self.use_place != "nowhere" or self.use_short is not None
 
     @field_validator("use_threshold", "use_soft")
     @classmethod
@@ -558,7 +570,7 @@ class PrependingSettings(UseSettings):
     n_condition: Annotated[int, OnlyIf(condition="causal")] = Field(1, ge=1)
     """k, the first items of a history that others are generated from. The first has nothing before
     it to predict it from; each further one is a target less."""
-    max_history: int | None = Field(None, ge=1)
+    max_history: Annotated[int | None, OnlyIf(use_place=("front", "middle"))] = Field(None, ge=1)
     """Only users with at most so many real items in training are given any, at inference too, and
     users that training does not know; None means all."""
 
