@@ -96,6 +96,24 @@ def test_the_numbers_are_those_of_the_model_alone(document: dict, runs: dict[str
     assert best["metrics"]["Recall"]["value"] == pytest.approx(recall, abs=0.02)
 
 
+def test_what_is_of_equal_accuracy_is_chosen_on_validation(
+    document: dict, runs: dict[str, Path]
+) -> None:
+    points, run = document["diversity"]["points"], open_run(runs["itemgraph"])
+    hits = run.evaluate("valid").metrics["HR@10"]
+    every = [p for p in points if (p["method"], p["way"]) == ("itemgraph", "list")]
+    assert every[0]["valid"]["HR@10"] == pytest.approx(hits, abs=0.1)  # of 50 of the users
+    enough = 0.95 * points[0]["valid"]["NDCG@10"]
+    expected = []
+    for way in dict.fromkeys((p["method"], p["way"]) for p in points):
+        good = [
+            p for p in points if (p["method"], p["way"]) == way and p["valid"]["NDCG@10"] >= enough
+        ]
+        expected += [max(good, key=lambda p: p["valid"]["Diversity"])] if good else []
+    assert document["diversity"]["best"] == expected
+    assert len(expected) > 1
+
+
 def test_tables_and_pictures_are_written(document: dict, tmp_path: Path) -> None:
     write_beyond(document, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "beyond.json").read_text("utf-8")) == document

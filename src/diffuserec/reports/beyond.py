@@ -97,7 +97,10 @@ def beyond_tables(document: Mapping[str, Any], format: str = "text") -> str:
         parts.append((f"The next {lists['k']} items, against {lists['against']}", rows))
     of_list = document["diversity"]
     parts.append(("Accuracy and diversity", [_point(point) for point in of_list["points"]]))
-    title = f"Most diverse with NDCG@{document['length']} of {of_list['least']:.4f} or more"
+    title = (
+        f"Most diverse with {of_list['equal']:.0%} of the first NDCG@{document['length']} on "
+        "validation"
+    )
     parts += [(title, [_point(point) for point in of_list["best"]])] if of_list["best"] else []
     if document["calibration"]:
         rows = [_calibration_cells(row) for row in document["calibration"]]
@@ -146,6 +149,7 @@ def _words(document: Mapping[str, Any]) -> list[str]:
         "± half of the 95 % interval over users; stars (* p < .05, ** p < .01, *** p < .001, Holm) "
         "against the first row. Diversity: mean of 1 - cosine over the pairs of a list, items "
         f"alike by {document['alike_by']}. Draws: the places of a list take turns among so many "
-        "draws. Calibration error: mean distance of the first item's probability and its share of "
+        "draws; how many, and the weight of MMR, are chosen on validation where the most diverse "
+        "lists are asked for. Calibration error: mean distance of the first item's probability and its share of "
         "hits, in tenths of the users. The temperature is found on validation.",
     ]

@@ -124,7 +124,7 @@ def beyond(
         say("lists")
         lists = _lists(methods, test, test.following, filter_seen)
     say("diversity")
-    points = _diversity(methods, test, vectors, filter_seen)
+    points = _diversity(methods, valid, test, vectors, filter_seen)
     say("calibration")
     chances = {}
     for name, seeds in methods.items():
@@ -276,33 +276,45 @@ def _row(facts: Mapping[str, Any], values: Values) -> dict[str, Any]:
 
 def _diversity(
     methods: Mapping[str, list[RunDirectory]],
+    valid: Queries,
     test: Queries,
     vectors: Float64[np.ndarray, "V D"],
     filter_seen: bool,
 ) -> dict[str, Any]:
-    """Accuracy and diversity of each way to make a list; and the most diverse of equal accuracy."""
+    """Accuracy and diversity of each way to make a list; and of each method and way, the setting
+    that is the most diverse of equal accuracy on validation, where the first method's list is the
+    measure."""
     points, coverage = [], parse_metric(f"Coverage@{LENGTH}")
     for name, seeds in methods.items():
         by_way: dict[tuple[str, float], list[Lists]] = {}
+        validated: dict[tuple[str, float], list[dict[str, float]]] = {}
         for run in seeds:
             for made, lists in _ways(run, test, vectors, filter_seen).items():
                 by_way.setdefault(made, []).append(lists)
+            record(run.path, "validation", what="diversity", filter_seen=filter_seen)
+            for made, lists in _ways(run, valid, vectors, filter_seen).items():
+                found = _accuracy_and_diversity(lists, valid, vectors)
+                means = {metric: float(values.mean()) for metric, values in found.items()}
+                validated.setdefault(made, []).append(means)
         popularity = seeds[0].model.popularity.cpu().numpy()
         for (way, setting), every in by_way.items():
             values = _stacked(_accuracy_and_diversity(ls, test, vectors) for ls in every)
             row = _row({"method": name, "way": way, "setting": setting}, values)
             covered = [coverage.of_lists(ls, popularity) for ls in every]
-            points.append(row | {"coverage": float(np.mean(covered))})
-    least = EQUAL * points[0]["metrics"][_NDCG]["value"]
+            of_seeds = validated[way, setting]
+            mean = {m: float(np.mean([seed[m] for seed in of_seeds])) for m in of_seeds[0]}
+            points.append(row | {"coverage": float(np.mean(covered)), "valid": mean})
+    enough = EQUAL * points[0]["valid"][_NDCG]
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
-        own, measured = (point["method"], point["way"]), point["metrics"]
+        own, measured = (point["method"], point["way"]), point["valid"]
         far = best.get(own)
-        if measured[_NDCG]["value"] >= least and (
-            far is None or measured["Diversity"]["value"] > far["metrics"]["Diversity"]["value"]
+        if measured[_NDCG] >= enough and (
+            far is None or measured["Diversity"] > far["valid"]["Diversity"]
         ):
             best[own] = point
-    return {"least": least, "points": points, "best": list(best.values())}
+    least = EQUAL * points[0]["metrics"][_NDCG]["value"]
+    return {"equal": EQUAL, "least": least, "points": points, "best": list(best.values())}
 
 
 _NDCG = f"NDCG@{LENGTH}"
