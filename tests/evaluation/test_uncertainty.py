@@ -320,6 +320,16 @@ def test_the_temperature_of_the_truth_is_found() -> None:
     assert errors[1] < errors[0]
 
 
+def test_a_target_too_unlikely_for_its_number_still_counts() -> None:
+    """Else the temperature that makes the worst guesses vanish would seem the best."""
+    model = Logits.of([0.97, 0.01, 0.01, 0.01], log([[1]]))
+    queries = Queries(log([[2], [2]]), np.array([1, 3]))
+    found = top_chances(model, queries, temperature=0.02)
+    assert found.log_loss > 40
+    assert found.hit.tolist() == [True, False]
+    assert fitted_temperature(model, queries) > 1
+
+
 def test_targets_that_may_not_be_shown_are_left_out() -> None:
     model = Logits.of(LIKELY, log([[1]]))
     queries = Queries(log([[1], [2]]), np.array([1, 1]))

@@ -25,6 +25,9 @@ from diffuserec.models.retrieval import Scorer, certainty, seen_items
 
 COLUMNS = ("confidence", "entropy", "disagreement")
 
+_LEAST = torch.finfo(torch.float32).tiny
+"""Probability of an item that may be shown at least."""
+
 
 def scored_batches(
     model: Recommender,
@@ -205,7 +208,11 @@ def _top_chances(
         targets = torch.from_numpy(queries.targets[index])
         found = certainty(scorer.tempered(temperature), 1, hidden, targets)
         first[index] = found.confidence.double().cpu().numpy()
-        own[index] = found.of_targets.double().cpu().numpy()
+        # a probability that is too small for the numbers is not one of an item that is hidden
+        own[index] = found.of_targets.clamp(min=_LEAST).double().cpu().numpy()
+        if hidden is not None:
+            owner = hidden.owner.cpu()
+            own[index[owner[hidden.items.cpu() == targets[owner]].numpy()]] = 0
     return TopChances(first, (own >= first) & (own > 0), own)
 
 
