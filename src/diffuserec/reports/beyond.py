@@ -150,6 +150,6 @@ def _words(document: Mapping[str, Any]) -> list[str]:
         "against the first row. Diversity: mean of 1 - cosine over the pairs of a list, items "
         f"alike by {document['alike_by']}. Draws: the places of a list take turns among so many "
         "draws; how many, and the weight of MMR, are chosen on validation where the most diverse "
-        "lists are asked for. Calibration error: mean distance of the first item's probability and its share of "
-        "hits, in tenths of the users. The temperature is found on validation.",
+        "lists are asked for. Calibration error: mean distance of the first item's probability and "
+        "its share of hits, in tenths of the users. The temperature is found on validation.",
     ]
