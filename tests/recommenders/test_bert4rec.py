@@ -1,5 +1,6 @@
 """BERT4Rec: its masks, the loss and the scores written out, and no item is dropped."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -77,6 +78,18 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings, batch, ma
     model, loss = begun(monkeypatch, **settings)
     losses = [
         -torch.log_softmax(logits, 0)[item - 1] for logits, item in masks_by_hand(model, masked)
+    ]
+    assert_same(model, loss(batch), torch.stack(losses).mean())
+
+
+def test_another_item_is_learned_behind_a_mask_and_not_read(monkeypatch) -> None:
+    model, loss = begun(monkeypatch, **EVERY)
+    others = BATCH.targets.where(BATCH.targets == 0, V - 1)
+    batch = replace(BATCH, targets=others, last_item=BATCH.newest_targets)
+    found = masks_by_hand(model, [[*range(7)], [*range(4)], [0, 1]])
+    losses = [  # the first item of a sequence is no target
+        -torch.log_softmax(logits, 0)[(item if number in (0, 7, 11) else V - 1) - 1]
+        for number, (logits, item) in enumerate(found)
     ]
     assert_same(model, loss(batch), torch.stack(losses).mean())
 

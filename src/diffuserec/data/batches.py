@@ -119,6 +119,8 @@ class Batch:
         copies_weight: weight of their loss against that of these.
         times: time of each input item, shape (B, L), zeros after the end; None if they are not
             known or nobody asked for them.
+        last_item: the item after the last input item, where another one may be learned in its
+            place; None where none is, shape (B,).
     """
 
     users: Int[Tensor, " B"]
@@ -130,6 +132,7 @@ class Batch:
     copies: "Batch | None" = None
     copies_weight: float = 0.0
     times: Int[Tensor, "B L"] | None = None
+    last_item: Int[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
         if self.real is None:
@@ -146,11 +149,20 @@ class Batch:
         return self._last_target()[:, 0]
 
     def with_last_target(self) -> Histories:
-        """The sequences with their last target, which ``items`` leaves out, at the end."""
+        """The sequences with the item of their last target, which ``items`` leaves out, at the
+        end, whatever is learned in its place."""
         last = self._last_target()
+        if self.last_item is not None:
+            last = torch.where(last > 0, self.last_item[:, None], PAD)
         items = torch.cat([self.items, torch.zeros_like(self.items[:, :1])], dim=1)
         items = items.scatter(1, self.lengths[:, None], last)
         return Histories(self.users, items, self.lengths + (last[:, 0] > 0))
+
+    def learned_with_last_target(self) -> Int[Tensor, "B M"]:
+        """What is learned at each position of :meth:`with_last_target`: its item, or another."""
+        items = self.with_last_target().items
+        learned = torch.where(self.targets > 0, self.targets, items[:, 1:])
+        return torch.cat([items[:, :1], learned], dim=1)
 
     def real_with_last_target(self) -> Bool[Tensor, "B M"]:
         """True for positions of :meth:`with_last_target` whose item may be predicted."""
@@ -447,6 +459,7 @@ def _batch(
         real=torch.from_numpy(real),
         # a window ends with its last target, whose time nobody knows beforehand
         times=_times(dataset, starts, ends - 1) if with_times else None,
+        last_item=None if learned is None else torch.from_numpy(dataset.log.items[ends - 1]).long(),
     )
 
 

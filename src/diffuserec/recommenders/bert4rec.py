@@ -84,7 +84,8 @@ class BERT4Rec(EncoderRecommender):
             shown = whole.items.masked_fill(masked, self.table.mask_token)
             states = self._filled_in(self.encode(shown, whole.lengths)[masked])
             users = whole.users[:, None].expand_as(masked)[masked]
-            return of_items(states, self.table, whole.items[masked], users)
+            learned = batch.learned_with_last_target()[masked]
+            return of_items(states, self.table, learned, users)
 
         return train_next_item(self, loss, train, valid, runtime)
 
