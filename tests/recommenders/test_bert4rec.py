@@ -82,7 +82,7 @@ def test_the_loss_and_its_gradients_written_out(monkeypatch, settings, batch, ma
     assert_same(model, loss(batch), torch.stack(losses).mean())
 
 
-def test_another_item_is_learned_behind_a_mask_and_not_read(monkeypatch) -> None:
+def test_another_item_is_learned_behind_a_mask(monkeypatch) -> None:
     model, loss = begun(monkeypatch, **EVERY)
     others = BATCH.targets.where(BATCH.targets == 0, V - 1)
     batch = replace(BATCH, targets=others, last_item=BATCH.newest_targets)
