@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $
 # as published: the last digits of results follow from the number of threads
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-lowest check docs notebooks audit stub bench slow clean
+.PHONY: demo test test-lowest check docs notebooks audit stub bench bench-gpu slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffuserec demo --out demo
@@ -50,6 +50,11 @@ stub: $(VENV)/.installed
 # LOG: a file of one line a user ("user item item …"), such as Amazon Beauty's 5-core
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_all.py $(LOG)
+
+# at most eight minutes of one GPU; where torch sees it
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py --json docs/lab/results/gpu.json
+	$(BIN)/python benchmarks/tables.py
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) examples/package/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

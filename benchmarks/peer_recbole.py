@@ -22,11 +22,12 @@ To be fair to the peer, it trains in batches of 256 rows by default, which was f
 two cores than RecBole's own default of 2048. Evaluation keeps RecBole's default of 4096 users a
 batch. `--train-batch-size` and `--eval-batch-size` try others.
 
-RecBole gets an environment of its own, made at DIR on the first run, since it cannot share one
-with current libraries: it uses names that NumPy 2 removed, hence NumPy 1.26 and the pandas, SciPy
-and scikit-learn of that generation. It is installed without its declared dependencies, because
-they ask for Ray 2.6.3 or older, which Python 3.12 does not have. Only its quick-start module needs
-Ray, and this script does not import that one; of the rest, the pins hold what SASRec uses.
+RecBole gets an environment of its own (peer.py), made at DIR on the first run, since it cannot
+share one with current libraries: it uses names that NumPy 2 removed, hence NumPy 1.26 and the
+pandas, SciPy and scikit-learn of that generation. It is installed without its declared
+dependencies, because they ask for Ray 2.6.3 or older, which Python 3.12 does not have. Only its
+quick-start module needs Ray, and this script does not import that one; of the rest, the pins hold
+what SASRec uses.
 
 Timings want a quiet machine. `load_average_at_start` says how quiet it was; `*_cpu_seconds` well
 below `threads` times the seconds says that something else had the cores meanwhile.
@@ -34,22 +35,14 @@ below `threads` times the seconds says that something else had the cores meanwhi
 
 import argparse
 import contextlib
-import json
-import os
-import platform
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RECBOLE = "recbole==1.2.1"
+from peer import Peer, parse_arguments, read_sequences, run, timed
+
 PINS = (
     "absl-py==2.5.1",
     "cloudpickle==3.1.2",
@@ -80,16 +73,18 @@ PINS = (
     "tensorboard-data-server==0.7.2",
     "texttable==1.7.2",
     "threadpoolctl==3.8.0",
-    "torch==2.13.0",
     "tqdm==4.70.1",
     "typing-extensions==4.16.0",
     "tzdata==2026.6",
     "werkzeug==3.1.9",
 )
-PYTHONS = ((3, 11), (3, 12))
-"""The Python versions for which NumPy 1.26 and everything else pinned above exist."""
-
-REPORTED_VERSIONS = ("recbole", "torch", "numpy", "pandas", "scipy")
+RECBOLE = Peer(
+    name="RecBole 1.2.1",
+    # those for which NumPy 1.26 and everything else pinned above exist
+    pythons=((3, 11), (3, 12)),
+    installs=(PINS, ("--no-deps", "recbole==1.2.1")),
+    reported=("recbole", "torch", "numpy", "pandas", "scipy"),
+)
 REPORTED_SETTINGS = (
     "hidden_size",
     "inner_size",
@@ -113,142 +108,26 @@ REPORTED_SETTINGS = (
 
 
 def main() -> None:
-    """Measure, or first make the peer's environment and start over inside it."""
-    args = parse_arguments()
-    if not args.venv.exists():
-        create_environment(args.venv)
-    elif not holds_pins(args.venv):
-        sys.exit(
-            f"{args.venv} is not an environment with this script's pins: remove it, or pass "
-            "another --venv"
-        )
-    if Path(sys.prefix).resolve() != args.venv:
-        python, threads = environment_python(args.venv), str(args.threads)
-        command = [python, str(Path(__file__).resolve()), *sys.argv[1:]]
-        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        os.execve(python, command, os.environ | variables)
-    signal.signal(signal.SIGALRM, lambda *_: give_up(args.time_limit))
-    signal.setitimer(signal.ITIMER_REAL, args.time_limit)
-    result = json.dumps(measure(args), indent=2)
-    print(result)
-    if args.json is not None:
-        args.json.write_text(result + "\n", encoding="utf-8")
-
-
-def give_up(time_limit: int) -> None:
-    sys.exit(f"stopped: not done after {time_limit} seconds (--time-limit)")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time SASRec in RecBole on the CPU.")
-    parser.add_argument("log", type=Path, help="one user a line: user item item ..., oldest first")
-    parser.add_argument("--epochs", type=positive, default=1)
-    parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--train-batch-size", type=positive, default=256)
-    parser.add_argument("--eval-batch-size", type=positive, default=4096)
-    parser.add_argument(
-        "--venv",
-        type=Path,
-        default=Path(".venv-recbole"),
-        help="RecBole's environment, made here if missing",
-    )
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
-    parser.add_argument(
-        "--time-limit", type=positive, default=3600, help="seconds after which to give up measuring"
-    )
-    args = parser.parse_args()
-    if not args.log.is_file():
-        parser.error(f"no such log: {args.log}")
-    args.log, args.venv = args.log.resolve(), args.venv.resolve()
-    args.json = args.json and args.json.resolve()
-    return args
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def environment_python(folder: Path) -> str:
-    return str(folder / "bin" / "python")
-
-
-def pins_file(folder: Path) -> Path:
-    return folder / "peer-pins.txt"
-
-
-def holds_pins(folder: Path) -> bool:
-    """Whether `folder` is an environment that `create_environment` finished, with today's pins."""
-    return (
-        pins_file(folder).is_file() and pins_file(folder).read_text(encoding="utf-8") == pins_text()
-    )
-
-
-def pins_text() -> str:
-    return "\n".join((*PINS, RECBOLE)) + "\n"
-
-
-def create_environment(folder: Path) -> None:
-    """Install the pins at `folder`; leave nothing there if that fails."""
-    if sys.version_info[:2] not in PYTHONS:
-        known = " or ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-        sys.exit(f"RecBole's environment needs Python {known}; this is {platform.python_version()}")
-    print(f"installing RecBole and {len(PINS)} other packages in {folder}", file=sys.stderr)
-    install = [environment_python(folder), "-m", "pip", "install", "--quiet"]
-    try:
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [*install, *PINS],
-            [*install, "--no-deps", RECBOLE],
-        ):
-            subprocess.run(command, check=True, stdout=sys.stderr)
-        pins_file(folder).write_text(pins_text(), encoding="utf-8")
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, subprocess.CalledProcessError):
-            sys.exit(f"could not make {folder}: `{' '.join(error.cmd[:4])} ...` failed")
-        raise
+    args = parse_arguments(RECBOLE, "recbole", train_batch_size=256, eval_batch_size=4096)
+    run(RECBOLE, args, lambda: measure(args))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate in a temporary folder, where RecBole also writes its own logs."""
     sys.argv = sys.argv[:1]  # RecBole would read our options as settings of its own
-    import torch
-
-    torch.set_num_threads(args.threads)
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        users, interactions = write_atomic_file(args.log, Path(folder))
-        measured = train_and_evaluate(args, folder)
-    return {
-        "benchmark": "SASRec in RecBole",
-        "log": args.log.name,
-        "users": users,
-        "interactions": interactions,
-        **measured,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load_average_at_start": round(load, 2),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in REPORTED_VERSIONS},
-    }
+        write_atomic_file(args.log, Path(folder))
+        return train_and_evaluate(args, folder)
 
 
-def write_atomic_file(log: Path, folder: Path) -> tuple[int, int]:
-    """Write the log as RecBole's `.inter` file; return how many users and interactions it has."""
+def write_atomic_file(log: Path, folder: Path) -> None:
+    """Write the log as RecBole's `.inter` file."""
     target = folder / "log" / "log.inter"
     target.parent.mkdir()
-    users = interactions = 0
-    with log.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as rows:
+    with target.open("w", encoding="utf-8") as rows:
         rows.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for line in lines:
-            user, *items = line.split() or [""]
+        for user, items in read_sequences(log):
             rows.writelines(f"{user}\t{item}\t{at}\n" for at, item in enumerate(items))
-            users += bool(items)
-            interactions += len(items)
-    return users, interactions
 
 
 def train_and_evaluate(args: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -324,13 +203,6 @@ def train_and_evaluate(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "accuracy": dict(accuracy),
         "settings": {name: config[name] for name in REPORTED_SETTINGS},
     }
-
-
-def timed(task: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float, float]:
-    """Call `task`; return its result, its seconds by the clock and its threads' CPU seconds."""
-    clock, cpu = time.perf_counter(), time.process_time()
-    result = task(*arguments, **options)
-    return result, time.perf_counter() - clock, time.process_time() - cpu
 
 
 if __name__ == "__main__":

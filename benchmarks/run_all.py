@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path, nargs="?")
-    parser.add_argument("--no-peer", action="store_true", help="leave RecBole out")
+    parser.add_argument("--no-peer", action="store_true", help="leave other libraries out")
     parser.add_argument("--out", type=Path, help="folder of the results")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -34,6 +34,7 @@ def main() -> None:
         peer = ["--no-peer"] * given.no_peer
         commands = [
             ["sasrec_epoch.py", log, *peer, "--json", out / "sasrec_epoch.json"],
+            ["arithmetic.py", log, "--json", out / "arithmetic.json"],
             ["forms_speed.py", log, "--json", out / "forms_speed.json"],
             ["diffrec_speed.py", log, "--json", out / "diffrec_speed.json"],
             ["contrastive_speed.py", log, "--json", out / "contrastive_speed.json"],

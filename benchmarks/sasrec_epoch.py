@@ -1,10 +1,12 @@
-"""One SASRec softmax epoch and one full-ranking evaluation, compared with arithmetic and RecBole.
+"""One SASRec softmax epoch and one full-ranking evaluation, beside arithmetic and other libraries.
 
     python benchmarks/sasrec_epoch.py beauty.txt --json docs/lab/results/sasrec_epoch.json
 
 The arithmetic is the floating-point work that an epoch cannot avoid, 6·P·D·V for the loss and
 72·D² for each position and layer of the encoder, divided by the throughput of a 2048² product
-measured in the same process. RecBole runs last, in an environment of its own (peer_recbole.py).
+measured in the same process; arithmetic.py has it for other forms and precisions. The peers run
+last, one after another, each in an environment of its own (peer_recbole.py, peer_rectools.py,
+peer_warprec.py). One that cannot be installed here is named with the reason and left out.
 """
 
 import argparse
@@ -15,30 +17,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import diffuserec as dr
-from diffuserec.data import SequenceDataset, training_batches
+from arithmetic import epoch_flops, throughput
 from diffuserec.recommenders.sasrec import SASRec
 
-
-def matmul_flops(repeats: int = 10) -> float:
-    """Floating-point operations a second of a 2048² product in fp32."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    a @ b
-    start = time.perf_counter()
-    for _ in range(repeats):
-        a @ b
-    return 2 * 2048**3 * repeats / (time.perf_counter() - start)
-
-
-def epoch_flops(train: SequenceDataset, dim: int, n_layers: int, max_len: int) -> float:
-    """Floating-point operations of one epoch: loss and encoder, forward and backward."""
-    positions = sum(
-        int((batch.targets > 0).sum()) for batch in training_batches(train, 4096, max_len, 0, 0)
-    )
-    return positions * (6.0 * dim * train.vocab_size + 72.0 * dim**2 * n_layers)
+PEERS = ("recbole", "rectools", "warprec")
+NO_ENVIRONMENT = 3
+"""Exit status of a peer's script that could not install it."""
 
 
 def epoch_seconds(split: dr.Split, precision: str, epochs: int, seed: int) -> list[float]:
@@ -49,20 +38,38 @@ def epoch_seconds(split: dr.Split, precision: str, epochs: int, seed: int) -> li
     return [epoch.seconds for epoch in model.curve]
 
 
+def peer_of(name: str, log: Path, threads: int) -> dict[str, Any] | str:
+    """What a peer's script measures, or why it could not be installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "peer.json"
+        command = [sys.executable, str(Path(__file__).with_name(f"peer_{name}.py")), str(log)]
+        command += ["--threads", str(threads), "--json", str(out)]
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        if done.returncode == NO_ENVIRONMENT:
+            return done.stderr.strip().splitlines()[-1]
+        if done.returncode:
+            print(done.stderr, file=sys.stderr)
+            done.check_returncode()
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3, help="timed a precision, after one more")
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--venv", default=".venv-recbole", help="the peer's environment")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--no-peer", action="store_true", help="leave all of them out")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     split = dr.leave_one_out(dr.read_log(given.log).to_dataset())
     flops = epoch_flops(split.train, dim=64, n_layers=2, max_len=50)
-    result: dict[str, object] = {"log": given.log.name, "threads": given.threads, "flops": flops}
-    peak = matmul_flops()
+    result: dict[str, Any] = {"log": given.log.name, "threads": given.threads, "flops": flops}
+    peak = throughput("fp32")
     result["matmul_gflops"] = peak / 1e9
     result["arithmetic_s"] = flops / peak
     for precision in ("fp32", "bf16"):
@@ -75,14 +82,17 @@ def main() -> None:
     start = time.perf_counter()
     dr.evaluate(model, split.test)
     result["evaluate_s"] = time.perf_counter() - start
-    result["matmul_gflops_after"] = matmul_flops() / 1e9
-    if not given.no_peer:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "peer.json"
-            command = [sys.executable, str(Path(__file__).with_name("peer_recbole.py"))]
-            command += [str(given.log), "--threads", str(given.threads), "--venv", given.venv]
-            subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.DEVNULL)
-            result["recbole"] = json.loads(out.read_text(encoding="utf-8"))
+    result["matmul_gflops_after"] = throughput("fp32") / 1e9
+    peers: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in () if given.no_peer else given.peers:
+        found = peer_of(name, given.log, given.threads)
+        if isinstance(found, str):
+            print(f"{name} is left out: {found}", file=sys.stderr)
+            left_out[name] = found
+        else:
+            peers[name] = found
+    result |= {"peers": peers, "left_out": left_out}
     text = json.dumps(result, indent=2)
     print(text)
     if given.json:

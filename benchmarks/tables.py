@@ -116,29 +116,93 @@ def report(name: str, metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")) ->
 
 
 def speed() -> str:
-    """SASRec's epoch and evaluation, compared with the arithmetic and RecBole."""
+    """SASRec's epoch and evaluation, compared with the arithmetic and other libraries."""
     r = _read("sasrec_epoch")
-    ours, bf16, floor = r["epoch_fp32_s"], r["epoch_bf16_s"], r["arithmetic_s"]
+    floor = r["arithmetic_s"]
+    seconds = {
+        "arithmetic (fp32, at the throughput of a 2048² product)": (floor, None),
+        "diffuserec, fp32": (r["epoch_fp32_s"], r["evaluate_s"]),
+        "diffuserec, bf16": (r["epoch_bf16_s"], None),
+    }
+    for peer in r["peers"].values():
+        seconds[peer["name"]] = (peer["seconds_per_epoch"], peer["evaluation_seconds"])
+    ours, ranked = seconds["diffuserec, fp32"]
     body = [
-        ["arithmetic (fp32, at the throughput of a 2048² product)", f"{floor:.2f} s", "1.0", ""],
-        ["diffuserec, fp32", f"{ours:.2f} s", f"{ours / floor:.2f}", ""],
-        ["diffuserec, bf16", f"{bf16:.2f} s", f"{bf16 / floor:.2f}", ""],
+        [
+            name,
+            f"{epoch:.2f} s",
+            f"{epoch / floor:.2f}",
+            f"{epoch / ours:.2f}",
+            "" if evaluation is None else f"{evaluation:.2f} s",
+            "" if evaluation is None else f"{evaluation / ranked:.2f}",
+        ]
+        for name, (epoch, evaluation) in seconds.items()
     ]
+    header = ["SASRec softmax", "an epoch", "times the arithmetic", "times diffuserec, fp32"]
+    header += ["ranking all users", "times diffuserec"]
     lines = [
         f"{r['flops']:.3g} floating-point operations an epoch; a 2048² fp32 product ran at "
         f"{r['matmul_gflops']:.0f} GFLOP/s before and {r['matmul_gflops_after']:.0f} after the "
         f"epochs; {r['threads']} threads; {r['log']}."
     ]
-    evaluation = f"Full-ranking evaluation of all users: {r['evaluate_s']:.2f} s"
-    if "recbole" in r:
-        peer = r["recbole"]["seconds_per_epoch"]
-        body.append(["RecBole 1.2.1", f"{peer:.1f} s", f"{peer / floor:.1f}", "1"])
-        for line, mine in ((body[1], ours), (body[2], bf16)):
-            line[3] = f"{peer / mine:.1f}"
-        theirs = r["recbole"]["evaluation_seconds"]
-        evaluation += f"; RecBole {theirs:.2f} s ({theirs / r['evaluate_s']:.1f} times)"
-    header = ["SASRec softmax, one epoch", "seconds", "times the arithmetic", "times RecBole"]
-    return "\n\n".join([table(header, body), *lines, evaluation + "."])
+    lines += [f"Not measured: {reason}." for reason in r["left_out"].values()]
+    return "\n\n".join([table(header, body), *lines])
+
+
+def arithmetic() -> str:
+    """Seconds of each form of work beside its arithmetic, and where the time of others goes."""
+    document = _read("arithmetic")
+    body, profiles = [], []
+    for name, precisions in document["forms"].items():
+        for precision, found in precisions.items():
+            body.append(
+                [
+                    name,
+                    precision,
+                    f"{found['seconds']:.2f} s",
+                    f"{found['flops']:.2e}",
+                    f"{found['gflops_a_second']:.0f}",
+                    f"{found['ratio']:.2f}",
+                ]
+            )
+            if "profile" in found:
+                top = ", ".join(f"`{key}` {share:.0%}" for key, share in found["profile"][:5])
+                profiles.append(f"- {name}, {precision}: {top}")
+    header = ["form", "precision", "measured", "operations", "GFLOP/s of a 2048² product"]
+    text = table([*header, "ratio to arithmetic"], body)
+    text += f"\n\n{document['log']}, {document['threads']} threads."
+    if profiles:
+        text += " Where the ratio is above 2 (fp32) or 1.5 (bf16), the time goes to:\n\n"
+    return text + "\n".join(profiles)
+
+
+def gpu() -> str:
+    """A training on a GPU: seconds, memory, utilization and waits of a step."""
+    document = _read("gpu")
+    body = [
+        [
+            name,
+            f"{found['users']:,}",
+            f"{found['items']:,}",
+            f"{found['interactions']:,}",
+            f"{found['epoch_s']:.1f} s",
+            f"{found['peak_gib']:.1f} GiB",
+            "" if found["utilization"] is None else f"{found['utilization']:.0%}",
+            f"{found['waits_a_step']:.1f}",
+        ]
+        for name, found in document["sizes"].items()
+    ]
+    header = ["log", "users", "items", "interactions", "an epoch", "memory", "utilization"]
+    lines = [
+        f"{document['device']}, torch {document['torch']}, {document['precision']}; "
+        f"{document['whole_s']:.0f} s in all."
+    ]
+    for name, found in document["sizes"].items():
+        if "losses_ms" in found:
+            times = ", ".join(f"{key} {ms:.1f}" for key, ms in found["losses_ms"].items())
+            lines.append(f"Milliseconds of the softmax cross entropy, {name}: {times}.")
+    lines += [f"Left out for want of time: {name}." for name in document["left_out"]]
+    return "\n\n".join([table([*header, "waits a step"], body), *lines])
 
 
 def preparing() -> str:
@@ -675,6 +739,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
     "sasrec": lambda: report("sasrec_ml-1m"),
     "speed": speed,
+    "arithmetic": arithmetic,
+    "gpu": gpu,
     "prepare": preparing,
     "catalog": catalog,
     "scale": scale,

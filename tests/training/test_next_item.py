@@ -67,6 +67,19 @@ def test_positions_that_have_a_target() -> None:
     )
 
 
+def test_a_batch_on_a_device_knows_its_positions_until_it_is_changed() -> None:
+    batch, states = a_batch().to(torch.device("cpu")), torch.arange(12.0).view(2, 3, 2)
+    assert batch.with_target.tolist() == [0, 1, 2, 3]
+    for found, expected in zip(
+        real_positions(batch, states), real_positions(a_batch(), states), strict=True
+    ):
+        assert torch.equal(found, expected)
+    changed = replace(batch, targets=torch.tensor([[0, 3, 0], [0, 7, 0]]))
+    chosen, targets, users = real_positions(changed, states)
+    assert (targets.tolist(), users.tolist()) == ([3, 7], [7, 4])
+    assert torch.equal(chosen, torch.stack([states[0, 1], states[1, 1]]))
+
+
 def test_positions_with_each_of_their_next_items() -> None:
     states = torch.arange(6.0).view(2, 3, 1)
     chosen, targets, users = real_positions(a_batch(), states, n_targets=2)

@@ -5,7 +5,7 @@ because a real position never sees what comes after it, and padding is a few per
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import Literal
@@ -66,9 +66,9 @@ class Histories:
 
     def to(self, device: torch.device) -> "Histories":
         """The histories on a device."""
-        times = None if self.times is None else self.times.to(device)
+        times = None if self.times is None else moved(self.times, device)
         return Histories(
-            self.users.to(device), self.items.to(device), self.lengths.to(device), times
+            moved(self.users, device), moved(self.items, device), moved(self.lengths, device), times
         )
 
     def select(self, which: Bool[Tensor, " B"]) -> "Histories":
@@ -121,6 +121,9 @@ class Batch:
             known or nobody asked for them.
         last_item: the item after the last input item, where another one may be learned in its
             place; None where none is, shape (B,).
+        with_target: numbers of the positions that have a target, of B·L, shape (P,); None before
+            the batch is moved to a device. A GPU that had to count them would make the program wait
+            for all that it has been told to do.
     """
 
     users: Int[Tensor, " B"]
@@ -133,6 +136,7 @@ class Batch:
     copies_weight: float = 0.0
     times: Int[Tensor, "B L"] | None = None
     last_item: Int[Tensor, " B"] | None = None
+    with_target: Int[Tensor, " P"] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.real is None:
@@ -140,8 +144,12 @@ class Batch:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the batch by name, those of its copies left out."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        """The tensors of the batch by name, those of its copies and ``with_target`` left out."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "with_target"
+        }
 
     @property
     def newest_targets(self) -> Int[Tensor, " B"]:
@@ -174,9 +182,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch and its copies on a device."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        tensors = {name: moved(tensor, device) for name, tensor in self.tensors.items()}
         copies = None if self.copies is None else self.copies.to(device)
-        return Batch(**moved, copies=copies, copies_weight=self.copies_weight)
+        batch = Batch(**tensors, copies=copies, copies_weight=self.copies_weight)
+        with_target = self.targets.flatten().nonzero()[:, 0]
+        object.__setattr__(batch, "with_target", moved(with_target, device))
+        return batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +209,19 @@ class Pairs:
     def to(self, device: torch.device) -> "Pairs":
         """The interactions and their copies on a device."""
         copies = None if self.copies is None else self.copies.to(device)
-        return Pairs(self.users.to(device), self.items.to(device), copies, self.copies_weight)
+        users, items = moved(self.users, device), moved(self.items, device)
+        return Pairs(users, items, copies, self.copies_weight)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device.
+
+    On the way to a GPU it goes through pinned memory, so that the program does not wait for the
+    copy: it makes the next batch meanwhile.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def training_batches(

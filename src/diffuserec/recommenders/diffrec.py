@@ -277,8 +277,11 @@ class DiffRec(StateRecommender):
             t.repeat_interleave(k, 1),
         )
         predicted = predicted.view(*targets.shape, k, c.dim)
-        real = targets > 0
-        return self._objective(*(v[real] for v in (predicted, x_0, targets, t, weight)))
+        at = batch.with_target if targets is batch.targets else None
+        if at is None:
+            at = targets.flatten().nonzero()[:, 0]
+        found = (predicted, x_0, targets, t, weight)
+        return self._objective(*(values.flatten(0, 1)[at] for values in found))
 
     def _objective(
         self,

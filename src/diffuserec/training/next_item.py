@@ -185,6 +185,10 @@ def real_positions(
 
     Positions with fewer than `n_targets` following items contribute the ones they have.
     """
+    if n_targets == 1 and batch.with_target is not None:
+        at = batch.with_target
+        users = batch.users[at // batch.items.shape[1]]
+        return states.flatten(0, 1)[at], batch.targets.flatten()[at], users
     ahead = F.pad(batch.targets, (0, n_targets - 1)).unfold(1, n_targets, 1)
     real = ahead > 0
     users = batch.users[:, None, None].expand_as(ahead)
