@@ -6,6 +6,7 @@ nothing of diffuserec.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -104,13 +105,15 @@ def run(peer: Peer, args: argparse.Namespace, measure: Callable[[], dict[str, An
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
     sequences = list(read_sequences(args.log))
+    with contextlib.redirect_stdout(sys.stderr):  # for peers that print what they do
+        measured = measure()
     found = {
         "benchmark": f"SASRec in {peer.name}",
         "name": peer.name,
         "log": args.log.name,
         "users": len(sequences),
         "interactions": sum(len(items) for _, items in sequences),
-        **measure(),
+        **measured,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load_average_at_start": round(load, 2),

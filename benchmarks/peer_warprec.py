@@ -115,7 +115,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     trainer.fit(model, train_dataloaders=loader)
     evaluator = Evaluator(["HitRate", "nDCG"], [10], train_set=dataset.train_set.get_sparse())
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, Any]:
+        """Of each user; a user whose item is not known to training has none."""
         evaluator.evaluate(
             model=model,
             dataloader=dataset.get_evaluation_dataloader(),
@@ -123,20 +124,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             dataset=dataset,
             device="cpu",
         )
-        found = evaluator.compute_results()[10]
-        return {f"{name}@10": float(value) for name, value in found.items()}
+        return evaluator.compute_results()[10]
 
-    accuracy, evaluation_seconds, evaluation_cpu = timed(evaluate)
+    metrics, evaluation_seconds, evaluation_cpu = timed(evaluate)
     return {
         "items": train["item_id"].n_unique(),
         "seconds_per_epoch": round(statistics.median(seconds[1:]), 3),
         "evaluation_seconds": round(evaluation_seconds, 3),
         "preparation_seconds": round(preparation_seconds, 3),
         "training_rows": len(loader.dataset),
-        "users_evaluated": len(truth),
+        "users_evaluated": int((~metrics["HitRate"].isnan()).sum()),
         "epoch_seconds": [round(value, 3) for value in seconds],
         "evaluation_cpu_seconds": round(evaluation_cpu, 3),
-        "accuracy": accuracy,
+        "accuracy": {f"{name}@10": float(value.nanmean()) for name, value in metrics.items()},
         "settings": settings | {"eval_batch_size": args.eval_batch_size},
     }
 
