@@ -181,6 +181,23 @@ def test_draws_of_dropout_differ_and_come_again() -> None:
         best_of_draws(still, split.test, 2, 4)
 
 
+def test_draws_leave_dropout_on_and_nothing_else_of_training() -> None:
+    """Of attention, too; but items are not hidden, and nothing is counted."""
+    split = dr.leave_one_out(dr.Store(n_users=60, n_items=60, seed=1).dataset())
+    tiny = {"dim": 8, "epochs": 1, "max_len": 10, "n_layers": 1, "dropout": 1e-6}  # drops nothing
+    described = dr.SASRec(**tiny, item_features=True, id_dropout=0.5).fit(split.train)
+    made = best_of_draws(described, split.test, 2, 4)
+    assert np.array_equal(made[:, 0], rank(described, split.test, list_length=4).top_items)
+    assert np.array_equal(made[:, 0], made[:, 1])
+    attentive = dr.SASRec(**tiny, attention_dropout=0.5).fit(split.train)
+    made = best_of_draws(attentive, split.test, 2, 4)
+    assert (made[:, 0] != made[:, 1]).any()
+    timed = dr.HSTU(**tiny | {"dropout": 0.5}, time_bias=True).fit(split.train)
+    before = {name: value.clone() for name, value in timed.state_dict().items()}
+    best_of_draws(timed, split.test, 2, 4)
+    assert all(torch.equal(value, before[name]) for name, value in timed.state_dict().items())
+
+
 def test_draws_of_noise_are_those_of_the_model() -> None:
     split = dr.leave_one_out(dr.Store(n_users=60, n_items=60, seed=1).dataset())
     model = dr.DiffRec(dim=8, epochs=1, max_len=10).fit(split.train)

@@ -16,10 +16,12 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.optimize import minimize_scalar
+from torch import nn
 
 from diffuserec.data import Queries, index_batches
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.models.augmenter import Augmenter
+from diffuserec.models.dropout import Dropout
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import Scorer, certainty, seen_items
 
@@ -67,10 +69,15 @@ def scored_batches(
 
 @contextmanager
 def _dropping(model: Recommender, seed: int, batch: int) -> Iterator[None]:
-    """Dropout is on, and drawn from the seed and the number of the batch."""
+    """Dropout is on, and drawn from the seed and the number of the batch.
+
+    Nothing else of training is: some modules count what they see then, or hide items.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(int(np.random.SeedSequence([seed, batch]).generate_state(1)[0]))
-        model.train()
+        for module in model.modules():
+            if isinstance(module, Dropout | nn.Dropout) or hasattr(module, "attention_dropout"):
+                module.training = True  # its own alone
         try:
             yield
         finally:
