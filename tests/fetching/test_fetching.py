@@ -332,6 +332,15 @@ def test_lines_of_python_literals_become_a_csv(site: Site, tmp_path: Path) -> No
         fetch(entry(site, body, "log.json.gz", literals=columns), tmp_path / "other")
 
 
+def test_the_command_keeps_its_quotes(site: Site, tmp_path: Path) -> None:
+    site.files["/a"] = LOG
+    made = entry(site, prepare="--where \"user = 'u1'\"")
+    command = fetch(made, tmp_path / "two words").command
+    words = shlex.split(command)
+    assert words[2:5] == [f"{tmp_path.as_posix()}/two words/log.csv", "--where", "user = 'u1'"]
+    assert made.prepare in command
+
+
 def test_every_entry_is_whole() -> None:
     known = data_sets()
     for each in known.values():
@@ -339,6 +348,7 @@ def test_every_entry_is_whole() -> None:
         assert each.page.startswith("https://")
         assert all(url.startswith("https://") for url in each.urls)
         assert bool(each.urls) != bool(each.by_hand)
+        assert not (each.unpacked_sums and each.items), "the items would not be found"
         assert bool(each.sums) == bool(each.checksum_from), each.name
         lengths = {"sha256": 64, "md5": 32}
         for algorithm, digest in (*each.sums.items(), *each.unpacked_sums.items()):

@@ -59,15 +59,21 @@ def fetch_set(
 
     if name == SHOP:
         clicks, items = write_shop(out)
-        words = ("diffuserec", "prepare", str(clicks), "--items", str(items))
-        command = shlex.join([*words, "--min-user", "5", "--min-item", "5"])
-        _say(clicks, items, f"{command} --out {shlex.quote(str(out / 'dataset'))}", as_json)
+        log, described, dataset = (
+            shlex.quote(path.as_posix()) for path in (clicks, items, out / "dataset")
+        )
+        command = f"diffuserec prepare {log} --items {described} --min-user 5 --min-item 5"
+        _say(clicks, items, f"{command} --out {dataset}", as_json)
         return
     entry = data_set(name)
     show.say(f"{entry.title}: {entry.page}")
     show.say(f"terms: {entry.terms}")
-    with show.transfer(entry.file) as progress:
-        found = fetch(entry, out, show.say, progress)
+    try:
+        with show.transfer(entry.file) as progress:
+            found = fetch(entry, out, show.say, progress)
+    except KeyboardInterrupt:
+        show.say(f"{out}: what has come is kept, and the same command goes on")
+        raise
     _say(found.log, found.items, found.command, as_json)
 
 

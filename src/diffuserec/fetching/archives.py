@@ -89,7 +89,7 @@ def _untar(archive: Path, wanted: Sequence[str], out: Path, limit: int) -> set[s
         for number, member in enumerate(file, 1):
             if number > MOST_MEMBERS:
                 raise _unsafe(archive, f"more than {MOST_MEMBERS:,} members")
-            if not (member.isreg() or member.isdir()) or member.issparse():
+            if not (member.isreg() or member.isdir()):
                 raise _unsafe(archive, f"{member.name!r} is a link or a device")
             _check(archive, member.name, seen)
             if member.size > limit:

@@ -219,10 +219,11 @@ def write_literals(path: Path, out: Path, columns: Mapping[str, str]) -> None:
 def _result(
     entry: DataSet, out: Path, log: Path, items: Path | None, source: str, digest: str | None
 ) -> Fetched:
-    words = ["diffuserec", "prepare", str(log), *(["--items", str(items)] if items else [])]
-    options = shlex.split(entry.prepare)
-    if not items and "--item-columns" in options:
-        at = options.index("--item-columns")
-        del options[at : at + 2]
-    command = shlex.join([*words, *options, "--out", str(out / "dataset")])
+    described = f"--items {_quoted(items)}" if items else ""
+    words = ("diffuserec prepare", _quoted(log), described, entry.prepare)
+    command = " ".join(filter(None, (*words, "--out", _quoted(out / "dataset"))))
     return Fetched(log, items, source, digest, command)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(path.as_posix())
