@@ -199,7 +199,7 @@ def test_a_first_fetch_without_known_checksum_is_what_later_ones_compare(
     unknown, said = entry(site, size=None, sha256=None), []
     fetch(unknown, tmp_path, said.append)
     digest = hashlib.sha256(LOG).hexdigest()
-    assert (tmp_path / "log.csv.sha256").read_text() == f"{digest}  log.csv\n"
+    assert (tmp_path / "log.csv.sha256").read_text(encoding="utf-8") == f"{digest}  log.csv\n"
     assert "no checksum of log.csv was published" in said[-1]
     (tmp_path / "log.csv").unlink()
     site.files["/a"] = LOG[:-5]
