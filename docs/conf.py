@@ -40,7 +40,7 @@ OUTSIDE = {
 }
 """Pages of the repository that are pages of the site, too."""
 
-_LINK = re.compile(r"(?<!!)\[([^\]\n]+(?:\n[^\]\n]+)?)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?)\[([^\]\n]+(?:\n[^\]\n]+)?)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def linked(text: str, home: Path, folder: Path) -> str:
@@ -52,12 +52,14 @@ def linked(text: str, home: Path, folder: Path) -> str:
     """
 
     def replaced(found: re.Match[str]) -> str:
-        words, path, anchor = found[1], found[2], found[3] or ""
+        words, path, anchor = found[2], found[3], found[4] or ""
         if not path or ":" in path:
             return found[0]
         target = (home / path).resolve()
         if not target.is_relative_to(ROOT):
             return found[0]
+        if found[1]:  # a picture
+            return f"![{words}]({_from(folder, target)})"
         name = target.relative_to(ROOT).as_posix()
         if name in OUTSIDE:
             return f"[{words}]({_from(folder, HERE / 'generated' / OUTSIDE[name])}.md{anchor})"

@@ -435,7 +435,14 @@ def shortly(kind: str, name: str) -> Any:
     return made(kind, name, **({"epochs": 2} if has_epochs else {}))
 
 
-@pytest.mark.parametrize("kind", AUGMENTERS)
+@pytest.mark.parametrize(
+    "kind",
+    # one that puts items in front and the one that makes copies: the others hand over the same
+    [
+        pytest.param(kind, marks=() if kind in ("maskdiff", "diff4rec") else pytest.mark.slow)
+        for kind in AUGMENTERS
+    ],
+)
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_recommender_trains_on_what_every_augmenter_makes(
     name: str, kind: str, built_in_store: Split
