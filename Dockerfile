@@ -6,9 +6,10 @@
 FROM python:3.11-slim AS build
 COPY . /src
 WORKDIR /src
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# a plain torch brings some gigabytes for CUDA: name the wheel of a build for the CPU by --build-arg TORCH=…
+ARG TORCH=torch
 RUN python -m venv /opt/diffuserec \
-    && /opt/diffuserec/bin/pip install --no-cache-dir -c constraints.txt torch --index-url "$TORCH_INDEX" \
+    && /opt/diffuserec/bin/pip install --no-cache-dir -c constraints.txt "$TORCH" \
     && /opt/diffuserec/bin/pip install --no-cache-dir -c constraints.txt '.[serve,mcp,ann]'
 
 FROM python:3.11-slim

@@ -24,12 +24,9 @@ from typing import Any
 CACHE = Path(__file__).resolve().parent.parent / ".bench-peers"
 """Where the environments are made."""
 
-TORCH = (
-    ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "torch==2.13.0+cpu")
-    if sys.platform == "linux"
-    else ("torch==2.13.0",)
-)
-"""Installed before all else: on Linux, a plain torch brings gigabytes of packages for CUDA."""
+TORCH = ("torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0",)
+"""Installed before all else: on Linux, a plain torch brings gigabytes of packages for CUDA. Where
+pip finds no build for the CPU, the variable PIP_EXTRA_INDEX_URL names an index that has one."""
 
 NO_ENVIRONMENT = 3
 """Exit status of a script whose peer cannot be installed here; the reason is its last line."""
