@@ -91,7 +91,7 @@ def _devices() -> list[Finding]:
     except (ImportError, OSError) as error:  # a library of the system may be missing
         return [Finding("torch", "cannot be imported", f"{error}: install it again")]
     found = [Finding("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch")]
-    memory = _memory()
+    memory = memory_there()
     if memory is not None:
         found.append(Finding("memory", f"{memory / 2**30:.0f} GiB"))
     if torch.cuda.is_available():
@@ -110,8 +110,8 @@ def _devices() -> list[Finding]:
     return found
 
 
-def _memory() -> int | None:
-    """Bytes of memory; None where the system does not say."""
+def memory_there() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -1,6 +1,5 @@
 """Training of one run: from a plan to a directory with models, evaluations and a report."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from diffuserec.data import Catalog, Queries, SequenceDataset, Split, load_datas
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation import Evaluation
 from diffuserec.files import locked, write_json
+from diffuserec.health import memory_there
 from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.methods import find_augmenter, find_recommender, load, load_augmenter
@@ -396,20 +396,12 @@ def _require_memory(method: Recommender | Augmenter, catalog: Catalog) -> None:
     except NotImplementedError:
         return  # a method whose parameters depend on numbers, which are not there
     needed = sum(tensor.nbytes for tensor in (*method.parameters(), *method.buffers()))
-    there = _memory()
+    there = memory_there()
     if there is not None and needed > there:
         raise MemoryError(
             f"its parameters take {needed / 2**30:,.0f} GiB, and this machine has "
             f"{there / 2**30:,.0f}"
         )
-
-
-def _memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def augmented(queries: Queries, augmenter: Augmenter | None, seed: int) -> Queries:
