@@ -202,3 +202,18 @@ def _create_environment(peer: Peer, folder: Path, python: str) -> None:
         if isinstance(error, subprocess.CalledProcessError):
             _refuse(f"{peer.name} cannot be installed here: `{' '.join(error.cmd[-2:])}` failed")
         raise
+
+
+def epoch_clock(lightning: Any, seconds: list[float]) -> Any:
+    """A callback of Lightning (the module as the peer imports it) that adds each epoch's seconds."""
+
+    class Clock(lightning.Callback):
+        """Seconds of the epochs."""
+
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    return Clock()

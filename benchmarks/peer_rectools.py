@@ -16,10 +16,9 @@ most 50 items of history, Adam at 0.001, float32, 64 users a batch. The split is
 
 import argparse
 import statistics
-import time
 from typing import Any
 
-from peer import Peer, parse_arguments, read_sequences, run, timed
+from peer import Peer, epoch_clock, parse_arguments, read_sequences, run, timed
 
 RECTOOLS = Peer(
     name="RecTools 0.19.0",
@@ -76,15 +75,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     seconds: list[float] = []
 
-    class Clock(lightning.Callback):
-        """Seconds of the epochs."""
-
-        def on_train_epoch_start(self, *_: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-
     def trainer() -> Any:
         return lightning.Trainer(
             max_epochs=args.epochs + 1,
@@ -94,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            callbacks=[Clock()],
+            callbacks=[epoch_clock(lightning, seconds)],
         )
 
     lightning.seed_everything(0)

@@ -22,10 +22,9 @@ found, the script says so and measures nothing.
 
 import argparse
 import statistics
-import time
 from typing import Any
 
-from peer import Peer, parse_arguments, read_sequences, run, timed
+from peer import Peer, epoch_clock, parse_arguments, read_sequences, run, timed
 
 WARPREC = Peer(
     name="WarpRec 2.2.8",
@@ -64,15 +63,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     seconds: list[float] = []
 
-    class Clock(lightning.Callback):
-        """Seconds of the epochs."""
-
-        def on_train_epoch_start(self, *_: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-
     lightning.seed_everything(0)
     rows: tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]] = ([], [])
     for user, items in read_sequences(args.log):
@@ -110,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[Clock()],
+        callbacks=[epoch_clock(lightning, seconds)],
     )
     trainer.fit(model, train_dataloaders=loader)
     evaluator = Evaluator(["HitRate", "nDCG"], [10], train_set=dataset.train_set.get_sparse())
