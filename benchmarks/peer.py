@@ -205,7 +205,7 @@ def _create_environment(peer: Peer, folder: Path, python: str) -> None:
 
 
 def epoch_clock(lightning: Any, seconds: list[float]) -> Any:
-    """A callback of Lightning (the module as the peer imports it) that adds each epoch's seconds."""
+    """A callback of Lightning, the module as the peer imports it, that adds seconds of epochs."""
 
     class Clock(lightning.Callback):
         """Seconds of the epochs."""
