@@ -151,7 +151,9 @@ def test_the_item_embeddings_are_kept_between_the_stages_and_the_encoder_is_not(
 
 
 def test_refusals() -> None:
-    assert_refused(ADRec, SETTINGS | {"dim": 7, "n_heads": 1}, "dim 7 must be even")
+    assert_refused(
+        ADRec, SETTINGS | {"dim": 7, "n_heads": 1}, "dim: must be a multiple of 2, got 7"
+    )
     assert_refused(ADRec, SETTINGS | {"encoder": "bsarec"}, "looks ahead")
     assert_refused(ADRec, SETTINGS | {"mse_weight": 0.0, "detach_target": False}, "no effect")
 

@@ -371,8 +371,8 @@ def test_more_likeliest_items_than_there_are_items_are_refused() -> None:
         ({"n_denoiser_layers": 0}, "n_denoiser_layers: .*greater than or equal to 1, got 0"),
         ({"mse_weight": -1}, "mse_weight: .*greater than or equal to 0, got -1"),
         ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
-        ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
-        ({"dim": 2}, "dim 2 must be even and at least 4"),
+        ({"dim": 9, "n_heads": 3}, "dim: must be a multiple of 2, got 9"),
+        ({"dim": 2}, "dim: must be greater than or equal to 4, got 2"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
         # the denoiser has heads, too
         ({"encoder": "gru", "n_layers": 2, "n_heads": 3}, "dim 8 is not divisible by n_heads 3"),

@@ -125,7 +125,9 @@ def test_the_reverse_walk_samples_the_posterior(examples) -> None:
 
 
 def test_refusals() -> None:
-    assert_refused(DiffuRec, SETTINGS | {"dim": 7, "n_heads": 1}, "dim 7 must be even")
+    assert_refused(
+        DiffuRec, SETTINGS | {"dim": 7, "n_heads": 1}, "dim: must be a multiple of 2, got 7"
+    )
     assert_refused(DiffuRec, SETTINGS | {"encoder": "bsarec"}, "looks ahead")
     assert DiffuRec(**SETTINGS, encoder="bsarec", examples="prefixes").has_one_target
 

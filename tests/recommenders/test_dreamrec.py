@@ -264,7 +264,7 @@ def test_learns_the_cycle(encoder) -> None:
     "settings, message",
     [
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
-        ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
+        ({"dim": 9, "n_heads": 3}, "dim: must be a multiple of 2, got 9"),
         ({"num_inference_steps": 50}, "num_inference_steps 50 is more than the 40 steps there are"),
         ({"num_train_timesteps": 10}, "outside \\(0, 1\\)"),
         ({"n_draws": 0}, "n_draws: .*greater than or equal to 1, got 0"),

@@ -121,7 +121,7 @@ def test_the_walk_is_the_bridge_held_at_the_mean_item(noise: float, steps: int) 
 
 
 def test_refusals() -> None:
-    assert_refused(Flow, SETTINGS | {"dim": 7, "n_heads": 1}, "dim 7 must be even")
+    assert_refused(Flow, SETTINGS | {"dim": 7, "n_heads": 1}, "dim: must be a multiple of 2, got 7")
     assert_refused(Flow, SETTINGS | {"num_inference_steps": 1, "n_draws": 2}, "n_draws")
 
 

@@ -718,8 +718,8 @@ def test_fits_in_bfloat16(random_log) -> None:
             f"num_inference_steps {T + 1} is more than the {T} steps there are",
         ),
         ({"num_train_timesteps": 10}, r"outside \(0, 1\): use more training steps"),
-        ({"dim": 9, "n_heads": 3}, "dim 9 must be even"),
-        ({"dim": 2}, "dim 2 must be even and at least 4"),
+        ({"dim": 9, "n_heads": 3}, "dim: must be a multiple of 2, got 9"),
+        ({"dim": 2}, "dim: must be greater than or equal to 4, got 2"),
         (
             {"num_inference_steps": 2, "augment_step": "random"},
             "num_inference_steps = 2 has no effect with augment_step = 'random'",

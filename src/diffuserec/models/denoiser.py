@@ -1,12 +1,13 @@
 """A denoiser of sequences: restores clean embeddings at every position from noised ones."""
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Annotated, Literal
 
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
+from diffuserec.models.config import Search
 from diffuserec.models.encoders import initialize, real_keys
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.settings import ContrastiveSettings, HeadsSettings, NoiseSettings
@@ -16,16 +17,12 @@ from diffuserec.models.step_embeddings import sinusoidal
 class DenoiserSettings(HeadsSettings, ContrastiveSettings, NoiseSettings):
     """Hyper-parameters of a contrastive method whose views a :class:`SequenceDenoiser` makes."""
 
+    dim: Annotated[int, Search(choices=(32, 64, 128))] = Field(64, ge=4, multiple_of=2)
+    """Width D of items and states; even, for the step's sinusoid."""
     beta_schedule: Literal["sqrt", "linear", "cosine"] = "linear"
     """Name of the noise schedule."""
     n_denoiser_layers: int = Field(1, ge=1)
     """Blocks of the denoiser."""
-
-    @model_validator(mode="after")
-    def _denoiser_fits(self) -> Self:
-        if self.dim % 2 or self.dim < 4:
-            raise ValueError(f"dim {self.dim} must be even and at least 4, for the step's sinusoid")
-        return self
 
 
 class SequenceDenoiser(nn.Module):

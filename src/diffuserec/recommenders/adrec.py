@@ -27,12 +27,12 @@ Departures:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
@@ -61,7 +61,7 @@ class ADRec(EncoderRecommender):
     class Config(PlainSettings, DiffusionSettings, HeadsSettings):
         """Hyper-parameters of ADRec."""
 
-        dim: int = Field(64, ge=4)
+        dim: int = Field(64, ge=4, multiple_of=2)
         """Width D of items and states; even, for the step's sinusoid."""
         n_denoiser_layers: int = Field(2, ge=1)
         """Blocks of the denoiser."""
@@ -83,12 +83,6 @@ class ADRec(EncoderRecommender):
         """Steps of the reverse walk."""
         n_draws: int = Field(1, ge=1)
         """Walks whose probabilities are averaged."""
-
-        @model_validator(mode="after")
-        def _is_even(self) -> Self:
-            if self.dim % 2:
-                raise ValueError(f"dim {self.dim} must be even")
-            return self
 
     config: Config
     combine = "mixture"

@@ -27,11 +27,11 @@ Departures:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
@@ -56,7 +56,7 @@ class DiffuRec(EncoderRecommender):
     class Config(PlainSettings, DiffusionSettings, NextItemSettings):
         """Hyper-parameters of DiffuRec."""
 
-        dim: int = Field(64, ge=4)
+        dim: int = Field(64, ge=4, multiple_of=2)
         """Width D of items and states; even, for the step's sinusoid."""
         delta: Annotated[float, Search(1e-4, 1.0, log=True)] = Field(0.001, gt=0)
         """Mean and standard deviation δ of λ, the share of the noised target in each item."""
@@ -68,12 +68,6 @@ class DiffuRec(EncoderRecommender):
         """Steps of the reverse walk, each a pass through the encoder; the paper takes all T."""
         n_draws: int = Field(1, ge=1)
         """Walks whose probabilities are averaged."""
-
-        @model_validator(mode="after")
-        def _is_even(self) -> Self:
-            if self.dim % 2:
-                raise ValueError(f"dim {self.dim} must be even")
-            return self
 
     config: Config
     combine = "mixture"

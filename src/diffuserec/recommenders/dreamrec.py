@@ -72,7 +72,7 @@ class DreamRec(EncoderRecommender):
     class Config(DiffusionSettings, AttentiveSettings):
         """Hyper-parameters of DreamRec."""
 
-        dim: int = Field(64, ge=4)
+        dim: int = Field(64, ge=4, multiple_of=2)
         """Width D of items, conditions and states; even, for the step's sinusoid."""
         max_len: int = Field(50, ge=1)
         """Newest items that the model sees; the authors keep 10."""
@@ -112,8 +112,6 @@ class DreamRec(EncoderRecommender):
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
-            if self.dim % 2:
-                raise ValueError(f"dim {self.dim} must be even")
             if self.targets == "all":
                 self.require_no_lookahead("set targets to 'last'")
             return self

@@ -35,11 +35,11 @@ recommend: FMRec (IJCAI 2025), FlowRec, BBDRec and FAVE (2025 and 2026).
 
 import itertools
 import math
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
@@ -59,7 +59,7 @@ class Flow(EncoderRecommender):
     class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of Flow."""
 
-        dim: int = Field(64, ge=4)
+        dim: int = Field(64, ge=4, multiple_of=2)
         """Width D of items and states; even, for the step's sinusoid."""
         bridge_noise: Annotated[float, Search(0.3, 10.0, log=True)] = Field(3.0, ge=0)
         """σ, in units of the embeddings' deviation; 0 is the straight line."""
@@ -69,12 +69,6 @@ class Flow(EncoderRecommender):
         """N, places of the path that are visited; one to four are enough."""
         n_draws: Annotated[int, OnlyIf(num_inference_steps=several)] = Field(4, ge=1)
         """Walks whose probabilities are averaged."""
-
-        @model_validator(mode="after")
-        def _is_even(self) -> Self:
-            if self.dim % 2:
-                raise ValueError(f"dim {self.dim} must be even")
-            return self
 
     config: Config
     combine = "mixture"
