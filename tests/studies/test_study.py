@@ -144,6 +144,22 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
             lines(study, options)
 
 
+def test_settings_of_all_recommenders_give_way_to_those_of_one(tmp_path: Path) -> None:
+    text = STUDY.replace("[settings]", "[settings]\nrecommenders = { epochs = 9, max_len = 20 }")
+    text = text.replace("{ sasrec = { epochs = 1 } }", "{ recommenders = { epochs = 2 } }")
+    study = read(written(tmp_path, text + '\n[[rows]]\nmodel = "bpr"\n'))
+    plans = {line.name: line.plan for line in lines(study)}
+    assert plans["SASRec"].settings == {"epochs": 7, "dim": 16, "max_len": 20}
+    assert plans["GRU4Rec"].settings == {"epochs": 9, "max_len": 20}
+    assert plans["BPR"].settings == {"epochs": 9}  # it has no max_len
+    assert plans["Popularity"].settings == {}
+    small = {line.name: line.plan for line in lines(study, Options(small=True))}
+    assert [small[name].settings["epochs"] for name in ("SASRec", "GRU4Rec", "BPR")] == [2, 2, 2]
+    wrong = read(written(tmp_path, text.replace("max_len = 20", "max_length = 20")))
+    with pytest.raises(ConfigError, match=r"no recommender of the study has 'max_length'.*max_len"):
+        lines(wrong)
+
+
 def test_protocols() -> None:
     assert parse_protocol("full") == ("full", True)
     assert parse_protocol("seen kept") == ("full", False)

@@ -5,8 +5,9 @@
     seeds = [0, 1, 2]
     protocols = ["full", "uniform:100", "seen kept"]
 
-    [settings]                       # of a method, in whatever row it stands
-    sasrec = { epochs = 60 }
+    [settings]                       # of a method in whatever row it stands, or of all recommenders
+    recommenders = { epochs = 60 }
+    sasrec = { dim = 128 }
 
     [[rows]]                         # every recommender with every augmenter
     model = ["sasrec", "gru4rec"]
@@ -43,6 +44,8 @@ from diffuserec.studies.train_run import methods_of
 
 NO_AUGMENTER = "none"
 SEEN_KEPT = "seen kept"
+ALL_RECOMMENDERS = "recommenders"
+"""Where settings are by method: every row's recommender that has them."""
 
 
 class Row(StudyTable):
@@ -128,7 +131,8 @@ class Study(StudyTable):
         against: row that the others are compared with; by default the first, and for an augmented
             row the same recommender alone.
         published: name of a published table to show beside what was measured.
-        settings: of a method, in whatever row it stands.
+        settings: of a method, in whatever row it stands, or under ``recommenders`` of every row's
+            recommender that has them; those of a method hold over these.
         rows: what is trained and measured.
         small: changes of ``--budget small``.
     """
@@ -278,10 +282,18 @@ def lines(study: Study, options: Options | None = None) -> list[Line]:
     found = [
         line for number, row in enumerate(study.rows) for line in _lines(study, row, number, over)
     ]
-    used = {name for row in study.rows for name in (*_several(row.model), *_several(row.augment))}
+    recommenders = {name for row in study.rows for name in _several(row.model)}
+    used = recommenders | {name for row in study.rows for name in _several(row.augment)}
     used = (used | {*study.floors}) - {NO_AUGMENTER}
+    known = {name for m in recommenders for name in find_recommender(m).Config.model_fields}
+    for settings in (study.settings, over):
+        for name in settings.get(ALL_RECOMMENDERS, {}):
+            if name not in known:
+                raise ConfigError(
+                    f"no recommender of the study has {name!r}{did_you_mean(name, known)}"
+                )
     for method in (*study.settings, *over):
-        if method not in used:
+        if method not in used and method != ALL_RECOMMENDERS:
             raise ConfigError(
                 f"settings of {method!r}, which no row has{did_you_mean(method, used)}; there "
                 f"are: {', '.join(sorted(used))}"
@@ -330,9 +342,9 @@ def _lines(
         published = preset_of(*methods, row.preset) if row.preset else ({}, {})
         settings = {
             **published[0],
-            **study.settings.get(model, {}),
+            **_of_recommender(study.settings, model),
             **row.settings,
-            **over.get(model, {}),
+            **_of_recommender(over, model),
         }
         augment_settings = {
             **published[1],
@@ -362,6 +374,12 @@ def _lines(
                 choose=row.choose,
                 trials=row.trials,
             )
+
+
+def _of_recommender(settings: Mapping[str, Mapping[str, Any]], model: str) -> dict[str, Any]:
+    known = find_recommender(model).Config.model_fields
+    of_all = {k: v for k, v in settings.get(ALL_RECOMMENDERS, {}).items() if k in known}
+    return of_all | dict(settings.get(model, {}))
 
 
 def _beyond_defaults(method: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
