@@ -1,5 +1,9 @@
 """Parts of a service on their own: search, diverse lists, rates."""
 
+import contextlib
+import io
+import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from diffuserec.data import Catalog
 from diffuserec.serving.diversity import mmr_order
 from diffuserec.serving.guard import Buckets
+from diffuserec.serving.observation import log_lines, tell
 from diffuserec.serving.search import ItemSearch, folded
 
 NAMES = ["The Matrix", "Matrix Reloaded", "the  animatrix", "Amélie", None, "MATRIX", "a\tb\nc"]
@@ -103,3 +108,15 @@ def test_a_bucket_fills_with_time() -> None:
     assert buckets.wait_of("ann", 0.5) == 0
     assert buckets.wait_of("ann", 1000.0) == 0
     assert [Buckets(0.0).wait_of("ann", 0.0) for _ in range(100)] == [0] * 100
+
+
+def test_a_service_that_has_ended_logs_to_no_stream_of_its_own(caplog) -> None:
+    stream = io.StringIO()
+    caplog.set_level(logging.INFO)
+    with contextlib.redirect_stderr(stream), log_lines():
+        tell("inside", n=1)
+    written = stream.getvalue()
+    stream.close()
+    tell("outside")
+    assert [json.loads(line)["event"] for line in written.splitlines()] == ["inside"]
+    assert [record.message for record in caplog.records] == ["outside"]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,20 @@ from diffuserec.serving.diversity import CANDIDATES_PER_PLACE, mmr_order
 from diffuserec.serving.served import ServedModel
 from diffuserec.serving.wire import Options
 
-Histories = Sequence[Sequence[RawId]]
+
+class Asked(NamedTuple):
+    """A history that a list is asked for, oldest item first.
+
+    Attributes:
+        history: raw item ids.
+        times: of its items, if they are known; models that read none are not told.
+    """
+
+    history: Sequence[RawId]
+    times: Sequence[int] | None = None
 
 
-def lists_of(served: ServedModel, options: Options, histories: Histories) -> list[dict[str, Any]]:
+def lists_of(served: ServedModel, options: Options, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     """A list for each history, as :class:`~diffuserec.serving.wire.ItemList` describes it.
 
     Raises:
@@ -27,10 +37,26 @@ def lists_of(served: ServedModel, options: Options, histories: Histories) -> lis
         raise ConfigError(f"{served.model.name} has no item vectors, so leave out mmr")
     if options.mmr and options.diversity:
         raise ConfigError("diversity and mmr are two ways to reorder a list: leave one out")
+    timed = [one.times is not None and served.model.reads_times for one in asked]
+    found: list[dict[str, Any]] = [{} for _ in asked]
+    for with_times in sorted(set(timed)):  # a call of the model has times of all or of none
+        part = [number for number, is_timed in enumerate(timed) if is_timed == with_times]
+        lists = _lists_of(served, options, [asked[number] for number in part], with_times)
+        for number, one in zip(part, lists, strict=True):
+            found[number] = one
+    return found
+
+
+def _lists_of(
+    served: ServedModel, options: Options, asked: Sequence[Asked], with_times: bool
+) -> list[dict[str, Any]]:
+    """Lists of histories of which all are told with their times, or none is."""
+    histories = [one.history for one in asked]
     n_asked = options.k * (CANDIDATES_PER_PLACE if options.mmr else 1)
     frame = served.model.recommend(
         histories,
         k=n_asked,
+        times=[one.times for one in asked] if with_times else None,
         filter_seen=options.filter_seen,
         allow=options.allow,
         deny=options.deny,

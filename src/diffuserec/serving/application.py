@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from diffuserec import __version__
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
+from diffuserec.serving.answers import Asked
 from diffuserec.serving.batching import OverloadError
 from diffuserec.serving.guard import JSON, LINES, PARQUET, Guard, RefusedError, Visit, error_line
 from diffuserec.serving.jobs import Jobs
@@ -206,7 +207,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
     )
     async def recommend(request: Request, asked: wire.RecommendRequest) -> Response:
         served, lists = await service.lists(
-            asked.model, asked.options(), [asked.history], _visit(request)
+            asked.model, asked.options(), [Asked(asked.history, asked.times)], _visit(request)
         )
         return _json({"model": served.name, "sha256": served.sha256, **lists[0]})
 
@@ -217,7 +218,7 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
     )
     async def batch(request: Request, asked: wire.BatchRequest) -> Response:
         served, lists = await service.lists(
-            asked.model, asked.options(), asked.histories, _visit(request)
+            asked.model, asked.options(), _asked(asked), _visit(request)
         )
         return _json({"model": served.name, "sha256": served.sha256, "lists": lists})
 
@@ -228,7 +229,9 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
     )
     async def next_items(request: Request, asked: wire.NextItemsRequest) -> Response:
         options = wire.Options(k=asked.k, on_unknown="refuse")
-        served, lists = await service.lists(asked.model, options, [[asked.item]], _visit(request))
+        served, lists = await service.lists(
+            asked.model, options, [Asked([asked.item])], _visit(request)
+        )
         return _json({"model": served.name, "sha256": served.sha256, **lists[0]})
 
     @app.post(
@@ -247,6 +250,12 @@ def _add_recommending(app: FastAPI, service: Service) -> None:
     )
     async def augment(asked: wire.AugmentRequest) -> Response:
         return _json(await service.augment(asked))
+
+
+def _asked(request: wire.BatchRequest) -> list[Asked]:
+    if request.times is None:
+        return [Asked(history) for history in request.histories]
+    return [Asked(*pair) for pair in zip(request.histories, request.times, strict=True)]
 
 
 def _add_administration(app: FastAPI, service: Service) -> None:
@@ -291,7 +300,9 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         model, options = _of_query(request)
         served = service.model(model)
         service.check_options(options)
-        await service.queue.lists(served, options, [[]])  # refuses what no list could be made by
+        await service.queue.lists(
+            served, options, [Asked([])]
+        )  # refuses what no list could be made by
         visit = _visit(request)
         is_parquet = request.headers["content-type"].partition(";")[0].strip().lower() == PARQUET
         job = await jobs().accept(

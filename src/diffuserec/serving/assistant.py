@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from starlette.routing import BaseRoute
 
 from diffuserec import __version__
-from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
+from diffuserec.serving.answers import Asked
 from diffuserec.serving.batching import OverloadError
 from diffuserec.serving.guard import ASSISTANTS, RefusedError, Visit
 from diffuserec.serving.service import Service
@@ -39,6 +39,7 @@ def assistant_server(service: Service) -> MCPServer[Any]:
         k: int = 10,
         model: str | None = None,
         mmr: float = 0.0,
+        times: list[int] | None = None,
     ) -> dict[str, Any]:
         """Next items for someone who chose these items.
 
@@ -47,11 +48,12 @@ def assistant_server(service: Service) -> MCPServer[Any]:
             k: how many items to recommend.
             model: name of a model, as models lists them; the first if left out.
             mmr: from 0, the best list, to 1, a diverse one.
+            times: when each item was chosen, for a model of which models says that it reads times.
         """
-        values = {"history": history, "k": k, "model": model, "mmr": mmr}
+        values = {"history": history, "k": k, "model": model, "mmr": mmr, "times": times}
         try:
             asked = wire.RecommendRequest.model_validate(values)
-            histories: list[list[RawId]] = [asked.history]
+            histories = [Asked(asked.history, asked.times)]
             served, lists = await service.lists(
                 asked.model, asked.options(), histories, _visit(context)
             )

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.serving.answers import lists_of
+from diffuserec.serving.answers import Asked, lists_of
 from diffuserec.serving.served import ServedModel
 from diffuserec.serving.wire import Options
 
@@ -31,7 +30,7 @@ class _Waiting:
 
     served: ServedModel
     options: Options
-    histories: list[list[RawId]]
+    histories: list[Asked]
     answer: asyncio.Future[Lists]
 
 
@@ -62,7 +61,7 @@ class ModelQueue:
         self,
         served: ServedModel,
         options: Options,
-        histories: list[list[RawId]],
+        histories: list[Asked],
         patient: bool = False,
     ) -> Lists:
         """A list for each history, see :func:`~diffuserec.serving.answers.lists_of`.

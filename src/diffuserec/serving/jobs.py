@@ -31,7 +31,6 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import (
     flush,
@@ -42,6 +41,7 @@ from diffuserec.files import (
     write_json,
     write_lines,
 )
+from diffuserec.serving.answers import Asked
 from diffuserec.serving.batching import ModelQueue
 from diffuserec.serving.guard import RefusedError
 from diffuserec.serving.observation import LOGGER, Metrics, tell
@@ -70,7 +70,7 @@ try:
 except (ImportError, ValueError, OSError):
     pass
 frame = pl.scan_parquet(sys.argv[1], glob=False)
-names = [name for name in ("history", "user") if name in frame.collect_schema()]
+names = [name for name in ("history", "user", "times") if name in frame.collect_schema()]
 assert "history" in names and not set(frame.collect_schema()) - set(names)
 frame.select(names).collect().write_ndjson(sys.argv[2])
 """
@@ -160,8 +160,8 @@ class Jobs:
         """Writes a job to the disk; when this returns, no kill loses it.
 
         Args:
-            body: JSON lines, ``{"history": [...]}`` each; ``"user"`` may say whose it is. Or a
-                Parquet file with these columns.
+            body: JSON lines, ``{"history": [...]}`` each; ``"user"`` may say whose it is, and
+                ``"times"`` when its items were chosen. Or a Parquet file with these columns.
             is_parquet: whether it is a Parquet file.
 
         Raises:
@@ -196,7 +196,7 @@ class Jobs:
 
     async def _write_input(self, file: Path, body: AsyncIterator[bytes]) -> int:
         n, rest = 0, b""
-        longest = self._limits.max_history * (LONGEST_ID + 8) + 1024
+        longest = self._limits.max_history * (LONGEST_ID + 32) + 1024
         with file.open("wb") as out:
             async for part in body:
                 lines = (rest + part).split(b"\n")
@@ -236,7 +236,9 @@ class Jobs:
                 process.kill()
         if status:
             raise RefusedError(
-                422, "a Parquet file of a job has a column history, of lists, and may have user"
+                422,
+                "a Parquet file of a job has a column history, of lists, and may have user and "
+                "times",
             )
         with lines.open("rb") as found:
             while part := found.read(2**16):
@@ -354,8 +356,8 @@ class Jobs:
     async def _answers(
         self, served: ServedModel, job: Job, lines: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        histories: list[list[RawId]] = [line["history"] for line in lines]
-        lists = await self._queue.lists(served, job.options, histories, patient=True)
+        asked = [Asked(line["history"], line.get("times")) for line in lines]
+        lists = await self._queue.lists(served, job.options, asked, patient=True)
         return [{"user": line["user"], **found} for line, found in zip(lines, lists, strict=True)]
 
     def _end(self, job: Job, how: dict[str, Any]) -> None:

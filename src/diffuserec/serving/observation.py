@@ -4,11 +4,13 @@ Neither ever holds a history, a key, or a header: who asked (the name of a key),
 request it was, how it ended and how long it took.
 """
 
+import contextlib
 import datetime
 import json
 import logging
 import sys
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -92,12 +94,23 @@ class _Lines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_lines(stream: IO[str] | None = None) -> None:
-    """Sends events of the service and of uvicorn to a stream as lines of JSON; else to stderr."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+@contextlib.contextmanager
+def log_lines() -> Iterator[None]:
+    """Sends events of the service and of uvicorn to standard error, as lines of JSON, in a block.
+
+    Afterwards the loggers are as they were: that stream may be closed by then.
+    """
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    for name in (LOGGER.name, "uvicorn", "mcp"):
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in (LOGGER.name, "uvicorn", "mcp")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO if logger is LOGGER else logging.WARNING)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

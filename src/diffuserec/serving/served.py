@@ -68,6 +68,7 @@ class ServedModel:
             "item_ids": "integers" if catalog.item_ids.dtype.is_integer() else "strings",
             "has_names": catalog.names is not None,
             "max_len": self.model.max_len,
+            "reads_times": self.model.reads_times,
             "draws_noise": self.model.is_generative,
             "can_diversify": self.has_vectors,
             "augmenter": None if self.augmenter is None else self.augmenter.name,

@@ -44,10 +44,10 @@ def serve(paths: Mapping[str, Path], settings: ServiceSettings, host: str, port:
         raise ConfigError(
             f"everyone who reaches {host} could ask: give --keys FILE, or listen at 127.0.0.1"
         )
-    log_lines()
-    app = application(paths, settings)
-    with _listening(host, port) as listener:
-        asyncio.run(_serve(app, listener))
+    with log_lines():
+        app = application(paths, settings)
+        with _listening(host, port) as listener:
+            asyncio.run(_serve(app, listener))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from diffuserec.data import RawId
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.serving import wire
-from diffuserec.serving.answers import agreement, named, written
+from diffuserec.serving.answers import Asked, agreement, named, written
 from diffuserec.serving.batching import ModelQueue
 from diffuserec.serving.guard import RefusedError, Visit
 from diffuserec.serving.jobs import Jobs
@@ -60,7 +60,7 @@ class Service:
         self,
         model: str | None,
         options: wire.Options,
-        histories: list[list[RawId]],
+        asked: list[Asked],
         visit: Visit,
     ) -> tuple[ServedModel, list[dict[str, Any]]]:
         """Lists of histories, and the model that answered; checked, counted and noted.
@@ -71,13 +71,13 @@ class Service:
         """
         served = self.model(model)
         self.check_options(options)
-        self.check_histories(histories)
-        lists = await self.queue.lists(served, options, histories)
+        self.check_histories([one.history for one in asked])
+        lists = await self.queue.lists(served, options, asked)
         for found in lists:
             self.metrics.answered.labels(served.name, found["source"] or "none").inc()
         n_unknown = sum(found["n_unknown"] for found in lists)
         self.metrics.unknown.labels(served.name).inc(n_unknown)
-        visit.facts |= {"model": served.name, "histories": len(histories), "unknown": n_unknown}
+        visit.facts |= {"model": served.name, "histories": len(asked), "unknown": n_unknown}
         return served, lists
 
     def search(
@@ -110,7 +110,7 @@ class Service:
         if options.n_draws is not None:
             self._at_most("n_draws", options.n_draws, self.limits.max_draws)
 
-    def check_histories(self, histories: list[list[RawId]]) -> None:
+    def check_histories(self, histories: Sequence[Sequence[RawId]]) -> None:
         """Raises RefusedError where histories exceed the limits."""
         self._at_most("the number of histories", len(histories), self.limits.max_batch)
         longest = max(map(len, histories), default=0)

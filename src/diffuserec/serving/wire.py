@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 LONGEST_ID = 512
 LONGEST_QUERY = 200
@@ -15,6 +21,14 @@ ItemId = (
     | Annotated[str, StringConstraints(max_length=LONGEST_ID)]
 )
 History = Annotated[list[ItemId], Field(description="Raw item ids, oldest first.")]
+Times = Annotated[
+    list[Annotated[int, Field(ge=-(2**63), lt=2**63)]],
+    Field(
+        description="When each item of the history was chosen: whole numbers in the unit of the "
+        "training log, microseconds since 1970 if it has dates. Models whose card says reads_times "
+        "read them; others do not."
+    ),
+]
 ModelName = Annotated[
     str | None,
     Field(max_length=64, description="Name of a model of GET /v1/models; null is the first."),
@@ -63,16 +77,46 @@ class _Recommending(Options):
         return Options.model_construct(**values)
 
 
-class RecommendRequest(_Recommending):
-    """Ask for the next items of one history."""
+def _require_times_of(history: list[Any], times: list[Any] | None) -> None:
+    """Raises an error of pydantic's unless there is a time for each item, or there are none."""
+    if times is not None and len(times) != len(history):
+        raise PydanticCustomError("times", "must have one time for each item of the history")
 
+
+class _TimedHistory(_Wire):
     history: History
+    times: Times | None = None
+
+    @field_validator("times")
+    @classmethod
+    def _as_long(cls, times: list[int] | None, info: Any) -> list[int] | None:
+        if "history" in info.data:  # else that is the problem
+            _require_times_of(info.data["history"], times)
+        return times
+
+
+class RecommendRequest(_Recommending, _TimedHistory):
+    """Ask for the next items of one history."""
 
 
 class BatchRequest(_Recommending):
     """Ask for the next items of several histories."""
 
     histories: Annotated[list[History], Field(min_length=1)]
+    times: list[Times] | None = None
+    """Of each history."""
+
+    @field_validator("times")
+    @classmethod
+    def _as_long(cls, times: list[list[int]] | None, info: Any) -> Any:
+        histories = info.data.get("histories")
+        if times is None or histories is None:
+            return times
+        if len(times) != len(histories):
+            raise PydanticCustomError("times", "must have one list for each history")
+        for history, part in zip(histories, times, strict=True):
+            _require_times_of(history, part)
+        return times
 
 
 class NextItemsRequest(_Wire):
@@ -108,10 +152,9 @@ class ReloadRequest(_Wire):
     model: ModelName = None
 
 
-class JobLine(_Wire):
+class JobLine(_TimedHistory):
     """A line of a job."""
 
-    history: History
     user: ItemId | None = None
     """Whose history it is; comes back with the list."""
 
