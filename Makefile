@@ -41,7 +41,7 @@ notebooks: $(VENV)/.installed
 # known faults of the versions that are installed; asks the network
 audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --no-deps --disable-pip -r $(CONSTRAINTS)
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(CONSTRAINTS)
 
 # the public names with typed settings, after a change to either
 stub: $(VENV)/.installed

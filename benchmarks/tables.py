@@ -725,7 +725,16 @@ def service() -> str:
         f"{int(settings['items']):,} items, {settings['threads']} thread. Beside other work: the "
         f"load of the machine was {found['load_before'][0]:.1f} on two cores before, the priority "
         f"(nice) {found['nice']}. {int(settings['overload']):,} requests at once: {counts}; one "
-        f"after them: {flood['after']}."
+        f"after them: {flood['after']}.{_killed(found.get('kill'))}"
+    )
+
+
+def _killed(found: Any) -> str:
+    if found is None:
+        return ""
+    return (
+        f" Killed (SIGKILL) with {found['accepted']} batch jobs of {found['histories']:,} "
+        f"histories accepted, beside requests, and started again: {found['done']} were done."
     )
 
 

@@ -14,6 +14,7 @@ from make_reference import commands, data_sets, methods  # noqa: E402
 
 project = "diffuserec"
 author = "The diffuserec developers"
+copyright = "2026, The diffuserec developers"
 release = version_of("diffuserec")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
@@ -24,7 +25,10 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 html_theme = "furo"
 html_title = "diffuserec"
-exclude_patterns = ["lab/results", "figures"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+smartquotes = False  # would make a dash of the two hyphens of an option
+exclude_patterns = ["lab/results", "figures", "_static"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_preserve_defaults = True

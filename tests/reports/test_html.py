@@ -333,6 +333,15 @@ def test_a_baseline_that_wins_is_said_to_win(tmp_path):
     assert "No trained method beats the trivial baselines" in page.text
 
 
+def test_every_method_has_a_line_and_marker_of_its_own():
+    baselines = {name: [result(9, method=name)] for name in ("popularity", "markov")}
+    baselines |= {name: [result(8, method=name)] for name in ("itemknn", "itemgraph")}
+    trained = {f"trained {n}": [result(0, n)] for n in range(6)}
+    oracle = {"oracle": [result(-9, method="oracle")]}
+    styles = figures.line_styles(Report.of(baselines | trained | oracle), [])
+    assert len({tuple(style.values()) for style in styles.values()}) == len(styles) == 11
+
+
 def test_needs_nothing_from_outside(written):
     text, page = written
     assert "http://" not in text

@@ -186,7 +186,8 @@ def line_styles(report: Report, trained: Sequence[str]) -> Styles:
         if role == "trained":
             color, marker, line = f"s{n % 6}", "osD^"[n % 4], "-"
         elif role == "baseline":
-            color, marker, line = f"floor{n % 2}", "vX"[n % 2], ("--", "-.")[n % 2]
+            color, marker = f"floor{n % 2}", "vXP<"[n % 4]
+            line = ("--", "-.", "-.", "--")[n % 4]
         else:
             color, marker, line = "ink", "*", ":"
         styles.setdefault(name, {"color": _COLORS[color], "marker": marker, "linestyle": line})

@@ -270,7 +270,7 @@ function show_lists(models, answers) {
   at("lists").replaceChildren(...lists);
   const fixed = models.filter((model) => !model.can_diversify).map((model) => model.name);
   const notes = [];
-  if (fixed.length && Number(at("mmr").value)) {
+  if (fixed.length && (Number(at("mmr").value) || fixed.length === models.length)) {
     notes.push(`No item vectors, so no diversity: ${fixed.join(", ")}.`);
   }
   if (models.some((model) => model.can_diversify) && Number(at("mmr").value)) {
@@ -377,6 +377,7 @@ function card_of(model) {
     items: model.n_items.toLocaleString("en"),
     "looks back": model.max_len === null ? "the whole history" : `the newest ${model.max_len} items`,
     "trained on": `${model.n_interactions.toLocaleString("en")} interactions of ${model.n_users.toLocaleString("en")} users`,
+    ...(model.reads_times ? { times: "read where a request has them; this page sends none" } : {}),
     augmenter: model.augmenter || "none",
     checksum: model.sha256.slice(0, 16),
   };
