@@ -1,4 +1,4 @@
-"""What a large catalog costs: training steps, requests, their recall, and memory of evaluation.
+"""What a large catalog costs in training, in requests and in evaluation, and what is learned of it.
 
     python benchmarks/catalog.py --json docs/lab/results/catalog.json
 
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import diffuserec as dr
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
+from diffuserec.evaluation.oracle import Oracle
 from diffuserec.models.retrieval import approximate_top_k, recall, seen_items, top_k
 from diffuserec.recommenders.sasrec import SASRec
 
@@ -136,26 +138,64 @@ def evaluation(n_items: int, n_users: int) -> dict[str, float]:
     }
 
 
+def learning(n_items: int, n_users: int, epochs: int = 6, n_measured: int = 1000) -> dict[str, Any]:
+    """What SASRec learns of a log of the built-in store, beside baselines and the best possible."""
+    store = dr.Store(n_users=n_users, n_items=n_items, seed=0)
+    log = store.dataset()
+    split = dr.leave_one_out(log)
+    start = time.process_time()
+    quiet = dr.Runtime(device="cpu", progress=False)
+    model = SASRec(epochs=epochs).fit(split.train, None, quiet)
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    chosen = np.random.default_rng(0).choice(len(split.test), n_measured, replace=False)
+    asked = split.test.select(np.sort(chosen))
+    models: dict[str, dr.Recommender] = {
+        "popularity": dr.Popularity().fit(split.train),
+        "Markov": dr.Markov().fit(split.train),
+        "SASRec": model,
+        "the best possible": Oracle(store).fit(split.train),
+    }
+    return {
+        "users": n_users,
+        "interactions": int(log.lengths.sum()),
+        "occurring": int((log.item_counts() > 0).sum()),
+        "epochs": epochs,
+        "seconds": seconds,
+        "peak_gib": peak,
+        "measured": n_measured,
+        "metrics": {name: dr.evaluate(one, asked).metrics for name, one in models.items()},
+    }
+
+
+PARTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "step": step,
+    "requests": requests,
+    "evaluation": evaluation,
+    "learning": learning,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=lambda t: int(float(t)), nargs="+", help="of training")
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--users", type=int, default=1000, help="of the evaluation")
-    parser.add_argument("--only", choices=("step", "requests", "evaluation"), nargs="+")
+    parser.add_argument("--learners", type=int, default=20_000, help="users of the trained log")
+    parser.add_argument("--only", choices=PARTS, nargs="+")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.part:
         name, n_items, size = given.part
-        parts = {"step": step, "requests": requests, "evaluation": evaluation}
-        print(json.dumps(parts[name](int(n_items), int(size))))
+        print(json.dumps(PARTS[name](int(n_items), int(size))))
         return
     sizes = given.items or [10**4, 10**5, 10**6, 10**7]
     plan: list[tuple[str, int, int]] = [("step", n, given.batches) for n in sizes]
     plan += [("requests", n, given.requests) for n in sizes if n <= 10**6]
-    plan += [("evaluation", 10**6, given.users)]
+    plan += [("evaluation", 10**6, given.users), ("learning", 10**6, given.learners)]
     result: dict[str, Any] = (
         json.loads(given.json.read_text(encoding="utf-8"))
         if (given.json and given.json.exists())
@@ -170,7 +210,7 @@ def main() -> None:
         )
         found = json.loads(made.stdout.splitlines()[-1])
         result.setdefault(name, {})[str(n_items)] = found
-        print(name, f"{n_items:,}", {k: round(v, 4) for k, v in found.items()}, flush=True)
+        print(name, f"{n_items:,}", found, flush=True)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -66,7 +66,7 @@ def write_log(path: Path, n: int, seed: int = 0) -> None:
 
 @contextmanager
 def watched(found: dict[str, Any]) -> Iterator[None]:
-    """Seconds, rows' processor seconds and peaks of what runs in the block."""
+    """Seconds, processor seconds and peaks of what runs in the block."""
     ended, own = threading.Event(), [0]
 
     def sample() -> None:
@@ -211,7 +211,8 @@ def main() -> None:
         small, large = (result["train"]["own_mib"] for result in (results[0], results[-1]))
         print(f"memory of training, largest to first: {large / small:.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        found = {"memory": arguments.memory, "steps": arguments.steps, "sizes": results}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from typing import Any
 CACHE = Path(__file__).resolve().parent.parent / ".bench-peers"
 """Where the environments are made."""
 
-TORCH = ("torch==2.13.0+cpu" if sys.platform == "linux" else "torch==2.13.0",)
-"""Installed before all else: on Linux, a plain torch brings gigabytes of packages for CUDA. Where
-pip finds no build for the CPU, the variable PIP_EXTRA_INDEX_URL names an index that has one."""
+TORCH = "torch==2.13.0"
+"""Installed before all else. On Linux, the build for the CPU alone is asked for first, for the plain
+one brings gigabytes of packages for CUDA; where pip finds none (the variable PIP_EXTRA_INDEX_URL
+names an index that has one), the plain one is installed, and runs on the CPU all the same."""
 
 NO_ENVIRONMENT = 3
 """Exit status of a script whose peer cannot be installed here; the reason is its last line."""
@@ -174,7 +175,7 @@ def _python_in(folder: Path) -> str:
 
 
 def _pins(peer: Peer) -> str:
-    return "".join(" ".join(words) + "\n" for words in (TORCH, *peer.installs))
+    return "".join(" ".join(words) + "\n" for words in ([TORCH], *peer.installs))
 
 
 def _pins_file(folder: Path) -> Path:
@@ -192,10 +193,13 @@ def _create_environment(peer: Peer, folder: Path, python: str) -> None:
     print(f"installing {peer.name} in {folder}", file=sys.stderr)
     pip = [_python_in(folder), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
     pip += ["--disable-pip-version-check", "--retries", "1"]
-    steps = [[*pip, *words] for words in (TORCH, *peer.installs)]
     try:
-        for command in ([python, "-m", "venv", str(folder)], *steps):
-            subprocess.run(command, check=True, stdout=sys.stderr)
+        subprocess.run([python, "-m", "venv", str(folder)], check=True, stdout=sys.stderr)
+        if sys.platform != "linux" or _fails([*pip, f"{TORCH}+cpu"]):
+            print(f"installing {TORCH}: no build for the CPU alone was found", file=sys.stderr)
+            subprocess.run([*pip, TORCH], check=True, stdout=sys.stderr)
+        for words in peer.installs:
+            subprocess.run([*pip, *words], check=True, stdout=sys.stderr)
         _pins_file(folder).write_text(_pins(peer), encoding="utf-8")
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -204,16 +208,22 @@ def _create_environment(peer: Peer, folder: Path, python: str) -> None:
         raise
 
 
-def epoch_clock(lightning: Any, seconds: list[float]) -> Any:
-    """A callback of Lightning, the module as the peer imports it, that adds seconds of epochs."""
+def _fails(command: Sequence[str]) -> bool:
+    return subprocess.run(command, stdout=sys.stderr).returncode != 0
+
+
+def epoch_clock(lightning: Any, seconds: list[tuple[float, float]]) -> Any:
+    """A callback of Lightning, the module as the peer imports it, that adds each epoch's seconds:
+    those by the clock and its threads' CPU seconds."""
 
     class Clock(lightning.Callback):
         """Seconds of the epochs."""
 
         def on_train_epoch_start(self, *_: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = time.perf_counter(), time.process_time()
 
         def on_train_epoch_end(self, *_: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
+            clock, cpu = self.start
+            seconds.append((time.perf_counter() - clock, time.process_time() - cpu))
 
     return Clock()

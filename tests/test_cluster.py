@@ -80,7 +80,7 @@ def kill_a_worker_of(name: str, when) -> list[int]:
 
 def test_lists_are_those_made_alone_and_a_killed_worker_is_replaced(place, ray, tmp_path) -> None:
     out, said = tmp_path / "lists", []
-    killed = kill_a_worker_of("MapWorker", lambda: any(tmp_path.glob(".lists-*/made/part-*")))
+    killed = kill_a_worker_of("MapWorker", lambda: any(tmp_path.glob(".lists.*/made/part-*")))
     log = place / "log.csv"
     n = cluster.recommend(place / "markov", log, out, TWO, columns={}, say=said.append, k=5)
     assert len(killed) == 1
@@ -101,8 +101,12 @@ def test_a_log_of_parquet_files_is_divided_as_it_is(place, ray, tmp_path) -> Non
     for name in ("U000", "U0001"):
         part = log.filter(pl.col("user_id").str.starts_with(name)).head(100)
         part.write_parquet(folder / f"{name}.parquet")
+    (folder / "._U000.parquet").write_bytes(b"of another system")
+    left = tmp_path / ".lists.work.123-0123abcd.partial"  # by a killed one
+    left.mkdir()
     out = tmp_path / "lists"
     cluster.recommend(place / "markov", folder, out, TWO, columns={}, say=print, k=3)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["lists", "log"]
     for name in ("U000", "U0001"):
         alone = recommend_from(place / "markov", None, folder / f"{name}.parquet", k=3)
         assert pl.read_parquet(out / f"{name}.parquet").equals(alone)

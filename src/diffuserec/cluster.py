@@ -30,7 +30,7 @@ from diffuserec.errors import ConfigError, DataError, LostProcess
 from diffuserec.evaluation import rank
 from diffuserec.evaluation.evaluate import Ranking
 from diffuserec.evaluation.uncertainty import uncertainty
-from diffuserec.files import beside, replacing, sweep
+from diffuserec.files import beside, replacing, sweep, work_folder
 from diffuserec.models.augmenter import ParallelAugmenter
 from diffuserec.models.base import Runtime
 from diffuserec.models.methods import load_augmenter
@@ -334,7 +334,7 @@ def recommend(
     if approximate:
         maker.index(say)
     with _made(out) as (scratch, made):
-        files = sorted(histories.glob("*.parquet")) if histories.is_dir() else []
+        files = sorted(file for file in histories.glob("*.parquet") if file.name[0] not in "._")
         if not files:
             files = _divided(histories, columns, scratch)
             columns = {}
@@ -396,17 +396,17 @@ def _made(out: Path) -> Iterator[tuple[Path, Path]]:
     """A folder to work in, and one in it that becomes `out` when all of its parts are made.
 
     Raises:
-        DataError: `out` exists or has no folder.
+        DataError: `out` exists or has no folder, or another process writes there.
     """
     if out.exists():
         raise DataError(f"{out} exists already: choose another --out or remove it")
     parent = out.resolve().parent
     if not parent.is_dir():
         raise DataError(f"{out} cannot be written: there is no folder {out.parent}")
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}-") as scratch:
-        made = Path(scratch) / "made"
+    with work_folder(out) as scratch:
+        made = scratch / "made"
         made.mkdir()
-        yield Path(scratch), made
+        yield scratch, made
         sweep(made)
         made.rename(out)
 

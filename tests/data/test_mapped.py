@@ -14,11 +14,13 @@ from diffuserec.data import (
     leave_one_out,
     load_dataset,
     n_training_examples,
+    new_items,
     pair_batches,
     temporal,
     training_batches,
 )
 from diffuserec.data.arrays import nth_smallest
+from diffuserec.recommenders.markov import Markov
 
 N_USERS, N_ITEMS = 5_000, 50
 
@@ -64,6 +66,8 @@ def epoch(examples: str) -> Callable[[SequenceDataset], object]:
         pytest.param(SequenceDataset.item_counts, id="counts"),
         pytest.param(lambda train: train.fingerprint, id="fingerprint"),
         pytest.param(temporal, id="temporal split"),
+        pytest.param(new_items, id="split by new items"),
+        pytest.param(Markov().fit, id="baselines"),
     ],
 )
 def test_memory_does_not_grow_with_the_log(
@@ -78,6 +82,27 @@ def test_memory_does_not_grow_with_the_log(
         tracemalloc.stop()
     small, large = peaks
     assert large < 1.4 * small + 2**20  # of a log 2.2 times as large
+
+
+def test_what_is_counted_in_parts_is_what_the_whole_log_has(stores: list[SequenceDataset]) -> None:
+    train = leave_one_out(stores[0]).train
+    rows = train.items.reshape(N_USERS, -1).astype(np.int64)
+    pairs = (rows[:, :-1] * (N_ITEMS + 1) + rows[:, 1:]).reshape(-1)
+    counts = np.bincount(pairs, minlength=(N_ITEMS + 1) ** 2).reshape(N_ITEMS + 1, -1)
+    shares = counts[1:] / counts[1:].sum(1, keepdims=True)
+    found = Markov().fit(train).transitions
+    assert np.diff(found.offsets).tolist() == [0] + [N_ITEMS] * N_ITEMS
+    assert np.allclose(found.values, shares[:, 1:].reshape(-1), rtol=1e-6)
+
+    split = new_items(stores[0], share=0.1)
+    new = np.setdiff1d(np.arange(1, N_ITEMS + 1), split.train.items)
+    assert len(new) == 5
+    assert np.isin(split.test.targets, new).all()
+    assert not np.isin(split.test.histories.items, new).any()
+    whole = stores[0].items.reshape(N_USERS, -1)
+    first = np.isin(whole, new).argmax(1)
+    assert np.array_equal(split.test.histories.lengths, first[first > 0])
+    assert np.array_equal(split.test.targets, whole[np.arange(N_USERS), first][first > 0])
 
 
 def test_a_large_epoch_has_every_example_once_in_an_order_of_its_own() -> None:

@@ -665,6 +665,8 @@ def test_a_block_that_is_passed_over_often_stays_in_the_cache():
     rows, columns = block_shape(10**6, 12_102, CPU, cached=True)
     assert columns == 12_102
     assert 4 * rows * columns <= 10_000_000 < 4 * (rows + 1) * columns
+    rows, columns = block_shape(10**6, 10**6, CPU, cached=True)  # columns are cut
+    assert 4 * rows * columns <= 10_000_000 < 4 * rows * (columns + 1)
 
 
 def test_no_block_has_more_columns_than_can_be_counted_in_float32():

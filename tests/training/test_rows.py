@@ -57,6 +57,16 @@ def pair(decay: float, rate: float = 0.01) -> tuple[Any, Any]:
     return (mine, RowAdam(mine, rate, decay)), (theirs, whole)
 
 
+def test_weights_that_fade_to_nothing_in_an_epoch_are_those_of_adamw() -> None:
+    (mine, rows), (theirs, whole) = pair(decay=10.0, rate=0.05)  # halves them in every step
+    for gradient in gradients(300, 0.1):  # 2^300 is beyond float32
+        mine[0].grad, theirs[0].grad = by_row(gradient), gradient
+        rows.step()
+        whole.step()
+    rows.settle()
+    torch.testing.assert_close(mine[0], theirs[0], rtol=1e-3, atol=2e-4)
+
+
 @pytest.mark.parametrize(("share", "decay"), [(0.1, 0.0), (0.02, 0.1), (1.0, 0.1)])
 def test_rows_end_where_adamw_over_all_of_them_does(share: float, decay: float) -> None:
     (mine, rows), (theirs, whole) = pair(decay)

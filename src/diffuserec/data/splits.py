@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from diffuserec.data.advice import require_sequences
 from diffuserec.data.arrays import nth_smallest
@@ -295,12 +295,8 @@ def new_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 0) -> Sp
     is_new = np.zeros(dataset.vocab_size, dtype=bool)
     is_new[np.random.default_rng(seed).permutation(occurring)[:n_new]] = True
     protocol = f"new-items share={share:g} seed={seed}"
-    starts, lengths, offsets = dataset.starts, dataset.lengths, dataset.offsets
-    places = np.flatnonzero(is_new[dataset.items])
-    owners = np.searchsorted(offsets, places, side="right") - 1
-    owners, first = np.unique(owners, return_index=True)
-    n_before = lengths.copy()
-    n_before[owners] = places[first] - offsets[owners]
+    starts, lengths = dataset.starts, dataset.lengths
+    n_before = np.concatenate([_n_before(is_new, part) for part in dataset.parts()])
     index = np.flatnonzero((n_before > 0) & (n_before < lengths))
     checked = np.flatnonzero(n_before >= 3)
     for found, what in ((index, "has a new item with another before it"), (checked, "has three")):
@@ -317,6 +313,18 @@ def new_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 0) -> Sp
     )
     train = dataset.view(starts, starts + n_train)
     return Split(train, valid, test, protocol, len(dataset) - len(index))
+
+
+def _n_before(
+    is_new: Bool[np.ndarray, " V"], dataset: SequenceDataset
+) -> Int64[np.ndarray, " U"]:
+    """Items of each sequence before its first new one, all where it has none."""
+    offsets, n_before = dataset.offsets, dataset.lengths
+    places = np.flatnonzero(is_new[dataset.items])
+    owners = np.searchsorted(offsets, places, side="right") - 1
+    owners, first = np.unique(owners, return_index=True)
+    n_before[owners] = places[first] - offsets[owners]
+    return n_before
 
 
 def split_by_file(dataset: SequenceDataset, path: Path | str, target: Target = "last") -> Split:

@@ -51,13 +51,7 @@ class Markov(ScoreRecommender):
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
         """Counts the transitions of `train`; `valid` is not used."""
-        real = ~train.synthetic
-        adjacent = real[:-1] & real[1:]
-        begins = train.offsets[(train.offsets > 0) & (train.offsets < len(train.items))]
-        adjacent[begins - 1] = False
-        pairs = (train.items[:-1][adjacent], train.items[1:][adjacent])
-        shape = (train.vocab_size, train.vocab_size)
-        counts = csr_array((np.ones(len(pairs[0])), pairs), shape=shape)
+        counts = _transitions(train)
         leaving = np.maximum(counts.sum(axis=1), 1)
         counts.data /= np.repeat(leaving, np.diff(counts.indptr))
         self.transitions.set(counts)
@@ -68,3 +62,30 @@ class Markov(ScoreRecommender):
         counts = self.popularity.to(torch.float32)
         trace = _POPULARITY_WEIGHT * counts / counts.sum().clamp(min=1)
         return self.transitions.decayed_sums(histories, self.config.decay) + trace
+
+
+def _transitions(train: SequenceDataset) -> csr_array:
+    """How often each item followed each other one, shape (V, V).
+
+    Needs memory for a million interactions beside the counts, however many there are.
+    """
+    sums = [csr_array((train.vocab_size, train.vocab_size))]
+    for part in train.parts():
+        counts = _transitions_of(part)
+        while sums and sums[-1].nnz <= 2 * counts.nnz:  # so that none is added up often
+            counts = counts + sums.pop()
+        sums.append(counts)
+    total = sums.pop()
+    while sums:
+        total = total + sums.pop()
+    return total
+
+
+def _transitions_of(part: SequenceDataset) -> csr_array:
+    items, real, offsets = part.items, ~part.synthetic, part.offsets
+    adjacent = real[:-1] & real[1:]
+    begins = offsets[(offsets > 0) & (offsets < len(items))]
+    adjacent[begins - 1] = False
+    pairs = (items[:-1][adjacent], items[1:][adjacent])
+    shape = (part.vocab_size, part.vocab_size)
+    return csr_array((np.ones(len(pairs[0])), pairs), shape=shape)

@@ -15,11 +15,12 @@ between, whose learning rates are η_j, its gradient is zero, and AdamW with wei
 for j = s+1 .. t-1, which together is
 
     m ← β₁^(t-1-s) m,   v ← β₂^(t-1-s) v,
-    w ← k_(t-1) · (w / k_s - (m / (√v + ε √(1 - β₂^s))) · Σ_j c_j ρ^(j-s) / k_j)
+    w ← (k_(t-1) / k_s) w - (m / (√v + ε √(1 - β₂^s))) · Σ_j c_j ρ^(j-s) k_(t-1) / k_j
 
 with ρ = β₁ / √β₂, c_j = η_j √(1 - β₂^j) / (1 - β₁^j) and k_j the product of (1 - η_i λ) over i ≤ j.
 The sums depend on s and the steps alone; each step adds its term to those of the last
-:data:`_REACH` steps, after which ρ^(j-s) is nothing.
+:data:`_REACH` steps, after which ρ^(j-s) is nothing. Quotients of k are of a later step by an
+earlier one, so that none grows however long an epoch is.
 """
 
 import contextlib
@@ -163,9 +164,10 @@ class _Behind:
         self.n = 0
         self.last.zero_()
         size = 1024
-        # of each step s the sum of the module's formula over later ones, and the log of k_s
+        # of each step s the sum of the module's formula over the next ones, as of the last of
+        # these, and the log of k_s
         self.drift = torch.zeros(size, device=self.parameter.device)
-        self.kept = torch.zeros(size, device=self.parameter.device)
+        self.kept = torch.zeros(size, dtype=torch.float64, device=self.parameter.device)
 
     def not_at_rest(self, rows: Int64[Tensor, " R"]) -> Int64[Tensor, " M"]:
         """Those of consecutive rows that something is to be done to: not what never moved."""
@@ -186,8 +188,9 @@ class _Behind:
         w, m, v = (x.index_select(0, rows) for x in self._tensors())
         shape = (-1,) + (1,) * (w.ndim - 1)
         floor = self.group["eps"] * torch.sqrt(1 - self.betas[1] ** steps)
-        moved = m / (v.sqrt() + floor.view(shape)) * self.drift[last].view(shape)
-        w = (w * torch.exp(-self.kept[last]).view(shape) - moved) * torch.exp(self.kept[self.n])
+        drift = self.drift[last] * self._kept_since((last + _REACH).clamp(max=self.n))
+        moved = m / (v.sqrt() + floor.view(shape)) * drift.view(shape)
+        w = w * self._kept_since(last).view(shape) - moved
         m = m * (self.betas[0] ** missed).view(shape)
         v = v * (self.betas[1] ** missed).view(shape)
         self._put(rows, w, m, v)
@@ -204,8 +207,9 @@ class _Behind:
         if self.n == len(self.drift):
             self.drift, self.kept = (torch.cat([x, torch.zeros_like(x)]) for x in self._sums())
         recent = slice(max(0, self.n - _REACH), self.n)
-        kept = self.kept[self.n] = self.kept[self.n - 1] + math.log1p(-rate * decay)
-        self.drift[recent] += self.powers[-(self.n - recent.start) :] * size * torch.exp(-kept)
+        self.kept[self.n] = self.kept[self.n - 1] + math.log1p(-rate * decay)
+        of_recent = self.powers[-(self.n - recent.start) :] * size
+        self.drift[recent].mul_(1 - rate * decay).add_(of_recent)
         w, m, v = (x.index_select(0, rows) for x in self._tensors())
         m.lerp_(gradient.to(m.dtype), 1 - beta_1)
         v.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
@@ -214,6 +218,10 @@ class _Behind:
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.parameter.data, self.state["exp_avg"], self.state["exp_avg_sq"]
+
+    def _kept_since(self, steps: Int64[Tensor, " R"]) -> Tensor:
+        """Share of a weight that decay has left since these steps, shape (R,)."""
+        return torch.exp(self.kept[self.n] - self.kept[steps]).to(torch.float32)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         return self.drift, self.kept

@@ -23,12 +23,11 @@ _MOST_SCORES = 10**10
 """Scores that a validation makes: half a minute of a CPU's core at width 64. A million items leave
 ten thousand queries, whose NDCG@10 has a standard error of about .002."""
 
+_ADVICE = "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
+
 
 class _NotNumbers(ConfigError):
-    def __init__(self) -> None:
-        super().__init__(
-            "the model's scores are not numbers: try a smaller learning_rate (a tenth)"
-        )
+    """The model's scores are not numbers."""
 
 
 def validation(
@@ -81,7 +80,7 @@ def validation(
         for of_batch in parallel.totals(gains):
             gain += of_batch
         if math.isnan(gain):
-            raise _NotNumbers()
+            raise _NotNumbers(_ADVICE)
         return gain / len(valid)
 
     return metric
@@ -100,6 +99,6 @@ def summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) 
         hidden=seen_items(valid.histories, index),
     )
     if bool(found.not_numbers.any()):
-        raise _NotNumbers()
+        raise _NotNumbers(_ADVICE)
     ranks: Tensor = found.ranks[found.ranks < _CUTOFF]
     return float((1 / torch.log2(ranks + 2)).sum())

@@ -55,6 +55,8 @@ def block_shape(
 
     Args:
         cached: keep a block small enough for a CPU's cache, for callers that pass over it often.
+            Where all columns fit into the memory budget but not into the cache, they stay together:
+            columns that are cut are made twice.
         group: rows that must stay together; a block holds one group or more.
     """
     kind = "cpu" if device.type == "cpu" else "cuda"
@@ -64,5 +66,8 @@ def block_shape(
     wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
     rows = min(n_rows, max(least, wanted // vocab_size))
     rows = max(1, rows // group) * group
-    columns = vocab_size if rows * vocab_size <= memory else max(1, memory // rows)
+    if rows * vocab_size <= memory:
+        columns = vocab_size
+    else:
+        columns = max(1, wanted // rows)
     return rows, min(columns, _MAX_COLUMNS)

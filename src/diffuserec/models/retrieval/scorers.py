@@ -52,7 +52,7 @@ class Scorer(ABC):
     def columns(self) -> list[slice]:
         """Blocks of columns that cover all items, each within the memory budget for all rows."""
         n_rows, vocab_size = self.shape
-        _, width = block_shape(n_rows, vocab_size, self.device, group=max(1, n_rows))
+        _, width = block_shape(n_rows, vocab_size, self.device, cached=True, group=max(1, n_rows))
         return [
             slice(first, min(first + width, vocab_size)) for first in range(0, vocab_size, width)
         ]
