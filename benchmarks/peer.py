@@ -25,7 +25,7 @@ CACHE = Path(__file__).resolve().parent.parent / ".bench-peers"
 """Where the environments are made."""
 
 TORCH = "torch==2.13.0"
-"""Installed before all else. On Linux, the build for the CPU alone is asked for first, for the plain
+"""Installed before all else. On Linux, the build for the CPU alone is asked for first: the plain
 one brings gigabytes of packages for CUDA; where pip finds none (the variable PIP_EXTRA_INDEX_URL
 names an index that has one), the plain one is installed, and runs on the CPU all the same."""
 

@@ -3,9 +3,9 @@
     python benchmarks/processes.py --json docs/lab/results/processes.json
 
 SASRec is trained on a log of the built-in store by one process and by several that torchrun starts,
-one thread each. Seconds are those of an epoch after the first; where there are fewer idle cores than
-processes, those of the processor say what each does. Losses, the validation metric and all
-parameters are compared with those of one process.
+one thread each. Seconds are those of an epoch after the first; where fewer cores are idle than
+there are processes, those of the processor say what each does. Losses, the validation metric and
+all parameters are compared with those of one process.
 """
 
 import argparse

@@ -315,9 +315,7 @@ def new_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 0) -> Sp
     return Split(train, valid, test, protocol, len(dataset) - len(index))
 
 
-def _n_before(
-    is_new: Bool[np.ndarray, " V"], dataset: SequenceDataset
-) -> Int64[np.ndarray, " U"]:
+def _n_before(is_new: Bool[np.ndarray, " V"], dataset: SequenceDataset) -> Int64[np.ndarray, " U"]:
     """Items of each sequence before its first new one, all where it has none."""
     offsets, n_before = dataset.offsets, dataset.lengths
     places = np.flatnonzero(is_new[dataset.items])

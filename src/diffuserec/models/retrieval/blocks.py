@@ -66,8 +66,5 @@ def block_shape(
     wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
     rows = min(n_rows, max(least, wanted // vocab_size))
     rows = max(1, rows // group) * group
-    if rows * vocab_size <= memory:
-        columns = vocab_size
-    else:
-        columns = max(1, wanted // rows)
+    columns = vocab_size if rows * vocab_size <= memory else max(1, wanted // rows)
     return rows, min(columns, _MAX_COLUMNS)
