@@ -409,3 +409,9 @@ def test_repeat_share_by_hand() -> None:
 def test_repeat_share_of_no_queries() -> None:
     none = SequenceDataset.from_lists([])
     assert Queries(none, np.zeros(0, dtype=np.int64)).repeat_share == 0.0
+
+
+def test_a_log_without_users_has_no_new_items() -> None:
+    nothing = SequenceDataset.from_lists([[1, 2, 3]]).select(np.arange(0))
+    with pytest.raises(DataError, match="no user has a new item"):
+        new_items(nothing)

@@ -296,7 +296,8 @@ def new_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 0) -> Sp
     is_new[np.random.default_rng(seed).permutation(occurring)[:n_new]] = True
     protocol = f"new-items share={share:g} seed={seed}"
     starts, lengths = dataset.starts, dataset.lengths
-    n_before = np.concatenate([_n_before(is_new, part) for part in dataset.parts()])
+    before = [_n_before(is_new, part) for part in dataset.parts()]
+    n_before = np.concatenate([np.zeros(0, dtype=np.int64), *before])
     index = np.flatnonzero((n_before > 0) & (n_before < lengths))
     checked = np.flatnonzero(n_before >= 3)
     for found, what in ((index, "has a new item with another before it"), (checked, "has three")):
