@@ -107,7 +107,13 @@ def _serving(
     )
     app = application(paths, settings)
     config = uvicorn.Config(
-        app, port=0, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=5
+        app,
+        port=0,
+        http="h11",
+        ws="none",  # as the command has it
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
