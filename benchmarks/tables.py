@@ -814,6 +814,31 @@ def service() -> str:
     )
 
 
+def warm_started() -> str:
+    """A model that starts from an earlier one, against a training from nothing."""
+    lines = []
+    for name in ("warm_start", "warm_start_ml-1m"):
+        document = _read(name)
+        given = document["given"]
+        log = given["log"] if given["log"].lower() != "none" else "built-in store"
+        for run in document["runs"]:
+            epochs, ndcg = run["epochs"], run["ndcg"]
+            few = ndcg["full, as few epochs as warm"]
+            lines.append(
+                [
+                    f"{log}, {int(given['users']):,} users",
+                    f"{run['share_added']:.0%}",
+                    f"{run['n_queries']:,}",
+                    f"{ndcg['full']:.4f} ({epochs['full']} epochs)",
+                    f"{ndcg['warm']:.4f} ({epochs['warm']})",
+                    f"{few:.4f} ({epochs['warm']})",
+                    f"{ndcg['warm'] / ndcg['full']:.0%}",
+                ]
+            )
+    header = ["log", "new", "queries", "from nothing", "started", "as short from nothing"]
+    return table([*header, "reached"], lines)
+
+
 def _killed(found: Any) -> str:
     if found is None:
         return ""
@@ -829,6 +854,7 @@ def _read(name: str) -> Any:
 
 PLACES: dict[str, Callable[[], str]] = {
     "service": service,
+    "warm_start": warm_started,
     "floors": floors,
     "augmentation": lambda: f"{report('augmentation_beauty')}\n\n{costs('augmentation_beauty')}",
     "sasrec": lambda: report("sasrec_ml-1m"),

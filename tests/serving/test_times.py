@@ -1,6 +1,7 @@
 """Times of a history's items: read by models that read them, however a request comes."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from diffuserec import SequenceDataset, find_recommender, load
 from diffuserec.data import Catalog
+from diffuserec.serving.lists import recommend_from
 
 HISTORY, DAY = ["i1", "i2", "i3"], 86_400
 SOON, LATE = [0, 60, 120], [0, 60, 9 * DAY]
@@ -65,7 +67,7 @@ def test_lists_follow_the_times_however_they_come(timed, serving, tmp_path: Path
             path = "/v1/jobs?options=%7B%22k%22:5%7D"
             job = ask("POST", path, sent, {"Content-Type": kind}).json()["id"]
             while ask("GET", f"/v1/jobs/{job}").json()["state"] != "done":
-                pass
+                time.sleep(0.02)
             found = ask("GET", f"/v1/jobs/{job}/result").body.splitlines()
             assert [scores(json.loads(line)) for line in found] == [
                 wanted[str(times)] for times in (SOON, None, LATE)
@@ -78,6 +80,22 @@ def test_a_model_that_reads_no_times_is_not_told(timed, serving) -> None:
             ask.recommend(HISTORY, model="markov", times=times).json() for times in (None, LATE)
         )
     assert plain == told
+
+
+def test_histories_without_times_are_told_of(timed, tmp_path: Path) -> None:
+    said: list[str] = []
+    recommend_from(timed["hstu"], HISTORY, None, say=said.append)
+    assert said == [
+        "hstu reads when items were chosen, and 1 of 1 histories came without times: lists may be "
+        "worse than measured"
+    ]
+    said.clear()
+    log = tmp_path / "log.csv"
+    frame = pl.DataFrame({"user_id": ["a"] * 3, "item_id": HISTORY, "timestamp": LATE})
+    frame.write_csv(log)
+    found = recommend_from(timed["hstu"], None, log, k=5, say=said.append)
+    assert scores({"items": found.to_dicts()}) == expected(timed["hstu"], LATE)
+    assert not any("without times" in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ class ListMaker:
             n_without=len(asked) - frame["query"].n_unique(),
             n_longer=sum(max_len is not None and len(items) > max_len for items in asked),
             n_single=int(users is None),
+            n_untimed=len(asked) if self.model.reads_times and times is None else 0,
         )
         if users is not None:
             frame = frame.select(user_id=users.gather(frame["query"])).hstack(frame)
@@ -149,6 +150,7 @@ class Answered:
         n_asked, n_alone, n_without: histories, those without a known item and without a list.
         n_longer: histories longer than the model looks back.
         n_single: whether it was one history, without a user.
+        n_untimed: histories without times, of a model that reads them.
     """
 
     n_ids: int = 0
@@ -158,6 +160,7 @@ class Answered:
     n_without: int = 0
     n_longer: int = 0
     n_single: int = 0
+    n_untimed: int = 0
 
     def __add__(self, other: "Answered") -> "Answered":
         return Answered(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -174,6 +177,11 @@ class Answered:
                 f"{self.n_longer:,} of {self.n_asked:,} histories are longer than the "
                 f"{model.max_len} items that {model.name} looks back on: only their newest "
                 f"{model.max_len} count"
+            )
+        if self.n_untimed:
+            yield (
+                f"{model.name} reads when items were chosen, and {self.n_untimed:,} of "
+                f"{self.n_asked:,} histories came without times: lists may be worse than measured"
             )
         if not self.n_single or self.n_unknown or self.n_alone or self.n_without:
             yield _summary(self.n_ids, self.n_asked, self.n_unknown, self.n_alone, self.n_without)
