@@ -451,6 +451,16 @@ def test_a_model_is_exchanged_without_a_lost_request(saved, serving, keys, tmp_p
         assert ask("POST", "/v1/recommend", body, caller).json()["sha256"] == after
 
 
+def test_a_link_to_the_newest_run_keeps_its_name(saved, serving, tmp_path: Path) -> None:
+    link = tmp_path / "newest"
+    try:
+        link.symlink_to(saved["sasrec"], target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    with serving(link) as ask:
+        assert list(ask("GET", "/readyz").json()["models"]) == ["newest"]
+
+
 def test_a_service_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a model"):
         application({})

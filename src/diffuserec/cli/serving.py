@@ -59,6 +59,7 @@ def serve(
     from diffuserec.cli import options
 
     try:
+        from diffuserec.serving.served import name_of
         from diffuserec.serving.server import serve as run_server
         from diffuserec.serving.settings import service_settings
     except ModuleNotFoundError as error:
@@ -66,7 +67,7 @@ def serve(
             f"the service needs {error.name}: pip install 'diffuserec[serve]'"
         ) from error
 
-    paths = {run.resolve().name: run}
+    paths = {name_of(run): run}
     for pair in model or []:
         name, equals, path = pair.partition("=")
         if not (name and equals and path):

@@ -26,6 +26,7 @@ from diffuserec.serving.answers import Asked
 from diffuserec.serving.batching import OverloadError
 from diffuserec.serving.guard import JSON, LINES, PARQUET, Guard, RefusedError, Visit, error_line
 from diffuserec.serving.jobs import Jobs
+from diffuserec.serving.served import name_of
 from diffuserec.serving.service import Service
 from diffuserec.serving.settings import ServiceSettings
 
@@ -64,7 +65,7 @@ def application(
         ConfigError: a directory holds no recommender, or its method is not known here.
     """
     if isinstance(paths, Path | str):
-        paths = {Path(paths).resolve().name: paths}
+        paths = {name_of(paths): paths}
     settings = settings or ServiceSettings()
     service = Service({name: Path(path) for name, path in paths.items()}, settings)
     assistant = None

@@ -1,6 +1,7 @@
 """Models as a service holds them: loaded, named, described, and exchanged without a pause."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,14 @@ class ServedModel:
             "recall": None if self.index is None else self.index.recall,
             "example": catalog.item_ids.head(1).to_list()[0] if catalog.n_items else None,
         }
+
+
+def name_of(path: Path | str) -> str:
+    """The name of a model that was given none: its directory's, or that of the link to it.
+
+    A link that leads to another directory later keeps its name, and with it requests and jobs.
+    """
+    return Path(os.path.abspath(path)).name
 
 
 def load_served(name: str, path: Path, approximate: bool = False) -> ServedModel:
