@@ -48,6 +48,16 @@ class Clockwork(ScoreRecommender):
         raise NotImplementedError
 
 
+class Closing(Clockwork):
+    """A method whose epochs take a hundredth of a second for each user and two seconds to close."""
+
+    def learn(self, train, valid, runtime):
+        for number in range(self.config.epochs):
+            if runtime.on_epoch(Epoch("fit", number, 1.0, None, 2 + len(train) / 100)):
+                break
+        return []
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("costs") / "data"
@@ -65,6 +75,12 @@ def test_time_is_in_proportion_to_users_and_queries(data):
     assert found.seconds == pytest.approx(expected)
 
 
+def test_what_an_epoch_takes_whatever_the_users_is_counted_once(data):
+    register(Closing)
+    found = foresee(Plan(str(data), "closing", {}), Runtime(device="cpu"))
+    assert found.epoch_seconds == pytest.approx({"fit": 2 + N_USERS / 100})
+
+
 def test_the_command_counts_all_epochs_and_the_price(tmp_path):
     data = tmp_path / "data"
     Store(n_users=60, n_items=40).dataset().save(data)
@@ -80,7 +96,7 @@ def test_the_command_counts_all_epochs_and_the_price(tmp_path):
 
 
 def test_words():
-    costs = Costs(10, 20, 100, 5, 3, {"fit": 2.0}, 0.5, None)
+    costs = Costs(10, 20, 100, 5, 3, {"fit": 2.0}, 0.5, None, True)
     assert costs.seconds == 7.5
     assert costs.facts()["all, at most (3 epochs)"] == "7.5 s"
     assert [spoken(s) for s in (45.0, 100.0, 7260.0)] == ["45 s", "2 min", "2 h 1 min"]
@@ -88,3 +104,4 @@ def test_words():
     assert not advice(replace(costs, epochs=300, epoch_seconds={"fit": 10.0}))
     long = replace(costs, items=10**6, epochs=100, epoch_seconds={"fit": 1000.0})
     assert ["long" in line or "scores" in line for line in advice(long)] == [True, True]
+    assert len(advice(replace(long, full_softmax=False))) == 1  # negatives are sampled already

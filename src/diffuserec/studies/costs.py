@@ -1,9 +1,10 @@
 """What a training will cost on this machine, foreseen from some of its own steps.
 
 Time is measured, not computed: the method is fitted to a few of the log's users with the settings
-and the catalog of the whole, so that a step and its memory are those of the real training, and the
-seconds of an epoch are in proportion to the users. What is foreseen is therefore right for this
-machine, its load and its number of threads.
+and the catalog of the whole, so that a step and its memory are those of the real training. Two such
+fits, to fewer and to more users, tell what an epoch takes for each user and what it takes whatever
+their number, as the end of one does where the catalog is large. What is foreseen is therefore right
+for this machine, its load and its number of threads.
 """
 
 import sys
@@ -17,9 +18,13 @@ from diffuserec.data import Queries, SequenceDataset, load_dataset, split_datase
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.studies.run_file import Plan
 from diffuserec.studies.train_run import methods_of, require_buildable
+from diffuserec.training.validation import n_measured
 
 _TRIED = 3.0
 """Seconds that a trial epoch should take, where the log has enough users."""
+
+_LONGEST = 6.0
+"""Seconds of a trial epoch after which no longer one is tried."""
 
 _QUERIES = 512
 
@@ -43,6 +48,7 @@ class Costs:
         memory: most bytes that this process has had in memory, the model and a batch of its
             training among them; None where the system does not say. Data is mapped, and not
             counted until it is read.
+        full_softmax: whether each step scores all items.
     """
 
     users: int
@@ -53,6 +59,7 @@ class Costs:
     epoch_seconds: dict[str, float]
     validation_seconds: float
     memory: int | None
+    full_softmax: bool
 
     @property
     def seconds(self) -> float:
@@ -88,7 +95,7 @@ def advice(costs: Costs) -> list[str]:
             "long: a GPU (--device cuda) or several processes (docs/cluster.md) shorten it in "
             "proportion; so do fewer epochs, which validation often leaves unused"
         )
-        if costs.items > _MANY_ITEMS:
+        if costs.full_softmax and costs.items > _MANY_ITEMS:
             found.append(
                 f"most of it goes into scores of {costs.items:,} items: a loss that samples some "
                 "of them (docs/large-catalogs.md) costs a fraction"
@@ -110,9 +117,13 @@ def foresee(plan: Plan, runtime: Runtime) -> Costs:
     """
     split = split_dataset(load_dataset(plan.data), plan.split)
     require_buildable(plan, split.train.catalog)
-    tried = Trial(plan, split.train, split.valid, runtime)
-    while tried.seconds < _TRIED / 2 and tried.n_users < len(split.train):
-        growth = min(16.0, _TRIED / max(tried.seconds, 1e-3))
+    first = tried = Trial(plan, split.train, split.valid, runtime)
+    while (
+        tried.seconds - first.seconds < _TRIED / 2
+        and tried.seconds < _LONGEST
+        and tried.n_users < len(split.train)
+    ):
+        growth = min(16.0, max(4.0, _TRIED / max(tried.seconds, 1e-3)))
         tried = Trial(plan, split.train, split.valid, runtime, round(tried.n_users * growth))
     return Costs(
         users=len(split.train),
@@ -120,10 +131,23 @@ def foresee(plan: Plan, runtime: Runtime) -> Costs:
         interactions=int(split.train.lengths.sum()),
         parameters=sum(parameter.numel() for parameter in tried.model.parameters()),
         epochs=getattr(tried.model.config, "epochs", None),
-        epoch_seconds=tried.epoch_seconds,
+        epoch_seconds={
+            phase: _of_all(len(split.train), first, tried, phase) for phase in tried.epoch_seconds
+        },
         validation_seconds=tried.validation_seconds,
         memory=peak_memory(),
+        full_softmax=bool(getattr(tried.model.config, "full_softmaxes", 0)),
     )
+
+
+def _of_all(n_users: int, first: "Trial", last: "Trial", phase: str) -> float:
+    """Seconds of a phase's epoch on so many users, on the line through those of two trials."""
+    seconds = last.epoch_seconds[phase]
+    each = seconds / last.n_users
+    if first.n_users < last.n_users and phase in first.epoch_seconds:
+        more = seconds - first.epoch_seconds[phase]
+        each = min(each, max(0.0, more) / (last.n_users - first.n_users))
+    return seconds + each * (n_users - last.n_users)
 
 
 class Trial:
@@ -137,7 +161,7 @@ class Trial:
         model: what was fitted.
         n_users: how many there were.
         seconds: of the second epochs.
-        epoch_seconds: of an epoch on the whole log, by phase; of a method without epochs the fit's.
+        epoch_seconds: of these by phase; of a method without epochs the fit's.
         validation_seconds: of all queries, after the last phase's epochs.
     """
 
@@ -168,13 +192,12 @@ class Trial:
         begin = time.perf_counter()
         self.model.fit(few, queries, replace(runtime, shared=None, progress=False, on_epoch=told))
         tried = {epoch.phase: epoch.seconds for epoch in epochs}
-        tried = tried or {"fit": time.perf_counter() - begin}
-        self.seconds = sum(tried.values())
-        self.epoch_seconds = {k: each * len(log) / len(few) for k, each in tried.items()}
+        self.epoch_seconds = tried or {"fit": time.perf_counter() - begin}
+        self.seconds = sum(self.epoch_seconds.values())
         self.validation_seconds = 0.0
         if valid is not None and queries is not None and len(ends) > 1:
             between = max(0.0, ends[-1] - ends[-2] - epochs[-1].seconds)
-            self.validation_seconds = between * len(valid) / len(queries)
+            self.validation_seconds = between * n_measured(valid) / len(queries)
 
 
 def _some(n: int, wanted: int) -> Int64[np.ndarray, " S"]:

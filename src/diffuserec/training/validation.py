@@ -58,10 +58,10 @@ def validation(
             "epochs"
         )
 
-    n_measured = max(1, most_scores // valid.histories.vocab_size)
-    if n_measured < len(valid):
+    n = n_measured(valid, most_scores)
+    if n < len(valid):
         generator = np.random.Generator(np.random.Philox(key=[0, len(valid)]))
-        valid = valid.select(np.sort(generator.choice(len(valid), n_measured, replace=False)))
+        valid = valid.select(np.sort(generator.choice(len(valid), n, replace=False)))
     shown = valid.histories
     at_once = method.at_once(batch_size) if isinstance(method, Recommender) else batch_size
 
@@ -84,6 +84,11 @@ def validation(
         return gain / len(valid)
 
     return metric
+
+
+def n_measured(valid: Queries, most_scores: int = _MOST_SCORES) -> int:
+    """How many of the queries :func:`validation` measures."""
+    return min(len(valid), max(1, most_scores // valid.histories.vocab_size))
 
 
 def summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) -> float:
