@@ -38,6 +38,12 @@ except BaseException as error:
     sys.exit(1)
 """
 
+_COUNT_PARQUET = """
+import sys
+import polars
+print(polars.scan_parquet(sys.argv[1], glob=False).select(polars.len()).collect().item())
+"""
+
 PATIENCE = 10.0
 """Seconds for which the writer of a file waits for another one of the same file."""
 
@@ -255,13 +261,24 @@ def check_parquet(path: Path) -> None:
     Raises:
         DataError: the file cannot be read; names it and says why.
     """
-    command = [sys.executable, "-P", "-X", "utf8", "-c", _READ_PARQUET, str(path.absolute())]
-    child = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    child = _apart(_READ_PARQUET, path)
     if child.returncode:
         why = child.stdout.decode(errors="replace").strip() or "reading it ends the process"
         raise DataError(f"{path.name}: damaged Parquet file ({why}): write it again")
+
+
+def parquet_height(path: Path) -> int:
+    """Rows that a Parquet file of unknown origin says it has; 0 if it cannot be read."""
+    child = _apart(_COUNT_PARQUET, path)
+    return 0 if child.returncode else int(child.stdout)
+
+
+def _apart(program: str, path: Path) -> subprocess.CompletedProcess[bytes]:
+    """Runs a program about a file in a process of its own, which may abort."""
+    command = [sys.executable, "-P", "-X", "utf8", "-c", program, str(path.absolute())]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
 
 
 def read_parquet(path: Path, height: int | None = None) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from diffuserec.data import dataset_manifest, load_dataset, prepare_log
-from diffuserec.data.preparing import log_files
+from diffuserec.data.preparing import bytes_in_memory, log_files
 from diffuserec.errors import ConfigError, DataError
 
 WHOLE = 2**40
@@ -228,3 +228,14 @@ def test_a_format_that_is_only_read_whole_is_read_whole(tmp_path: Path) -> None:
 def test_memory_is_a_positive_number(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory must be at least 1 byte"):
         prepare_log(tmp_path / "log.csv", tmp_path / "out", memory=0)
+
+
+def test_rows_of_a_parquet_file_count_however_small_it_is(tmp_path: Path) -> None:
+    n = 200_000
+    users = np.arange(n) // 20
+    log = pl.DataFrame({"user_id": users, "item_id": users % 20, "timestamp": users})
+    log.write_parquet(tmp_path / "log.parquet", row_group_size=2000)
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "log.parquet").read_bytes()[:-9])
+    assert (tmp_path / "log.parquet").stat().st_size < 2 * n
+    assert bytes_in_memory([tmp_path / "log.parquet"]) > 100 * n
+    assert bytes_in_memory([tmp_path / "cut.parquet", tmp_path / "none"]) < 30 * n

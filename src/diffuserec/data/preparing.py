@@ -19,7 +19,7 @@ from diffuserec.data.selection import names_in
 from diffuserec.data.storage import save_files
 from diffuserec.data.summary import MARKS, Summary, require_limits, tells_of_events
 from diffuserec.errors import ConfigError, DataError
-from diffuserec.files import telling, work_folder
+from diffuserec.files import parquet_height, telling, work_folder
 
 MEMORY = 4 * 2**30
 """Bytes that preparing a log may take, unless another number is given."""
@@ -29,6 +29,12 @@ _EXPANSION = 12
 
 _PACKED = 8
 """Times its size to which a gzip file usually unpacks."""
+
+_ROW = 150
+"""Bytes of memory for a row of a Parquet file that is read whole, at most about."""
+
+_SMALL = 2**16
+"""Bytes of a Parquet file below which its rows are not counted."""
 
 
 def prepare_log(
@@ -106,7 +112,7 @@ def prepare_log(
         attributes.append(frame)
         return notes
 
-    if len(files) > 1 or _bytes_in_memory(files) > memory:
+    if len(files) > 1 or bytes_in_memory(files) > memory:
         limits = Limits(memory)
         with (
             work_folder(target) as folder,
@@ -186,14 +192,24 @@ def log_files(logs: Sequence[Path | str]) -> list[Path]:
     return files
 
 
-def _bytes_in_memory(files: Sequence[Path]) -> int:
-    """About the bytes that reading files whole would take; 0 for what is missing."""
+def bytes_in_memory(files: Sequence[Path]) -> int:
+    """About the bytes that reading files whole would take; 0 for what is missing.
+
+    A Parquet file packs rows that are alike into next to nothing, so its rows count, too.
+    """
     total = 0
     for file in files:
         if file.is_file():
+            size = file.stat().st_size
             packed = _PACKED if file.suffix.lower() == ".gz" else 1
-            total += file.stat().st_size * packed * _EXPANSION
+            n_rows = parquet_height(file) if size > _SMALL and _is_parquet(file) else 0
+            total += max(size * packed * _EXPANSION, n_rows * _ROW)
     return total
+
+
+def _is_parquet(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _save(
