@@ -27,7 +27,7 @@ from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.training import parallel
 
 
-def train(folder: Path, users: int, items: int, dim: int, epochs: int) -> None:
+def train(folder: Path, users: int, items: int, dim: int, batch: int, epochs: int) -> None:
     """What each process does; it writes its figures, and the first one its parameters."""
     torch.set_num_threads(1)
     share = parallel.share()
@@ -37,7 +37,7 @@ def train(folder: Path, users: int, items: int, dim: int, epochs: int) -> None:
     runtime = dr.Runtime(
         device="cpu", progress=False, on_epoch=lambda epoch: ends.append(time.process_time())
     )
-    model = SASRec(dim=dim, epochs=epochs).fit(split.train, split.valid, runtime)
+    model = SASRec(dim=dim, batch_size=batch, epochs=epochs).fit(split.train, split.valid, runtime)
     figures = {
         "seconds": float(np.median([epoch.seconds for epoch in model.curve[1:]])),
         "processor": float(np.median(np.diff(ends))),
@@ -72,24 +72,27 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=4000)
     parser.add_argument("--items", type=int, default=12_101)
     parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 256], help="users a batch")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
-        train(Path(given.part), given.users, given.items, given.dim, given.epochs)
+        shape = (given.users, given.items, given.dim, given.batch[0], given.epochs)
+        train(Path(given.part), *shape)
         return
     shape = {name: getattr(given, name) for name in ("users", "items", "dim", "epochs")}
     words = [word for name, value in shape.items() for word in (f"--{name}", str(value))]
-    first: dict[str, torch.Tensor] = {}
     result: dict[str, Any] = {**shape, "cores": os.cpu_count(), "runs": []}
-    for world in given.worlds:
-        found, state = run(world, words)
-        first = first or state
-        apart = [(first[name].double() - state[name].double()).abs().max() for name in state]
-        found["difference"] = float(max(apart))
-        result["runs"].append(found)
-        print(json.dumps(found), flush=True)
+    for batch in given.batch:
+        first: dict[str, torch.Tensor] = {}
+        for world in given.worlds:
+            found, state = run(world, [*words, "--batch", str(batch)])
+            first = first or state
+            apart = {name: float((first[name] - state[name]).abs().max()) for name in state}
+            found |= {"batch": batch, "differences": apart}
+            result["runs"].append(found)
+            print(json.dumps(found), flush=True)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

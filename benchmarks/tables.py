@@ -308,22 +308,21 @@ def processes() -> str:
     document = _read("processes")
     body = [
         [
+            str(found["batch"]),
             str(found["world"]),
-            f"{found['seconds']:.1f}",
             f"{max(found['processor']):.1f}",
-            f"{found['loss']:.6f}",
-            f"{found['metric']:.6f}",
-            f"{found['difference']:.1e}",
+            f"{found['loss']:.5f}",
+            f"{found['metric']:.4f}",
+            f"{found['differences']['table.vectors.weight']:.0e}" if found["world"] > 1 else "",
         ]
         for found in document["runs"]
     ]
-    header = ["processes", "seconds of an epoch", "processor seconds of the busiest", "loss"]
+    header = ["users a batch", "processes", "processor seconds of the busiest, an epoch", "loss"]
+    header += ["validation NDCG@10", "largest difference of an item vector"]
     return (
-        f"{table([*header, 'validation NDCG@10', 'largest difference of a parameter'], body)}\n\n"
-        f"SASRec, width {document['dim']}, {document['users']:,} users and "
-        f"{document['items']:,} items of the built-in store, full softmax, one thread each, "
-        f"{document['cores']} cores; dropout is on. Differences are to one process, after "
-        f"{document['epochs']} epochs."
+        f"{table(header, body)}\n\nSASRec, width {document['dim']}, {document['users']:,} users "
+        f"and {document['items']:,} items of the built-in store, full softmax, dropout, "
+        f"{document['epochs']} epochs in single precision, one thread for each process."
     )
 
 
