@@ -32,7 +32,8 @@ _HOME = {
     name: f"{__name__}.{module}"
     for module, names in {
         "data": "Catalog Interactions Queries SequenceDataset Split Store from_dataset from_frame "
-        "leave_last leave_one_out load_dataset new_items prepare_log read_log temporal",
+        "leave_basket leave_last leave_one_out load_dataset new_items prepare_log read_log "
+        "temporal",
         "evaluation": "Evaluation check_consistency compare evaluate",
         "models.augmenter": "Augmenter",
         "models.base": "Runtime",

@@ -11,6 +11,7 @@ from diffuserec.data.interactions import read_log as read_log
 from diffuserec.data.preparing import prepare_log as prepare_log
 from diffuserec.data.splits import Queries as Queries
 from diffuserec.data.splits import Split as Split
+from diffuserec.data.splits import leave_basket as leave_basket
 from diffuserec.data.splits import leave_last as leave_last
 from diffuserec.data.splits import leave_one_out as leave_one_out
 from diffuserec.data.splits import new_items as new_items
@@ -75,7 +76,7 @@ from diffuserec.augmenters.random import Random as _Random
 from diffuserec.augmenters.random_seq import RandomSeq as _RandomSeq
 
 __version__: str
-__all__ = ['Augmenter', 'Catalog', 'ConfigError', 'DataError', 'Evaluation', 'Interactions', 'Queries', 'Recommender', 'Report', 'Runtime', 'SequenceDataset', 'Split', 'Store', 'check_consistency', 'compare', 'evaluate', 'find_augmenter', 'find_recommender', 'from_dataset', 'from_frame', 'leave_last', 'leave_one_out', 'load', 'load_augmenter', 'load_dataset', 'method_names', 'new_items', 'prepare_log', 'read_log', 'recommender_for', 'register', 'temporal']
+__all__ = ['Augmenter', 'Catalog', 'ConfigError', 'DataError', 'Evaluation', 'Interactions', 'Queries', 'Recommender', 'Report', 'Runtime', 'SequenceDataset', 'Split', 'Store', 'check_consistency', 'compare', 'evaluate', 'find_augmenter', 'find_recommender', 'from_dataset', 'from_frame', 'leave_basket', 'leave_last', 'leave_one_out', 'load', 'load_augmenter', 'load_dataset', 'method_names', 'new_items', 'prepare_log', 'read_log', 'recommender_for', 'register', 'temporal']
 
 class ACVAE(_ACVAE):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, item_features: bool = False, id_dropout: float = 0.2, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.01, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'gru', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, hidden_dim: int = 128, kl_weight: float = 0.001, contrast_weight: float = 0.1, adversary_learning_rate: float = 0.001, adversary_weight_decay: float = 0.1, tied: bool = True, n_draws: int = 3) -> None: ...

@@ -18,6 +18,7 @@ from diffuserec.data import (
     SequenceDataset,
     Split,
     canonical_split,
+    leave_basket,
     leave_last,
     leave_one_out,
     new_items,
@@ -93,6 +94,84 @@ def test_lists_of_no_length_are_refused(k: str) -> None:
         leave_last(SequenceDataset.from_lists([[1, 2, 3]]), 7)
 
 
+BASKETS = [
+    [(1, 0), (2, 0), (3, 5), (4, 5), (5, 9), (6, 9), (5, 9)],  # the five is there twice
+    [(1, 0), (2, 1), (3, 2)],  # no basket in the end
+    [(7, 3), (8, 4), (9, 6), (10, 6), (11, 6)],
+    [(1, 1), (2, 2), (3, 2)],  # nothing to train on
+    [(1, 1), (2, 2), (6, 3), (6, 3)],  # one item twice
+    [],
+]
+
+
+def test_leave_basket_by_hand() -> None:
+    split = leave_basket(timed(BASKETS))
+    assert lists(split.train) == [[1, 2], [1, 2, 3], [7], [1, 2, 3], [1, 2, 6, 6], []]
+    assert lists(split.valid.histories) == [[1, 2], [7]]
+    assert split.valid.targets.tolist() == [3, 8]
+    assert (split.valid.following, split.valid.together) == (None, False)
+    assert lists(split.test.histories) == [[1, 2, 3, 4], [7, 8]]
+    assert split.test.histories.users.tolist() == [0, 2]
+    assert split.test.following is not None
+    assert split.test.following.tolist() == [[5, 6, 0], [9, 10, 11]]
+    assert split.test.targets.tolist() == [5, 9]
+    assert split.test.together
+    assert split.test.select(np.array([1])).together
+    assert (split.n_too_short, split.protocol) == (4, "leave-basket")
+    named = split_dataset(timed(BASKETS), canonical_split("leave-basket"))
+    assert lists(named.test.histories) == lists(split.test.histories)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), max_size=9), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_nothing_of_a_basket_is_seen_before_it_is_asked_for(
+    events: list[list[tuple[int, int]]],
+) -> None:
+    """By sets of items at each time: no part holds anything of the time that is asked for."""
+    log = [sorted(user, key=lambda event: event[1]) for user in events]
+    baskets = {}
+    for user, mine in enumerate(log):
+        times = sorted({time for _, time in mine})
+        newest = [item for item, time in mine if time == times[-1]] if times else []
+        if len(times) >= 3 and len(set(newest)) >= 2:
+            baskets[user] = (times[-2], times[-1], set(newest))
+    view = timed([[(50, 99)], *log, [(50, 99)]])
+    view = view.select(np.arange(1, len(log) + 1))  # of a log that holds more
+    if not baskets:
+        with pytest.raises(DataError, match="the log has no baskets"):
+            leave_basket(view)
+        return
+    split = leave_basket(view)
+
+    def until(user: int, moment: int) -> list[int]:
+        return [item for item, time in log[user] if time < moment]
+
+    assert lists(split.train) == [
+        until(user, baskets[user][0] if user in baskets else 99) for user in range(len(log))
+    ]
+    assert lists(split.valid.histories) == [until(user, b[0]) for user, b in baskets.items()]
+    assert lists(split.test.histories) == [until(user, b[1]) for user, b in baskets.items()]
+    following = split.test.following
+    assert following is not None
+    found = [[item for item in row if item] for row in following.tolist()]
+    assert [set(row) for row in found] == [basket for _, _, basket in baskets.values()]
+    assert all(len(set(row)) == len(row) for row in found)
+
+
+def test_a_history_put_in_at_once_is_no_basket() -> None:
+    log = [[(1, 0), (2, 1), *[(item, 2) for item in range(n)]] for n in (101, 100)]
+    times = timed([[(item % 90 + 1, time) for item, time in user] for user in log])
+    split = leave_basket(times)
+    assert split.test.histories.users.tolist() == [1]
+    assert split.test.following is not None
+    assert split.test.following.shape == (1, 90)
+
+
+def test_a_log_without_times_has_no_baskets() -> None:
+    with pytest.raises(DataError, match="baskets need timestamps: prepare the log with --time"):
+        leave_basket(SequenceDataset.from_lists([[1, 2, 3, 4]]))
+
+
 def test_leave_one_out_keeps_the_numbers_of_users() -> None:
     dataset = SequenceDataset.from_lists([[1, 2], [1, 2, 3]], users=[40, 7])
     split = leave_one_out(dataset)
@@ -121,9 +200,12 @@ def test_leave_one_out_of_a_view() -> None:
     assert split.valid.repeat_share == split.test.repeat_share == 0.0
 
 
-@pytest.mark.parametrize("split", [leave_one_out, temporal])
+@pytest.mark.parametrize("split", [leave_one_out, leave_basket, temporal])
 def test_the_parts_of_a_split_are_views_of_the_log(split) -> None:
-    dataset = timed([[(n + 1, 10 * n) for n in range(9)], [(n + 1, 9 * n) for n in range(9)]])
+    times = [10 * n for n in range(9)]
+    dataset = timed(
+        [[(n + 1, t) for n, t in enumerate([*times, 80])], [(n + 1, 9 * n) for n in range(9)]]
+    )
     for part in parts_of(split(dataset)):
         assert part.log is dataset.log
         assert np.shares_memory(part.log.items, dataset.items)
@@ -327,7 +409,10 @@ def test_a_name_with_all_settings_said() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "no split ''; there are: leave-one-out, leave-last, temporal, new-items, file"),
+        (
+            "",
+            "no split ''; there are: leave-one-out, leave-last, leave-basket, temporal, new-items",
+        ),
         ("temporl", r"no split 'temporl' \(did you mean 'temporal'\?\)"),
         ("leave-one-out:quantile=0.9", "leave-one-out has no setting 'quantile'; it has: none"),
         ("temporal:", "temporal has no setting ''"),
@@ -381,7 +466,7 @@ def test_new_items_are_targets_of_the_test_and_nowhere_else(
     assert canonical_split("new-items") == "new-items:share=0.1,seed=0"
 
 
-@pytest.mark.parametrize("split", [leave_one_out, temporal, new_items])
+@pytest.mark.parametrize("split", [leave_one_out, leave_basket, temporal, new_items])
 def test_synthetic_items_never_become_targets(split) -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4]])
     longer = dataset.prepend(np.array([[5]], dtype=np.int32), np.array([0]))

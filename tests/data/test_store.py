@@ -98,6 +98,16 @@ def test_time_runs_forward_for_every_customer(demo: SequenceDataset) -> None:
     assert len(np.unique(first // 86_400)) > 500
 
 
+def test_visits_can_be_orders_of_one_time(demo: SequenceDataset) -> None:
+    orders = Store(orders=True).dataset()
+    np.testing.assert_array_equal(demo.items, orders.items)
+    same = np.diff(np.repeat(np.arange(len(demo)), demo.lengths)) == 0
+    gaps = np.diff(orders.timestamps)[same]
+    assert (gaps >= 0).all()
+    assert np.mean(gaps == 0) == pytest.approx(0.4, abs=0.01)
+    assert np.median(gaps[gaps > 0]) > 86_400
+
+
 def test_frame_is_the_same_log_in_order_of_time(demo: SequenceDataset) -> None:
     frame = DEMO.frame()
     assert frame.columns == ["user_id", "item_id", "timestamp"]

@@ -24,6 +24,7 @@ from diffuserec.models.retrieval import mmr_order, taking_turns
 
 def looped(shown: list[int], truth: list[int]) -> dict[str, float]:
     """The definitions, an item at a time."""
+    truth = [i for i in truth if i > 0]
     listed, wanted = [i for i in shown if i > 0], set(truth)
     hits = len(set(listed) & wanted)
     found, dcg = set(), 0.0
@@ -36,6 +37,8 @@ def looped(shown: list[int], truth: list[int]) -> dict[str, float]:
         "Recall": hits / len(wanted),
         "Precision": hits / len(listed) if listed else 0.0,
         "F1": 2 * hits / (len(set(listed)) + len(wanted)),
+        "Hit": float(bool(wanted.intersection(listed))),
+        "Jaccard": hits / len(wanted.union(listed)),
         "NDCG": dcg / ideal,
         "InPlace": sum(a == b for a, b in zip(shown, truth, strict=False)) / len(truth),
         "Repeats": 1 - len(set(listed)) / len(listed) if listed else 0.0,
@@ -50,6 +53,8 @@ def test_lists_are_measured_as_by_hand(n: int, k: int, n_items: int, seed: int) 
     for row, length in enumerate(generator.integers(0, n + 1, 4)):
         lists[row, length:] = -1
     following = generator.integers(1, n_items + 1, (4, k))
+    for row, came in enumerate(generator.integers(1, k + 1, 4)):
+        following[row, came:] = 0
     found = list_quality(lists, following)
     for row in range(4):
         expected = looped(lists[row].tolist(), following[row].tolist())
@@ -60,7 +65,8 @@ def test_a_perfect_list_and_the_same_backwards() -> None:
     following = np.array([[1, 2, 3], [1, 2, 3]])
     found = list_quality(np.array([[1, 2, 3], [3, 2, 1]]), following)
     assert {name: values[0] for name, values in found.items()} == {
-        "Recall": 1, "Precision": 1, "F1": 1, "NDCG": 1, "InPlace": 1, "Repeats": 0,
+        "Recall": 1, "Precision": 1, "F1": 1, "Hit": 1, "Jaccard": 1, "NDCG": 1, "InPlace": 1,
+        "Repeats": 0,
     }  # fmt: skip
     assert found["NDCG"][1] == 1  # no order among the true ones
     assert found["InPlace"][1] == pytest.approx(1 / 3)

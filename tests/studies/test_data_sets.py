@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuserec.data import load_dataset
+from diffuserec.data import leave_basket, load_dataset
 from diffuserec.errors import ConfigError
 from diffuserec.studies.data_sets import find_data, parse_data
 
@@ -52,6 +52,13 @@ def test_one_log_stands_for_all_names_and_their_parts(folder: Path) -> None:
         "mine": 60,
         "mine:12": 12,
     }
+
+
+def test_the_store_of_orders_is_always_there(tmp_path: Path) -> None:
+    names, out = ["store-orders:20"], tmp_path / "out"
+    paths, skipped = find_data(names, tmp_path / "none", out, None, lambda line: None)
+    assert (list(paths), skipped) == (names, {})
+    assert len(leave_basket(load_dataset(paths[names[0]])).test) > 0
 
 
 @pytest.mark.parametrize("name", ["beauty:", "beauty:9", "beauty:many", "beauty:1.5"])

@@ -464,15 +464,19 @@ class MaskDiff(PrependingAugmenter):
             n_free = int(free[0].sum())
             p = self._probabilities(items, ends, free, count_before).view(len(items), n_free, -1)
             expected = p.sum(1)  # how many of the masks hold each item
+            expected[:, PAD] = -torch.inf  # whatever else is used up
             for _ in range(math.ceil(n_free / left)):
                 likely, best = expected.max(1)
                 holders = p.gather(2, best[:, None, None].expand(-1, n_free, 1))[:, :, 0]
                 columns = free.nonzero()[:, 1].view(len(items), n_free)
                 taken = items.gather(1, columns) > 0
-                at = columns[row, holders.masked_fill(taken, -1).argmax(1)]
-                items[row, at], chance[row, at] = best, likely.clamp(max=1)
+                slot = holders.masked_fill(taken, -1).argmax(1)
+                at = columns[row, slot]
+                items[row, at], chance[row, at] = best, likely.clamp(0, 1)
                 if self.config.exclude_seen:
                     expected[row, best] = -1
+                else:  # whether it comes again is for the other masks to say
+                    expected[row, best] -= holders[row, slot]
             free = free & (items == PAD)
         holes = torch.from_numpy(masked).to(items.device)
         return items[holes].view(len(items), -1), chance[holes].view(len(items), -1)

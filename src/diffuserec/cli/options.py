@@ -74,8 +74,8 @@ SplitName = Annotated[
     str,
     typer.Option(
         "--split",
-        help="How to divide the log: leave-one-out, leave-last:k=5, temporal, new-items, or with "
-        "settings as in temporal:quantile=0.9,valid_quantile=0.9,target=last.",
+        help="How to divide the log: leave-one-out, leave-last:k=5, leave-basket, temporal, "
+        "new-items, or with settings as in temporal:quantile=0.9,valid_quantile=0.9,target=last.",
     ),
 ]
 SplitFile = Annotated[

@@ -128,11 +128,12 @@ def beyond(
     data: options.Moved = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measures lists of the next items, diversity at equal accuracy, and calibration.
+    """Measures lists of the next items or baskets, diversity at equal accuracy, and calibration.
 
     Each has the plain answer beside it: the best items and the greedy rollout of one model, MMR and
     dropout that is left on, and a temperature for every model. Lists need runs that were trained
-    with --split leave-last:k=5; items put in jointly are those of an augmenter maskdiff.
+    with --split leave-last:k=5, baskets (several items at one time) --split leave-basket; items put
+    in jointly are those of an augmenter maskdiff.
 
     Examples:
 

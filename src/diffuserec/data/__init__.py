@@ -38,6 +38,7 @@ from diffuserec.data.preparing import prepare_log as prepare_log
 from diffuserec.data.splits import Queries as Queries
 from diffuserec.data.splits import Split as Split
 from diffuserec.data.splits import canonical_split as canonical_split
+from diffuserec.data.splits import leave_basket as leave_basket
 from diffuserec.data.splits import leave_last as leave_last
 from diffuserec.data.splits import leave_one_out as leave_one_out
 from diffuserec.data.splits import new_items as new_items

@@ -7,6 +7,7 @@ A split has a name that a command line and a run can hold, read by :func:`split_
 
 * ``leave-one-out``;
 * ``leave-last:k=5``;
+* ``leave-basket``;
 * ``temporal``, or with settings such as ``temporal:quantile=0.8,target=first``;
 * ``new-items``, or with settings such as ``new-items:share=0.05,seed=1``;
 * ``file:parts.csv``, or with settings in front: ``file:target=first,path=parts.csv``;
@@ -33,6 +34,9 @@ from diffuserec.tables import Record, format_facts, format_table
 
 Target = Literal["first", "last"]
 
+_LARGEST_BASKET = 100
+"""Items at one time at most; more are no basket, but a history that was put in at once."""
+
 NOTHING_HELD_OUT = "none"
 """Name of the split that trains on everything."""
 
@@ -44,10 +48,12 @@ class Queries:
     Attributes:
         histories: input of a recommender; a dataset, so that an augmenter applies to it.
         targets: item number that followed each history; int64, shape (Q,).
-        following: the K items that followed, the target first, where a split holds out lists;
-            int64, shape (Q, K). None otherwise.
+        following: the K items that followed, the target first, where a split holds out lists; of
+            baskets each has its own number, and 0 stands behind it. int64, shape (Q, K). None
+            otherwise.
         split: how the log was divided and which part this is; None if it was not said.
         n_too_short: users of the log without a query; None if it was not said.
+        together: whether the items that followed came at one time, as a basket, without an order.
     """
 
     histories: SequenceDataset
@@ -55,6 +61,7 @@ class Queries:
     split: str | None = None
     n_too_short: int | None = None
     following: Int64[np.ndarray, "Q K"] | None = None
+    together: bool = False
 
     def __repr__(self) -> str:
         """Sizes as a table."""
@@ -204,6 +211,82 @@ def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
     )
     following = dataset.log.items[ends[:, None] - np.arange(k, 0, -1)].astype(np.int64)
     return Split(train, valid, replace(test, following=following), protocol, int((~enough).sum()))
+
+
+def leave_basket(dataset: SequenceDataset) -> Split:
+    """What each user took last, two items or more at one time, is held out whole as a basket.
+
+    A basket is 2 to 100 items, not all the same, with the newest timestamp of their user. Whatever
+    came at the time before it, one item or more, is held out for validation: its first item is the
+    target. The training part and the validation history end before that time, and the test history
+    before the basket, so that nothing is asked for beside items of its own time. Users whose newest
+    time has no basket, or who have fewer than two times before it, have no query; their items are
+    all trained on.
+
+    ``following`` has the different items of a basket, as the log has them, with 0 behind them where
+    others have more; the test target is the first.
+
+    Raises:
+        DataError: no timestamps, or no user has a basket.
+    """
+    _refuse_synthetic(dataset)
+    if dataset.log.timestamps is None:
+        raise DataError("baskets need timestamps: prepare the log with --time COLUMN")
+    starts, n_test = dataset.starts, _n_together(dataset, dataset.ends)
+    at_test = dataset.ends - n_test
+    at_valid = at_test - _n_together(dataset, at_test)
+    index = np.flatnonzero((n_test > 1) & (n_test <= _LARGEST_BASKET) & (at_valid > starts))
+    following = _different_items(dataset, at_test[index], n_test[index])
+    several = (following > 0).sum(1) > 1
+    if not several.any():
+        raise DataError(
+            f"the log has no baskets: leave-basket needs users who took 2 to {_LARGEST_BASKET} "
+            "items at their newest time, not all the same, and others at two times before; none "
+            f"of the {len(dataset)} has"
+        )
+    index, following = index[several], following[several]
+    ends = dataset.ends.copy()
+    ends[index] = at_valid[index]
+    valid, test = (
+        Queries(
+            dataset.view(starts[index], at[index], index),
+            np.asarray(dataset.log.items[at[index]], dtype=np.int64),
+        )
+        for at in (at_valid, at_test)
+    )
+    following = following[:, : (following > 0).sum(1).max()]
+    test = replace(test, following=following, together=True)
+    train = dataset.view(starts, ends)
+    return Split(train, valid, test, "leave-basket", len(dataset) - len(index))
+
+
+def _n_together(dataset: SequenceDataset, ends: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " U"]:
+    """Number of each sequence's items before `ends` that came at the time of the last of them."""
+    times, starts = np.asarray(dataset.log.timestamps), dataset.starts
+    n = (ends > starts).astype(np.int64)
+    growing = np.flatnonzero(n)
+    while len(growing):
+        before = ends[growing] - n[growing] - 1
+        inside = before >= starts[growing]
+        growing, before = growing[inside], before[inside]
+        growing = growing[times[before] == times[ends[growing] - 1]]
+        n[growing] += 1
+    return n
+
+
+def _different_items(
+    dataset: SequenceDataset, starts: Int64[np.ndarray, " Q"], lengths: Int64[np.ndarray, " Q"]
+) -> Int64[np.ndarray, "Q K"]:
+    """The items of stretches of the log, each at its first place; 0 behind them."""
+    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    items = np.zeros(inside.shape, dtype=np.int64)
+    place = starts[:, None] + np.arange(inside.shape[1])
+    items[inside] = dataset.log.items[place[inside]]
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
+    np.put_along_axis(items, order, ordered, axis=1)
+    return np.take_along_axis(items, np.argsort(items == 0, axis=1, kind="stable"), axis=1)
 
 
 def temporal(
@@ -370,6 +453,8 @@ def split_dataset(dataset: SequenceDataset, name: str) -> Split:
         return leave_one_out(dataset)
     if kind == "leave-last":
         return leave_last(dataset, **settings)
+    if kind == "leave-basket":
+        return leave_basket(dataset)
     if kind == "temporal":
         return temporal(dataset, **settings)
     if kind == NOTHING_HELD_OUT:
@@ -393,7 +478,7 @@ def canonical_split(name: str) -> str:
         DataError: there is no such file.
     """
     kind, settings = _parse(name)
-    if kind in ("leave-one-out", NOTHING_HELD_OUT):
+    if not _SETTINGS[kind]:
         return kind
     if kind == "temporal":
         shown = {"quantile": 0.9, "valid_quantile": 0.9, "target": "last"} | settings
@@ -434,6 +519,7 @@ def require_split(name: str) -> None:
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "leave-one-out": (),
     "leave-last": ("k",),
+    "leave-basket": (),
     "temporal": ("quantile", "valid_quantile", "target"),
     "new-items": ("share", "seed"),
     "file": ("target", "sha256", "path"),

@@ -17,7 +17,10 @@ newest item, t the number of items taken before, and
   first; weight moves from the first to the last as t grows.
 
 At the first item there is no i, and w is 0. History lengths follow Lomax's law (a heavy tail) from
-three items on. Everything is a function of the store's fields: the same fields, the same log.
+three items on. Two items in five come minutes after the one before; with ``orders`` all that comes
+in one such visit has one time, as the lines of an order have. It changes times alone: what an order
+holds follows from the same formula, item by item. Everything is a function of the store's fields:
+the same fields, the same log.
 """
 
 from dataclasses import dataclass
@@ -96,6 +99,7 @@ class Store:
         zipf: exponent of popularity within a category, and among categories.
         drift: items after which half of a customer's first taste has moved to the last.
         longest: no history has more items than this.
+        orders: whether the items of one visit have one time.
 
     Raises:
         ConfigError: a count or a share is out of range.
@@ -110,6 +114,7 @@ class Store:
     zipf: float = 1.6
     drift: float = 8.0
     longest: int = 200
+    orders: bool = False
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -192,7 +197,7 @@ class Store:
         """The log as sequences, with item names and categories in the catalog.
 
         Raw ids are strings (``B00012``, ``U0000345``); timestamps are Unix seconds, increasing
-        within each customer.
+        within each customer (with ``orders``, from order to order).
         """
         lengths = self._lengths
         offsets = offsets_of(lengths)
@@ -354,6 +359,8 @@ class Store:
         n = int(offsets[-1])
         mean = np.where(draw.random(n) < _SAME_VISIT, _MINUTES, _DAYS)
         gaps = 1 + (mean * draw.standard_exponential(n)).astype(np.int64)
+        if self.orders:
+            gaps[mean == _MINUTES] = 0
         gaps[offsets[1:-1]] = 0
         gaps[0] = 0
         elapsed = np.cumsum(gaps)

@@ -21,6 +21,7 @@ from diffuserec.evaluation.groups import popularity_groups as popularity_groups
 from diffuserec.evaluation.leak import Leak as Leak
 from diffuserec.evaluation.leak import SeenTargets as SeenTargets
 from diffuserec.evaluation.leak import leak_meter as leak_meter
+from diffuserec.evaluation.lists import BASKET_QUALITY as BASKET_QUALITY
 from diffuserec.evaluation.lists import LIST_QUALITY as LIST_QUALITY
 from diffuserec.evaluation.lists import intra_list_diversity as intra_list_diversity
 from diffuserec.evaluation.lists import item_vectors as item_vectors

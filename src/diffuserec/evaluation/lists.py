@@ -5,6 +5,8 @@ number of different items of L that are in F, d(X) that of the different items o
 
 * Recall = h / d(F); Precision = h / (items shown in L); F1 = 2 h / (d(L) + d(F)). Where both have
   the same number of different items, the three are one.
+* Hit = 1 if h > 0, else 0; Jaccard = h / (d(L) + d(F) - h), the share of the items of both
+  together.
 * NDCG = sum over the places j = 0.. of L that hold an item of F for the first time of
   1 / log2(j + 2), by the same sum over j < min(d(F), n): 1 if they stand in front.
 * InPlace = share of the first K places of L that hold the very item that came at that place.
@@ -27,8 +29,10 @@ from diffuserec.models.augmenter import Augmenter
 from diffuserec.models.recommender import Recommender, StateRecommender
 
 LIST_QUALITY = ("Recall", "Precision", "F1", "NDCG", "InPlace", "Repeats")
-"""Names of what is measured of a list."""
+"""What is measured of a list whose items came one after the other."""
 
+BASKET_QUALITY = ("Recall", "Precision", "F1", "Hit", "Jaccard", "Repeats")
+"""What is measured of a list whose items came together."""
 
 _AT_ONCE = 2**24
 """Numbers of item vectors held at once."""
@@ -41,10 +45,11 @@ def list_quality(
 
     Args:
         lists: the items shown, in order; -1 where fewer than N were.
-        following: the items that came next, in order.
+        following: the items that came next, in order, at least one; 0 behind them where fewer than
+            K came.
     """
-    shown = lists > 0
-    first, own_first = (shown & ~_repeated(lists)), ~_repeated(following)
+    shown, came = lists > 0, following > 0
+    first, own_first = (shown & ~_repeated(lists)), came & ~_repeated(following)
     right = first & (lists[:, :, None] == following[:, None, :]).any(2)
     hits, n_shown = right.sum(1), shown.sum(1)
     n_different, n_true = first.sum(1), own_first.sum(1)
@@ -57,8 +62,10 @@ def list_quality(
         "Recall": hits / n_true,
         "Precision": hits / some,
         "F1": 2 * hits / (n_different + n_true),
+        "Hit": (hits > 0).astype(np.float64),
+        "Jaccard": hits / (n_different + n_true - hits),
         "NDCG": (right @ gain) / ideal,
-        "InPlace": in_place / following.shape[1],
+        "InPlace": in_place / came.sum(1),
         "Repeats": (n_shown - n_different) / some,
     }
 

@@ -3,25 +3,28 @@
 What a generative model can do besides ranking one next item, each with what a model that cannot
 does in its place:
 
-* **Lists** of the next K items, made jointly, by the K best items, and by a greedy rollout.
+* **Lists** of the next K items, or of the items of one basket, made jointly, by the best items, and
+  by a greedy rollout.
 * **Diversity** at equal accuracy: lists whose places take turns among draws of noise, of dropout
   that is left on, and lists reordered by maximal marginal relevance.
 * **Calibration** of the probability of the item in front, before and after a temperature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from diffuserec.augmenters.maskdiff import MaskDiff
-from diffuserec.data import Catalog, Queries
-from diffuserec.errors import ConfigError
+from diffuserec.data import Catalog, Queries, leave_basket, load_dataset
+from diffuserec.errors import ConfigError, DataError
 from diffuserec.evaluation import (
+    BASKET_QUALITY,
+    LIST_QUALITY,
     TopChances,
     best_of_draws,
     calibration,
@@ -43,6 +46,7 @@ from diffuserec.evaluation import (
 from diffuserec.evaluation.uncertainty import scored_batches
 from diffuserec.files import write_json, write_text
 from diffuserec.models.methods import find_recommender, with_settings
+from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import mmr_order, search, seen_items, taking_turns
 from diffuserec.reports.beyond import beyond_tables, draw_pareto, draw_reliability
 from diffuserec.studies.compare import open_methods
@@ -51,10 +55,11 @@ from diffuserec.studies.run_directory import RunDirectory
 from diffuserec.studies.train_run import Say, silent
 
 FORMAT = "diffuserec-beyond"
-VERSION = 1
+VERSION = 2
+"""1 knew no baskets."""
 
 LENGTH = 10
-"""Items of a list whose diversity is measured."""
+"""Items of a list whose diversity is measured, and of the longer list of a basket."""
 
 CANDIDATES = 50
 """Items that are reordered into one."""
@@ -74,6 +79,9 @@ _AT_ONCE = 2**24
 _ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 Lists = Int64[np.ndarray, "Q N"]
+Make = Callable[[Queries, int], Lists]
+"""Makes a list of so many items for each query."""
+
 Values = dict[str, list[Float64[np.ndarray, " Q"]]]
 """By metric, the values of each seed by query."""
 
@@ -90,7 +98,8 @@ def beyond(
     """Measures what runs can do beyond the next item, on the test part.
 
     Runs of one plan that differ only in their seed are one method. Lists are measured where the
-    runs' split holds lists out (``leave-last``).
+    runs' split holds lists out (``leave-last``), baskets where it holds out those
+    (``leave-basket``).
 
     Args:
         users: at most so many queries, drawn with seed 0.
@@ -100,8 +109,9 @@ def beyond(
         data: where the runs' data is now, if it was moved.
 
     Returns:
-        ``lists`` (None without such a split), ``diversity``, ``calibration``, ``left_out`` (methods
-        by what they have not), and how it was measured: JSON values.
+        ``lists`` and ``baskets`` (None without such a split), ``n_baskets`` (users of the log who
+        end with one), ``diversity``, ``calibration``, ``left_out`` (methods by what
+        they have not), and how it was measured: JSON values.
 
     Raises:
         ConfigError: no runs, runs of different data or splits, fewer than 1 user, or no such
@@ -119,10 +129,21 @@ def beyond(
     vectors, by = _vectors(methods, attribute)
     for run in runs:
         record(run.path, "test", what="beyond", filter_seen=filter_seen)
-    lists = None
-    if test.following is not None:
+    lists = baskets = None
+    if test.following is not None and test.together:
+        say("baskets")
+        sizes = (test.following > 0).sum(1)
+        tables = [
+            _lists(methods, test, test.following, lengths, filter_seen, left_out)
+            for lengths in (sizes, np.full_like(sizes, LENGTH))
+        ]
+        baskets = {"mean_size": float(sizes.mean()), "as_long": tables[0], "longer": tables[1]}
+    elif test.following is not None:
         say("lists")
-        lists = _lists(methods, test, test.following, filter_seen)
+        k = test.following.shape[1]
+        lengths = np.full(len(test), k)
+        found = _lists(methods, test, test.following, lengths, filter_seen, left_out)
+        lists = {"k": k} | found
     say("diversity")
     points = _diversity(methods, valid, test, vectors, filter_seen)
     say("calibration")
@@ -141,6 +162,8 @@ def beyond(
         "methods": {name: [run.plan.seed for run in seeds] for name, seeds in methods.items()},
         "length": LENGTH,
         "lists": lists,
+        "baskets": baskets,
+        "n_baskets": _n_baskets(first),
         "alike_by": by,
         "diversity": points,
         "calibration": [_calibration_row(name, found) for name, found in chances.items()],
@@ -213,49 +236,121 @@ def _options(run: RunDirectory, filter_seen: bool) -> dict[str, Any]:
     return {"augmenter": run.augmenter, "filter_seen": filter_seen, "seed": run.plan.seed}
 
 
+def _n_baskets(run: RunDirectory) -> int:
+    try:
+        return len(leave_basket(load_dataset(run.plan.data)).test)
+    except DataError:  # which says why there are none
+        return 0
+
+
 def _lists(
     methods: Mapping[str, list[RunDirectory]],
     test: Queries,
     following: Int64[np.ndarray, "Q K"],
+    lengths: Int64[np.ndarray, " Q"],
     filter_seen: bool,
+    left_out: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Lists of the next K items, by every way that there is, compared with the first."""
-    k = following.shape[1]
+    """Lists of what followed, by every way that there is, compared with the first.
+
+    Args:
+        lengths: of the list of each query.
+        left_out: methods by what they have not, added to.
+    """
     made: dict[str, list[Lists]] = {}
+    most = int(lengths.max())
     for name, seeds in methods.items():
         for run in seeds:
-            model, options = run.model, _options(run, filter_seen)
-            best = rank(model, test, list_length=k, **options).top_items
-            made.setdefault(f"{name}, {k} best", []).append(best)
-            if not (model.reads_times and test.histories.log.timestamps is not None):
-                rolled = rolled_out(model, test, k, **options)
-                made.setdefault(f"{name}, rollout", []).append(rolled)
-            if isinstance(run.augmenter, MaskDiff):
-                for steps in dict.fromkeys((1, k)):
-                    filling = with_settings(run.augmenter, {"num_inference_steps": steps})
-                    joint = filling.insert(test.histories, test.histories.lengths, k).items
-                    way = f"MaskDiff of {name}, jointly in {steps} step{'s' * (steps > 1)}"
-                    made.setdefault(way, []).append(joint.astype(np.int64))
+            for way, make in _makers(name, run, test, most, filter_seen).items():
+                made.setdefault(way, []).append(_of_lengths(make, test, lengths))
+        lacking = [] if f"{name}, rollout" in made else ["a rollout"]
+        filling = seeds[0].augmenter
+        if isinstance(filling, MaskDiff) and most > _room(filling):
+            lacking.append(f"room for more than {_room(filling)} joint places")
+        for what in lacking:
+            if name not in left_out.setdefault(what, []):
+                left_out[what].append(name)
     first = next(iter(methods.values()))[0]
     for floor in ("popularity", "markov"):
         model = find_recommender(floor)().fit(first.split.train)
-        top = rank(model, test, list_length=k, filter_seen=filter_seen).top_items
-        made[f"{model.name}, {k} best"] = [top]
+        make = _best_items(model, {"filter_seen": filter_seen})
+        made[f"{model.name}, best items"] = [_of_lengths(make, test, lengths)]
+    of_all = ((way, [list_quality(ls, following) for ls in every]) for way, every in made.items())
+    names, tested = (
+        (BASKET_QUALITY, ("Recall", "Jaccard"))
+        if test.together
+        else (LIST_QUALITY, ("Recall", "NDCG"))
+    )
     values = {
-        name: _stacked(list_quality(lists, following) for lists in every)
-        for name, every in made.items()
+        way: {name: [found[name] for found in every] for name in names} for way, every in of_all
     }
-    reference = next(iter(values))
-    compared = [name for name in values if name != reference]
     rows = [_row({"method": name}, found) for name, found in values.items()]
-    for metric in ("Recall", "NDCG"):
-        tests = [
-            paired_difference(np.array(values[n][metric]), np.array(values[reference][metric]))
-            for n in compared
-        ]
-        for row, found, p in zip(rows[1:], tests, holm([t.p for t in tests]), strict=True):
-            row["metrics"][metric] |= {"difference": found.difference, "p_holm": float(p)}
-    return {"k": k, "against": reference, "rows": rows}
+    against, *every = values.values()
+    _compare(rows[1:], every, against, tested)
+    return {"against": rows[0]["method"], "rows": rows}
+
+
+def _compare(
+    rows: Sequence[dict[str, Any]],
+    values: Sequence[Values],
+    against: Values,
+    metrics: Sequence[str],
+) -> None:
+    """Adds to the rows how far they are from others, with Holm's correction for their number."""
+    for metric in metrics:
+        other = np.array(against[metric])
+        tests = [paired_difference(np.array(own[metric]), other) for own in values]
+        for row, found, p in zip(rows, tests, holm([t.p for t in tests]), strict=True):
+            tested = {"difference": found.difference, "p_holm": float(p)}
+            row["metrics"][metric] = row["metrics"][metric] | tested
+
+
+def _best_items(model: Recommender, options: Mapping[str, Any]) -> Make:
+    def make(queries: Queries, length: int) -> Lists:
+        return rank(model, queries, list_length=length, **options).top_items
+
+    return make
+
+
+def _room(filling: MaskDiff) -> int:
+    """Places that can be filled in at once: at least one shows an item of the history."""
+    return filling.config.max_len - 1
+
+
+def _makers(
+    name: str, run: RunDirectory, test: Queries, most: int, filter_seen: bool
+) -> dict[str, Make]:
+    """The ways in which a run makes lists of at most so many items."""
+    model, augmenter, options = run.model, run.augmenter, _options(run, filter_seen)
+
+    def rollout(queries: Queries, length: int) -> Lists:
+        return rolled_out(model, queries, length, **options)
+
+    def joint(filling: MaskDiff) -> Make:
+        def make(queries: Queries, length: int) -> Lists:
+            n, histories = min(length, _room(filling)), queries.histories
+            return filling.insert(histories, histories.lengths, n).items.astype(np.int64)
+
+        return make
+
+    found = {f"{name}, best items": _best_items(model, options)}
+    if not (model.reads_times and test.histories.log.timestamps is not None):
+        found[f"{name}, rollout"] = rollout
+    if isinstance(augmenter, MaskDiff):
+        for way, steps in (("1 step", 1), ("a step an item", most)):
+            settings = {"num_inference_steps": steps, "exclude_seen": filter_seen}
+            found[f"MaskDiff of {name}, jointly, {way}"] = joint(with_settings(augmenter, settings))
+    return found
+
+
+def _of_lengths(make: Make, queries: Queries, lengths: Int64[np.ndarray, " Q"]) -> Lists:
+    """A list of its own length for each query; -1 behind it."""
+    made = np.full((len(queries), int(lengths.max())), -1, dtype=np.int64)
+    for length in np.unique(lengths).tolist():
+        index = np.flatnonzero(lengths == length)
+        lists = make(queries.select(index), length)
+        made[index, : lists.shape[1]] = lists
+    return made
 
 
 def _stacked(found: Any) -> Values:
@@ -285,6 +380,7 @@ def _diversity(
     that is the most diverse of equal accuracy on validation, where the first method's list is the
     measure."""
     points, coverage = [], parse_metric(f"Coverage@{LENGTH}")
+    of_points: dict[tuple[str, str, float], Values] = {}
     for name, seeds in methods.items():
         by_way: dict[tuple[str, float], list[Lists]] = {}
         validated: dict[tuple[str, float], list[dict[str, float]]] = {}
@@ -300,10 +396,14 @@ def _diversity(
         for (way, setting), every in by_way.items():
             values = _stacked(_accuracy_and_diversity(ls, test, vectors) for ls in every)
             row = _row({"method": name, "way": way, "setting": setting}, values)
+            of_points[name, way, setting] = values
             covered = [coverage.of_lists(ls, popularity) for ls in every]
             of_seeds = validated[way, setting]
             mean = {m: float(np.mean([seed[m] for seed in of_seeds])) for m in of_seeds[0]}
             points.append(row | {"coverage": float(np.mean(covered)), "valid": mean})
+    measures = [[p["metrics"][m]["value"] for m in (_NDCG, "Diversity")] for p in points]
+    for point, front in zip(points, undominated(np.array(measures)), strict=True):
+        point["front"] = bool(front)
     enough = EQUAL * points[0]["valid"][_NDCG]
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for point in points:
@@ -314,10 +414,32 @@ def _diversity(
         ):
             best[own] = point
     least = EQUAL * points[0]["metrics"][_NDCG]["value"]
-    return {"equal": EQUAL, "least": least, "points": points, "best": list(best.values())}
+    chosen = [point | {"metrics": dict(point["metrics"])} for point in best.values()]
+    reference = next((point for point in chosen if point["way"] == "MMR"), None)
+    if reference is not None:
+        compared = [point for point in chosen if point is not reference]
+        against, *every = (
+            of_points[point["method"], point["way"], point["setting"]]
+            for point in (reference, *compared)
+        )
+        _compare(compared, every, against, (_NDCG, "Diversity"))
+    return {
+        "equal": EQUAL,
+        "least": least,
+        "points": points,
+        "best": chosen,
+        "against": None if reference is None else reference["method"],
+    }
 
 
 _NDCG = f"NDCG@{LENGTH}"
+
+
+def undominated(values: Float64[np.ndarray, "N M"]) -> Bool[np.ndarray, " N"]:
+    """Whether no other point is as high in all measures and higher in one: the Pareto front."""
+    own, others = values[:, None], values[None]
+    dominates = np.all(others >= own, axis=2) & np.any(others > own, axis=2)
+    return ~np.any(dominates, axis=1)
 
 
 def _accuracy_and_diversity(

@@ -11,8 +11,11 @@ from diffuserec.files import sha256
 from diffuserec.studies.study_file import slug
 from diffuserec.studies.train_run import Say
 
-STORE = "store"
-"""Name of the built-in store, which is always there."""
+STORES: Mapping[str, Store] = {
+    "store": Store(n_users=4000, n_items=800, seed=0),
+    "store-orders": Store(n_users=4000, n_items=800, seed=0, orders=True),
+}
+"""The built-in store, which is always there, and the same whose visits are orders."""
 
 _AMAZON = (
     "one line a user, 'user item item …', oldest first, as SASRec's and S3Rec's authors share it"
@@ -58,7 +61,7 @@ def find_data(
         log = slug(where.stem) if own else log
         source = where if own else _source(log, where)
         shown = log if some is None else f"{log}:{some}"
-        if source is None and log != STORE:
+        if source is None and log not in STORES:
             skipped[shown] = f"{where / log} is not there; put {_wanted(log)} there, or name --data"
         elif shown not in found:
             n_users = min((n for n in (some, users) if n is not None), default=None)
@@ -99,16 +102,16 @@ def _prepared(name: str, source: Path | None, out: Path, users: int | None, say:
     if whole and users is None and source is not None:
         return source
     path = out / (name if users is None else f"{name}-{users}-users")
-    origin = STORE if source is None else _checksum(source)
+    origin = name if source is None else _checksum(source)
     if (path / "manifest.json").is_file():
         if dataset_manifest(path)["note"].get("origin") == origin:
             return path
         say(f"{name} is not what it was: it is prepared anew")
     say(f"preparing {name}")
-    note = {"source": STORE if source is None else source.name, "filters": "none"}
+    note = {"source": name if source is None else source.name, "filters": "none"}
     note["origin"] = origin
     if source is None:
-        dataset = Store(n_users=4000, n_items=800, seed=0).dataset()
+        dataset = STORES[name].dataset()
     elif whole:
         dataset = load_dataset(source)
     else:
