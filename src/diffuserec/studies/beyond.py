@@ -274,7 +274,7 @@ def _lists(
     for floor in ("popularity", "markov"):
         model = find_recommender(floor)().fit(first.split.train)
         make = _best_items(model, {"filter_seen": filter_seen})
-        made[f"{model.name}, best items"] = [_of_lengths(make, test, lengths)]
+        made.setdefault(f"{model.name}, best items", [_of_lengths(make, test, lengths)])
     of_all = ((way, [list_quality(ls, following) for ls in every]) for way, every in made.items())
     names, tested = (
         (BASKET_QUALITY, ("Recall", "Jaccard"))
