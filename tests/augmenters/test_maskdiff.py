@@ -129,27 +129,28 @@ def test_probabilities_are_those_of_the_world() -> None:
 def test_places_see_what_stands_in_the_others() -> None:
     # after 1 come 2 and 3 with chance 0.4, or 4 and one of 5, 6 and 7, in any order
     generator = np.random.default_rng(8)
-    lists = []
-    for _ in range(800):
-        pairs, chances = [[2, 3], [4, 5], [4, 6], [4, 7]], [0.4, 0.2, 0.2, 0.2]
-        lists.append([1, *generator.permutation(generator.choice(pairs, p=chances)).tolist()])
+    pairs, chances = [[2, 3], [4, 5], [4, 6], [4, 7]], [0.4, 0.2, 0.2, 0.2]
+    lists = [
+        [1, *generator.permutation(generator.choice(pairs, p=chances)).tolist()] for _ in range(400)
+    ]
     augmenter = MaskDiff(n_items=1, **(QUICK | {"epochs": 8})).fit(
         SequenceDataset.from_lists(lists)
     )
     shown = SequenceDataset.from_lists([[1]], augmenter.catalog)
 
-    def basket(**settings: bool | int) -> set[int]:
-        made = with_settings(augmenter, settings).insert(shown, shown.lengths, 2)
-        return set(made.items[0].tolist())
+    def basket(n: int, **settings: bool | int) -> list[int]:
+        made = with_settings(augmenter, settings).insert(shown, shown.lengths, n)
+        return sorted(made.items[0].tolist())
 
-    assert basket(num_inference_steps=2) in ({4, 5}, {4, 6}, {4, 7})
-    assert basket(num_inference_steps=2, exclude_seen=False) in ({4, 5}, {4, 6}, {4, 7})
-    # at once, each place has the items that are likely in themselves, which never come together
-    assert basket() in ({4, 2}, {4, 3})
-    assert basket(exclude_seen=False) in ({4, 2}, {4, 3})
-    # where all else is there already, what is there may come again
+    assert basket(2, num_inference_steps=2) in pairs
+    assert basket(2, num_inference_steps=2, exclude_seen=False) in pairs
+    # at once, each place has what is likely in itself, and these two never come together
+    assert basket(2) in ([2, 4], [3, 4])
+    # an item that may come again is one of those that the other places hold, not all of them
+    assert len(set(basket(3, exclude_seen=False))) > 1
+    # where all else is there already, what is there comes again, and no place is left empty
     shown = SequenceDataset.from_lists([[1, 2, 3, 4, 5, 7]], augmenter.catalog)
-    items = augmenter.insert(shown, shown.lengths, 3).items[0].tolist()
+    items = basket(3)
     assert 6 in items
     assert min(items) > 0
 
