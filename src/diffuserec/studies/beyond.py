@@ -418,11 +418,11 @@ def _diversity(
     reference = next((point for point in chosen if point["way"] == "MMR"), None)
     if reference is not None:
         compared = [point for point in chosen if point is not reference]
-        against, *every = (
+        against, *theirs = (
             of_points[point["method"], point["way"], point["setting"]]
             for point in (reference, *compared)
         )
-        _compare(compared, every, against, (_NDCG, "Diversity"))
+        _compare(compared, theirs, against, (_NDCG, "Diversity"))
     return {
         "equal": EQUAL,
         "least": least,
@@ -438,8 +438,9 @@ _NDCG = f"NDCG@{LENGTH}"
 def undominated(values: Float64[np.ndarray, "N M"]) -> Bool[np.ndarray, " N"]:
     """Whether no other point is as high in all measures and higher in one: the Pareto front."""
     own, others = values[:, None], values[None]
-    dominates = np.all(others >= own, axis=2) & np.any(others > own, axis=2)
-    return ~np.any(dominates, axis=1)
+    n_as_high, n_higher = (others >= own).sum(2), (others > own).sum(2)
+    free: np.ndarray = ((n_as_high == values.shape[1]) & (n_higher > 0)).sum(1) == 0
+    return free
 
 
 def _accuracy_and_diversity(
