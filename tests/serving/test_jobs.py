@@ -165,9 +165,13 @@ def test_a_job_that_is_begun_anew_is_by_one_model(saved, serving, tmp_path: Path
     shutil.rmtree(place)
     shutil.copytree(saved["sasrec"], place)
     with serving({"other": place}, jobs=folder) as ask:  # its model is not served: it waits
-        assert ask("GET", f"/v1/jobs/{job_id}").json()["state"] == "waiting"
+        found = ask("GET", f"/v1/jobs/{job_id}").json()
+        assert found["state"] == "waiting"
+        assert found["error"] == "the service has no model m now: the job waits until it has"
     with serving({"m": place}, jobs=folder) as ask:
-        assert finished(ask, job_id)["sha256"] != before
+        found = finished(ask, job_id)
+        assert found["sha256"] != before
+        assert found["error"] is None
         lines = lines_of(ask("GET", f"/v1/jobs/{job_id}/result"))
         assert len(lines) == 300
         assert all("spread" not in line["items"][0] for line in lines)

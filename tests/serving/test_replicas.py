@@ -28,11 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 KEY = {"Authorization": "Bearer ann-ann-ann-ann-ann", "Content-Type": "application/json"}
 
 
-def test_jobs_are_not_for_replicas(saved, tmp_path: Path) -> None:
+def test_what_replicas_cannot_be_is_refused(saved, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch jobs are one process's"):
-        replicas(saved, ServiceSettings(jobs=tmp_path))
+        replicas(saved, ServiceSettings(jobs=tmp_path, local=True))
     with pytest.raises(ConfigError, match="n must be at least 1"):
         replicas(saved, n=0)
+    with pytest.raises(ConfigError, match="everyone who reaches Ray Serve could ask"):
+        replicas(saved, ServiceSettings())
 
 
 @pytest.fixture(scope="module")

@@ -384,6 +384,10 @@ def test_without_keys_only_this_machine_is_answered(saved, serving) -> None:
             assert ask("GET", "/readyz", None, {"Host": host}).status == status, host
 
 
+def test_an_application_is_as_closed_by_default(saved) -> None:
+    assert application(saved["markov"]).state.service.settings.local
+
+
 def test_pages_of_other_sites_are_not_answered(ask) -> None:
     own = {"Origin": f"http://127.0.0.1:{ask.port}"}
     assert ask("POST", "/v1/recommend", {"history": []}, own).status == 200

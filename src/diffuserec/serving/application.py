@@ -28,7 +28,7 @@ from diffuserec.serving.guard import JSON, LINES, PARQUET, Guard, RefusedError, 
 from diffuserec.serving.jobs import Jobs
 from diffuserec.serving.served import name_of
 from diffuserec.serving.service import Service
-from diffuserec.serving.settings import ServiceSettings
+from diffuserec.serving.settings import ServiceSettings, service_settings
 
 _PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -58,7 +58,8 @@ def application(
     Args:
         paths: the directory of a run or saved recommender; or of several, by the name that
             requests call each by, of which the first answers where none is named.
-        settings: limits, keys and the like.
+        settings: limits, keys and the like; by default those of :func:`service_settings`, which
+            answers this machine alone unless the environment has keys.
 
     Raises:
         DataError: a model is missing or damaged.
@@ -66,7 +67,7 @@ def application(
     """
     if isinstance(paths, Path | str):
         paths = {name_of(paths): paths}
-    settings = settings or ServiceSettings()
+    settings = settings or service_settings({})
     service = Service({name: Path(path) for name, path in paths.items()}, settings)
     assistant = None
     if settings.assistants:

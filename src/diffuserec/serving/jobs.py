@@ -277,9 +277,11 @@ class Jobs:
         """State, progress and, when it has ended, by which model or why."""
         end = job.end
         state: State = "running" if self._running == job.path.name else "waiting"
-        done = 0
+        done, error = 0, None
+        if job.model not in self._models:
+            error = f"the service has no model {job.model} now: the job waits until it has"
         if end is not None:
-            state = end["state"]
+            state, error = end["state"], end.get("error")
             done = job.n if state == "done" else 0
         elif state == "running":
             done = self._n_done
@@ -291,7 +293,7 @@ class Jobs:
             "n_done": done,
             "created": job.created,
             "sha256": None if end is None else end.get("sha256"),
-            "error": None if end is None else end.get("error"),
+            "error": error,
         }
 
     def result(self, job: Job) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from diffuserec.errors import ConfigError
 from diffuserec.serving.application import application
 from diffuserec.serving.observation import log_lines
-from diffuserec.serving.settings import ServiceSettings
+from diffuserec.serving.settings import ServiceSettings, service_settings
 
 _GRACE_SECONDS = 30
 """Seconds that requests have to end when a replica is taken away."""
@@ -38,13 +38,19 @@ def replicas(
 
     Args:
         paths: as :func:`~diffuserec.serving.application.application` takes them.
-        settings: limits, keys and the like; rates and waiting requests count for each replica.
+        settings: limits, keys and the like, by default those of :func:`service_settings`; rates
+            and waiting requests count for each replica.
         n: replicas, each a process with models of its own.
 
     Raises:
-        ConfigError: Ray Serve is not installed, n is below 1, or jobs are asked for.
+        ConfigError: Ray Serve is not installed, n is below 1, jobs are asked for, or there are no
+            keys and other machines are to be answered.
     """
-    settings = settings or ServiceSettings()
+    settings = settings or service_settings({})
+    if not settings.keys and not settings.local:
+        raise ConfigError(
+            "everyone who reaches Ray Serve could ask: give keys, or settings of host 127.0.0.1"
+        )
     if settings.jobs is not None:
         raise ConfigError("batch jobs are one process's: run them by 'diffuserec serve --jobs'")
     if n < 1:
