@@ -10,6 +10,7 @@ import diffuserec as dr
 from diffuserec.data import Store, histories_of
 from diffuserec.training import validation
 
+from ..contracts.suite import assert_same_state
 from .oracles import assert_refused
 
 QUICK = {"dim": 8, "n_layers": 1, "epochs": 2, "max_len": 10}
@@ -77,11 +78,37 @@ def test_a_part_of_no_use_gets_no_weight(split) -> None:
     assert model.weights[0] > model.weights[1]
 
 
+def test_a_second_part_of_a_kind_is_trained_from_another_seed(split) -> None:
+    own = {"sasrec": QUICK, "sasrec:3": QUICK | {"n_layers": 2}}
+    model = dr.Blend(parts=("sasrec", "sasrec:2", "sasrec:3"), settings=own)
+    model.fit(split.train, split.valid, dr.Runtime(seed=4))
+    assert [r.phase for r in model.curve] == [f"{p}: fit" for p in model.config.parts for _ in "12"]
+    first, second, third = (model.models[part] for part in model.config.parts)
+    alone = dr.SASRec(**QUICK).fit(split.train, split.valid, dr.Runtime(seed=4))
+    assert_same_state(first, alone)
+    assert not torch.equal(first.table.weight(), second.table.weight())
+    assert (second.config.n_layers, third.config.n_layers) == (1, 2)
+
+
+def test_blends_that_share_a_part_train_it_once(split, tmp_path: Path) -> None:
+    phases: list[str] = []
+    runtime = dr.Runtime(shared=tmp_path, on_epoch=lambda epoch: phases.append(epoch.phase))
+    one = dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": QUICK})
+    other = dr.Blend(parts=("sasrec", "sasrec:2"), settings={"sasrec": QUICK})
+    for model in (one, other):
+        model.fit(split.train, split.valid, runtime)
+    assert phases == ["sasrec: fit"] * 2 + ["sasrec:2: fit"] * 2
+    assert_same_state(one.models["sasrec"], other.models["sasrec"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"parts": ("markov",)}, "two or more recommenders"),
         ({"parts": ("markov", "markov")}, "each once"),
+        ({"parts": ("markov", "markov:1")}, "must be a name, or name:2"),
+        ({"parts": ("markov", "markov:two")}, "must be a name, or name:2"),
+        ({"parts": ("markov", "blend:2")}, "a blend is no part of a blend"),
         ({"parts": ("markov", "blend")}, "a blend is no part of a blend"),
         ({"parts": ("markov", "sasrek")}, "did you mean 'sasrec'"),
         ({"settings": {"gru4rec": {}}}, "which is no part"),

@@ -35,11 +35,13 @@ from diffuserec.models.config import Settings, parse_settings
 from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender, ScoreRecommender
 from diffuserec.models.retrieval import Matrix
-from diffuserec.training import summed_ndcg
+from diffuserec.training import fit_shared, summed_ndcg
 
 _GRID = [step / 20 for step in range(21)]
 _ROUNDS = 5
 _AT_ONCE = 256
+_SEEDS_APART = 1_000_000
+"""Between the seeds of parts of one kind, so that blends of neighboring seeds share none."""
 
 
 class Blend(ScoreRecommender):
@@ -49,16 +51,20 @@ class Blend(ScoreRecommender):
         """Hyper-parameters of a blend."""
 
         parts: tuple[str, ...] = ("sasrec", "markov")
-        """Names of the recommenders, each once."""
+        """Names of the recommenders; ``sasrec:2`` is another SASRec, trained from another seed."""
         settings: Mapping[str, Mapping[str, Any]] = Field({}, validate_default=False)
-        """Their settings that are not the defaults, by name of the recommender."""
+        """Their settings that are not the defaults, by name; those of ``sasrec`` are also those of
+        ``sasrec:2``, unless it has its own."""
         weights: tuple[float, ...] | None = None
         """Weights of the parts, in their order; None chooses them on validation."""
 
         @model_validator(mode="after")
         def _known(self) -> Self:
             if len(self.parts) < 2 or len(set(self.parts)) < len(self.parts):
-                raise ValueError("parts must name two or more recommenders, each once")
+                raise ValueError(
+                    "parts must name two or more recommenders, each once; a second one of a kind "
+                    "is name:2"
+                )
             weights = self.weights
             if weights is not None and (
                 len(weights) != len(self.parts)
@@ -67,23 +73,29 @@ class Blend(ScoreRecommender):
             ):
                 raise ValueError("weights must be one for each part, none below 0, and sum to 1")
             for name in self.settings:
-                if name not in self.parts:
+                if name not in (*self.parts, *map(_method, self.parts)):
                     raise ValueError(f"settings are given for {name!r}, which is no part")
             for name in self.parts:
-                if name == "blend":
+                if _method(name) == "blend":
                     raise ValueError("a blend is no part of a blend")
-                schema = find_recommender(name).Config
-                parse_settings(schema, dict(self.settings.get(name, {})), f"settings of {name}")
+                if ":" in name and not _copy(name):
+                    raise ValueError(f"part {name!r} must be a name, or name:2, name:3 and so on")
+                schema = find_recommender(_method(name)).Config
+                parse_settings(schema, self.settings_of(name), f"settings of {name}")
             return self
+
+        def settings_of(self, part: str) -> dict[str, Any]:
+            """Settings of a part that are not the defaults."""
+            return dict(self.settings.get(part, self.settings.get(_method(part), {})))
 
         def suited_to(self, log: SequenceDataset) -> Self:
             """The same parts, their settings suited to a log."""
-            own = {name: suited_part(name, self.settings.get(name, {}), log) for name in self.parts}
+            own = {p: suited_part(_method(p), self.settings_of(p), log) for p in self.parts}
             return self.model_copy(update={"settings": own})
 
         def identity(self) -> dict[str, Any]:
-            parts = {name: find_recommender(name).Config for name in self.parts}
-            own = {name: c(**self.settings.get(name, {})).identity() for name, c in parts.items()}
+            parts = {part: find_recommender(_method(part)).Config for part in self.parts}
+            own = {part: c(**self.settings_of(part)).identity() for part, c in parts.items()}
             found = super().identity() | {"settings": own}
             if self.weights is None:
                 del found["weights"]  # as of blends before weights could be given
@@ -95,7 +107,7 @@ class Blend(ScoreRecommender):
     def build(self, catalog: Catalog) -> None:
         c = self.config
         self.models = nn.ModuleDict(
-            {name: find_recommender(name)(**c.settings.get(name, {})) for name in c.parts}
+            {part: find_recommender(_method(part))(**c.settings_of(part)) for part in c.parts}
         )
         for model in self._parts:
             model.take(catalog)
@@ -103,11 +115,16 @@ class Blend(ScoreRecommender):
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
-        """Trains the parts on `train` one after the other and chooses their weights on `valid`."""
+        """Trains the parts on `train` one after the other and chooses their weights on `valid`.
+
+        Blends that share a part and ``runtime.shared``, such as those of a study, train it once.
+        """
         records = []
-        for model in self._parts:
-            before = f"{model.name}: "
-            curve = model.fit(train, valid, runtime.within(model.name, before)).curve
+        for part, model in zip(self.config.parts, self._parts, strict=True):
+            before = f"{part}: "
+            of_part = runtime.within(part.replace(":", "-"), before)
+            of_part = replace(of_part, seed=runtime.seed + _SEEDS_APART * (_copy(part) - 1))
+            curve = fit_shared(model, train, valid, of_part)
             records += [replace(r, phase=before + r.phase) for r in curve]
         if valid is not None and self.config.weights is None:
             self.weights = self._chosen_weights(valid)
@@ -168,6 +185,18 @@ class Blend(ScoreRecommender):
                 mixed = Matrix(torch.einsum("m,mbv->bv", weights.to(each), each))
                 totals[number] += summed_ndcg(mixed, valid, which)
         return totals
+
+
+def _method(part: str) -> str:
+    return part.partition(":")[0]
+
+
+def _copy(part: str) -> int:
+    """Number of a part among those of its kind, from 1; 0 if that is none."""
+    _, colon, number = part.partition(":")
+    if not colon:
+        return 1
+    return int(number) if number.isascii() and number.isdigit() and number != "1" else 0
 
 
 def distribution(model: Recommender, histories: Histories) -> Float[Tensor, "B V"]:
