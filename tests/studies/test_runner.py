@@ -281,6 +281,13 @@ def test_tables_pages_and_copies(done: tuple[Path, Path], tmp_path: Path) -> Non
     write_tables(results, out)
     for ending in ("txt", "md", "tex", "csv", "html"):
         assert "SASRec" in (out / f"table.{ending}").read_text(encoding="utf-8")
+    for part in (
+        "<!doctype html>",
+        'name="viewport"',
+        'content="light dark"',
+        f"<title>{results['title']}</title>",
+    ):
+        assert part in (out / "table.html").read_text(encoding="utf-8")
     assert "<svg" in (out / "curve-1.svg").read_text(encoding="utf-8")
     copy_results(out, tmp_path / "copy")
     assert read_results(tmp_path / "copy") == results

@@ -349,7 +349,7 @@ def cost_figure(data: DatasetSummary, styles: Styles, index: int) -> ReportFigur
     axes.set_ylim(bottom=0)
     axes.set_xticks(_seconds_ticks(least, most))
     axes.minorticks_off()
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.4g}")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
     caption = (
         f"{data.metric} with the 95% interval over users against the seconds that one run trained, "
         "augmenter included, on a logarithmic axis. On the gray line: trained methods that no "
@@ -642,7 +642,7 @@ def _plot(
         axes.vlines(x, np.maximum(0, y - margins), y + margins, style["color"], lw=1, alpha=0.6)
     look = {
         "linewidth": 1.7,
-        "markersize": {"*": 10, "v": 8, "X": 8}.get(style["marker"], 6.5),
+        "markersize": {"*": 10, "v": 8, "X": 8, "P": 8, "<": 8}.get(style["marker"], 6.5),
         "markeredgecolor": _COLORS["card"],
         "markeredgewidth": 0.6,
         "markevery": max(1, len(x) // 12),

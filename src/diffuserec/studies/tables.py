@@ -1,6 +1,7 @@
 """Tables and figures of a study's results, for a terminal, a page, a paper or another program."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from diffuserec.studies.data_sets import parse_data
 from diffuserec.studies.results import mean
 from diffuserec.tables import Cell, Estimate, Record, format_table, stars_of
 
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; margin: 1.5rem 0 1rem; }}
+caption, th:first-child {{ text-align: left; }}
+caption {{ font-weight: 600; }}
+th, td {{ padding: .25rem .75rem .25rem 0; white-space: nowrap; border-bottom: 1px solid gray; }}
+</style>
+"""
 _ENDINGS = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
@@ -234,8 +249,6 @@ def _gain(found: Mapping[str, Any]) -> str:
 
 def _paragraph(text: str, format: str) -> str:
     if format == "html":
-        from html import escape
-
         return f"<p>{escape(text)}</p>\n"
     if format == "latex":
         return f"% {text}\n"
@@ -278,7 +291,7 @@ def write_tables(document: Mapping[str, Any], out: Path) -> None:
     for format, ending in _ENDINGS.items():
         text = tables(document, format)
         if format == "html":
-            text = f'<!doctype html>\n<meta charset="utf-8">\n{text}'
+            text = f"{_PAGE.format(title=escape(document['title']))}{text}"
         write_text(out / f"table.{ending}", text)
     write_curves(document, out)
 
