@@ -176,6 +176,11 @@ def test_own_items_come_again_only_where_they_may(exclude: bool) -> None:
     made = augmenter.insert(shown, np.zeros(1, dtype=np.int64), 2).items[0].tolist()
     assert (made == [5, 5]) != exclude
     assert len(set(made)) == 2 or not exclude
+    for steps in (1, 2):
+        many = with_settings(augmenter, {"num_inference_steps": steps})
+        made = many.insert(shown, np.zeros(1, dtype=np.int64), 2, distinct=True).items[0].tolist()
+        assert len(set(made)) == 2
+        assert (5 in made) != exclude
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

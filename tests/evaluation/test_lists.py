@@ -121,6 +121,9 @@ def test_a_rollout_hides_what_it_holds() -> None:
     assert sorted(made[0].tolist()) == [-1, -1, -1, -1, 4, 5]
     again = rolled_out(model, split.test, 6, filter_seen=False)
     assert len(set(again[0].tolist())) == 1
+    # a set has each once, and ends where nothing is left
+    different = rolled_out(model, split.test, 6, filter_seen=False, distinct=True)
+    assert sorted(different[0].tolist()) == [-1, 1, 2, 3, 4, 5]
 
 
 def test_a_model_of_times_rolls_nothing_out() -> None:

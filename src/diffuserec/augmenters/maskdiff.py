@@ -372,6 +372,7 @@ class MaskDiff(PrependingAugmenter):
         at: Int64[np.ndarray, " S"],
         n: int,
         count_before: bool = True,
+        distinct: bool = False,
     ) -> "Inserted":
         """n items for each sequence that could stand before its item number `at`, from 0.
 
@@ -381,6 +382,7 @@ class MaskDiff(PrependingAugmenter):
         Args:
             count_before: whether the counts of what stood after the items before that place are
                 evidence. For a history that was learned from they hold what came next in it.
+            distinct: no item is generated twice, also where those that are there may come again.
 
         Raises:
             ConfigError: more items than the network has places for.
@@ -405,7 +407,7 @@ class MaskDiff(PrependingAugmenter):
         items = np.zeros((len(dataset), n), dtype=np.int32)
         probability = np.zeros((len(dataset), n), dtype=np.float32)
         for part, whole, masked, lengths in self._with_masks(dataset, at, n):
-            found = self._fill(whole, masked, lengths, count_before)
+            found = self._fill(whole, masked, lengths, count_before, distinct)
             items[part], probability[part] = (tensor.cpu().numpy() for tensor in found)
         return Inserted(items, probability)
 
@@ -453,10 +455,12 @@ class MaskDiff(PrependingAugmenter):
         masked: Bool[np.ndarray, "B L"],
         lengths: Int64[np.ndarray, " B"],
         count_before: bool = True,
+        distinct: bool = False,
     ) -> tuple[Int64[Tensor, "B M"], Float[Tensor, "B M"]]:
         """Items for the masks, equally many in each row, the likeliest first, and their chances."""
         items, free = torch.from_numpy(whole).to(self.device), torch.from_numpy(masked.copy())
         free, ends = free.to(self.device), torch.from_numpy(lengths).to(self.device)
+        holes, distinct = free, distinct or self.config.exclude_seen
         row = torch.arange(len(items), device=items.device)
         chance = torch.zeros(items.shape, device=items.device)
         steps = min(self.config.num_inference_steps, int(masked[0].sum()))
@@ -464,6 +468,8 @@ class MaskDiff(PrependingAugmenter):
             n_free = int(free[0].sum())
             p = self._probabilities(items, ends, free, count_before).view(len(items), n_free, -1)
             expected = p.sum(1)  # how many of the masks hold each item
+            if distinct:
+                expected.scatter_(1, items.masked_fill(~holes, PAD), -1)
             expected[:, PAD] = -torch.inf  # whatever else is used up
             for _ in range(math.ceil(n_free / left)):
                 likely, best = expected.max(1)
@@ -473,12 +479,11 @@ class MaskDiff(PrependingAugmenter):
                 slot = holders.masked_fill(taken, -1).argmax(1)
                 at = columns[row, slot]
                 items[row, at], chance[row, at] = best, likely.clamp(0, 1)
-                if self.config.exclude_seen:
+                if distinct:
                     expected[row, best] = -1
                 else:  # whether it comes again is for the other masks to say
                     expected[row, best] -= holders[row, slot]
             free = free & (items == PAD)
-        holes = torch.from_numpy(masked).to(items.device)
         return items[holes].view(len(items), -1), chance[holes].view(len(items), -1)
 
     def _probabilities(

@@ -31,7 +31,7 @@ from diffuserec.models.recommender import Recommender, StateRecommender
 LIST_QUALITY = ("Recall", "Precision", "F1", "NDCG", "InPlace", "Repeats")
 """What is measured of a list whose items came one after the other."""
 
-BASKET_QUALITY = ("Recall", "Precision", "F1", "Hit", "Jaccard", "Repeats")
+BASKET_QUALITY = ("Recall", "Precision", "F1", "Hit", "Jaccard")
 """What is measured of a list whose items came together."""
 
 _AT_ONCE = 2**24
@@ -77,6 +77,7 @@ def rolled_out(
     *,
     augmenter: Augmenter | None = None,
     filter_seen: bool = True,
+    distinct: bool = False,
     seed: int = 0,
     batch_size: int = 256,
 ) -> Int64[np.ndarray, "Q N"]:
@@ -87,6 +88,7 @@ def rolled_out(
         length: N, the number of items.
         augmenter: changes the histories first, as it changed those of training.
         filter_seen: hide what is in a user's own history, and what is in the list already.
+        distinct: hide what is in the list already, whether or not seen items are.
 
     Raises:
         ConfigError: the model reads the times of items, which nothing says of those it chooses; or
@@ -105,11 +107,13 @@ def rolled_out(
             now,
             augmenter=augmenter,
             filter_seen=filter_seen,
-            list_length=1,
+            list_length=place + 1 if distinct else 1,
             seed=seed,
             batch_size=batch_size,
-        )
-        made[:, place] = best.top_items[:, 0]
+        ).top_items
+        listed = (best[:, :, None] == made[:, None, :place]).any(2) & (best > 0) & distinct
+        first = np.take_along_axis(best, listed.argmin(1)[:, None], axis=1)[:, 0]
+        made[:, place] = np.where(listed.all(1), -1, first)
     return made
 
 

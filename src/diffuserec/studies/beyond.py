@@ -324,12 +324,13 @@ def _makers(
     model, augmenter, options = run.model, run.augmenter, _options(run, filter_seen)
 
     def rollout(queries: Queries, length: int) -> Lists:
-        return rolled_out(model, queries, length, **options)
+        return rolled_out(model, queries, length, distinct=test.together, **options)
 
     def joint(filling: MaskDiff) -> Make:
         def make(queries: Queries, length: int) -> Lists:
             n, histories = min(length, _room(filling)), queries.histories
-            return filling.insert(histories, histories.lengths, n).items.astype(np.int64)
+            made = filling.insert(histories, histories.lengths, n, distinct=test.together)
+            return made.items.astype(np.int64)
 
         return make
 
