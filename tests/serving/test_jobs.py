@@ -132,6 +132,17 @@ def test_only_so_many_jobs_are_kept(saved, serving, tmp_path: Path) -> None:
         assert send(ask, [["i1"]] * 200).status == 413
 
 
+def test_a_disk_that_takes_no_job_is_no_defect(saved, serving, tmp_path: Path, caplog) -> None:
+    with serving(saved["markov"], jobs=tmp_path / "jobs") as ask:
+        (tmp_path / "jobs").rmdir()
+        (tmp_path / "jobs").write_text("in its place", encoding="utf-8")
+        answer = send(ask, [["i1"]])
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "60"
+        assert str(tmp_path) not in answer.body.decode()
+    assert "job not kept" in caplog.text
+
+
 def test_a_restart_goes_on_with_what_was_accepted(saved, serving, tmp_path: Path) -> None:
     folder = tmp_path / "jobs"
     with serving(saved["markov"], jobs=folder) as ask:

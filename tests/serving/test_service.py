@@ -1,6 +1,7 @@
 """The service: its answers are the models', its refusals one line of JSON, and it never falls."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import logging
@@ -296,6 +297,21 @@ def test_too_much_at_a_time_is_refused_and_then_answered_again(saved, serving) -
         refused = next(answer for answer in answers if answer.status == 503)
         assert int(refused.headers["retry-after"]) >= 1
         assert ask("POST", "/v1/recommend/batch", histories).status == 200
+
+
+def test_health_is_told_when_too_many_are_inside(saved, serving) -> None:
+    begun = (
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 50\r\n\r\n{"
+    )
+    with serving(saved["markov"], max_waiting=1) as ask, contextlib.ExitStack() as lines:
+        for _ in range(3):
+            line = lines.enter_context(socket.create_connection(("127.0.0.1", ask.port)))
+            line.sendall(begun)
+        while ask.recommend(["i1"]).status != 503:
+            time.sleep(0.01)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert ask("GET", path).status == 200
 
 
 def test_whoever_goes_away_is_not_waited_for(saved, serving) -> None:

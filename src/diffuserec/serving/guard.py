@@ -31,6 +31,7 @@ LINES = "application/x-ndjson"
 PARQUET = "application/vnd.apache.parquet"
 """Type of a job that is sent as a Parquet file."""
 
+METRICS = "/metrics"
 PAGE = "/page/"
 ASSISTANTS = "/mcp"
 JOBS = "/v1/jobs"
@@ -176,7 +177,8 @@ class Guard:
         self._require_place(headers)
         address = (scope.get("client") or ("unknown", 0))[0]
         self._require_caller(path, headers, visit, address)
-        if self._n_inside > 2 * limits.max_waiting:
+        watching = path in OPEN or path == METRICS  # is told of an overload, and not refused by it
+        if self._n_inside > 2 * limits.max_waiting and not watching:
             raise RefusedError(503, "too many requests at a time", "overload", retry_after=1)
         known = visit.caller.name if self._settings.keys else address
         if path not in OPEN and not path.startswith(PAGE):

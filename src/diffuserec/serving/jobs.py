@@ -165,34 +165,43 @@ class Jobs:
             is_parquet: whether it is a Parquet file.
 
         Raises:
-            RefusedError: a line is wrong, there are none, or too many jobs are kept.
+            RefusedError: a line is wrong, there are none, too many jobs are kept, or the disk takes
+                no more.
         """
         self._forget_old()
         if len(self._jobs) >= self._limits.max_jobs:
             raise RefusedError(
                 503, "too many jobs are kept: fetch and delete some", "jobs", retry_after=60
             )
+        facts = {"caller": caller, "model": model, "options": options.model_dump(mode="json")}
         path = self._folder / secrets.token_hex(16)
-        with new_directory(path) as work:
-            if is_parquet:
-                body = self._lines_of_parquet(work, body)
-            n = await self._write_input(work / "input.jsonl", body)
-            created = time.time()
-            facts = {
-                "caller": caller,
-                "model": model,
-                "options": options.model_dump(mode="json"),
-                "n": n,
-                "created": created,
-            }
-            (work / "job.json").write_text(json.dumps(facts), encoding="utf-8")
-            await asyncio.to_thread(flush, work / "input.jsonl")
-            await asyncio.to_thread(flush, work / "job.json")
+        try:
+            n, created = await self._write_job(path, body, is_parquet, facts)
+        except OSError as error:
+            tell("job not kept", logging.ERROR, error=str(error))
+            raise RefusedError(
+                503, "the job cannot be kept now: the log says why", "disk", retry_after=60
+            ) from error
         job = Job(path, caller, model, options, n, created)
         self._jobs[path.name] = job
         self._count()
         self._news.set()
         return job
+
+    async def _write_job(
+        self, path: Path, body: AsyncIterator[bytes], is_parquet: bool, facts: dict[str, Any]
+    ) -> tuple[int, float]:
+        """Number of histories of a job that now stands on the disk, and when it was."""
+        with new_directory(path) as work:
+            if is_parquet:
+                body = self._lines_of_parquet(work, body)
+            n = await self._write_input(work / "input.jsonl", body)
+            created = time.time()
+            text = json.dumps({**facts, "n": n, "created": created})
+            (work / "job.json").write_text(text, encoding="utf-8")
+            await asyncio.to_thread(flush, work / "input.jsonl")
+            await asyncio.to_thread(flush, work / "job.json")
+        return n, created
 
     async def _write_input(self, file: Path, body: AsyncIterator[bytes]) -> int:
         n, rest = 0, b""
