@@ -7,6 +7,7 @@ not report, are found in the bytes, a block at a time.
 import csv
 import io
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def scan_table(
         DataError: the header or a line is wrong.
     """
     names, separator, roles = _heading(log, separators, plain)
-    blank: list[int] = []
+    blank = array("q")
     skip, n_rows = 0 if log.columns else 1, 0
     source = Source(log.path.name, line_finder(log, blank, quoted, skip))
     kept = [name for name in names if name in roles.values() or spool.wanted(name)]
@@ -238,7 +239,7 @@ def read_records(
     Raises:
         DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    blank: list[int] = []
+    blank = array("q")
     tables = list(record_batches(log, separator, n_fields, quoted, skip, blank))
     source = Source(log.path.name, line_finder(log, blank, quoted, skip))
     return pl.concat(tables, rechunk=True), source
@@ -250,7 +251,7 @@ def record_batches(
     n_fields: int,
     quoted: bool,
     skip: int,
-    blank: list[int],
+    blank: "array[int]",
     size: int = BLOCK,
 ) -> Iterator[pl.DataFrame]:
     """What :func:`read_records` reads, in pieces of about `size` bytes; at least one, even empty.
@@ -359,13 +360,15 @@ def blocks(file: Path, quoted: bool, size: int = BLOCK, skip: int = 0) -> Iterat
             rest = text[stop:]
 
 
-def scan(log: LogFile, separator: str | None, n_fields: int, quoted: bool) -> tuple[int, list[int]]:
+def scan(
+    log: LogFile, separator: str | None, n_fields: int, quoted: bool
+) -> tuple[int, "array[int]"]:
     """The number of records, and which of them are blank.
 
     Raises:
         DataError: not UTF-8, a quote out of place, or another number of fields; names the line.
     """
-    n_records, blank = 0, []
+    n_records, blank = 0, array("q")
     for block in blocks(log.path, quoted, skip=log.skip):
         empty = _checked(block, separator, n_fields, log.path.name)
         blank.extend((np.flatnonzero(empty) + block.record).tolist())
@@ -460,7 +463,7 @@ def _check_quotes(block: Block, separator: str, name: str) -> None:
         raise DataError(f"{name}, line {line}: a quote is out of place: {_QUOTING}")
 
 
-def line_finder(log: LogFile, blank: list[int], quoted: bool, skip: int) -> Callable[[int], str]:
+def line_finder(log: LogFile, blank: "array[int]", quoted: bool, skip: int) -> Callable[[int], str]:
     """A function that names the line of a row; it reads the file again.
 
     Args:
