@@ -822,7 +822,7 @@ def service() -> str:
 def warm_started() -> str:
     """A model that starts from an earlier one, against a training from nothing."""
     lines = []
-    for name in ("warm_start", "warm_start_ml-1m"):
+    for name in ("warm_start", "warm_start_ml-1m", "warm_start_beauty"):
         document = _read(name)
         given = document["given"]
         log = given["log"] if given["log"].lower() != "none" else "built-in store"
