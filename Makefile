@@ -13,8 +13,9 @@ export OMP_NUM_THREADS ?= 2
 demo: $(VENV)/.installed
 	$(BIN)/diffuserec demo --out demo
 
+# a file stays in one process, so that what its tests share is made once
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 PYTEST_DEBUG_TEMPROOT=$(wildcard /dev/shm) $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 PYTEST_DEBUG_TEMPROOT=$(wildcard /dev/shm) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # the suite at the lowest versions that pyproject.toml allows; torch's is a build for CUDA of 4 GB
 test-lowest:
