@@ -23,11 +23,11 @@ def log(n_users: int, length: int, n_items: int) -> dr.SequenceDataset:
 @pytest.mark.parametrize(
     ("n_users", "length", "n_items", "expected"),
     [
-        (20, 10, 30, {"max_len": 50, "dropout": 0.4, "examples": "per_user"}),
-        (20, 51, 30, {"max_len": 100, "dropout": 0.4, "examples": "per_user"}),
+        (20, 10, 30, {"max_len": 50, "dropout": 0.5, "examples": "per_user"}),
+        (20, 51, 30, {"max_len": 100, "dropout": 0.5, "examples": "per_user"}),
         (20, 150, 30, {"max_len": 150, "dropout": 0.2, "examples": "per_user"}),
-        (20, 210, 3000, {"max_len": 200, "dropout": 0.4, "examples": "per_user"}),
-        (20, 240, 3000, {"max_len": 200, "dropout": 0.4, "examples": "windows"}),
+        (20, 210, 3000, {"max_len": 200, "dropout": 0.5, "examples": "per_user"}),
+        (20, 240, 3000, {"max_len": 200, "dropout": 0.5, "examples": "windows"}),
     ],
 )
 def test_the_documented_rule(n_users: int, length: int, n_items: int, expected: dict) -> None:
@@ -127,4 +127,4 @@ def test_a_study_tells_a_given_default_from_one_that_was_left(tmp_path: Path) ->
     left, given = lines(read_study(file, Study))
     assert (left.plan.settings, given.plan.settings) == ({}, {"max_len": 50})
     identities = [dr.SASRec(**line.plan.settings).config.identity() for line in (left, given)]
-    assert [identity["max_len"] for identity in identities] == ["by the log, rule 2", 50]
+    assert [identity["max_len"] for identity in identities] == ["by the log, rule 1", 50]

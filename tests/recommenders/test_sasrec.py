@@ -133,7 +133,7 @@ def test_wrong_settings_are_named(settings, message) -> None:
 def test_the_documented_defaults() -> None:
     config = SASRec().config
     assert (config.dim, config.max_len, config.n_layers, config.n_heads) == (64, 50, 2, 2)
-    assert (config.loss, config.dropout, config.learning_rate) == ("softmax", 0.4, 1e-3)
+    assert (config.loss, config.dropout, config.learning_rate) == ("softmax", 0.5, 1e-3)
     assert inspect.signature(SASRec).parameters.keys() == SASRec.Config.model_fields.keys()
 
 

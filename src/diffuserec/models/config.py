@@ -96,7 +96,7 @@ class Later:
     """
 
 
-_RULE = 2
+_RULE = 1
 """Counts changes of the rules of :meth:`Settings.defaults_for`; part of a study's keys."""
 
 

@@ -105,7 +105,7 @@ class SequenceSettings(TrainingSettings):
     """Width D of items and states."""
     max_len: Annotated[int, ByLog()] = Field(50, ge=1)
     """Newest items that the model sees."""
-    dropout: Annotated[float, Search(0.1, 0.7), ByLog()] = Field(0.4, ge=0, lt=1)
+    dropout: Annotated[float, Search(0.1, 0.7), ByLog()] = Field(0.5, ge=0, lt=1)
     """Share of values that training sets to zero."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of every parameter, times the learning rate, that each step takes away (AdamW)."""
@@ -128,7 +128,7 @@ class SequenceSettings(TrainingSettings):
         """Defaults by the lengths of the log's histories and its actions an item.
 
         - `max_len` holds nine of ten histories whole if 200 items can: from 50 to 200, by 50.
-        - `dropout` is .2 where items have a hundred actions each on average, or more; else .4.
+        - `dropout` is .2 where items have a hundred actions each on average, or more; else .5.
         - `examples` are windows where the newest `max_len` would leave a tenth of the actions out.
         - `batch_size` is 64, or 32, or 16: the first with 300 batches an epoch, or the last.
         - `loss` is sampled_softmax above 100,000 items, and then its `negatives` are mixed.
@@ -143,7 +143,7 @@ class SequenceSettings(TrainingSettings):
             found["max_len"] = int(np.clip(50 * math.ceil(longest / 50), 50, 200))
         if "dropout" in names:
             often = log.lengths.sum() >= _MANY_ACTIONS * log.catalog.n_items
-            found["dropout"] = 0.2 if often else 0.4
+            found["dropout"] = 0.2 if often else 0.5
         if "examples" in names:
             kept = np.minimum(log.lengths, found.get("max_len", self.max_len) + 1).sum()
             found["examples"] = "windows" if kept < 0.9 * log.lengths.sum() else "per_user"
