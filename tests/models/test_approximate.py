@@ -20,7 +20,7 @@ from diffuserec.models.retrieval import (
     top_k,
 )
 from diffuserec.recommenders.sasrec import SASRec
-from diffuserec.serving.answers import lists_of
+from diffuserec.serving.answers import Asked, lists_of
 from diffuserec.serving.served import load_served
 from diffuserec.serving.wire import Options
 
@@ -127,7 +127,7 @@ def test_a_served_model_may_find_lists_by_an_index(tmp_path: Path, approximate: 
     SASRec(dim=4, n_layers=1, epochs=1).fit(data).save(tmp_path / "model")
     served = load_served("here", tmp_path / "model", approximate)
     assert served.card()["recall"] == (1.0 if approximate else None)
-    found = lists_of(served, Options(k=2), [[1, 2], []])
+    found = lists_of(served, Options(k=2), [Asked([1, 2]), Asked([])])
     assert [line["item_id"] for line in found[0]["items"]] in ([3, 4], [4, 3])
     assert found[1]["source"] == "popularity"
     assert (tmp_path / "model.index.safetensors").exists() == approximate
