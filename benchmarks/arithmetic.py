@@ -20,7 +20,6 @@ operators the time went to (``profile``: shares of the time of all, without what
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from diffuserec.augmenters.maskdiff import MaskDiff
 from diffuserec.data import SequenceDataset, training_batches
 from diffuserec.recommenders.diffrec import DiffRec
 from diffuserec.recommenders.sasrec import SASRec
+from report import show
 
 DIM, MAX_LEN, N_LAYERS, N_HEADS = 64, 50, 2, 2
 COMMON: dict[str, Any] = {
@@ -246,10 +246,7 @@ def main() -> None:
                 found["profile"] = profile(form, precision)
             result["forms"].setdefault(name, {})[precision] = found
             print(f"{name}, {precision}: {found['ratio']:.2f} times the arithmetic", flush=True)
-    print(json.dumps(result, indent=2))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

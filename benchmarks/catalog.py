@@ -30,6 +30,7 @@ from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.evaluation.oracle import Oracle
 from diffuserec.models.retrieval import approximate_top_k, recall, seen_items, top_k
 from diffuserec.recommenders.sasrec import SASRec
+from report import save
 
 LENGTH = 50
 K = 10
@@ -211,9 +212,7 @@ def main() -> None:
         found = json.loads(made.stdout.splitlines()[-1])
         result.setdefault(name, {})[str(n_items)] = found
         print(name, f"{n_items:,}", found, flush=True)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, given.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a file or a prepared dataset's directory.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from diffuserec.augmenters.diff4rec import Diff4Rec
 from diffuserec.data import Histories, Queries, history_batches
 from diffuserec.models.methods import with_settings
 from diffuserec.models.retrieval import Matrix, Scorer, rank_of, seen_items
+from report import show
 
 CUTOFFS = (10, 20, 50, 100)
 
@@ -97,10 +97,7 @@ def main() -> None:
         "difficulty": copies.difficulty.mean(1).tolist(),
         "recall": found,
     }
-    print(json.dumps(result, indent=2))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

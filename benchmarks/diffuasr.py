@@ -10,7 +10,6 @@ those M. The log is a file, a prepared dataset's directory, or ``store``, the bu
 """
 
 import argparse
-import json
 import resource
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 import diffuserec as dr
 from diffuserec.augmenters.diffuasr import DiffuASR
 from diffuserec.models.methods import with_settings
+from report import show
 
 Results = dict[str, dict[str, float]]
 
@@ -194,10 +194,7 @@ def main() -> None:
         result["steps"] = steps(model, held)
     if "everyone" in given.only:
         result["everyone"] = everyone(model, train)
-    print(json.dumps(result, indent=2))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

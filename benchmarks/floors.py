@@ -4,11 +4,11 @@ python benchmarks/floors.py beauty.txt ml-1m.txt --json docs/lab/results/floors.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import diffuserec as dr
+from report import show
 
 METHODS = {
     "popularity": ("popularity", {}),
@@ -34,11 +34,7 @@ def main() -> None:
             measured = dr.evaluate(model, split.test, dataset_name=log.name)
             results[name] = {**measured.metrics, "seconds": time.perf_counter() - start}
         result[log.name] = {"protocol": str(measured.protocol), "results": results}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from report import show
+
 HERE = Path(__file__).resolve()
 COMMON = {"dim": 64, "max_len": 50, "n_layers": 2, "dropout": 0.5, "batch_size": 64}
 AS_BEFORE = {"examples": "per_user", "position_encoding": "from_oldest", "average_epochs": 0.0}
@@ -110,10 +112,7 @@ def main() -> None:
             for name, times in seconds.items()
         },
     }
-    print(json.dumps(result, indent=2))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

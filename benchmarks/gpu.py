@@ -21,7 +21,6 @@ out, and named.
 
 import argparse
 import contextlib
-import json
 import statistics
 import subprocess
 import threading
@@ -42,6 +41,7 @@ import diffuserec as dr
 from diffuserec.data import Catalog, SequenceDataset
 from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.recommenders.sasrec import SASRec
+from report import show
 
 
 @dataclass(frozen=True)
@@ -232,10 +232,7 @@ def main() -> None:
             ]
         print(f"{size.name}: {', '.join(words)}", flush=True)
     result["whole_s"] = time.perf_counter() - began
-    print(json.dumps(result, indent=2))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

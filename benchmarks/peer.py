@@ -212,7 +212,22 @@ def _fails(command: Sequence[str]) -> bool:
     return subprocess.run(command, stdout=sys.stderr).returncode != 0
 
 
-def epoch_clock(lightning: Any, seconds: list[tuple[float, float]]) -> Any:
+def trainer_of(lightning: Any, epochs: int, seconds: list[tuple[float, float]]) -> Any:
+    """A trainer of Lightning, the module as the peer imports it, that does nothing but train on the
+    CPU and adds each epoch's seconds, see :func:`_epoch_clock`."""
+    return lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[_epoch_clock(lightning, seconds)],
+    )
+
+
+def _epoch_clock(lightning: Any, seconds: list[tuple[float, float]]) -> Any:
     """A callback of Lightning, the module as the peer imports it, that adds each epoch's seconds:
     those by the clock and its threads' CPU seconds."""
 

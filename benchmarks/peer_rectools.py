@@ -18,7 +18,7 @@ import argparse
 import statistics
 from typing import Any
 
-from peer import Peer, epoch_clock, parse_arguments, read_sequences, run, timed
+from peer import Peer, parse_arguments, read_sequences, run, timed, trainer_of
 
 RECTOOLS = Peer(
     name="RecTools 0.19.0",
@@ -76,16 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seconds: list[tuple[float, float]] = []
 
     def trainer() -> Any:
-        return lightning.Trainer(
-            max_epochs=args.epochs + 1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            callbacks=[epoch_clock(lightning, seconds)],
-        )
+        return trainer_of(lightning, args.epochs + 1, seconds)
 
     lightning.seed_everything(0)
     train, history, truth = frames(args)

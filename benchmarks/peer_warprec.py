@@ -23,7 +23,7 @@ import argparse
 import statistics
 from typing import Any
 
-from peer import TORCH, Peer, epoch_clock, parse_arguments, read_sequences, run, timed
+from peer import TORCH, Peer, parse_arguments, read_sequences, run, timed, trainer_of
 
 WARPREC = Peer(
     name="WarpRec 2.2.8",
@@ -91,16 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     loader = model.get_dataloader(
         interactions=dataset.train_set, sessions=dataset.train_session, num_workers=0
     )
-    trainer = lightning.Trainer(
-        max_epochs=args.epochs + 1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[epoch_clock(lightning, seconds)],
-    )
+    trainer = trainer_of(lightning, args.epochs + 1, seconds)
     trainer.fit(model, train_dataloaders=loader)
     evaluator = Evaluator(["HitRate", "nDCG"], [10], train_set=dataset.train_set.get_sparse())
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 import diffuserec as dr
 from diffuserec.recommenders.sasrec import SASRec
 from diffuserec.training import parallel
+from report import save
 
 
 def train(folder: Path, users: int, items: int, dim: int, batch: int, epochs: int) -> None:
@@ -93,9 +94,7 @@ def main() -> None:
             found |= {"batch": batch, "differences": apart}
             result["runs"].append(found)
             print(json.dumps(found), flush=True)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, given.json)
 
 
 if __name__ == "__main__":

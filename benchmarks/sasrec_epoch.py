@@ -27,6 +27,7 @@ import torch
 import diffuserec as dr
 from arithmetic import epoch_flops, throughput
 from diffuserec.recommenders.sasrec import SASRec
+from report import show
 
 PEERS = ("recbole", "rectools", "warprec")
 NO_ENVIRONMENT = 3
@@ -107,11 +108,7 @@ def main() -> None:
         else:
             peers[name] = found
     result |= {"peers": peers, "left_out": left_out}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n", encoding="utf-8")
+    show(result, given.json)
 
 
 if __name__ == "__main__":

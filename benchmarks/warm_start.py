@@ -13,7 +13,6 @@ by it.
 """
 
 import argparse
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from diffuserec.data import from_dataset
 from diffuserec.models.methods import find_recommender
 from diffuserec.studies.final import WARM_SHARE, chosen_epochs
 from diffuserec.studies.newest import newest_queries
+from report import save
 
 
 def by_order(dataset: dr.SequenceDataset) -> dr.SequenceDataset:
@@ -114,9 +114,8 @@ def main() -> None:
     if given.json is not None:
         about = {name: str(value) for name, value in vars(given).items() if name != "json"}
         about["log"] = "none" if given.log is None else given.log.name
-        given.json.parent.mkdir(parents=True, exist_ok=True)
         found = {"given": about, "reached": float(reached), "runs": runs}
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        save(found, given.json)
 
 
 if __name__ == "__main__":
