@@ -107,6 +107,7 @@ def test_blends_that_share_a_part_train_it_once(split, tmp_path: Path) -> None:
         ({"parts": ("markov",)}, "two or more recommenders"),
         ({"parts": ("markov", "markov")}, "each once"),
         ({"parts": ("markov", "markov:1")}, "must be a name, or name:2"),
+        ({"parts": ("markov", "markov:2", "markov:02")}, "must be a name, or name:2"),
         ({"parts": ("markov", "markov:two")}, "must be a name, or name:2"),
         ({"parts": ("markov", "blend:2")}, "a blend is no part of a blend"),
         ({"parts": ("markov", "blend")}, "a blend is no part of a blend"),

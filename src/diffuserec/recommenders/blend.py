@@ -13,6 +13,7 @@ Source: none; a linear mixture of experts (Jelinek & Mercer's interpolation of l
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -196,7 +197,7 @@ def _copy(part: str) -> int:
     _, colon, number = part.partition(":")
     if not colon:
         return 1
-    return int(number) if number.isascii() and number.isdigit() and number != "1" else 0
+    return int(number) if re.fullmatch("[2-9]|[1-9][0-9]{1,3}", number) else 0
 
 
 def distribution(model: Recommender, histories: Histories) -> Float[Tensor, "B V"]:
