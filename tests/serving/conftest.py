@@ -80,7 +80,8 @@ class Client:
         data = body if body is None or isinstance(body, bytes | str) else json.dumps(body)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
-            connection.request(method, path, data, sent)
+            with contextlib.suppress(BrokenPipeError):  # answered before all was sent
+                connection.request(method, path, data, sent)
             found = connection.getresponse()
             names = {name.lower(): value for name, value in found.getheaders()}
             return Answer(found.status, names, found.read())
