@@ -42,6 +42,7 @@ _HOME = {
         "register",
         "models.recommender": "Recommender",
         "reports.report": "Report",
+        "studies.refit": "refit",
     }.items()
     for name in names.split()
 }

@@ -35,6 +35,7 @@ from diffuserec.models.methods import method_names as method_names
 from diffuserec.models.methods import register as register
 from diffuserec.models.recommender import Recommender as Recommender
 from diffuserec.reports.report import Report as Report
+from diffuserec.studies.refit import refit as refit
 from diffuserec.recommenders.acvae import ACVAE as _ACVAE
 from diffuserec.recommenders.adrec import ADRec as _ADRec
 from diffuserec.recommenders.bert4rec import BERT4Rec as _BERT4Rec
@@ -76,7 +77,7 @@ from diffuserec.augmenters.random import Random as _Random
 from diffuserec.augmenters.random_seq import RandomSeq as _RandomSeq
 
 __version__: str
-__all__ = ['Augmenter', 'Catalog', 'ConfigError', 'DataError', 'Evaluation', 'Interactions', 'Queries', 'Recommender', 'Report', 'Runtime', 'SequenceDataset', 'Split', 'Store', 'check_consistency', 'compare', 'evaluate', 'find_augmenter', 'find_recommender', 'from_dataset', 'from_frame', 'leave_basket', 'leave_last', 'leave_one_out', 'load', 'load_augmenter', 'load_dataset', 'method_names', 'new_items', 'prepare_log', 'read_log', 'recommender_for', 'register', 'temporal']
+__all__ = ['Augmenter', 'Catalog', 'ConfigError', 'DataError', 'Evaluation', 'Interactions', 'Queries', 'Recommender', 'Report', 'Runtime', 'SequenceDataset', 'Split', 'Store', 'check_consistency', 'compare', 'evaluate', 'find_augmenter', 'find_recommender', 'from_dataset', 'from_frame', 'leave_basket', 'leave_last', 'leave_one_out', 'load', 'load_augmenter', 'load_dataset', 'method_names', 'new_items', 'prepare_log', 'read_log', 'recommender_for', 'refit', 'register', 'temporal']
 
 class ACVAE(_ACVAE):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, item_features: bool = False, id_dropout: float = 0.2, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.01, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'gru', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, hidden_dim: int = 128, kl_weight: float = 0.001, contrast_weight: float = 0.1, adversary_learning_rate: float = 0.001, adversary_weight_decay: float = 0.1, tied: bool = True, n_draws: int = 3) -> None: ...

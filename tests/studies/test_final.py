@@ -57,6 +57,21 @@ def test_a_final_model_is_a_fit_to_everything_until_the_best_epoch(
     assert found["popularity"].sum() == len(log.items)
 
 
+def test_refit_is_train_final_in_one_call(folder: Path, tmp_path: Path) -> None:
+    run, data = folder / "run", folder / "data"
+    model = diffuserec.refit(run, data, tmp_path / "final", runtime=RUNTIME)
+    expected = diffuserec.load(folder / "final").state_dict()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    started = tmp_path / "started"
+    diffuserec.refit(run, data, started, start=tmp_path / "final", seed=5, runtime=RUNTIME)
+    plan = read_document(started / "run.json")["plan"]
+    assert (plan["start_from"]["run"], plan["seed"]) == (str(tmp_path / "final"), 5)
+    with pytest.raises(ConfigError, match="finished run"):
+        diffuserec.refit(run, data, tmp_path / "final", epochs=1, runtime=RUNTIME)
+    diffuserec.refit(run, data, tmp_path / "final", epochs=1, runtime=RUNTIME, overwrite=True)
+    assert len(read_curve(tmp_path / "final" / "curve.json")) == 1
+
+
 def test_a_final_run_says_whose_settings_it_has_and_was_not_measured(folder: Path) -> None:
     plan = read_document(folder / "final" / "run.json")["plan"]
     run = open_run(folder / "run")
