@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ def test_one_more_seed_trains_one_more_run(done: tuple[Path, Path], data: Path) 
     ]
     assert results["tables"][0]["rows"][0]["seeds"] == [0, 1, 2]
     results_of(read(file), run_study(read(file), out, data, RUNTIME, workers=1), out)
+
+
+def test_some_data_sets_are_filled_and_others_wait(data: Path, tmp_path: Path) -> None:
+    file = written(tmp_path, STUDY.replace('["store"]', '["store:60", "store"]'))
+    out, only = tmp_path / "out", Options(only=("Popularity",))
+    for name, expected in (("store", {"store"}), ("store:60", {"store", "store:60"})):
+        options = replace(only, on=(name,))
+        outcome, results, said = filled(read(file, options), out, data, options)
+        assert {cell.data for cell in outcome.cells} == expected
+        assert {table["data"] for table in results["tables"]} == expected
+        assert [line for line in said if "Popularity" in line and f"{name}," in line]
+        assert not [line for line in said if any(f"{x}," in line for x in expected - {name})]
+    options = replace(only, on=("store:20",))
+    with pytest.raises(ConfigError, match=r"no data set 'store:20'.*there are: store:60, store"):
+        run_study(read(file, options), out, data, RUNTIME, options=options)
 
 
 def test_a_study_has_a_report_with_costs(done: tuple[Path, Path], data: Path) -> None:

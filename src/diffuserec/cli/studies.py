@@ -26,6 +26,7 @@ SetOf = Annotated[
     typer.Option("--set", help="A setting of a method in all rows: sasrec.epochs=5; repeatable."),
 ]
 Only = Annotated[list[str] | None, typer.Option(help="A row to fill, others wait; repeatable.")]
+On = Annotated[list[str] | None, typer.Option(help="A data set to fill, others wait; repeatable.")]
 Budget = Annotated[
     Literal["small", "full"], typer.Option(help="small: a quick check that all of it runs.")
 ]
@@ -47,6 +48,7 @@ class StudyOptions:
     seeds: Seeds = None
     settings: SetOf = None
     only: Only = None
+    on: On = None
     budget: Budget = "full"
     split: ShownPart = None
     workers: WorkerCount = None
@@ -87,6 +89,7 @@ def study(
         diffuserec study experiments/beauty.toml --out runs/beauty
         diffuserec study mine.toml --data data/clicks --out runs/mine
         diffuserec study mine.toml --out runs/mine --set sasrec.dim=32
+        diffuserec study mine.toml --out runs/mine --only SASRec --on clicks
         diffuserec study mine.toml --out runs/quick --budget small
         diffuserec study mine.toml --out runs/mine --engine ray --workers 8
     """
@@ -256,6 +259,7 @@ def _run(file: Path, given: StudyOptions) -> None:
         seeds=_seeds(given.seeds),
         small=given.budget == "small",
         only=tuple(given.only or ()),
+        on=tuple(given.on or ()),
         part=given.split,
     )
     if workers is not None and workers < 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffuserec.data import load_dataset
 from diffuserec.data.splits import canonical_split
-from diffuserec.errors import ConfigError
+from diffuserec.errors import ConfigError, did_you_mean
 from diffuserec.files import locked, sweep
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.studies import cells
@@ -103,13 +103,25 @@ def run_study(
                 f"no data set of the study is there ({', '.join(skipped)}): name a directory that "
                 "has one with --data"
             )
-        wanted = tuple(_cells(study, planned, found, runtime.precision))
+        asked = _asked(found, options.on)
+        wanted = tuple(_cells(study, planned, asked, runtime.precision))
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
         outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), pool, say)
         sweep(out)
     others = lines(study, replace(options, only=()))
     return replace(_with_others(study, others, found, outcome, out, runtime), skipped=skipped)
+
+
+def _asked(found: dict[str, Path], names: Sequence[str]) -> dict[str, Path]:
+    """The data sets of these names; all, if there are no names."""
+    for name in names:
+        if name not in found:
+            raise ConfigError(
+                f"no data set {name!r} in the study{did_you_mean(name, found)}; there are: "
+                f"{', '.join(found)}"
+            )
+    return {name: path for name, path in found.items() if not names or name in names}
 
 
 def _n_workers(runtime: Runtime) -> int:

@@ -207,6 +207,7 @@ class Options:
         seeds: instead of the file's.
         small: whether the file's ``[small]`` holds.
         only: names of rows, others are left out; empty keeps all.
+        on: names of data sets, the same.
         part: what is shown; None as the file says.
     """
 
@@ -214,6 +215,7 @@ class Options:
     seeds: tuple[int, ...] = ()
     small: bool = False
     only: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
     part: Literal["test", "valid"] | None = None
 
 
