@@ -98,20 +98,26 @@ def test_a_log_of_parquet_files_is_divided_as_it_is(place, ray, tmp_path) -> Non
     log = pl.read_csv(place / "log.csv").sort("user_id", "timestamp")
     folder = tmp_path / "log"
     folder.mkdir()
-    for name in ("U000", "U0001"):
+    names = ("U0000", "U0001")
+    for name in names:
         part = log.filter(pl.col("user_id").str.starts_with(name)).head(100)
         part.write_parquet(folder / f"{name}.parquet")
-    (folder / "._U000.parquet").write_bytes(b"of another system")
+    (folder / "._U0000.parquet").write_bytes(b"of another system")
     left = tmp_path / ".lists.work.123-0123abcd.partial"  # by a killed one
     left.mkdir()
     out = tmp_path / "lists"
     cluster.recommend(place / "markov", folder, out, TWO, columns={}, say=print, k=3)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["lists", "log"]
-    for name in ("U000", "U0001"):
+    for name in names:
         alone = recommend_from(place / "markov", None, folder / f"{name}.parquet", k=3)
         assert pl.read_parquet(out / f"{name}.parquet").equals(alone)
     with pytest.raises(DataError, match="exists already"):
         cluster.recommend(place / "markov", folder, out, TWO, columns={}, say=print)
+    twice = part["user_id"][0]
+    part.head(1).write_parquet(folder / "more.parquet")
+    with pytest.raises(DataError, match=f"user '{twice}' of .* is in U0001.parquet and in more.pa"):
+        cluster.recommend(place / "markov", folder, tmp_path / "b", TWO, columns={}, say=print)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["lists", "log"]
 
 
 def test_an_evaluation_is_that_made_alone(place, ray) -> None:

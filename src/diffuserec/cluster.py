@@ -328,7 +328,7 @@ def recommend(
         The number of lines.
 
     Raises:
-        ConfigError, DataError: as ``recommend_from`` does.
+        ConfigError, DataError: as ``recommend_from`` does; or two files hold the same user.
     """
     maker = ListMaker(run)
     if approximate:
@@ -342,6 +342,7 @@ def recommend(
             arguments = (run.resolve(), made, dict(columns), options, approximate)
             parts = [{"file": str(file.resolve())} for file in files]
             found = ray.each(_Lists, arguments, parts)
+        _require_whole_histories(made, histories)
         answered = sum((Answered(**part["answered"]) for part in found), Answered())
         if not answered.n_known and not fallback:
             raise DataError(
@@ -351,6 +352,19 @@ def recommend(
     for line in answered.lines(maker.model):
         say(line)
     return sum(int(part["n_lines"]) for part in found)
+
+
+def _require_whole_histories(lists: Path, histories: Path) -> None:
+    """Refuses lists of a user whose history is in two files, for each would be of a part of it."""
+    of_files = pl.scan_parquet(lists / "*.parquet", include_file_paths="file")
+    users = of_files.select("user_id", "file").unique().group_by("user_id").agg("file")
+    split = users.filter(pl.col("file").list.len() > 1).head(1).collect(engine="streaming")
+    for user, files in split.iter_rows():
+        first, second = sorted(Path(file).name for file in files)[:2]
+        raise DataError(
+            f"user {user!r} of {histories} is in {first} and in {second}: put all of a user's "
+            "interactions into one file"
+        )
 
 
 class _Lists:
