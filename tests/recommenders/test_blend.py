@@ -1,4 +1,4 @@
-"""Blends: probabilities averaged, weights chosen on validation, one saved model."""
+"""Blends: probabilities pooled, weights chosen on validation, one saved model."""
 
 from pathlib import Path
 
@@ -27,21 +27,49 @@ def blend(split: dr.Split) -> dr.Blend:
     return dr.Blend(parts=parts, settings={"sasrec": QUICK}).fit(split.train, split.valid)
 
 
-def test_scores_are_the_weighted_mean_of_the_parts_probabilities(blend, split) -> None:
-    histories = histories_of(split.test.histories, np.arange(9))
+def distributions(blend: dr.Blend, histories) -> list[torch.Tensor]:
+    """Of SASRec, Markov and popularity, by their definitions."""
     sasrec, markov, popularity = (blend.models[name] for name in blend.config.parts)
     logits = sasrec.score(histories)[:, 1:].double()
     each = [logits.exp() / logits.exp().sum(1, keepdim=True)]
     for model in (markov, popularity):
         counts = model.score(histories)[:, 1:].double()
         each.append(counts / counts.sum(1, keepdim=True))
-    expected = sum(w * p for w, p in zip(blend.weights.tolist(), each, strict=True))
+    return each
+
+
+def test_scores_are_the_logarithmic_pool_of_the_parts_probabilities(blend, split) -> None:
+    histories = histories_of(split.test.histories, np.arange(9))
+    sasrec, markov, popularity = distributions(blend, histories)
+    often = torch.from_numpy(np.bincount(split.train.items, minlength=51)[1:] + 1.0)
+    prior = often / often.sum()
+    pooled = torch.ones_like(sasrec)
+    each = (sasrec, (markov + prior) / 2, (popularity + prior) / 2)
+    for weight, p in zip((0.5, 0.3, 0.2), each, strict=True):
+        pooled *= p**weight
+    blend.weights, kept = torch.tensor([0.5, 0.3, 0.2]), blend.weights
     found = blend.score(histories)[:, 1:].double()
+    blend.weights = kept
+    expected = pooled / pooled.sum(1, keepdim=True)
+    torch.testing.assert_close(found.softmax(1), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_scores_are_the_linear_pool_if_that_is_wanted(split) -> None:
+    parts = ("sasrec", "markov", "popularity")
+    linear = dr.Blend(parts=parts, settings={"sasrec": QUICK}, pool="linear")
+    linear.fit(split.train, split.valid)
+    histories = histories_of(split.test.histories, np.arange(9))
+    each = distributions(linear, histories)
+    expected = sum(w * p for w, p in zip(linear.weights.tolist(), each, strict=True))
+    found = linear.score(histories)[:, 1:].double().exp()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(found.sum(1), torch.ones(9, dtype=torch.float64))
 
 
-def test_the_weights_are_the_best_of_the_last_round(blend, split) -> None:
+@pytest.mark.parametrize("pool", ["logarithmic", "linear"])
+def test_the_weights_are_the_best_of_the_last_round(split, pool) -> None:
+    parts = ("sasrec", "markov", "popularity")
+    blend = dr.Blend(parts=parts, settings={"sasrec": QUICK}, pool=pool)
+    blend.fit(split.train, split.valid)
     assert blend.weights.sum().item() == pytest.approx(1)
     assert (blend.weights >= 0).all()
     reached = validation(blend, blend.scorer, split.valid)()

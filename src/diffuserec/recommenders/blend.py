@@ -1,29 +1,39 @@
-"""Blend: several recommenders whose probabilities are averaged, by weights chosen on validation.
+"""Blend: recommenders whose probabilities are pooled, by weights that are chosen on validation.
 
 Each part gives a distribution over the items: the softmax of a trained model's scores; a generative
-model's probabilities; a counting method's scores in proportion. The blend's score is
+model's probabilities; a counting method's scores in proportion. With weights w_m >= 0 that sum to
+1, the logarithmic pool, which is the default, and the linear one are
 
-    p(j) = Σ_m w_m p_m(j),    w_m >= 0,    Σ_m w_m = 1.
+    p(j) ∝ Π_m p_m(j)^w_m        and        p(j) = Σ_m w_m p_m(j).
+
+An item is first in the logarithmic pool if no part speaks against it, in the linear one if one
+speaks for it. There a probability of 0 would be a veto, so half of a counting method's probability
+is popularity's, and a thousandth of a generative model's. This also takes back what a trained model
+has learned too well of its own training.
 
 The weights are found one after the other: each takes the value of a grid from 0 to 1 whose blend
-has the best validation NDCG@10 (full ranking, seen items hidden), the others keeping their
-proportions, until none changes. Without validation queries they are those given, or equal.
+has the best validation NDCG@10 (seen items hidden, among the items that are likely for any part),
+the others keeping their proportions, until none changes. Without validation queries they are those
+given, or equal.
 
-Source: none; a linear mixture of experts (Jelinek & Mercer's interpolation of language models).
+Sources: Genest & Zidek, "Combining Probability Distributions", Statistical Science 1986 (both
+pools); Jelinek & Mercer's interpolation of language models (the linear one).
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec.data import (
+    PAD,
     Catalog,
     Histories,
     Queries,
@@ -35,18 +45,26 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings, parse_settings
 from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender, ScoreRecommender
-from diffuserec.models.retrieval import Matrix
-from diffuserec.training import fit_shared, summed_ndcg
+from diffuserec.models.retrieval import seen_items
+from diffuserec.training import fit_shared, n_measured, sample_of
 
 _GRID = [step / 20 for step in range(21)]
 _ROUNDS = 5
 _AT_ONCE = 256
+_LIKELY = 100
+"""The likeliest items of each part are those that weights are chosen by."""
+_CUTOFF = 10
+_MOST_VALUES = 2**26
+"""Probabilities that are held for it, 4 bytes each."""
+_HIDDEN = -1e9
+_OF_COUNTS, _OF_DRAWS = 0.5, 0.001
+"""Shares of popularity in the probabilities of counting methods and of generative models."""
 _SEEDS_APART = 1_000_000
 """Between the seeds of parts of one kind, so that blends of neighboring seeds share none."""
 
 
 class Blend(ScoreRecommender):
-    """A weighted average of the probabilities of recommenders, trained one after the other."""
+    """A pool of the probabilities of recommenders, trained one after the other."""
 
     class Config(Settings):
         """Hyper-parameters of a blend."""
@@ -58,6 +76,8 @@ class Blend(ScoreRecommender):
         ``sasrec:2``, unless it has its own."""
         weights: tuple[float, ...] | None = None
         """Weights of the parts, in their order; None chooses them on validation."""
+        pool: Literal["logarithmic", "linear"] = "logarithmic"
+        """Whether the logarithms of the parts' probabilities are averaged, or they themselves."""
 
         @model_validator(mode="after")
         def _known(self) -> Self:
@@ -84,6 +104,10 @@ class Blend(ScoreRecommender):
                 schema = find_recommender(_method(name)).Config
                 parse_settings(schema, self.settings_of(name), f"settings of {name}")
             return self
+
+        @property
+        def scores_are_logits(self) -> bool:
+            return True
 
         def settings_of(self, part: str) -> dict[str, Any]:
             """Settings of a part that are not the defaults."""
@@ -139,24 +163,40 @@ class Blend(ScoreRecommender):
         return any(model.reads_times for model in self._parts)
 
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
-        """Weighted mean of the parts' probabilities."""
-        parts = zip(self._parts, self.weights.tolist(), strict=True)
-        each = [weight * distribution(model, histories) for model, weight in parts if weight > 0]
-        return torch.stack(each).sum(0)
+        """Logarithm of the pool, but for a constant."""
+        weights = self.weights.tolist()
+        used = [number for number, weight in enumerate(weights) if weight > 0]
+        pooled = sum(weights[number] * self._opinion(number, histories) for number in used)
+        assert isinstance(pooled, Tensor)
+        if self.config.pool == "linear":
+            return pooled.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return pooled
 
     @property
     def _parts(self) -> list[Recommender]:
         return [model for model in self.models.values() if isinstance(model, Recommender)]
 
+    def _opinion(self, number: int, histories: Histories) -> Float[Tensor, "B V"]:
+        """Probabilities of a part, or their logarithms if those are pooled."""
+        model = self._parts[number]
+        p = distribution(model, histories)
+        if self.config.pool == "linear":
+            return p
+        if not _is_scored(model):
+            share = _OF_DRAWS if model.is_generative else _OF_COUNTS
+            counts = self.popularity + 1.0
+            p = (1 - share) * p + share * counts / counts[1:].sum()
+        return p.clamp(min=torch.finfo(torch.float32).tiny).log()
+
     @torch.no_grad()
     def _chosen_weights(self, valid: Queries) -> Float[Tensor, " M"]:
         """The weights whose blend is best on validation, among those of the grid."""
-        weights, best = self.weights, -1.0
+        known, weights, best = self._likely(valid), self.weights, -1.0
         for _ in range(_ROUNDS):
             before = weights
             for number in range(len(weights)):
                 tried = [_with_weight(weights, number, value) for value in _GRID]
-                found = self._metrics(valid, tried)
+                found = [known.ndcg(some.to(self.device)) for some in tried]
                 if max(found) > best:
                     best = max(found)
                     weights = tried[found.index(best)]
@@ -164,10 +204,11 @@ class Blend(ScoreRecommender):
                 break
         return weights
 
-    def _metrics(self, valid: Queries, tried: list[Tensor]) -> list[float]:
-        """Sums of NDCG@10 over the validation queries for each of some weights."""
-        totals = [0.0] * len(tried)
-        shown = valid.histories
+    def _likely(self, valid: Queries) -> "_Likely":
+        """What the parts say of validation targets and of the items that are likely for any."""
+        n_parts, k = len(self._parts), min(_LIKELY, self.catalog.n_items)
+        valid = sample_of(valid, min(n_measured(valid), _MOST_VALUES // (n_parts**2 * k)))
+        shown, found = valid.histories, []
         for index in index_batches(shown, _AT_ONCE):
             which = index[shown.lengths[index] > 0]  # popularity answers the others in any case
             if not len(which):
@@ -178,14 +219,38 @@ class Blend(ScoreRecommender):
             ]
             each = torch.stack(
                 [
-                    torch.stack([distribution(model, some) for some in read]).mean(0)
-                    for model in self._parts
+                    torch.stack([self._opinion(number, some) for some in read]).mean(0)
+                    for number in range(n_parts)
                 ]
             )
-            for number, weights in enumerate(tried):
-                mixed = Matrix(torch.einsum("m,mbv->bv", weights.to(each), each))
-                totals[number] += summed_ndcg(mixed, valid, which)
-        return totals
+            hidden = seen_items(shown, which)
+            each[:, hidden.owner.to(self.device), hidden.items.to(self.device)] = _HIDDEN
+            each[:, :, PAD] = _HIDDEN
+            targets = torch.from_numpy(valid.targets[which]).to(self.device)[:, None]
+            items = each.topk(k, dim=2).indices.permute(1, 0, 2).flatten(1).sort(dim=1).values
+            again = F.pad(items[:, 1:] == items[:, :-1], (1, 0))
+            others = each.gather(2, items.expand(n_parts, -1, -1))
+            others = others.masked_fill(again | (items == targets), _HIDDEN)
+            found.append((each.gather(2, targets.expand(n_parts, -1, -1)), others))
+        if not found:
+            nothing = torch.empty(n_parts, 0, 1, device=self.device)
+            return _Likely(nothing, nothing)
+        own, others = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return _Likely(own, others)
+
+
+class _Likely(NamedTuple):
+    """What M parts say of the targets of Q queries, and of C other items that may be above them."""
+
+    targets: Float[Tensor, "M Q 1"]
+    others: Float[Tensor, "M Q C"]
+
+    def ndcg(self, weights: Float[Tensor, " M"]) -> float:
+        """Sum of NDCG@10 with these weights; ties at their mean rank."""
+        target, others = (torch.einsum("m,mqc->qc", weights, values) for values in self)
+        ranks = (others > target).sum(1) + 0.5 * (others == target).sum(1)
+        ranks = ranks[(ranks < _CUTOFF) & (target[:, 0] > _HIDDEN)]
+        return float((1 / torch.log2(ranks + 2)).sum())
 
 
 def _method(part: str) -> str:

@@ -14,7 +14,7 @@ from diffuserec.training.next_item import (
 )
 from diffuserec.training.pairs import train_on_pairs
 from diffuserec.training.shared import fit_shared
-from diffuserec.training.validation import summed_ndcg, validation
+from diffuserec.training.validation import n_measured, sample_of, validation
 
 __all__ = [
     "EncoderRecommender",
@@ -25,9 +25,10 @@ __all__ = [
     "device_of",
     "encoder_loss",
     "fit_shared",
+    "n_measured",
     "next_item_loss",
     "real_positions",
-    "summed_ndcg",
+    "sample_of",
     "train",
     "train_next_item",
     "train_on_pairs",

@@ -58,10 +58,7 @@ def validation(
             "epochs"
         )
 
-    n = n_measured(valid, most_scores)
-    if n < len(valid):
-        generator = np.random.Generator(np.random.Philox(key=[0, len(valid)]))
-        valid = valid.select(np.sort(generator.choice(len(valid), n, replace=False)))
+    valid = sample_of(valid, n_measured(valid, most_scores))
     shown = valid.histories
     at_once = method.at_once(batch_size) if isinstance(method, Recommender) else batch_size
 
@@ -74,7 +71,7 @@ def validation(
                 with contextlib.suppress(_NotNumbers):
                     of_batch = math.nan
                     found = scorer_of_readings(method, scorer, shown, index)
-                    of_batch = summed_ndcg(found, valid, index)
+                    of_batch = _summed_ndcg(found, valid, index)
             gains.append(of_batch)
         gain = 0.0
         for of_batch in parallel.totals(gains):
@@ -91,7 +88,15 @@ def n_measured(valid: Queries, most_scores: int = _MOST_SCORES) -> int:
     return min(len(valid), max(1, most_scores // valid.histories.vocab_size))
 
 
-def summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) -> float:
+def sample_of(valid: Queries, n: int) -> Queries:
+    """At most n of the queries, drawn, the same each time."""
+    if n >= len(valid):
+        return valid
+    generator = np.random.Generator(np.random.Philox(key=[0, len(valid)]))
+    return valid.select(np.sort(generator.choice(len(valid), n, replace=False)))
+
+
+def _summed_ndcg(scorer: Scorer, valid: Queries, index: Int64[np.ndarray, " B"]) -> float:
     """Sum of NDCG@10 over some queries, as :func:`validation` measures it.
 
     Args:
