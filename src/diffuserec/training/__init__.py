@@ -3,6 +3,7 @@
 from diffuserec.training.checkpoint import checkpoint_files
 from diffuserec.training.device import device_of
 from diffuserec.training.loop import Update, train
+from diffuserec.training.masks import train_on_masks
 from diffuserec.training.next_item import (
     EncoderRecommender,
     NextItemRecommender,
@@ -31,6 +32,7 @@ __all__ = [
     "sample_of",
     "train",
     "train_next_item",
+    "train_on_masks",
     "train_on_pairs",
     "validation",
 ]
