@@ -1,5 +1,6 @@
 """Blends: probabilities pooled, weights chosen on validation, one saved model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 
 import diffuserec as dr
 from diffuserec.data import Store, histories_of
+from diffuserec.studies.runner import run_study
+from diffuserec.studies.study import read
 from diffuserec.training import validation
 
 from ..contracts.suite import assert_same_state
@@ -127,6 +130,36 @@ def test_blends_that_share_a_part_train_it_once(split, tmp_path: Path) -> None:
         model.fit(split.train, split.valid, runtime)
     assert phases == ["sasrec: fit"] * 2 + ["sasrec:2: fit"] * 2
     assert_same_state(one.models["sasrec"], other.models["sasrec"])
+
+
+def test_a_row_of_a_study_and_a_part_of_a_blend_are_trained_once(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        """
+        title = "shared"
+        data = ["store"]
+        seeds = [3]
+        [settings]
+        sasrec = { dim = 8, n_layers = 1, epochs = 2 }
+        blend.parts = ["sasrec", "markov"]
+        blend.settings.sasrec = { dim = 8, n_layers = 1, epochs = 2 }
+        [[rows]]
+        model = ["sasrec", "blend"]
+        """
+    )
+    Store(n_users=150, n_items=50, seed=0).dataset().save(tmp_path / "store")
+    out = tmp_path / "out"
+    run_study(read(file), out, tmp_path, dr.Runtime(device="cpu", progress=False), workers=1)
+    kept = {path.name.split("-")[0] for path in (out / "pretrained").glob("*.safetensors")}
+    assert kept == {"sasrec", "markov", "popularity"}
+    (alone,) = (out / "runs").glob("sasrec-*")
+    (blend,) = (out / "runs").glob("blend-*")
+    assert_same_state(dr.load(blend).models["sasrec"], dr.load(alone))
+    trained = sum(epoch["seconds"] for epoch in json.loads((alone / "curve.json").read_text()))
+    for cell in (out / "cells").iterdir():  # whoever was first, both would have had to train it
+        found = json.loads(cell.read_text())
+        if found["model"] in ("sasrec", "blend"):
+            assert found["seconds"]["fit_model"] >= trained > 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from diffuserec.studies.run_directory import (
     release,
     write_leak,
 )
-from diffuserec.training import parallel
+from diffuserec.training import fit_shared, parallel
 from diffuserec.training.device import device_of
 from diffuserec.training.tracking import Tracking
 
@@ -309,7 +309,11 @@ def fit_recommender(
     if not parallel.agreed(fitted.is_dir()):
         say(f"training {plan.model}")
         model, _ = methods_of(plan)
-        model.fit(train, valid, runtime.within("model"), start=start)
+        of_model = runtime.within("model")
+        if plan.augment is None and start is None:  # a blend may hold the same
+            fit_shared(model, train, valid, of_model)
+        else:
+            model.fit(train, valid, of_model, start=start)
         if parallel.is_first():
             before = path / "augmenter-curve.json"
             curve = [*(read_curve(before) if before.exists() else []), *model.curve]

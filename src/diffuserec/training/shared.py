@@ -29,7 +29,8 @@ def fit_shared(
 
     The same is: method, its version and settings, data, validation queries, seed and precision.
     With ``runtime.shared`` a fit is kept there, one file each, and processes that want it at one
-    time wait for the first; without, this is ``method.fit``.
+    time wait for the first; without, this is ``method.fit``. Of a method that is made of others,
+    the parts alone are kept.
 
     Returns:
         The records of its epochs.
@@ -51,13 +52,17 @@ def fit_shared(
             return method.curve
         watch = _Watch(runtime.on_epoch)
         records = method.fit(train, valid, replace(runtime, on_epoch=watch)).curve
-        if watch.stopped:  # that is no whole fit
+        if watch.stopped or _is_made_of_others(method):  # no whole fit, or its parts are kept
             return records
         tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
         with replacing(path) as work:
             facts = {"records": json.dumps([asdict(record) for record in records])}
             save_file(tensors, work, {**facts, "sha256": digest_of(tensors, facts)})
     return records
+
+
+def _is_made_of_others(method: Method) -> bool:
+    return any(isinstance(part, Method) for part in method.modules() if part is not method)
 
 
 class _Watch:
