@@ -48,7 +48,9 @@ def test_ndcg_is_that_of_scikit_learn(rankings, k):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_all_are_those_of_ranx(rankings):
+def test_all_are_those_of_ranx(rankings, monkeypatch):
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # compiling takes half a minute
     ranx = pytest.importorskip("ranx")
     scores, targets, ranks = rankings
     qrels = ranx.Qrels({f"q{u}": {f"i{t}": 1} for u, t in enumerate(targets)})
