@@ -40,7 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "s3rec": {"pretrain_epochs": 2},
     "blend": {
         "settings": {
-            "sasrec": {
+            "bsarec": {
                 name: TINY[name]
                 for name in ("dim", "n_layers", "dropout", "learning_rate", "batch_size", "epochs")
             }

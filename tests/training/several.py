@@ -42,7 +42,7 @@ SETTINGS = {
 }
 _SASREC = {"dim": 16, "epochs": 2, "batch_size": 10}
 OWN = {
-    "blend": {"settings": {"sasrec": _SASREC}},
+    "blend": {"parts": ("sasrec", "markov"), "settings": {"sasrec": _SASREC}},
     "asrep": {"model_settings": _SASREC},
     "diffuasr": {"dim": 64, "batch_size": 100, "epochs": 1},
     "bpr": {"batch_size": 100},

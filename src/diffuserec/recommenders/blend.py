@@ -69,11 +69,11 @@ class Blend(ScoreRecommender):
     class Config(Settings):
         """Hyper-parameters of a blend."""
 
-        parts: tuple[str, ...] = ("sasrec", "markov")
-        """Names of the recommenders; ``sasrec:2`` is another SASRec, trained from another seed."""
+        parts: tuple[str, ...] = ("bsarec", "markov", "itemgraph", "popularity")
+        """Names of the recommenders; ``bsarec:2`` is another BSARec, trained from another seed."""
         settings: Mapping[str, Mapping[str, Any]] = Field({}, validate_default=False)
-        """Their settings that are not the defaults, by name; those of ``sasrec`` are also those of
-        ``sasrec:2``, unless it has its own."""
+        """Their settings that are not the defaults, by name; those of ``bsarec`` are also those of
+        ``bsarec:2``, unless it has its own."""
         weights: tuple[float, ...] | None = None
         """Weights of the parts, in their order; None chooses them on validation."""
         pool: Literal["logarithmic", "linear"] = "logarithmic"
