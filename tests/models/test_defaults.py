@@ -80,8 +80,12 @@ def test_parts_of_a_method_follow_the_log_and_are_loaded_as_they_were(tmp_path: 
     again = dr.load(tmp_path / "blend")
     assert again.config == blend.config
     assert again.config.settings["sasrec"]["max_len"] == 100
-    assert again.config.comes_of(dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": SMALL}).given)
-    assert not again.config.comes_of(dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": SMALL | {"dim": 16}}).given)
+    assert again.config.comes_of(
+        dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": SMALL}).given
+    )
+    assert not again.config.comes_of(
+        dr.Blend(parts=("sasrec", "markov"), settings={"sasrec": SMALL | {"dim": 16}}).given
+    )
     reverse = dr.find_augmenter("asrep")(model_settings=SMALL).fit(long)
     reverse.save(tmp_path / "asrep")
     assert dr.load_augmenter(tmp_path / "asrep").config.model_settings["max_len"] == 100

@@ -13,6 +13,7 @@ from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Settings
 from diffuserec.models.methods import register
 from diffuserec.models.recommender import ScoreRecommender
+from diffuserec.studies.cells import Cell, seconds_to_the_limit
 from diffuserec.studies.costs import Costs, advice, foresee, spoken
 from diffuserec.studies.run_directory import Plan
 
@@ -79,6 +80,14 @@ def test_what_an_epoch_takes_whatever_the_users_is_counted_once(data):
     register(Closing)
     found = foresee(Plan(str(data), "closing", {}), Runtime(device="cpu"))
     assert found.epoch_seconds == pytest.approx({"fit": 2 + N_USERS / 100})
+
+
+def test_a_study_foresees_all_users_of_its_data(data):
+    register(Clockwork)
+    plan = Plan(str(data), "clockwork", {}, split="leave-one-out")
+    cell = Cell("it", "data", plan, "", "full", augmenter_seed=0, precision="fp32")
+    found = seconds_to_the_limit(cell, Runtime(device="cpu"), users=100)
+    assert found == pytest.approx(40 * N_USERS / 1000 * 1.5)
 
 
 def test_the_command_counts_all_epochs_and_the_price(tmp_path):

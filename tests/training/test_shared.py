@@ -52,6 +52,16 @@ def test_other_data_is_fitted_anew(random_log, tmp_path: Path) -> None:
     assert fitted(random_log.select(np.arange(20)), runtime)[1] > 0
 
 
+def test_a_method_without_counts_is_kept(random_log, tmp_path: Path) -> None:
+    # what was not counted is one value, expanded
+    runtime = Runtime(seed=3, shared=tmp_path)
+    settings = {"window": 0, "dim": 8, "epochs": 1, "max_len": 8}
+    models = [dr.MaskDiffRec(**settings) for _ in range(2)]
+    for model in models:
+        fit_shared(model, random_log, None, runtime)
+    assert_equal(*map(state, models))
+
+
 def test_a_fit_that_was_stopped_is_not_kept(random_log, tmp_path: Path) -> None:
     def stop(epoch: Epoch) -> bool:
         return True

@@ -230,7 +230,7 @@ def fail(cell: Cell, out: Path, message: str) -> dict[str, Any]:
 
 
 def seconds_to_the_limit(cell: Cell, runtime: Runtime, users: int = 256) -> float | None:
-    """Seconds that training would take to its epoch limit, from two epochs on a few users.
+    """Seconds that training takes to its epoch limit, from two epochs on a few of the users.
 
     Returns:
         Seconds of all epochs, which early stopping makes fewer; None for a method that is not
@@ -241,7 +241,8 @@ def seconds_to_the_limit(cell: Cell, runtime: Runtime, users: int = 256) -> floa
         return None
     split = split_dataset(load_dataset(cell.plan.data), cell.plan.split)
     tried = Trial(cell.plan, split.train, None, runtime, users)
-    return sum(tried.epoch_seconds.values()) * float(limit)
+    an_epoch = sum(tried.epoch_seconds.values()) * len(split.train) / tried.n_users
+    return an_epoch * float(limit)
 
 
 def read_evaluation(name: str, out: Path, part: Part) -> Evaluation:

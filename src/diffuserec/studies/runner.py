@@ -301,7 +301,7 @@ def _call(
 class _Schedule:
     """Work in the order of what it needs, on all workers, with the time that is left.
 
-    The time of a kind of training is taken from one epoch on a few users before anything is
+    The time of a kind of training is taken from an epoch on a few users before anything is
     trained, then from its epochs, then from the first that ends.
     """
 
@@ -397,6 +397,9 @@ class _Schedule:
 
     def _time_left(self) -> str:
         now = time.monotonic()
+        to_do = [*self.left.values(), *(self.tasks[key] for key in self.busy)]
+        if any(task.key.startswith("train ") and not self._seconds(task) for task in to_do):
+            return "how much time is left is not known yet"
         rest = sum(self._seconds(task) for task in self.left.values())
         for key, began in self.busy.items():
             rest += max(self._seconds(self.tasks[key]) - (now - began), 0.0)
