@@ -53,7 +53,6 @@ def test_other_data_is_fitted_anew(random_log, tmp_path: Path) -> None:
 
 
 def test_a_method_without_counts_is_kept(random_log, tmp_path: Path) -> None:
-    # what was not counted is one value, expanded
     runtime = Runtime(seed=3, shared=tmp_path)
     settings = {"window": 0, "dim": 8, "epochs": 1, "max_len": 8}
     models = [dr.MaskDiffRec(**settings) for _ in range(2)]

@@ -118,7 +118,7 @@ def digest_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.reshape(-1)
-        if len(flat) and flat.stride(0) != 1:  # of one value, that was expanded
+        if flat.stride(0) != 1:  # of one value or none
             flat = flat.clone(memory_format=torch.contiguous_format)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
