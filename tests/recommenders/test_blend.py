@@ -150,8 +150,8 @@ def test_a_row_of_a_study_and_a_part_of_a_blend_are_trained_once(tmp_path: Path)
     Store(n_users=150, n_items=50, seed=0).dataset().save(tmp_path / "store")
     out = tmp_path / "out"
     run_study(read(file), out, tmp_path, dr.Runtime(device="cpu", progress=False), workers=1)
-    kept = {path.name.split("-")[0] for path in (out / "pretrained").glob("*.safetensors")}
-    assert kept == {"sasrec", "markov", "popularity"}
+    kept = [path.name.split("-")[0] for path in (out / "pretrained").glob("*.safetensors")]
+    assert kept.count("sasrec") == kept.count("markov") == 1
     (alone,) = (out / "runs").glob("sasrec-*")
     (blend,) = (out / "runs").glob("blend-*")
     assert_same_state(dr.load(blend).models["sasrec"], dr.load(alone))

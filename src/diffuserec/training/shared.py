@@ -94,7 +94,8 @@ def _read(path: Path, method: Method) -> list[Epoch]:
 
 
 def _key(method: Method, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> str:
-    parts = [method.kind, method.name, method.version, method.given.identity(), train.fingerprint]
+    settings = method.given.suited_to(train.real()).stated()  # however they were given
+    parts = [method.kind, method.name, method.version, settings, train.fingerprint]
     if valid is not None:
         targets = hashlib.sha256(np.ascontiguousarray(valid.targets).tobytes()).hexdigest()
         parts += [valid.histories.fingerprint, targets]
