@@ -145,7 +145,8 @@ def test_a_row_of_a_study_and_a_part_of_a_blend_are_trained_once(tmp_path: Path)
         blend.settings.sasrec = { dim = 8, n_layers = 1, epochs = 2 }
         [[rows]]
         model = ["sasrec", "blend"]
-        """
+        """,
+        encoding="utf-8",
     )
     Store(n_users=150, n_items=50, seed=0).dataset().save(tmp_path / "store")
     out = tmp_path / "out"
@@ -155,9 +156,11 @@ def test_a_row_of_a_study_and_a_part_of_a_blend_are_trained_once(tmp_path: Path)
     (alone,) = (out / "runs").glob("sasrec-*")
     (blend,) = (out / "runs").glob("blend-*")
     assert_same_state(dr.load(blend).models["sasrec"], dr.load(alone))
-    trained = sum(epoch["seconds"] for epoch in json.loads((alone / "curve.json").read_text()))
+    trained = sum(
+        epoch["seconds"] for epoch in json.loads((alone / "curve.json").read_text(encoding="utf-8"))
+    )
     for cell in (out / "cells").iterdir():  # whoever was first, both would have had to train it
-        found = json.loads(cell.read_text())
+        found = json.loads(cell.read_text(encoding="utf-8"))
         if found["model"] in ("sasrec", "blend"):
             assert found["seconds"]["fit_model"] >= trained > 0
 
