@@ -8,17 +8,9 @@ import diffuserec as dr
 from diffuserec.data import SequenceDataset, histories_of
 from diffuserec.models.masked_items import Pieces, next_items
 
-QUICK = {
-    "epochs": 12,
-    "patience": 12,
-    "average_epochs": 0.0,
-    "dim": 32,
-    "n_layers": 1,
-    "dropout": 0.0,
-    "learning_rate": 0.01,
-    "batch_size": 32,
-    "max_len": 12,
-}
+from ..augmenters.test_maskdiff import QUICK as OF_MASKDIFF
+
+QUICK = OF_MASKDIFF | {"epochs": 12, "patience": 12}
 
 
 @pytest.mark.parametrize("window", [0, 3])
