@@ -88,3 +88,10 @@ def test_an_answer_does_not_depend_on_what_stands_at_the_mask() -> None:
     masked = torch.tensor([[False, False, True]] * 2)
     found = model.logits(items, torch.tensor([3, 3]), masked)
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_copies_of_a_user_are_left_out_of_the_counts_with_their_original() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3]] * 7)
+    both = log.joined(log)
+    pieces = Pieces.endings(both, 4, np.random.default_rng(0), 1)
+    assert pieces.group.tolist() == [*range(7)] * 2

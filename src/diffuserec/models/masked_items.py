@@ -158,7 +158,7 @@ class MaskedItems(Method):
         counts = csr_array((weight, (later, earlier)), shape=(size, size))
         self.before.set(counts)
         self.after.set(counts.T.tocsr())
-        group = owner % GROUPS
+        group = _groups(train)[owner]
         rows = np.concatenate([group * size + later, (group + GROUPS) * size + earlier])
         columns = np.concatenate([earlier, later])
         return csr_array((np.tile(weight, 2), (rows, columns)), shape=(2 * GROUPS * size, size))
@@ -301,7 +301,14 @@ class Pieces:
         items = padded(dataset.log.items, starts, starts + lengths)
         column = np.arange(items.shape[1])
         region = (column >= first[:, None]) & (column < (first + width)[:, None])
-        return cls(items, region, np.arange(len(dataset)) % GROUPS)
+        return cls(items, region, _groups(dataset))
+
+
+def _groups(dataset: SequenceDataset) -> Int64[np.ndarray, " B"]:
+    """Group of each sequence; those of one user, such as copies, are in one group."""
+    _, first, number = np.unique(dataset.users, return_index=True, return_inverse=True)
+    found: np.ndarray = first[number] % GROUPS
+    return found
 
 
 def next_items(dataset: SequenceDataset) -> Bool[np.ndarray, " N"]:
