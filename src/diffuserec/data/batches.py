@@ -37,10 +37,10 @@ _USE = 2**40
 _BESIDE = 8
 """Examples that are trained on beside a batch at least, or none: for losses that contrast them."""
 
-_TOGETHER = 2**20
+_TOGETHER = 2**19
 """Training examples that are shuffled together."""
 
-_BLOCK = 2**14
+_BLOCK = 2**13
 """Examples of consecutive sequences that stay together where there are more."""
 
 _CELLS = 2**20
@@ -303,8 +303,8 @@ def _shuffled(
 ) -> Iterator[SequenceDataset]:
     """The sequences in parts, the examples of each of which are shuffled together.
 
-    A part is all of them, or, where they have more than a million examples, 32 to 64 blocks of
-    consecutive sequences, drawn at random: memory is needed for one part, and the disk is read a
+    A part is all of them, or, where they have more than half a million examples, 32 to 64 blocks
+    of consecutive sequences, drawn at random: memory is needed for one part, and the disk is read a
     block at a time.
 
     Args:

@@ -201,13 +201,15 @@ def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
     starts, ends = (
         part if index is None else part[index] for part in (dataset.starts, dataset.ends)
     )
-    train = dataset.view(dataset.starts, np.where(enough, dataset.ends - k - 1, dataset.ends))
+    at_valid, at_test = ends - k - 1, ends - k
+    # of millions of users, two parts of the same bounds share them
+    kept = at_valid if index is None else np.where(enough, dataset.ends - k - 1, dataset.ends)
+    train = dataset.view(dataset.starts, kept)
     valid, test = (
         Queries(
-            dataset.view(starts, ends - n_held_out, index),
-            np.asarray(dataset.log.items[ends - n_held_out], dtype=np.int64),
+            dataset.view(starts, at, index), np.asarray(dataset.log.items[at], dtype=np.int64)
         )
-        for n_held_out in (k + 1, k)
+        for at in (at_valid, at_test)
     )
     following = dataset.log.items[ends[:, None] - np.arange(k, 0, -1)].astype(np.int64)
     return Split(train, valid, replace(test, following=following), protocol, int((~enough).sum()))
