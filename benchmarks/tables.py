@@ -186,6 +186,23 @@ def arithmetic() -> str:
     return text + "\n".join(profiles)
 
 
+def training_forms() -> str:
+    """Seconds of an epoch of each form of training, beside those of the first."""
+    document = _read("forms_speed")
+    body = [
+        [name, f"{found['median_s']:.2f} s", f"{found['times_first']:.2f}"]
+        for name, found in document["forms"].items()
+    ]
+    users = "all" if document["users"] is None else f"{document['users']:,}"
+    text = table(["form", "an epoch", "times the first"], body)
+    threads = "1 thread" if document["threads"] == 1 else f"{document['threads']} threads"
+    runs = len(next(iter(document["forms"].values()))["all_s"])
+    return (
+        f"{text}\n\nMedian processor seconds of {runs} turns; {document['precision']}, {threads}; "
+        f"{document['log']}, {users} users."
+    )
+
+
 def gpu() -> str:
     """A training on a GPU: seconds, memory, utilization and waits of a step."""
     document = _read("gpu")
@@ -866,6 +883,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "speed": lambda: speed("sasrec_epoch"),
     "speed_beauty": lambda: speed("sasrec_epoch_beauty"),
     "arithmetic": arithmetic,
+    "forms_speed": training_forms,
     "gpu": gpu,
     "prepare": preparing,
     "catalog": catalog,
