@@ -543,12 +543,11 @@ def test_auto_takes_a_recommender_by_the_log_and_says_why(
     data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "auto"
-    status, _, said = call(capsys, "train", data, "--model", "auto", "--out", out)
+    quick = 'settings={bsarec={epochs=1}}'
+    status, _, said = call(capsys, "train", data, "--model", "auto", "--set", quick, "--out", out)
     assert status == 0
-    assert re.search(r"itemgraph: 300 users, .* too few users to train on", said)
-    assert (
-        json.loads((out / "run.json").read_text(encoding="utf-8"))["plan"]["model"] == "itemgraph"
-    )
+    assert re.search(r"blend: 300 users, .* few users, so that counting is added", said)
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["plan"]["model"] == "blend"
 
 
 def test_settings_show_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,11 @@ def log(n_users: int, length: int, n_items: int) -> dr.SequenceDataset:
 @pytest.mark.parametrize(
     ("n_users", "length", "n_items", "expected"),
     [
-        (999, 8, 100, "itemgraph"),  # one user too few
-        (1000, 8, 100, "bsarec"),
-        (1000, 4, 1000, "bsarec"),  # four actions for each item
-        (1000, 4, 1001, "itemgraph"),
-        (1000, 20, 100, "bsarec"),
-        (1000, 21, 100, "sasrec"),
+        (4999, 8, 100, "blend"),  # one user too few
+        (5000, 8, 100, "bsarec"),
+        (5000, 20, 100, "bsarec"),
+        (5000, 21, 100, "sasrec"),
+        (4999, 21, 100, "blend"),
     ],
 )
 def test_the_documented_rule(n_users: int, length: int, n_items: int, expected: str) -> None:

@@ -12,11 +12,8 @@ from diffuserec.data import SequenceDataset
 from diffuserec.data.advice import require_sequences
 from diffuserec.errors import DataError
 
-FEW_USERS = 1000
-"""Fewer users teach a trained model too little."""
-
-FEW_ACTIONS = 4
-"""So do fewer actions for each item that was chosen at all."""
+FEW_USERS = 5000
+"""Fewer users teach a trained model little more than counting knows."""
 
 LONG = 20
 """Histories are long if half of the users have more items in training."""
@@ -37,8 +34,7 @@ class Choice(NamedTuple):
 def recommender_for(log: SequenceDataset) -> Choice:
     """The recommender to begin with on a log, and why.
 
-    * Fewer than 1,000 users, or fewer than 4 actions for each item: ``itemgraph``, which counts
-      instead of training.
+    * Fewer than 5,000 users: ``blend``, one training mixed with methods that count.
     * Otherwise, if half of the users have more than 20 items: ``sasrec``.
     * Otherwise ``bsarec``.
 
@@ -62,9 +58,7 @@ def recommender_for(log: SequenceDataset) -> Choice:
         f"actions for each of {n_items:,} items"
     )
     if len(lengths) < FEW_USERS:
-        return Choice("itemgraph", f"{facts}: too few users to train on, so it counts")
-    if per_item < FEW_ACTIONS:
-        return Choice("itemgraph", f"{facts}: too few actions to learn items from, so it counts")
+        return Choice("blend", f"{facts}: few users, so that counting is added to training")
     if median > LONG:
         return Choice("sasrec", f"{facts}: long histories")
-    return Choice("bsarec", f"{facts}: short histories, and enough of them to train on")
+    return Choice("bsarec", f"{facts}: short histories")
