@@ -1,7 +1,7 @@
 # diffuserec for the CPU: the command line, and by default the service with its page.
 #
 #   docker build -t diffuserec .
-#   docker run --rm -v "$PWD:/data" diffuserec prepare clicks.csv --out clicks
+#   docker run --rm --user "$(id -u)" -v "$PWD:/data" diffuserec prepare clicks.csv --out clicks
 #   docker run --rm -p 8000:8000 -v "$PWD:/data" -e DIFFUSEREC_KEYS="me <key>" diffuserec serve runs/sasrec --host 0.0.0.0
 FROM python:3.11-slim AS build
 COPY . /src

@@ -75,6 +75,18 @@ def test_a_model_directory_holds_these_files_and_no_users(saved) -> None:
     assert manifest["config"]["dim"] == 8
 
 
+@pytest.mark.skipif(os.name == "nt", reason="rights of files are another matter there")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_of_a_model_have_the_rights_of_new_files(fitted, tmp_path, mask) -> None:
+    before = os.umask(mask)
+    try:
+        fitted.save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    rights = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert rights == dict.fromkeys(rights, 0o666 & ~mask)
+
+
 def test_another_process_without_the_data_scores_the_same(fitted, saved) -> None:
     asked = [["item-03-é", "item-20-é"]]
     program = (

@@ -1,6 +1,7 @@
 """Graphs of models give what the models give, at any size; vectors come with raw ids."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from diffuserec import DataError, DreamRec, Markov, Runtime, SASRec, SequenceDataset, Store, load
+from diffuserec.augmenters.random import Random
 from diffuserec.cli import app
 from diffuserec.data import Histories
 from diffuserec.errors import ConfigError
@@ -130,6 +132,19 @@ def test_what_has_no_graph_is_refused_in_one_line(
         with pytest.raises((ConfigError, DataError), match=match) as told:
             export(model, to, tmp_path / out)
         assert "\n" not in str(told.value)
+
+
+def test_only_an_augmenter_that_changes_histories_keeps_a_graph_from_being_made(
+    log: SequenceDataset, sasrec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(sasrec, run / "model")
+    Random(n_items=2).fit(log).save(run / "augmenter")
+    with pytest.raises(ConfigError, match="trained with random, which changes histories"):
+        export(run, "torch-export", tmp_path / "sasrec.pt2")
+    export(run, "vectors", tmp_path / "items.parquet")
+    monkeypatch.setattr(Random, "training_only", True)
+    assert export(run, "torch-export", tmp_path / "sasrec.pt2").difference is not None
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Batch jobs: their lists are those of single requests, and nothing that was accepted is lost."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 import shutil
 import time
@@ -130,6 +132,24 @@ def test_only_so_many_jobs_are_kept(saved, serving, tmp_path: Path) -> None:
     with serving(saved["markov"], jobs=tmp_path / "jobs", max_jobs=2, max_job_body=2048) as ask:
         assert [send(ask, [["i1"]]).status for _ in range(3)] == [202, 202, 503]
         assert send(ask, [["i1"]] * 200).status == 413
+
+
+def test_a_job_that_is_being_sent_counts_as_kept(saved, serving, tmp_path: Path) -> None:
+    deadline = time.monotonic() + 60
+    with serving(saved["markov"], jobs=tmp_path / "jobs", max_jobs=1) as ask:
+        sender = http.client.HTTPConnection("127.0.0.1", ask.port, timeout=30)
+        with contextlib.closing(sender):
+            sender.putrequest("POST", "/v1/jobs")
+            sender.putheader("Content-Type", LINES["Content-Type"])
+            sender.putheader("Content-Length", "1000")
+            sender.endheaders(b'{"history": ["i1"]}\n')
+            while not list((tmp_path / "jobs").iterdir()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert send(ask, [["i1"]]).status == 503
+        while send(ask, [["i1"]]).status != 202:  # the sender is gone, and its job with it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_disk_that_takes_no_job_is_no_defect(saved, serving, tmp_path: Path, caplog) -> None:

@@ -77,8 +77,22 @@ def write_artifact(path: Path | str, artifact: Artifact) -> None:
         "config": artifact.config,
         "n_users": artifact.catalog.n_users,
     }
-    files = {_WEIGHTS: lambda work: save_file(tensors, work), _ITEMS: frame.write_parquet}
+    files = {_WEIGHTS: lambda work: write_tensors(tensors, work), _ITEMS: frame.write_parquet}
     FORMAT.write(Path(path), files, content, overwrite=True)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes tensors to a new file, which gets the rights that a new file has there.
+
+    safetensors makes files that their owner alone can read: a service of another user, such as one
+    in a container, could not load the model.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def read_artifact(path: Path | str) -> Artifact:

@@ -30,7 +30,7 @@ from diffuserec.data import Histories
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import replacing, sha256, write_json
 from diffuserec.models.diffusion import noise_from, sampling_by
-from diffuserec.models.methods import load, run_of
+from diffuserec.models.methods import load, load_augmenter, run_of
 from diffuserec.models.recommender import Recommender, StateRecommender
 
 Target = Literal["onnx", "torch-export", "vectors"]
@@ -88,11 +88,13 @@ def export(model: Path | str, to: Target, out: Path) -> Exported:
             f"{recommender.name} gives scores without states, of which no graph is made; models "
             "with states are most of those that 'diffuserec models' calls recommenders of sequences"
         )
-    if (source / "augmenter").is_dir():
-        raise ConfigError(
-            f"{model} was trained with an augmenter, which changes histories before the model sees "
-            "them and is no part of a graph: serve it with 'diffuserec serve'"
-        )
+    if to != "vectors" and (source / "augmenter").is_dir():
+        augmenter = load_augmenter(source / "augmenter")
+        if not augmenter.training_only:
+            raise ConfigError(
+                f"{model} was trained with {augmenter.name}, which changes histories before the "
+                "model sees them and is no part of a graph: serve it with 'diffuserec serve'"
+            )
     manifest = source / "model" / "manifest.json"
     facts = _facts(recommender, sha256(manifest if manifest.exists() else source / "manifest.json"))
     if to == "vectors":

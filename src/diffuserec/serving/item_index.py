@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from diffuserec.errors import DataError
 from diffuserec.files import replacing
-from diffuserec.models.artifact import FORMAT
+from diffuserec.models.artifact import FORMAT, write_tensors
 from diffuserec.models.recommender import Recommender, StateRecommender
 from diffuserec.models.retrieval import ItemIndex
 from diffuserec.training.checkpoint import digest_of
@@ -45,7 +44,7 @@ def item_index_of(
         index, how = model.item_index(), "made"
         tensors, facts = index.tensors(), {"model": digest}
         with replacing(path) as work:
-            save_file(tensors, work, {**facts, "sha256": digest_of(tensors, facts)})
+            write_tensors(tensors, work, {**facts, "sha256": digest_of(tensors, facts)})
     say(
         f"approximate lists: {index.recall:.1%} of the ten best items of an exact list were found, "
         f"on histories of one item each, in {index.n_probed:,} of {len(index.centers):,} parts of "

@@ -138,6 +138,7 @@ class Jobs:
         self._metrics = metrics
         self._news = asyncio.Event()
         self._running: str | None = None
+        self._n_coming = 0
         self._held = ExitStack()
         self._held.enter_context(locked(folder))
         folder.mkdir(exist_ok=True)
@@ -169,12 +170,13 @@ class Jobs:
                 no more.
         """
         self._forget_old()
-        if len(self._jobs) >= self._limits.max_jobs:
+        if len(self._jobs) + self._n_coming >= self._limits.max_jobs:
             raise RefusedError(
                 503, "too many jobs are kept: fetch and delete some", "jobs", retry_after=60
             )
         facts = {"caller": caller, "model": model, "options": options.model_dump(mode="json")}
         path = self._folder / secrets.token_hex(16)
+        self._n_coming += 1  # what is being sent is on the disk already, as are those that are kept
         try:
             n, created = await self._write_job(path, body, is_parquet, facts)
         except OSError as error:
@@ -182,6 +184,8 @@ class Jobs:
             raise RefusedError(
                 503, "the job cannot be kept now: the log says why", "disk", retry_after=60
             ) from error
+        finally:
+            self._n_coming -= 1
         job = Job(path, caller, model, options, n, created)
         self._jobs[path.name] = job
         self._count()
