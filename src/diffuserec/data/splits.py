@@ -206,9 +206,7 @@ def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
     kept = at_valid if index is None else np.where(enough, dataset.ends - k - 1, dataset.ends)
     train = dataset.view(dataset.starts, kept)
     valid, test = (
-        Queries(
-            dataset.view(starts, at, index), np.asarray(dataset.log.items[at], dtype=np.int64)
-        )
+        Queries(dataset.view(starts, at, index), np.asarray(dataset.log.items[at], dtype=np.int64))
         for at in (at_valid, at_test)
     )
     following = dataset.log.items[ends[:, None] - np.arange(k, 0, -1)].astype(np.int64)
