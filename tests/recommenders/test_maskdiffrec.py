@@ -20,7 +20,7 @@ def test_the_next_step_of_a_walk_is_first(window: int) -> None:
     starts, lengths = generator.integers(0, 20, 300), generator.integers(5, 10, 300)
     walks = [[int(s + i) % 20 + 1 for i in range(n)] for s, n in zip(starts, lengths, strict=True)]
     split = dr.leave_one_out(SequenceDataset.from_lists(walks))
-    # no validation, which hides what was seen and would stop before the newest item is below the next
+    # without validation, which hides seen items: the newest one may still stand above the next
     model = dr.MaskDiffRec(window=window, **QUICK).fit(split.train)
     assert dr.evaluate(model, split.test, filter_seen=False).metrics["HR@5"] > 0.95
     # longer histories than the model sees, and batches of several lengths
