@@ -49,6 +49,10 @@ from diffuserec.models.settings import SequenceSettings
 GROUPS = 20
 """Groups of users whose own counts are left out together in training."""
 
+NEXT_ITEMS = 3
+"""An epoch has an example of a history for each so many of its next items, or fewer, so that users
+weigh by what they chose, as they do in methods that train on all positions."""
+
 _ROUNDING = 1e-4
 """Counts below it are what is left of a difference of equal sums."""
 
@@ -263,7 +267,7 @@ class Pieces:
         width = np.where(kind < 0.2, lengths, generator.integers(1, lengths))
         last = lengths - width
         first = np.where(kind < 0.6, 0, np.where(kind < 0.8, last, generator.integers(0, last + 1)))
-        return cls._cut(dataset, starts, lengths, first, width)
+        return cls._cut(dataset, starts, lengths, first, width, _groups(dataset))
 
     @classmethod
     def endings(
@@ -271,18 +275,23 @@ class Pieces:
     ) -> "Pieces":
         """The newest items of each sequence up to a random one; the last of them may be masked.
 
+        A sequence gives one for every :data:`NEXT_ITEMS` of its next items, or fewer.
+
         Args:
             dataset: of sequences with a next item, see :func:`next_items`.
             most: items that may be masked in a piece, at most; one at least is not.
         """
         possible = next_items(dataset)
         before = offsets_of(possible)[dataset.offsets]
-        chosen = np.flatnonzero(possible)[before[:-1] + generator.integers(0, np.diff(before))]
-        ends = chosen - dataset.offsets[:-1] + 1
+        n_targets = np.diff(before)
+        index = np.repeat(np.arange(len(dataset)), n_endings(n_targets))
+        chosen = np.flatnonzero(possible)[before[index] + generator.integers(0, n_targets[index])]
+        ends = chosen - dataset.offsets[index] + 1
         lengths = np.minimum(ends, max_len)
         width = np.minimum(generator.integers(1, most + 1, len(ends)), lengths - 1)
-        starts = dataset.starts + ends - lengths
-        pieces = cls._cut(dataset, starts, lengths, lengths - width, width)
+        starts = dataset.starts[index] + ends - lengths
+        group = _groups(dataset)[index]
+        pieces = cls._cut(dataset, starts, lengths, lengths - width, width, group)
         for never in dataset.log.non_targets:
             region = pieces.region & ~padded(never, starts, starts + lengths).astype(bool)
             pieces = replace(pieces, region=region)
@@ -296,18 +305,25 @@ class Pieces:
         lengths: Int64[np.ndarray, " B"],
         first: Int64[np.ndarray, " B"],
         width: Int64[np.ndarray, " B"],
+        group: Int64[np.ndarray, " B"],
     ) -> "Pieces":
         """Pieces of these lengths, each with a span that begins at its item number `first`."""
         items = padded(dataset.log.items, starts, starts + lengths)
         column = np.arange(items.shape[1])
         region = (column >= first[:, None]) & (column < (first + width)[:, None])
-        return cls(items, region, _groups(dataset))
+        return cls(items, region, group)
 
 
 def _groups(dataset: SequenceDataset) -> Int64[np.ndarray, " B"]:
     """Group of each sequence; those of one user, such as copies, are in one group."""
     _, first, number = np.unique(dataset.users, return_index=True, return_inverse=True)
     found: np.ndarray = first[number] % GROUPS
+    return found
+
+
+def n_endings(n_targets: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " U"]:
+    """Pieces of an epoch of sequences with so many next items."""
+    found: np.ndarray = -(-n_targets // NEXT_ITEMS)
     return found
 
 

@@ -119,9 +119,12 @@ class Blend(ScoreRecommender):
             return self.model_copy(update={"settings": own})
 
         def identity(self) -> dict[str, Any]:
-            parts = {part: find_recommender(_method(part)).Config for part in self.parts}
-            own = {part: c(**self.settings_of(part)).identity() for part, c in parts.items()}
+            parts = {part: find_recommender(_method(part)) for part in self.parts}
+            own = {p: m.Config(**self.settings_of(p)).identity() for p, m in parts.items()}
             found = super().identity() | {"settings": own}
+            later = {part: m.version for part, m in parts.items() if m.version > 1}
+            if later:  # a part that gives other numbers makes the blend give others
+                found["versions"] = later
             if self.weights is None:
                 del found["weights"]  # as of blends before weights could be given
             return found

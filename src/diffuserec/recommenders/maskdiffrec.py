@@ -3,7 +3,8 @@
 This project's own method, the recommender beside the augmenter MaskDiff. The network and its bound
 are those of :mod:`diffuserec.models.masked_items`. An example is the history of a user up to a
 random item, the newest few of which are masked in part: the next items are generated together, each
-given those of them that are there already. Recommending is the fill of one mask behind a history.
+given those of them that are there already. Long histories give more examples. Recommending is the
+fill of one mask behind a history.
 
 Two things set it apart from a causal transformer, and make it a good part of a blend: every item of
 a history sees all others, and what counting knows is evidence, the weight of which is learned.
@@ -21,7 +22,13 @@ from torch import Tensor
 from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
 from diffuserec.data.dataset import offsets_of
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.masked_items import MaskedItems, MaskedItemsSettings, Pieces, next_items
+from diffuserec.models.masked_items import (
+    MaskedItems,
+    MaskedItemsSettings,
+    Pieces,
+    n_endings,
+    next_items,
+)
 from diffuserec.models.recommender import ScoreRecommender
 from diffuserec.training import train_on_masks, validation
 
@@ -44,6 +51,7 @@ class MaskDiffRec(MaskedItems, ScoreRecommender):
             return True
 
     config: Config
+    version = 2
 
     def build(self, catalog: Catalog) -> None:
         self.build_network(catalog)
@@ -58,9 +66,10 @@ class MaskDiffRec(MaskedItems, ScoreRecommender):
             assert whole.copies is not None
             for items in whole.copies.items:
                 rows = rows.joined(whole.without_copies().with_items(items, whole.lengths, None))
-        some = np.diff(offsets_of(next_items(rows))[rows.offsets]) > 0
-        rows = rows.select(np.flatnonzero(some))
-        return train_on_masks(self, rows, runtime, endings, False, metric)[0]
+        n_targets = np.diff(offsets_of(next_items(rows))[rows.offsets])
+        rows = rows.select(np.flatnonzero(n_targets))
+        n_pieces = int(n_endings(n_targets).sum())
+        return train_on_masks(self, rows, runtime, endings, n_pieces, metric)[0]
 
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
         """Logits of a mask behind each history."""

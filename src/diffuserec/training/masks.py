@@ -30,14 +30,15 @@ def train_on_masks(
     log: SequenceDataset,
     runtime: Runtime,
     pieces_of: PiecesOf = Pieces.of,
-    hold_out: bool = True,
+    n_pieces: int | None = None,
     validate: Callable[[], float] | None = None,
 ) -> tuple[list[Epoch], SequenceDataset]:
     """Counts pairs and trains on users of two items or more.
 
     Args:
         pieces_of: makes an epoch's pieces of sequences at most so long.
-        hold_out: whether some users are held out, on whose bound training stops.
+        n_pieces: how many it makes of all users. None: one a user, and some users are held out, on
+            whose bound training stops.
         validate: what it stops by otherwise; without, it trains all epochs.
 
     Returns:
@@ -47,7 +48,7 @@ def train_on_masks(
     users = np.flatnonzero(log.lengths >= 2)
     order = np.random.Generator(np.random.Philox(key=[runtime.seed, 2**40]))
     users = order.permutation(users)
-    held_out, chosen = np.split(users, [len(users) // _HELD_OUT if hold_out else 0])
+    held_out, chosen = np.split(users, [len(users) // _HELD_OUT if n_pieces is None else 0])
     groups = method.count_pairs(log.select(chosen).real())
 
     def batch_of(pieces: Pieces, generator: np.random.Generator) -> MaskedBatch:
@@ -83,7 +84,7 @@ def train_on_masks(
             n += float(weight.sum())
         return total / n
 
-    n_batches = math.ceil(len(chosen) / c.batch_size)
+    n_batches = math.ceil((len(chosen) if n_pieces is None else n_pieces) / c.batch_size)
     records = train(
         method,
         loss,
