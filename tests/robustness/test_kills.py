@@ -234,6 +234,7 @@ def _content(out: Path) -> dict[str, Any]:
 def _timeless(content: Any) -> Any:
     if isinstance(content, dict):
         times = ("seconds", "time", "starts", "run", "per_user_sha256", "environment")
+        times += ("validation_seconds",)
         times += ("validations", "looks_at_test")  # a look that a kill cut short was one
         return {k: _timeless(v) for k, v in content.items() if k not in times}
     return [_timeless(v) for v in content] if isinstance(content, list) else content

@@ -77,7 +77,8 @@ def checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def without_seconds(records: list[Epoch]) -> list[dict[str, object]]:
-    return [{k: v for k, v in asdict(record).items() if k != "seconds"} for record in records]
+    times = ("seconds", "validation_seconds")
+    return [{k: v for k, v in asdict(record).items() if k not in times} for record in records]
 
 
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The loop: early stopping, several updates, what is recorded, and what it leaves alone."""
 
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,15 @@ def test_records_name_phase_and_epoch_and_hold_what_is_watched() -> None:
         ("warm-up", 1, None, {"answer": 42.0}),
     ]
     assert all(record.seconds > 0 for record in records)
+
+
+def test_training_and_validation_are_timed_apart() -> None:
+    def slow() -> dict[str, float]:
+        time.sleep(0.5)
+        return {}
+
+    _, _, records = pair_after(lambda model: lambda batch: model.a * 1.0, epochs=2, watch=slow)
+    assert all(record.seconds < 0.5 <= record.validation_seconds for record in records)
 
 
 def test_progress_is_quiet_where_nobody_watches(random_log, capfd, monkeypatch) -> None:

@@ -53,6 +53,7 @@ class Epoch:
         valid: the validation metric, higher is better; None where there is none.
         seconds: of training and what prepares it, without validation.
         watched: other numbers of this epoch, by name.
+        validation_seconds: of what was measured after it.
     """
 
     phase: str
@@ -61,6 +62,7 @@ class Epoch:
     valid: float | None
     seconds: float
     watched: dict[str, float] = field(default_factory=dict)
+    validation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,8 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
     seconds = dict(record.seconds)
     # of a run that was resumed, or of parts that were fitted before, the file has the last alone
     before = f"{cell.plan.augment} "
-    trained = sum(epoch.seconds for epoch in epochs if not epoch.phase.startswith(before))
+    own = [epoch for epoch in epochs if not epoch.phase.startswith(before)]
+    trained = sum(epoch.seconds + epoch.validation_seconds for epoch in own)
     seconds["fit_model"] = max(seconds.get("fit_model", 0.0), trained)
     augmenter = cell.augmenter_path(out)
     if augmenter is not None:  # fitted once for several runs, each of which would have needed it

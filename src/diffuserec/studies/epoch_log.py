@@ -1,8 +1,9 @@
 """``epochs.jsonl`` in a run's directory: a line an epoch, as it happens.
 
-phase, epoch, loss, valid, seconds, watched    as in :class:`Epoch`
-time                                           UTC, as ISO 8601; null if a kill came between
-                                               the checkpoint of the epoch and its line
+phase, epoch, loss, valid, seconds,    as in :class:`Epoch`
+watched, validation_seconds
+time                                   UTC, as ISO 8601; null if a kill came between the
+                                       checkpoint of the epoch and its line
 """
 
 from collections.abc import Sequence

@@ -172,7 +172,8 @@ def train(
                 metric = parallel.agreed(validate()) if validate is not None else None
                 watched = watch() if watch is not None else {}
                 mean = float(total) / max(n, 1)
-                records.append(Epoch(phase, epoch, mean, metric, seconds, watched))
+                measured = time.perf_counter() - start - seconds
+                records.append(Epoch(phase, epoch, mean, metric, seconds, watched, measured))
                 if metric is not None and best_epoch(records) == epoch:
                     best = {name: tensor.clone() for name, tensor in method.state_dict().items()}
             checkpoint.save(records, best)
