@@ -226,6 +226,15 @@ def test_one_more_seed_trains_one_more_run(done: tuple[Path, Path], data: Path) 
     results_of(read(file), run_study(read(file), out, data, RUNTIME, workers=1), out)
 
 
+def test_what_only_counts_hides_no_time_that_is_left(data: Path, tmp_path: Path) -> None:
+    options = Options(only=("SASRec", "Popularity"), seeds=(0,))
+    _, _, said = filled(read(written(tmp_path), options), tmp_path / "out", data, options)
+    (plan,) = (line for line in said if "to train" in line)
+    assert plan.startswith("2 to train")
+    assert "about" in plan
+    assert "not known" not in plan
+
+
 def test_some_data_sets_are_filled_and_others_wait(data: Path, tmp_path: Path) -> None:
     file = written(tmp_path, STUDY.replace('["store"]', '["store:60", "store"]'))
     out, only = tmp_path / "out", Options(only=("Popularity",))

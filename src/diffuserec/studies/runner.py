@@ -398,12 +398,17 @@ class _Schedule:
     def _time_left(self) -> str:
         now = time.monotonic()
         to_do = [*self.left.values(), *(self.tasks[key] for key in self.busy)]
-        if any(task.key.startswith("train ") and not self._seconds(task) for task in to_do):
+        if any(_takes_time(task) and not self._seconds(task) for task in to_do):
             return "how much time is left is not known yet"
         rest = sum(self._seconds(task) for task in self.left.values())
         for key, began in self.busy.items():
             rest += max(self._seconds(self.tasks[key]) - (now - began), 0.0)
         return f"about {spoken(rest / self.pool.n)} left, as far as is known"
+
+
+def _takes_time(task: _Task) -> bool:
+    """Whether it trains: counting takes seconds, whatever is not known of them."""
+    return task.key.startswith("train ") and methods_of(task.cells[0].plan)[0].trained
 
 
 def _timed(cell: Cell, runtime: Runtime) -> float | None:
