@@ -9,6 +9,9 @@ import torch
 
 import diffuserec as dr
 from diffuserec.data import Store, histories_of
+from diffuserec.models.methods import find_recommender
+from diffuserec.models.retrieval import memory_budget
+from diffuserec.recommenders.blend import _Likely
 from diffuserec.studies.runner import run_study
 from diffuserec.studies.study import read
 from diffuserec.training import validation
@@ -91,6 +94,36 @@ def test_the_weights_are_the_best_of_the_last_round(split, pool) -> None:
     blend.weights = kept
 
 
+def test_a_target_that_is_hidden_counts_nothing_whatever_the_weights() -> None:
+    targets, others = torch.full((4, 1, 1), -1e9), torch.zeros(4, 1, 3)
+    for step in range(21):
+        weights = torch.tensor([step / 20, *[(1 - step / 20) / 3] * 3])
+        assert _Likely(targets, others).ndcg(weights) == 0
+
+
+def test_choosing_weights_keeps_to_the_memory_there_is(blend, split, monkeypatch) -> None:
+    held: list[int] = []
+    own = dr.Blend._opinion
+
+    def opinion(self, number, histories):
+        held.append(len(self.models) * len(histories.users) * self.catalog.vocab_size)
+        return own(self, number, histories)
+
+    monkeypatch.setattr(find_recommender("blend"), "_opinion", opinion)
+    with memory_budget(4 * 2000):
+        few = blend._chosen_weights(split.valid)
+    assert max(held) <= 2000
+    assert torch.equal(few, blend._chosen_weights(split.valid))
+
+
+def test_a_part_of_another_version_makes_another_blend(monkeypatch) -> None:
+    config = dr.Blend(parts=("sasrec", "markov")).config
+    before = config.identity()
+    assert "versions" not in before
+    monkeypatch.setattr(find_recommender("markov"), "version", 2)
+    assert config.identity() == before | {"versions": {"markov": 2}}
+
+
 def test_it_is_saved_as_one_model(blend, split, tmp_path: Path) -> None:
     blend.save(tmp_path / "model")
     again = dr.load(tmp_path / "model")
@@ -156,9 +189,9 @@ def test_a_row_of_a_study_and_a_part_of_a_blend_are_trained_once(tmp_path: Path)
     (alone,) = (out / "runs").glob("sasrec-*")
     (blend,) = (out / "runs").glob("blend-*")
     assert_same_state(dr.load(blend).models["sasrec"], dr.load(alone))
-    trained = sum(
-        epoch["seconds"] for epoch in json.loads((alone / "curve.json").read_text(encoding="utf-8"))
-    )
+    curve = json.loads((alone / "curve.json").read_text(encoding="utf-8"))
+    assert all(epoch["validation_seconds"] > 0 for epoch in curve)
+    trained = sum(epoch["seconds"] + epoch["validation_seconds"] for epoch in curve)
     for cell in (out / "cells").iterdir():  # whoever was first, both would have had to train it
         found = json.loads(cell.read_text(encoding="utf-8"))
         if found["model"] in ("sasrec", "blend"):

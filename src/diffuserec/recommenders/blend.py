@@ -57,6 +57,7 @@ _CUTOFF = 10
 _MOST_VALUES = 2**26
 """Probabilities that are held for it, 4 bytes each."""
 _HIDDEN = -1e9
+"""Of an item that may not be shown; nothing else is below half of it."""
 _OF_COUNTS, _OF_DRAWS = 0.5, 0.001
 """Shares of popularity in the probabilities of counting methods and of generative models."""
 _SEEDS_APART = 1_000_000
@@ -212,7 +213,8 @@ class Blend(ScoreRecommender):
         n_parts, k = len(self._parts), min(_LIKELY, self.catalog.n_items)
         valid = sample_of(valid, min(n_measured(valid), _MOST_VALUES // (n_parts**2 * k)))
         shown, found = valid.histories, []
-        for index in index_batches(shown, _AT_ONCE):
+        at_once = max(1, self.at_once(n_parts * _AT_ONCE) // n_parts)  # all of a batch are held
+        for index in index_batches(shown, at_once):
             which = index[shown.lengths[index] > 0]  # popularity answers the others in any case
             if not len(which):
                 continue
@@ -252,7 +254,7 @@ class _Likely(NamedTuple):
         """Sum of NDCG@10 with these weights; ties at their mean rank."""
         target, others = (torch.einsum("m,mqc->qc", weights, values) for values in self)
         ranks = (others > target).sum(1) + 0.5 * (others == target).sum(1)
-        ranks = ranks[(ranks < _CUTOFF) & (target[:, 0] > _HIDDEN)]
+        ranks = ranks[(ranks < _CUTOFF) & (target[:, 0] > _HIDDEN / 2)]
         return float((1 / torch.log2(ranks + 2)).sum())
 
 
