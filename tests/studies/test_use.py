@@ -77,11 +77,11 @@ def test_what_is_validated_is_what_is_measured_and_served(data: Path, tmp_path: 
     assert served["score"].to_list() == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("model", ["markov", "bpr"])
+@pytest.mark.parametrize("model", ["markov", "bpr", "maskdiffrec"])
 def test_uses_that_a_recommender_would_not_notice_are_refused(model: str) -> None:
     for name in ("use_weight", "use_dropout"):
         plan = Plan("", model, {}, "random", {name: 0.5})
-        with pytest.raises(ConfigError, match=f"{model} does not learn from sequences, and {name}"):
+        with pytest.raises(ConfigError, match=f"{model} is not trained on next.* and {name}"):
             methods_of(plan)
     methods_of(Plan("", model, {}, "random", {"use_average": True}))
 

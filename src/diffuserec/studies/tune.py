@@ -37,7 +37,7 @@ from diffuserec.studies.method_config import write_config
 from diffuserec.studies.run_directory import Plan, is_finished, is_free
 from diffuserec.studies.train_run import (
     Say,
-    learns_from_sequences,
+    heeds_use,
     methods_of,
     require_buildable,
     silent,
@@ -117,7 +117,7 @@ def search_space(plan: Plan) -> dict[str, Search]:
     }
     if plan.augment is not None:
         fixed = {*(plan.augment_settings or {})}
-        if not learns_from_sequences(find_recommender(plan.model)):
+        if not heeds_use(find_recommender(plan.model)):
             fixed |= TRAINING_USES
         for name, search in _searches(find_augmenter(plan.augment).Config).items():
             if name not in fixed:
