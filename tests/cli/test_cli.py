@@ -543,7 +543,7 @@ def test_auto_takes_a_recommender_by_the_log_and_says_why(
     data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "auto"
-    quick = 'settings={bsarec={epochs=1}}'
+    quick = "settings={bsarec={epochs=1}}"
     status, _, said = call(capsys, "train", data, "--model", "auto", "--set", quick, "--out", out)
     assert status == 0
     assert re.search(r"blend: 300 users, .* few users, so that counting is added", said)

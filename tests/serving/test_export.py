@@ -123,11 +123,13 @@ def test_what_has_no_graph_is_refused_in_one_line(
     log: SequenceDataset, sasrec: Path, tmp_path: Path
 ) -> None:
     Markov().fit(log).save(tmp_path / "markov")
-    (tmp_path / "there.parquet").touch()
+    for name in ("there.parquet", "beside.faiss"):
+        (tmp_path / name).touch()
     for model, to, out, match in (
         (tmp_path / "markov", "vectors", "m.parquet", "without states"),
         (sasrec, "onnx", "sasrec.pt2", "ends in .onnx"),
         (sasrec, "vectors", "there.parquet", "exists already"),
+        (sasrec, "vectors", "beside.parquet", "beside.faiss exists already"),
     ):
         with pytest.raises((ConfigError, DataError), match=match) as told:
             export(model, to, tmp_path / out)

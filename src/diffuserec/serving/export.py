@@ -78,7 +78,8 @@ def export(model: Path | str, to: Target, out: Path) -> Exported:
     if out.suffix != _ENDINGS[to]:
         raise ConfigError(f"--to {to} writes a file that ends in {_ENDINGS[to]}, got {out.name!r}")
     about = out.with_name(f"{out.name}.json")
-    for path in (out, about):
+    beside = out.with_suffix(".faiss") if to == "vectors" else _denoiser_file(out)
+    for path in (out, about, beside):
         if path.exists():
             raise DataError(f"{path} exists already: choose another --out, or remove it")
     source = run_of(model)
@@ -104,7 +105,7 @@ def export(model: Path | str, to: Target, out: Path) -> Exported:
     graph = _graph_of(recommender)
     names = {out: graph}
     if graph.denoiser is not None:
-        names[out.with_name(f"{out.stem}-step{out.suffix}")] = graph.denoiser
+        names[_denoiser_file(out)] = graph.denoiser
     difference = 0.0
     with contextlib.ExitStack() as stack:
         works = {path: stack.enter_context(replacing(path)) for path in names}
@@ -486,6 +487,11 @@ def _write_vectors(model: StateRecommender, out: Path) -> list[Path]:
     with replacing(place) as work:
         work.write_bytes(faiss.serialize_index(index).tobytes())
     return [out, place]
+
+
+def _denoiser_file(out: Path) -> Path:
+    """Where a diffusion model's denoiser stands, beside its graph."""
+    return out.with_name(f"{out.stem}-step{out.suffix}")
 
 
 def _facts(model: Recommender, digest: str) -> dict[str, Any]:
