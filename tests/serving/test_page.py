@@ -140,6 +140,11 @@ def test_by_mouse(page: Page, ask: Any) -> None:
     plain = page.until(
         lambda: len(page.list(1)) == 10 and chosen not in page.list(1) and page.list(1)
     )
+    widths = page.browser.execute_script(
+        "const bars = document.querySelectorAll('#lists > :nth-child(1) .bar i');"
+        "return [...bars].map(e => parseFloat(e.style.width))"
+    )
+    assert (widths[0], round(widths[-1], 6)) == (100, 10)
     page.browser.execute_script(
         "const s = document.getElementById('mmr');s.value = 90; s.dispatchEvent(new Event('input'))"
     )

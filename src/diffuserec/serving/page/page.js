@@ -291,8 +291,10 @@ function list_of(model, answer, other) {
     : is_chance ? "probability ± spread over draws" : "score";
   const title = make("h3", {}, make("bdi", {}, plain(model.name)), make("span", { class: "tag" }, tag));
   const scores = answer.items.map((item) => item.score);
-  const high = Math.max(...answer.items.map((item) => item.score + (item.spread || 0)), 0);
-  const low = is_chance || by_popularity ? 0 : Math.min(...scores, 0);
+  const high = Math.max(...answer.items.map((item) => item.score + (item.spread || 0)));
+  // the zero of scores means nothing: their bars go from a tenth, of the lowest, to all
+  const least = Math.min(...scores);
+  const low = is_chance || by_popularity ? 0 : least - ((high - least) / 9 || 1);
   const lines = answer.items.map((item) => line_of(item, low, high, is_chance, other));
   const list = lines.length
     ? make("ol", { class: "list" }, ...lines)
