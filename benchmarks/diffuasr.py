@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    settings = dict(part.split("=", 1) for part in given.set)
+    settings = {"n_items": 10} | dict(part.split("=", 1) for part in given.set)
     model = DiffuASR(**settings)
     split = dr.leave_one_out(read(given.log))
     train, c = split.train, model.config
