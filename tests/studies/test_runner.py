@@ -98,6 +98,31 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     return file, folder / "out"
 
 
+def test_a_row_may_be_compared_with_another_than_the_others_are(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "counting"
+data = ["store"]
+against = "Markov"
+rows = [
+    { model = "markov" },
+    { model = "itemgraph" },
+    { name = "fading", model = "markov", settings = { decay = 0.5 }, against = "ItemGraph" },
+]
+"""
+    _, results, _ = filled(read(written(tmp_path, text)), tmp_path / "out", data)
+    rows = {row["name"]: row for row in results["tables"][0]["rows"]}
+    references = {
+        name: row["difference"]["NDCG@10"]["reference"]
+        for name, row in rows.items()
+        if row["difference"]
+    }
+    others = {"ItemGraph": "Markov", "Popularity": "Markov"}
+    assert references == {**others, "fading": "ItemGraph"}
+    difference = rows["fading"]["difference"]["NDCG@10"]["difference"]
+    fading, graph = (rows[name]["metrics"]["NDCG@10"]["value"] for name in ("fading", "ItemGraph"))
+    assert difference == pytest.approx(fading - graph)
+
+
 def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> None:
     file, out = done
     results = read_results(out)

@@ -122,6 +122,7 @@ def test_options_hold_over_the_file(tmp_path: Path) -> None:
         ("seeds = [5]", 'augment = ["none"]', "a row of several methods is named by them"),
         ("seeds = [5]", "choose = true", "choose and at need a grid"),
         ("seeds = [5]", "seeds = [-1]", "seeds must be a list of different whole numbers"),
+        ("seeds = [5]", 'against = "SASrec"', r"'SASrec' is no row \(did you mean 'SASRec'"),
         ("seeds = [5]", 'preset = "as_published"', "no settings as published are known"),
     ],
 )

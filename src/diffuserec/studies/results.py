@@ -171,18 +171,30 @@ def _first(found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def _references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
-    """By augmented line, the one of the same recommender and settings without augmenter."""
+    """By line, the one that it is compared with, if not with the first.
+
+    That is the one that its row names; else, in a study that names none either, for an augmented
+    line the one of the same recommender and settings without augmenter.
+    """
+    named = {
+        name: against
+        for name, cells in finished.items()
+        if cells[0].family < len(study.rows)  # the floors are none of the file's rows
+        and (against := study.rows[cells[0].family].against) in finished
+        and against != name
+    }
     if study.against is not None:
-        return {}
+        return named
     plain: dict[str, str] = {}
     for name, cells in finished.items():
         if cells[0].plan.augment is None:
             plain.setdefault(_recommender(cells[0]), name)
-    return {
+    unaugmented = {
         name: plain[_recommender(cells[0])]
         for name, cells in finished.items()
         if cells[0].plan.augment is not None and _recommender(cells[0]) in plain
     }
+    return unaugmented | named
 
 
 def _recommender(cell: Cell) -> str:

@@ -66,6 +66,7 @@ class Row(StudyTable):
             it.
         trials: different settings that were validated elsewhere to choose these.
         choose: only the point with the best validation is measured on the test part.
+        against: row that this one is compared with, where it is not the study's.
         seeds: where they are not the study's.
     """
 
@@ -80,6 +81,7 @@ class Row(StudyTable):
     grid: dict[str, list[Any]] = Field({})
     at: Literal["training", "inference"] = "training"
     choose: bool = False
+    against: str | None = None
     seeds: Seeds | None = None
 
     @model_validator(mode="after")
@@ -315,12 +317,13 @@ def lines(study: Study, options: Options | None = None) -> list[Line]:
                 f"{line.name!r}: give them a name"
             )
         methods_of(line.plan)
-    if study.against is not None and study.against not in {line.name for line in found}:
-        names = [line.name for line in found]
-        raise ConfigError(
-            f"against = {study.against!r} is no row{did_you_mean(study.against, names)}; there "
-            f"are: {', '.join(names)}"
-        )
+    names = [line.name for line in found]
+    for against in (study.against, *(row.against for row in study.rows)):
+        if against is not None and against not in names:
+            raise ConfigError(
+                f"against = {against!r} is no row{did_you_mean(against, names)}; there are: "
+                f"{', '.join(names)}"
+            )
     return _only(found, options.only)
 
 
