@@ -180,7 +180,8 @@ def _references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> dict[st
         name: against
         for name, cells in finished.items()
         if cells[0].family < len(study.rows)  # the floors are none of the file's rows
-        and (against := study.rows[cells[0].family].against) in finished
+        and (against := study.rows[cells[0].family].against) is not None
+        and against in finished
         and against != name
     }
     if study.against is not None:
