@@ -123,6 +123,23 @@ rows = [
     assert difference == pytest.approx(fading - graph)
 
 
+def test_a_blend_of_fewer_seeds_is_not_ranked(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "pools"
+data = ["store"]
+seeds = [0, 1]
+settings.blend = { parts = ["markov", "itemgraph"] }
+rows = [
+    { name = "two", model = "blend" },
+    { name = "one", model = "blend", seeds = [0] },
+    { model = "markov", seeds = [0] },
+]
+"""
+    _, results, _ = filled(read(written(tmp_path, text)), tmp_path / "out", data)
+    found = {row["name"]: row.get("unranked") for row in results["tables"][0]["rows"]}
+    assert found == {"two": None, "one": "1 of 2 seeds", "Markov": None, "Popularity": None}
+
+
 def test_a_study_fills_every_cell_once(done: tuple[Path, Path], data: Path) -> None:
     file, out = done
     results = read_results(out)

@@ -303,7 +303,7 @@ def _say_unranked(rows: Iterable[dict[str, Any]], n_seeds: int) -> None:
             row["unranked"] = "failed"
         elif "limit" in row.get("stop", ()):
             row["unranked"] = f"not stopped by validation within {row['epoch_limit']} epochs"
-        elif row.get("epoch_limit") is not None and len(row["seeds"]) < n_seeds:
+        elif len(row["seeds"]) < n_seeds and not row["floor"]:
             row["unranked"] = f"{len(row['seeds'])} of {n_seeds} seeds"
 
 
