@@ -49,7 +49,7 @@ from diffuserec.models.settings import SequenceSettings
 GROUPS = 20
 """Groups of users whose own counts are left out together in training."""
 
-NEXT_ITEMS = 3
+EXAMPLE_EVERY = 3
 """An epoch has an example of a history for each so many of its next items, or fewer, so that users
 weigh by what they chose, as they do in methods that train on all positions."""
 
@@ -275,7 +275,7 @@ class Pieces:
     ) -> "Pieces":
         """The newest items of each sequence up to a random one; the last of them may be masked.
 
-        A sequence gives one for every :data:`NEXT_ITEMS` of its next items, or fewer.
+        A sequence gives one for every :data:`EXAMPLE_EVERY` of its next items, or fewer.
 
         Args:
             dataset: of sequences with a next item, see :func:`next_items`.
@@ -323,7 +323,7 @@ def _groups(dataset: SequenceDataset) -> Int64[np.ndarray, " B"]:
 
 def n_endings(n_targets: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " U"]:
     """Pieces of an epoch of sequences with so many next items."""
-    found: np.ndarray = -(-n_targets // NEXT_ITEMS)
+    found: np.ndarray = -(-n_targets // EXAMPLE_EVERY)
     return found
 
 
