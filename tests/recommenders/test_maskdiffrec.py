@@ -1,5 +1,7 @@
 """MaskDiffRec in worlds whose next items, and their probabilities, are known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import diffuserec as dr
 from diffuserec.data import SequenceDataset, histories_of
 from diffuserec.models.masked_items import Pieces, next_items
+from diffuserec.training.loop import train
 
 from ..augmenters.test_maskdiff import QUICK as OF_MASKDIFF
 
@@ -100,7 +103,16 @@ def test_copies_of_a_user_are_left_out_of_the_counts_with_their_original() -> No
     assert pieces.group.tolist() == [*range(7)] * 2
 
 
-def test_an_epoch_has_a_step_for_every_batch_of_its_examples() -> None:
+def test_an_epoch_has_a_step_for_every_batch_of_its_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[int] = []
+
+    def told_steps(*given: Any, n_batches: int, **options: Any) -> Any:
+        told.append(n_batches)
+        return train(*given, n_batches=n_batches, **options)
+
+    monkeypatch.setattr("diffuserec.training.masks.train", told_steps)
     log = SequenceDataset.from_lists([list(range(1, 23))] * 8)  # 21 next items, 7 examples each
     settings = QUICK | {"epochs": 1, "max_len": 8, "batch_size": 8}
     steps: list[object] = []
@@ -109,4 +121,4 @@ def test_an_epoch_has_a_step_for_every_batch_of_its_examples() -> None:
         dr.MaskDiffRec(**settings).fit(log)
     finally:
         hook.remove()
-    assert len(steps) == 7
+    assert (len(steps), told) == (7, [7])

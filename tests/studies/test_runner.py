@@ -98,15 +98,18 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     return file, folder / "out"
 
 
-def test_a_row_may_be_compared_with_another_than_the_others_are(data: Path, tmp_path: Path) -> None:
-    text = """
+@pytest.mark.parametrize("against", ['against = "Markov"', ""])  # which is the first in any case
+def test_a_row_may_be_compared_with_another_than_the_others_are(
+    data: Path, tmp_path: Path, against: str
+) -> None:
+    text = f"""
 title = "counting"
 data = ["store"]
-against = "Markov"
+{against}
 rows = [
-    { model = "markov" },
-    { model = "itemgraph" },
-    { name = "fading", model = "markov", settings = { decay = 0.5 }, against = "ItemGraph" },
+    {{ model = "markov" }},
+    {{ model = "itemgraph" }},
+    {{ name = "fading", model = "markov", settings = {{ decay = 0.5 }}, against = "ItemGraph" }},
 ]
 """
     _, results, _ = filled(read(written(tmp_path, text)), tmp_path / "out", data)
