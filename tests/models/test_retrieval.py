@@ -17,6 +17,7 @@ from diffuserec.models.retrieval import (
     Mixture,
     OrPopularity,
     Products,
+    Raised,
     Scorer,
     allowed_mask,
     block_shape,
@@ -777,6 +778,47 @@ def test_log_probabilities_are_those_of_torch(n_scores):
 
 
 DOUBLE = {"seed": 5, "dtype": torch.float64}
+
+
+def some_raised(n_rows, vocab_size, dtype=torch.float32):
+    """A third of all logits, the last item's and the first row's among them, and all of them."""
+    raised = torch.rand(n_rows, vocab_size, generator=torch.Generator().manual_seed(2)) < 0.3
+    raised[0, 1:] = raised[:, -1] = True
+    raised[:, 0] = False
+    row, item = raised.nonzero(as_tuple=True)
+    shuffled = torch.randperm(len(row), generator=torch.Generator().manual_seed(3))
+    row, item = row[shuffled], item[shuffled]
+    by = normal(len(row), seed=4, dtype=dtype)
+    dense = torch.zeros(n_rows, vocab_size, dtype=dtype).index_put((row, item), by)
+    return Raised(row, item, by), dense
+
+
+@BUDGETS
+def test_log_probabilities_of_raised_logits_are_those_of_torch(n_scores):
+    states, vectors = normal(40, 6), normal(211, 6, seed=1)
+    items = targets_of(40, 211)
+    raised, dense = some_raised(40, 211)
+    with budget_of(n_scores):
+        found = log_prob(states, vectors, items, raised)
+        partition = log_partition(states, vectors, raised)
+    logits = (states @ vectors.T + dense)[:, 1:].double()
+    expected = torch.log_softmax(logits, 1).gather(1, items[:, None] - 1)[:, 0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(partition.double(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_scores", [None, 22, 4])
+def test_gradients_of_log_probabilities_of_raised_logits(n_scores):
+    states = normal(5, 3, **DOUBLE).requires_grad_()
+    vectors = normal(7, 3, **DOUBLE).requires_grad_()
+    (row, item, by), _ = some_raised(5, 7, torch.float64)
+    items = targets_of(5, 7)
+    with budget_of(n_scores):
+        assert torch.autograd.gradcheck(
+            lambda states, vectors, by: log_prob(states, vectors, items, Raised(row, item, by)),
+            (states, vectors, by.requires_grad_()),
+            fast_mode=True,
+        )
 
 
 @pytest.mark.parametrize("n_scores", [None, 22, 4])

@@ -43,7 +43,7 @@ from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.item_matrix import ItemMatrix, pairs_within
 from diffuserec.models.items import ItemTable
 from diffuserec.models.parts import by_rows
-from diffuserec.models.retrieval import log_partition
+from diffuserec.models.retrieval import Raised, log_prob
 from diffuserec.models.settings import SequenceSettings
 
 GROUPS = 20
@@ -130,21 +130,11 @@ class MaskedItems(Method):
     def log_likelihood(self, batch: "MaskedBatch") -> Float[Tensor, " P"]:
         """Log probability of the item behind each mask."""
         states = self._states(batch.items, (batch.items > 0).sum(1), batch.masked)
-        target, table = batch.items[batch.masked], self.table.weight()
-        wide, found = self.table.states(states), batch.found
-        normalizer = log_partition(wide, table)
-        log_q = (wide * table[target]).sum(1) - normalizer
-        if not self.config.window:
-            return log_q
-        gain = self._gain(states, found)
-        n = len(log_q)
-        raised = log_q.new_zeros(n).index_add(
-            0, found.mask, gain * (found.item == target[found.mask])
-        )
-        # what the counted items add to the normalizer, as a share of it
-        q = ((wide[found.mask] * table[found.item]).sum(1) - normalizer[found.mask]).exp()
-        added = log_q.new_zeros(n).index_add(0, found.mask, q * torch.expm1(gain))
-        return log_q + raised - torch.log1p(added)
+        found, raised = batch.found, None
+        if self.config.window:
+            raised = Raised(found.mask, found.item, self._gain(states, found))
+        target = batch.items[batch.masked]
+        return log_prob(self.table.states(states), self.table.weight(), target, raised)
 
     def _gain(self, states: Float[Tensor, "P D"], found: "CountedItems") -> Float[Tensor, " N"]:
         """Log of the factor by which counts raise the odds of the items that they found."""

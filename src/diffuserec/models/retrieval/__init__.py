@@ -9,6 +9,7 @@ from diffuserec.models.retrieval.approximate import ItemIndex, approximate_top_k
 from diffuserec.models.retrieval.blocks import block_shape, memory_budget, most_scores
 from diffuserec.models.retrieval.diverse import mmr_order, taking_turns
 from diffuserec.models.retrieval.likelihood import (
+    Raised,
     expected_vectors,
     log_partition,
     log_prob,
@@ -47,6 +48,7 @@ __all__ = [
     "Mixture",
     "OrPopularity",
     "Products",
+    "Raised",
     "Scorer",
     "allowed_mask",
     "approximate_top_k",

@@ -6,7 +6,7 @@ The logits are made a block of rows at a time and never kept.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -115,20 +115,49 @@ class _BlockedSoftmax(torch.autograd.Function):
         return grad_states * grad, grad_vectors * grad, None, None
 
 
+class Raised(NamedTuple):
+    """What is added to the logits of some items, no item of a row twice."""
+
+    row: Int[Tensor, " N"]
+    item: Int[Tensor, " N"]
+    by: Float[Tensor, " N"]
+
+    def within(self, rows: range, items: range) -> "Raised":
+        """Those of a block, whose rows and items are counted from its first."""
+        row, item = self.row - rows.start, self.item - items.start
+        inside = (row >= 0) & (row < len(rows)) & (item >= 0) & (item < len(items))
+        return Raised(row[inside], item[inside], self.by[inside])
+
+
 def log_prob(
-    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], items: Int[Tensor, " P"]
+    states: Float[Tensor, "P E"],
+    vectors: Float[Tensor, "V E"],
+    items: Int[Tensor, " P"],
+    raised: Raised | None = None,
 ) -> Float[Tensor, " P"]:
-    """Log probability of each state's item under softmax(states · vectorsᵀ) over 1..V-1."""
+    """Log probability of each state's item under softmax(states · vectorsᵀ) over 1..V-1.
+
+    Args:
+        raised: what is added to some of the products.
+    """
     # a matrix product, so that autocast rounds it as those in the partition
     own = torch.bmm(states[:, None], vectors[items][:, :, None])[:, 0, 0]
-    return own.to(_full_precision(states)) - log_partition(states, vectors)
+    own = own.to(_full_precision(states))
+    if raised is not None:
+        of_own = raised.by * (raised.item == items[raised.row])
+        own = own.index_add(0, raised.row, of_own.to(own.dtype))
+    return own - log_partition(states, vectors, raised)
 
 
 def log_partition(
-    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"]
+    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], raised: Raised | None = None
 ) -> Float[Tensor, " P"]:
-    """log Σ exp(state · vector) over the items 1..V-1; the logits are made again for gradients."""
-    return _normalizers(states, vectors, "multinomial")
+    """log Σ exp(state · vector) over the items 1..V-1; the logits are made again for gradients.
+
+    Args:
+        raised: what is added to some of the products.
+    """
+    return _normalizers(states, vectors, "multinomial", raised)
 
 
 def mean_set_log_prob(
@@ -157,28 +186,48 @@ def mean_set_log_prob(
 
 
 def _normalizers(
-    states: Float[Tensor, "B E"], vectors: Float[Tensor, "V E"], likelihood: str
+    states: Float[Tensor, "B E"],
+    vectors: Float[Tensor, "V E"],
+    likelihood: str,
+    raised: Raised | None = None,
 ) -> Float[Tensor, " B"]:
     """Log partition of each state, or its sum of log(1 + exp) over the items."""
     is_bernoulli = likelihood == "bernoulli"
     full = _full_precision(states)
 
-    def partial(rows: Tensor, columns: Tensor, n_padding: int) -> Tensor:
-        logits = rows @ columns[n_padding:].T
+    def partial(rows: Tensor, columns: Tensor, n_padding: int, *added: Tensor) -> Tensor:
+        logits = (rows @ columns[n_padding:].T).to(full)
+        if added:
+            row, item, by = added
+            places = row * logits.shape[1] + item - n_padding
+            logits = logits.flatten().index_add(0, places, by.to(full)).view_as(logits)
         if is_bernoulli:
-            return F.softplus(logits).to(full).sum(1)
-        return torch.logsumexp(logits.to(full), dim=1)
+            return F.softplus(logits).sum(1)
+        return torch.logsumexp(logits, dim=1)
 
-    def total(rows: Tensor) -> Tensor:
-        parts = [_recomputed(partial, rows, part, number == 0) for number, part in blocks]
+    def added(rows: range, items: range) -> tuple[Tensor, ...]:
+        if raised is None or (len(rows) == len(states) and len(items) == len(vectors)):
+            return raised or ()
+        return raised.within(rows, items)
+
+    def total(rows: range) -> Tensor:
+        parts = []
+        for items, columns in zip(_ranges(len(vectors), width), blocks, strict=True):
+            given = states[rows.start : rows.stop], columns, int(items.start == 0)
+            parts.append(_recomputed(partial, *given, *added(rows, items)))
         if len(parts) == 1:
             return parts[0]
         together = torch.stack(parts)
         return together.sum(0) if is_bernoulli else torch.logsumexp(together, dim=0)
 
     height, width = _block_shape(states, vectors)
-    blocks = list(enumerate([vectors] if width >= len(vectors) else vectors.split(width)))
-    return torch.cat([total(rows) for rows in states.split(height)])
+    blocks = [vectors] if width >= len(vectors) else vectors.split(width)
+    return torch.cat([total(rows) for rows in _ranges(len(states), height)])
+
+
+def _ranges(n: int, size: int) -> list[range]:
+    """The numbers below n in ranges of a size, of which the last may be shorter; one range of 0."""
+    return [range(start, min(start + size, n)) for start in range(0, max(1, n), size)]
 
 
 def _recomputed(function: Callable[..., Tensor], *given: Any) -> Tensor:
