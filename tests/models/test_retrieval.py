@@ -793,15 +793,20 @@ def some_raised(n_rows, vocab_size, dtype=torch.float32):
     return Raised(row, item, by), dense
 
 
+@pytest.mark.parametrize("low_precision", [False, True])
 @BUDGETS
-def test_log_probabilities_of_raised_logits_are_those_of_torch(n_scores):
+def test_log_probabilities_of_raised_logits_are_those_of_torch(n_scores, low_precision):
     states, vectors = normal(40, 6), normal(211, 6, seed=1)
     items = targets_of(40, 211)
     raised, dense = some_raised(40, 211)
-    with budget_of(n_scores):
+    if low_precision:  # products of bfloat16 are exact in single precision
+        states, vectors = states.bfloat16().float(), vectors.bfloat16().float()
+    with budget_of(n_scores), torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
         found = log_prob(states, vectors, items, raised)
         partition = log_partition(states, vectors, raised)
-    logits = (states @ vectors.T + dense)[:, 1:].double()
+    products = states @ vectors.T
+    products = products.bfloat16().float() if low_precision else products
+    logits = (products + dense)[:, 1:].double()
     expected = torch.log_softmax(logits, 1).gather(1, items[:, None] - 1)[:, 0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(partition.double(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)

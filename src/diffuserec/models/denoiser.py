@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.models.config import Search
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import initialize, real_keys
 from diffuserec.models.encoders.transformer import TransformerBlock
 from diffuserec.models.settings import ContrastiveSettings, HeadsSettings, NoiseSettings
@@ -40,7 +39,7 @@ class SequenceDenoiser(nn.Module):
         super().__init__()
         self.positions = nn.Embedding(max_len, dim)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.of_step = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, n_heads, dropout, causal=False) for _ in range(n_layers)

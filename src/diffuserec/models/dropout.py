@@ -44,18 +44,18 @@ def dropout(x: Float[Tensor, "*n"], p: float) -> Float[Tensor, "*n"]:
         return words.view(torch.int16)[:n].view(n_rows, *x.shape[1:])
 
     kept = drawn(bits, len(x)) >= round(p * _LEVELS) - _LEVELS // 2
-    return x * kept.to(x.dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+    return x * kept.to(x.dtype).mul_(1 / (1 - p))
 
 
 class FullDropout(nn.Dropout):
-    """Torch's dropout, the same draws, where a process computes a part of the rows."""
+    """Torch's dropout, with a draw of full width for every element, which knows parts of rows."""
 
     def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         return full_dropout(x, self.p) if self.training else x
 
 
 def full_dropout(x: Float[Tensor, "*n"], p: float) -> Float[Tensor, "*n"]:
-    """:func:`dropout` by torch, with a draw of full width for every element."""
+    """:func:`dropout` with torch's own draws."""
     if not in_part():
         return F.dropout(x, p, True)
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.step_embeddings import sinusoidal
 
 _GROUPS = 8
@@ -134,7 +133,7 @@ class ResidualBlock(nn.Module):
         self.norm_1 = nn.GroupNorm(_GROUPS, n_in, _EPS)
         self.convolution_1 = Convolution(n_in, n_out)
         self.norm_2 = nn.GroupNorm(_GROUPS, n_out, _EPS)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.convolution_2 = Convolution(n_out, n_out)
         self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 

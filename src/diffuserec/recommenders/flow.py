@@ -46,7 +46,6 @@ from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import OnlyIf, Search
 from diffuserec.models.diffusion import KeyedNoise
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import initialize
 from diffuserec.models.retrieval import expected_vectors
 from diffuserec.models.settings import NextItemSettings, PlainSettings, several
@@ -81,7 +80,7 @@ class Flow(EncoderRecommender):
         self.network = nn.Sequential(
             nn.Linear(3 * c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.dim)
         )
-        self.dropout = Dropout(c.dropout)
+        self.dropout = nn.Dropout(c.dropout)
         for part in (self.of_step, self.network):
             part.apply(initialize)
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from diffuserec.data import Catalog, Histories, Pairs, Queries, SequenceDataset
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.config import Search
-from diffuserec.models.dropout import dropout
+from diffuserec.models.dropout import full_dropout
 from diffuserec.models.items import ItemTable
 from diffuserec.models.losses import unseen_negatives
 from diffuserec.models.parts import by_rows
@@ -127,8 +127,8 @@ class NeuMF(ScoreRecommender):
         """The tower's part of the scores, with the bias."""
         c = self.config
         chance = c.dropout if self.training else 0.0
-        hidden = dropout((users[:, None] + items).relu_(), chance)
+        hidden = full_dropout((users[:, None] + items).relu_(), chance)
         for layer in self.others:
-            hidden = dropout(layer(hidden).relu_(), chance)
+            hidden = full_dropout(layer(hidden).relu_(), chance)
         weights = self.output.weight[:, c.dim :]
         return F.linear(hidden, weights, self.output.bias)[..., 0]

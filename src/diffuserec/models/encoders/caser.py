@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder
 
 
@@ -47,7 +46,7 @@ class CaserEncoder(SequenceEncoder):
             nn.Conv1d(dim, own.n_horizontal, height) for height in range(1, own.window + 1)
         )
         self.vertical = nn.Linear(own.window, own.n_vertical)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         n_responses = own.n_horizontal * own.window + own.n_vertical * dim
         self.out = nn.Linear(n_responses, dim)
         self.last = nn.ReLU() if own.relu_output else nn.LayerNorm(dim)

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffuserec.models.config import Settings
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import SequenceEncoder
 
 
@@ -30,7 +29,7 @@ class GRUEncoder(SequenceEncoder):
     ) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.units = nn.GRU(dim, own.hidden_dim, batch_first=True)
         self.out = nn.Linear(own.hidden_dim, dim)
         self.norm_out = nn.LayerNorm(dim)

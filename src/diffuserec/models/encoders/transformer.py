@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from diffuserec.errors import ConfigError
 from diffuserec.models.attention import attend
 from diffuserec.models.config import Settings
-from diffuserec.models.dropout import Dropout
 from diffuserec.models.encoders import (
     ReadSlots,
     SequenceEncoder,
@@ -70,7 +69,7 @@ class TransformerEncoder(SequenceEncoder):
         elif self.kind == "relative":
             self.distances = nn.Embedding(2 * max_len - 1, own.n_heads)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim, own.n_heads, dropout, causal, own.attention_dropout, own.activation
@@ -236,7 +235,7 @@ class TransformerBlock(nn.Module):
         self.narrow = nn.Linear(4 * dim, dim)
         self.norm_attention = nn.LayerNorm(dim)
         self.norm_forward = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,

@@ -116,7 +116,7 @@ class _BlockedSoftmax(torch.autograd.Function):
 
 
 class Raised(NamedTuple):
-    """What is added to the logits of some items, no item of a row twice."""
+    """What is added to the logits of some of the items 1..V-1; what is there twice adds up."""
 
     row: Int[Tensor, " N"]
     item: Int[Tensor, " N"]
@@ -195,26 +195,28 @@ def _normalizers(
     is_bernoulli = likelihood == "bernoulli"
     full = _full_precision(states)
 
-    def partial(rows: Tensor, columns: Tensor, n_padding: int, *added: Tensor) -> Tensor:
-        logits = (rows @ columns[n_padding:].T).to(full)
-        if added:
-            row, item, by = added
+    def of_block(rows: Tensor, columns: Tensor, n_padding: int, *raised: Tensor) -> Tensor:
+        logits = rows @ columns[n_padding:].T
+        if raised:
+            row, item, by = raised
             places = row * logits.shape[1] + item - n_padding
-            logits = logits.flatten().index_add(0, places, by.to(full)).view_as(logits)
+            by, flat = by.to(full), logits.to(full).flatten()
+            logits = flat.index_add(0, places, by).view_as(logits)
         if is_bernoulli:
-            return F.softplus(logits).sum(1)
-        return torch.logsumexp(logits, dim=1)
+            return F.softplus(logits).to(full).sum(1)
+        return torch.logsumexp(logits.to(full), dim=1)
 
-    def added(rows: range, items: range) -> tuple[Tensor, ...]:
-        if raised is None or (len(rows) == len(states) and len(items) == len(vectors)):
-            return raised or ()
-        return raised.within(rows, items)
+    def raised_within(rows: range, items: range) -> Raised | tuple[()]:
+        if raised is None:
+            return ()
+        is_all = len(rows) == len(states) and len(items) == len(vectors)
+        return raised if is_all else raised.within(rows, items)
 
     def total(rows: range) -> Tensor:
         parts = []
         for items, columns in zip(_ranges(len(vectors), width), blocks, strict=True):
-            given = states[rows.start : rows.stop], columns, int(items.start == 0)
-            parts.append(_recomputed(partial, *given, *added(rows, items)))
+            block = states[rows.start : rows.stop], columns, int(items.start == 0)
+            parts.append(_recomputed(of_block, *block, *raised_within(rows, items)))
         if len(parts) == 1:
             return parts[0]
         together = torch.stack(parts)
@@ -226,7 +228,10 @@ def _normalizers(
 
 
 def _ranges(n: int, size: int) -> list[range]:
-    """The numbers below n in ranges of a size, of which the last may be shorter; one range of 0."""
+    """The numbers below n in ranges of a size, the last of which may be shorter.
+
+    If n is 0, one empty range.
+    """
     return [range(start, min(start + size, n)) for start in range(0, max(1, n), size)]
 
 
