@@ -17,6 +17,11 @@ def test_so_many_are_zero_and_the_others_larger(p: float) -> None:
     assert (found == 0).float().mean().item() == pytest.approx(p, abs=4 * deviation)
 
 
+def test_a_chance_next_to_one_drops_nearly_all() -> None:
+    torch.manual_seed(0)
+    assert (dropout(torch.ones(301, 333), 1 - 1e-7) != 0).float().mean() < 1e-3
+
+
 def test_elements_are_dropped_independently() -> None:
     torch.manual_seed(0)
     kept = (dropout(torch.ones(40000, 4), 0.5) > 0).double()  # four elements share a draw

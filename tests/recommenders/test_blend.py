@@ -11,7 +11,6 @@ import diffuserec as dr
 from diffuserec.data import Store, histories_of
 from diffuserec.models.methods import find_recommender
 from diffuserec.models.retrieval import memory_budget
-from diffuserec.recommenders.blend import _Likely
 from diffuserec.studies.runner import run_study
 from diffuserec.studies.study import read
 from diffuserec.training import validation
@@ -95,25 +94,28 @@ def test_the_weights_are_the_best_of_the_last_round(split, pool) -> None:
 
 
 def test_a_target_that_is_hidden_counts_nothing_whatever_the_weights() -> None:
-    targets, others = torch.full((4, 1, 1), -1e9), torch.zeros(4, 1, 3)
-    for step in range(21):
-        weights = torch.tensor([step / 20, *[(1 - step / 20) / 3] * 3])
-        assert _Likely(targets, others).ndcg(weights) == 0
+    rounds = np.random.default_rng(0).permuted(np.tile(np.arange(1, 7), (40, 1)), axis=1)
+    split = dr.leave_one_out(dr.SequenceDataset.from_lists(np.tile(rounds, 2).tolist()))
+    assert (split.valid.targets == rounds[:, -2]).all()  # which stands in the history, too
+    blend = dr.Blend(parts=("markov", "popularity")).fit(split.train, split.valid)
+    assert blend.weights.tolist() == [0.5, 0.5]
 
 
-def test_choosing_weights_keeps_to_the_memory_there_is(blend, split, monkeypatch) -> None:
-    held: list[int] = []
-    own = dr.Blend._opinion
+def test_choosing_weights_keeps_to_the_memory_there_is(split, monkeypatch) -> None:
+    parts, held = ("markov", "itemgraph", "popularity"), []
+    markov = find_recommender("markov")
+    own = markov.all_scores
 
-    def opinion(self, number, histories):
-        held.append(len(self.models) * len(histories.users) * self.catalog.vocab_size)
-        return own(self, number, histories)
+    def all_scores(self, histories):
+        held.append(len(parts) * len(histories.users) * self.catalog.vocab_size)
+        return own(self, histories)
 
-    monkeypatch.setattr(find_recommender("blend"), "_opinion", opinion)
+    monkeypatch.setattr(markov, "all_scores", all_scores)
     with memory_budget(4 * 2000):
-        few = blend._chosen_weights(split.valid)
+        few = dr.Blend(parts=parts).fit(split.train, split.valid).weights
+    assert held
     assert max(held) <= 2000
-    assert torch.equal(few, blend._chosen_weights(split.valid))
+    assert torch.equal(few, dr.Blend(parts=parts).fit(split.train, split.valid).weights)
 
 
 def test_a_part_of_another_version_makes_another_blend(monkeypatch) -> None:

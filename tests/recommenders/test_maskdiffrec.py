@@ -1,5 +1,6 @@
 """MaskDiffRec in worlds whose next items, and their probabilities, are known."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_examples_end_anywhere_and_only_their_newest_items_are_masked() -> None:
     for _ in range(200):
         pieces = Pieces.endings(log, 6, generator, 3)
         assert pieces.group.tolist() == [0, 0, 0, 1, *[2] * 10]  # 7, 1 and 29 next items, by three
-        for number, items, region in zip(pieces.group, pieces.items, pieces.region, strict=True):
+        for number, items, region in zip(pieces.group, *pieces.cut(), strict=True):
             length = int((items > 0).sum())
             shown = items[:length]
             assert length <= 6
@@ -82,8 +83,10 @@ def test_what_was_generated_is_seen_and_never_a_target() -> None:
     generator = np.random.default_rng(2)
     for _ in range(100):
         pieces = Pieces.endings(log, 8, generator, 4)
-        masked = pieces.items[pieces.region]
+        items, region = pieces.cut()
+        masked = items[region]
         assert len(masked)
+        assert (pieces.n_maskable() == region.sum(1)).all()
         assert not set(masked.tolist()) & {1, 2, 6}
 
 
@@ -94,6 +97,18 @@ def test_an_answer_does_not_depend_on_what_stands_at_the_mask() -> None:
     masked = torch.tensor([[False, False, True]] * 2)
     found = model.logits(items, torch.tensor([3, 3]), masked)
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_examples_of_an_epoch_take_memory_by_users_and_not_by_what_they_show() -> None:
+    log = SequenceDataset.from_lists([np.tile(np.arange(1, 51), 4).tolist()] * 100)
+    generator = np.random.default_rng(0)
+    tracemalloc.start()
+    pieces = Pieces.endings(log, 200, generator, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    items, _ = pieces.cut()
+    assert items.nbytes > 400 * 100 * 200  # all of them at once
+    assert peak < 60 * 100 * 200
 
 
 def test_copies_of_a_user_are_left_out_of_the_counts_with_their_original() -> None:

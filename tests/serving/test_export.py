@@ -102,6 +102,11 @@ def test_a_generative_graph_is_given_its_noise(log: SequenceDataset, tmp_path: P
     x = kept * x_T + (b**0.5 - kept * a**0.5) * x_0 + variance**0.5 * fresh
     x_0 = step(**given, x_t=x[:, None], t=torch.full((5,), first))[:, 0]
     assert torch.allclose(x_0 / 8**0.5, expected, atol=TOLERANCE)
+    # a file of before stays
+    (tmp_path / "dreamrec.pt2").unlink()
+    (tmp_path / "dreamrec.pt2.json").unlink()
+    with pytest.raises(DataError, match=r"dreamrec-step\.pt2 exists already"):
+        export(tmp_path / "model", "torch-export", tmp_path / "dreamrec.pt2")
 
 
 def test_vectors_are_parquet_by_raw_id_and_an_exact_index(sasrec: Path, tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_what_has_no_graph_is_refused_in_one_line(
     log: SequenceDataset, sasrec: Path, tmp_path: Path
 ) -> None:
     Markov().fit(log).save(tmp_path / "markov")
-    for name in ("there.parquet", "beside.faiss"):
+    for name in ("there.parquet", "beside.faiss", "sasrec-step.onnx"):
         (tmp_path / name).touch()
     for model, to, out, match in (
         (tmp_path / "markov", "vectors", "m.parquet", "without states"),

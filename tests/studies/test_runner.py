@@ -126,6 +126,28 @@ rows = [
     assert difference == pytest.approx(fading - graph)
 
 
+def test_a_row_that_others_name_and_that_is_not_there_is_told(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "counting"
+data = ["store"]
+rows = [
+    { model = "markov" },
+    { model = "itemgraph" },
+    { name = "fading", model = "markov", settings = { decay = 0.5 }, against = "ItemGraph" },
+]
+"""
+    file, out = written(tmp_path, text), tmp_path / "out"
+    _, results, _ = filled(read(file), out, data, Options(only=("Markov", "fading")))
+    (table,) = results["tables"]
+    assert table["notes"] == ["ItemGraph is not there: compared with Markov"]
+    rows = {row["name"]: row["difference"] for row in table["rows"]}
+    assert rows["fading"]["NDCG@10"]["reference"] == "Markov"
+    assert rows["Markov"] is None
+    _, results, _ = filled(read(file), out, data)
+    (table,) = results["tables"]
+    assert not table["notes"]
+
+
 def test_a_blend_of_fewer_seeds_is_not_ranked(data: Path, tmp_path: Path) -> None:
     text = """
 title = "pools"

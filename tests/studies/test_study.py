@@ -145,6 +145,41 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
             lines(study, options)
 
 
+def test_what_others_are_compared_with_names_no_row_of_its_own(tmp_path: Path) -> None:
+    text = """
+title = "counting"
+data = ["store"]
+rows = [{ model = "markov", against = "ItemGraph" }, { model = "itemgraph" }]
+"""
+    with pytest.raises(ConfigError, match="of 'Markov': others are compared with that row"):
+        lines(read(written(tmp_path, text)))
+    lines(read(written(tmp_path, text.replace("rows =", 'against = "ItemGraph"\nrows ='))))
+
+
+def test_a_small_budget_changes_what_it_names_of_a_blends_parts_alone(tmp_path: Path) -> None:
+    text = """
+title = "blends"
+data = ["store"]
+
+[[rows]]
+model = "blend"
+
+[rows.settings]
+parts = ["sasrec", "markov"]
+settings.sasrec = { epochs = 60, dim = 8 }
+settings.markov = { decay = 0.5 }
+
+[small]
+settings = { blend = { settings = { sasrec = { epochs = 1 } } } }
+"""
+    study = read(written(tmp_path, text))
+    full, *_ = lines(study)
+    small, *_ = lines(study, Options(small=True))
+    parts = {"sasrec": {"epochs": 60, "dim": 8}, "markov": {"decay": 0.5}}
+    assert full.plan.settings["settings"] == parts
+    assert small.plan.settings["settings"] == {**parts, "sasrec": {"epochs": 1, "dim": 8}}
+
+
 def test_settings_of_all_recommenders_give_way_to_those_of_one(tmp_path: Path) -> None:
     text = STUDY.replace("[settings]", "[settings]\nrecommenders = { epochs = 9, max_len = 20 }")
     text = text.replace("{ sasrec = { epochs = 1 } }", "{ recommenders = { epochs = 2 } }")

@@ -77,13 +77,27 @@ def test_what_is_validated_is_what_is_measured_and_served(data: Path, tmp_path: 
     assert served["score"].to_list() == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("model", ["markov", "bpr", "maskdiffrec"])
-def test_uses_that_a_recommender_would_not_notice_are_refused(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("markov", {}),
+        ("bpr", {}),
+        ("maskdiffrec", {}),
+        ("blend", {"parts": ["maskdiffrec", "bpr", "markov"]}),
+    ],
+)
+def test_uses_that_a_recommender_would_not_notice_are_refused(
+    model: str, settings: dict[str, Any]
+) -> None:
     for name in ("use_weight", "use_dropout"):
-        plan = Plan("", model, {}, "random", {name: 0.5})
+        plan = Plan("", model, settings, "random", {name: 0.5})
         with pytest.raises(ConfigError, match=f"{model} is not trained on next.* and {name}"):
             methods_of(plan)
-    methods_of(Plan("", model, {}, "random", {"use_average": True}))
+    methods_of(Plan("", model, settings, "random", {"use_average": True}))
+
+
+def test_a_blend_notices_what_one_of_its_parts_does() -> None:
+    methods_of(Plan("", "blend", {"parts": ["markov", "sasrec"]}, "random", {"use_weight": 0.5}))
 
 
 def test_probabilities_are_asked_for_where_there_are_some() -> None:

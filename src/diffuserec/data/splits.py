@@ -202,7 +202,7 @@ def _leave_last(dataset: SequenceDataset, k: int, protocol: str) -> Split:
         part if index is None else part[index] for part in (dataset.starts, dataset.ends)
     )
     at_valid, at_test = ends - k - 1, ends - k
-    # of millions of users, two parts of the same bounds share them
+    # where no user is too short, two parts have the same bounds and share them
     kept = at_valid if index is None else np.where(enough, dataset.ends - k - 1, dataset.ends)
     train = dataset.view(dataset.starts, kept)
     valid, test = (

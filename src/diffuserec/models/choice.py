@@ -1,4 +1,4 @@
-"""Choice of a recommender for a log, by a rule of three numbers.
+"""Choice of a recommender for a log, by a rule of two numbers: its users, and a typical length.
 
 The rule and what it rests on: docs/which-method.md. It is one of counts: no result of the log
 itself is looked at, so that it costs nothing and is no substitute for a comparison.

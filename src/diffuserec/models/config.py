@@ -175,6 +175,12 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", exclude=later)
 
     @property
+    def heeds_use(self) -> bool:
+        """Of a recommender: whether it is trained on batches of next items, which heed how
+        generated items are used."""
+        return False
+
+    @property
     def scores_are_logits(self) -> bool:
         """Whether softmax(score) of the trained model is its predictive distribution."""
         return False

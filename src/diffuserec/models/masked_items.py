@@ -50,8 +50,11 @@ GROUPS = 20
 """Groups of users whose own counts are left out together in training."""
 
 EXAMPLE_EVERY = 3
-"""An epoch has an example of a history for each so many of its next items, or fewer, so that users
-weigh by what they chose, as they do in methods that train on all positions."""
+"""An epoch draws ⌈n / 3⌉ examples from a history with n next items, so that users weigh by what
+they chose, as they do in methods that train on all positions."""
+
+_CUT_AT_ONCE = 4096
+"""Pieces that are cut out together where they are counted alone."""
 
 _ROUNDING = 1e-4
 """Counts below it are what is left of a difference of equal sums."""
@@ -71,6 +74,10 @@ class MaskedItemsSettings(SequenceSettings):
     epochs: int = Field(60, ge=1)
     patience: int = Field(6, ge=1)
     """Epochs without a better bound on held-out users before training stops."""
+
+    @property
+    def heeds_use(self) -> bool:
+        return False
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -229,21 +236,52 @@ def _gaps(
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Pieces of histories, which part of each may be masked, and the groups of their users."""
+    """Pieces of histories, which are cut out a batch at a time.
 
-    items: Int64[np.ndarray, "B L"]
-    region: Bool[np.ndarray, "B L"]
+    Attributes:
+        dataset: of the histories.
+        starts: where each piece begins among the dataset's items, shape (B,).
+        lengths: of the pieces.
+        first: number of the first of a piece's items that may be masked.
+        width: how many after each other may be.
+        group: of the users.
+        never: arrays over the dataset's items: those that are masked in no case.
+    """
+
+    dataset: SequenceDataset
+    starts: Int64[np.ndarray, " B"]
+    lengths: Int64[np.ndarray, " B"]
+    first: Int64[np.ndarray, " B"]
+    width: Int64[np.ndarray, " B"]
     group: Int64[np.ndarray, " B"]
+    never: tuple[Bool[np.ndarray, " N"], ...] = ()
 
-    @property
-    def lengths(self) -> Int64[np.ndarray, " B"]:
-        lengths: np.ndarray = (self.items > 0).sum(1)
-        return lengths
+    def __len__(self) -> int:
+        return len(self.starts)
 
     def select(self, index: Int64[np.ndarray, " S"]) -> "Pieces":
-        """Some of the pieces, no wider than they need."""
-        width = int((self.items[index] > 0).sum(1).max())
-        return Pieces(self.items[index, :width], self.region[index, :width], self.group[index])
+        names = ("starts", "lengths", "first", "width", "group")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def cut(self) -> tuple[Int64[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+        """The items of the pieces, right-padded, and which of them may be masked."""
+        ends = self.starts + self.lengths
+        items = padded(self.dataset.log.items, self.starts, ends)
+        after = np.arange(items.shape[1]) - self.first[:, None]
+        region = (after >= 0) & (after < self.width[:, None])
+        for never in self.never:
+            region &= ~padded(never, self.starts, ends).astype(bool)
+        return items, region
+
+    def n_maskable(self) -> Int64[np.ndarray, " B"]:
+        """How many items of each piece may be masked."""
+        if not self.never:
+            return self.width
+        starts = range(0, len(self), _CUT_AT_ONCE)
+        parts = [np.arange(start, min(start + _CUT_AT_ONCE, len(self))) for start in starts]
+        counts = [self.select(part).cut()[1].sum(1) for part in parts]
+        found: np.ndarray = np.concatenate([*counts, np.empty(0, dtype=np.int64)])
+        return found
 
     @classmethod
     def of(cls, dataset: SequenceDataset, max_len: int, generator: np.random.Generator) -> "Pieces":
@@ -257,7 +295,7 @@ class Pieces:
         width = np.where(kind < 0.2, lengths, generator.integers(1, lengths))
         last = lengths - width
         first = np.where(kind < 0.6, 0, np.where(kind < 0.8, last, generator.integers(0, last + 1)))
-        return cls._cut(dataset, starts, lengths, first, width, _groups(dataset))
+        return cls(dataset, starts, lengths, first, width, _groups(dataset))
 
     @classmethod
     def endings(
@@ -274,46 +312,21 @@ class Pieces:
         possible = next_items(dataset)
         before = offsets_of(possible)[dataset.offsets]
         n_targets = np.diff(before)
-        index = np.repeat(np.arange(len(dataset)), n_endings(n_targets))
+        index = np.repeat(np.arange(len(dataset)), -(-n_targets // EXAMPLE_EVERY))
         chosen = np.flatnonzero(possible)[before[index] + generator.integers(0, n_targets[index])]
         ends = chosen - dataset.offsets[index] + 1
         lengths = np.minimum(ends, max_len)
         width = np.minimum(generator.integers(1, most + 1, len(ends)), lengths - 1)
         starts = dataset.starts[index] + ends - lengths
         group = _groups(dataset)[index]
-        pieces = cls._cut(dataset, starts, lengths, lengths - width, width, group)
-        for never in dataset.log.non_targets:
-            region = pieces.region & ~padded(never, starts, starts + lengths).astype(bool)
-            pieces = replace(pieces, region=region)
-        return pieces
-
-    @classmethod
-    def _cut(
-        cls,
-        dataset: SequenceDataset,
-        starts: Int64[np.ndarray, " B"],
-        lengths: Int64[np.ndarray, " B"],
-        first: Int64[np.ndarray, " B"],
-        width: Int64[np.ndarray, " B"],
-        group: Int64[np.ndarray, " B"],
-    ) -> "Pieces":
-        """Pieces of these lengths, each with a span that begins at its item number `first`."""
-        items = padded(dataset.log.items, starts, starts + lengths)
-        column = np.arange(items.shape[1])
-        region = (column >= first[:, None]) & (column < (first + width)[:, None])
-        return cls(items, region, group)
+        never = tuple(dataset.log.non_targets)
+        return cls(dataset, starts, lengths, lengths - width, width, group, never)
 
 
 def _groups(dataset: SequenceDataset) -> Int64[np.ndarray, " B"]:
     """Group of each sequence; those of one user, such as copies, are in one group."""
     _, first, number = np.unique(dataset.users, return_index=True, return_inverse=True)
     found: np.ndarray = first[number] % GROUPS
-    return found
-
-
-def n_endings(n_targets: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " U"]:
-    """Pieces of an epoch of sequences with so many next items."""
-    found: np.ndarray = -(-n_targets // EXAMPLE_EVERY)
     return found
 
 

@@ -94,6 +94,10 @@ class TrainingSettings(Settings):
     """Chance that an item's own vector is left out in training, so that attributes learn to say all
     of an item that has no interaction."""
 
+    @property
+    def heeds_use(self) -> bool:
+        return True
+
 
 class SequenceSettings(TrainingSettings):
     """Hyper-parameters of a model of sequences, whatever its encoder, and of its training."""
@@ -426,6 +430,10 @@ class PairSettings(TrainingSettings):
     """Width D of users and items."""
     batch_size: int = Field(1024, ge=1)
     """Interactions a batch."""
+
+    @property
+    def heeds_use(self) -> bool:
+        return False
 
 
 class NoiseSettings(Settings):

@@ -107,6 +107,11 @@ class Blend(ScoreRecommender):
             return self
 
         @property
+        def heeds_use(self) -> bool:
+            methods = {part: find_recommender(_method(part)) for part in self.parts}
+            return any(m.Config(**self.settings_of(p)).heeds_use for p, m in methods.items())
+
+        @property
         def scores_are_logits(self) -> bool:
             return True
 
@@ -195,7 +200,8 @@ class Blend(ScoreRecommender):
     @torch.no_grad()
     def _chosen_weights(self, valid: Queries) -> Float[Tensor, " M"]:
         """The weights whose blend is best on validation, among those of the grid."""
-        known, weights, best = self._likely(valid), self.weights, -1.0
+        known, weights = self._likely(valid), self.weights
+        best = known.ndcg(weights)
         for _ in range(_ROUNDS):
             before = weights
             for number in range(len(weights)):

@@ -26,7 +26,6 @@ from diffuserec.models.masked_items import (
     MaskedItems,
     MaskedItemsSettings,
     Pieces,
-    n_endings,
     next_items,
 )
 from diffuserec.models.recommender import ScoreRecommender
@@ -68,8 +67,7 @@ class MaskDiffRec(MaskedItems, ScoreRecommender):
                 rows = rows.joined(whole.without_copies().with_items(items, whole.lengths, None))
         n_targets = np.diff(offsets_of(next_items(rows))[rows.offsets])
         rows = rows.select(np.flatnonzero(n_targets))
-        n_pieces = int(n_endings(n_targets).sum())
-        return train_on_masks(self, rows, runtime, endings, n_pieces, metric)[0]
+        return train_on_masks(self, rows, runtime, endings, hold_out=False, validate=metric)[0]
 
     def all_scores(self, histories: Histories) -> Float[Tensor, "B V"]:
         """Logits of a mask behind each history."""

@@ -78,10 +78,7 @@ def export(model: Path | str, to: Target, out: Path) -> Exported:
     if out.suffix != _ENDINGS[to]:
         raise ConfigError(f"--to {to} writes a file that ends in {_ENDINGS[to]}, got {out.name!r}")
     about = out.with_name(f"{out.name}.json")
-    beside = out.with_suffix(".faiss") if to == "vectors" else _denoiser_file(out)
-    for path in (out, about, beside):
-        if path.exists():
-            raise DataError(f"{path} exists already: choose another --out, or remove it")
+    _require_free(out, about, *([out.with_suffix(".faiss")] if to == "vectors" else []))
     source = run_of(model)
     recommender = load(source)
     if not isinstance(recommender, StateRecommender):
@@ -106,6 +103,7 @@ def export(model: Path | str, to: Target, out: Path) -> Exported:
     names = {out: graph}
     if graph.denoiser is not None:
         names[_denoiser_file(out)] = graph.denoiser
+        _require_free(_denoiser_file(out))
     difference = 0.0
     with contextlib.ExitStack() as stack:
         works = {path: stack.enter_context(replacing(path)) for path in names}
@@ -487,6 +485,12 @@ def _write_vectors(model: StateRecommender, out: Path) -> list[Path]:
     with replacing(place) as work:
         work.write_bytes(faiss.serialize_index(index).tobytes())
     return [out, place]
+
+
+def _require_free(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise DataError(f"{path} exists already: choose another --out, or remove it")
 
 
 def _denoiser_file(out: Path) -> Path:

@@ -172,7 +172,10 @@ class Jobs:
         self._forget_old()
         if len(self._jobs) + self._n_coming >= self._limits.max_jobs:
             raise RefusedError(
-                503, "too many jobs are kept: fetch and delete some", "jobs", retry_after=60
+                503,
+                "too many jobs are kept or being sent: fetch and delete some, or try again",
+                "jobs",
+                retry_after=60,
             )
         facts = {"caller": caller, "model": model, "options": options.model_dump(mode="json")}
         path = self._folder / secrets.token_hex(16)

@@ -27,6 +27,7 @@ from diffuserec.models.config import Settings
 from diffuserec.models.methods import find_augmenter, find_recommender, with_settings
 from diffuserec.models.settings import use_of, without_use
 from diffuserec.studies.costs import Trial
+from diffuserec.studies.epoch_log import seconds_of
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.run_directory import (
     Plan,
@@ -259,8 +260,7 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
     # of a run that was resumed, or of parts that were fitted before, the file has the last alone
     before = f"{cell.plan.augment} "
     own = [epoch for epoch in epochs if not epoch.phase.startswith(before)]
-    trained = sum(epoch.seconds + epoch.validation_seconds for epoch in own)
-    seconds["fit_model"] = max(seconds.get("fit_model", 0.0), trained)
+    seconds["fit_model"] = max(seconds.get("fit_model", 0.0), seconds_of(own))
     augmenter = cell.augmenter_path(out)
     if augmenter is not None:  # fitted once for several runs, each of which would have needed it
         seconds["fit_augmenter"] += sum(read_run_file(augmenter).seconds.values())

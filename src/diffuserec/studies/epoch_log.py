@@ -35,3 +35,8 @@ def complete_log(directory: Path, curve: Sequence[Epoch]) -> None:
     lines = [asdict(e) | {"time": times.get((e.phase, e.epoch))} for e in curve]
     if lines != found:
         write_lines(directory / FILE, lines)
+
+
+def seconds_of(curve: Sequence[Epoch]) -> float:
+    """What these epochs took, with their validation."""
+    return sum((epoch.seconds + epoch.validation_seconds for epoch in curve), 0.0)

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffuserec.evaluation import Evaluation, Leak
 from diffuserec.reports.report import Made
+from diffuserec.studies.epoch_log import seconds_of
 from diffuserec.studies.run_directory import (
     Plan,
     RunDirectory,
@@ -39,7 +40,7 @@ def made_of(run: RunDirectory) -> Made:
     plan, file = run.plan, read_run_file(run.path)
     last, curve = file.starts[-1], read_curve(run.path / "curve.json")
     # of a run that was resumed, the file has the seconds of its last part alone
-    seconds = max(sum(file.seconds.values()), sum(epoch.seconds for epoch in curve))
+    seconds = max(sum(file.seconds.values()), seconds_of(curve))
     fitted = run.path / "augmenter-curve.json"
     n_before = len(read_curve(fitted)) if fitted.exists() else 0
     return Made(

@@ -154,8 +154,8 @@ def _table(study: Study, group: Sequence[Cell], outcome: Outcome, out: Path) -> 
     if study.published is not None:
         _add_published(rows, study.published, group[0].data)
     notes = list(report.notes) if report else []
-    if study.against is not None and study.against not in finished and finished:
-        notes.append(f"{study.against} is not there: compared with {next(iter(finished))}")
+    if finished:
+        notes += _absent_references(study, finished)
     found: dict[str, Any] = {"users": 0, "line": "", "random": "", "notes": notes, "rows": rows}
     if report is not None:
         dataset = report.summary["dataset"][0]
@@ -170,20 +170,31 @@ def _first(found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     return {**front, **found}
 
 
+def _absent_references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """A line for each row that others name to be compared with and that is not there."""
+    own = {against for name in finished if (against := _own_reference(study, finished[name]))}
+    first = next(iter(_first(finished, study.against)))
+    missing = [name for name in (study.against, *sorted(own)) if name and name not in finished]
+    return [f"{name} is not there: compared with {first}" for name in dict.fromkeys(missing)]
+
+
+def _own_reference(study: Study, cells: Sequence[Cell]) -> str | None:
+    """The row that a line's row names; the floors are none of the file's rows."""
+    family = cells[0].family
+    return study.rows[family].against if family < len(study.rows) else None
+
+
 def _references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
     """By line, the one that it is compared with, if not with the first.
 
     That is the one that its row names; else, in a study that names none either, for an augmented
     line the one of the same recommender and settings without augmenter.
     """
-    named = {
-        name: against
-        for name, cells in finished.items()
-        if cells[0].family < len(study.rows)  # the floors are none of the file's rows
-        and (against := study.rows[cells[0].family].against) is not None
-        and against in finished
-        and against != name
-    }
+    named: dict[str, str] = {}
+    for name, cells in finished.items():
+        against = _own_reference(study, cells)
+        if against is not None and against in finished and against != name:
+            named[name] = against
     if study.against is not None:
         return named
     plain: dict[str, str] = {}

@@ -66,7 +66,8 @@ class Row(StudyTable):
             it.
         trials: different settings that were validated elsewhere to choose these.
         choose: only the point with the best validation is measured on the test part.
-        against: row that this one is compared with, where it is not the study's.
+        against: row that this one is compared with, where it is not the study's; among several
+            methods of a row, the one that is named has the study's.
         seeds: where they are not the study's.
     """
 
@@ -324,6 +325,13 @@ def lines(study: Study, options: Options | None = None) -> list[Line]:
                 f"against = {against!r} is no row{did_you_mean(against, names)}; there are: "
                 f"{', '.join(names)}"
             )
+    first = found[names.index(study.against or names[0])]
+    own = study.rows[first.family].against if first.family < len(study.rows) else None
+    if own not in (None, first.name):
+        raise ConfigError(
+            f"against = {own!r} of {first.name!r}: others are compared with that row, and it with "
+            "none; name another one by the study's against, or leave the row's out"
+        )
     return _only(found, options.only)
 
 
@@ -337,6 +345,19 @@ def _only(found: list[Line], only: Sequence[str]) -> list[Line]:
     return [line for line in found if not only or line.name in only]
 
 
+def _changed(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others over them; of settings within settings, such as those of a blend's
+    parts, only what is named is replaced."""
+    found = dict(settings)
+    for name, value in over.items():
+        inner = found.get(name)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            found[name] = _changed(inner, value)
+        else:
+            found[name] = value
+    return found
+
+
 def _lines(
     study: Study, row: Row, family: int, over: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Line]:
@@ -345,18 +366,14 @@ def _lines(
         with_augmenter = augment != NO_AUGMENTER
         methods = find_recommender(model), find_augmenter(augment) if with_augmenter else None
         published = preset_of(*methods, row.preset) if row.preset else ({}, {})
-        settings = {
-            **published[0],
-            **_of_recommender(study.settings, model),
-            **row.settings,
-            **_of_recommender(over, model),
-        }
+        settings = {**published[0], **_of_recommender(study.settings, model), **row.settings}
+        settings = _changed(settings, _of_recommender(over, model))
         augment_settings = {
             **published[1],
             **study.settings.get(augment, {}),
             **row.augment_settings,
-            **over.get(augment, {}),
         }
+        augment_settings = _changed(augment_settings, over.get(augment, {}))
         name = row.name or _title(model) + (f" + {_title(augment)}" if with_augmenter else "")
         if row.name is None and row.preset:
             name += f" ({row.preset.replace('_', ' ')})"

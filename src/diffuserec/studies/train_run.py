@@ -16,10 +16,9 @@ from diffuserec.files import locked, write_json
 from diffuserec.health import memory_there
 from diffuserec.models.augmenter import Augmenter, ParallelAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.masked_items import MaskedItemsSettings
 from diffuserec.models.methods import find_augmenter, find_recommender, load, load_augmenter
 from diffuserec.models.recommender import Recommender
-from diffuserec.models.settings import TRAINING_USES, PairSettings, use_of
+from diffuserec.models.settings import TRAINING_USES, use_of
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
 from diffuserec.studies.compare import with_baselines
@@ -354,18 +353,12 @@ def methods_of(plan: Plan) -> tuple[Recommender, Augmenter | None]:
             )
         augmenter.require_epochs(epochs)
     unnoticed = use_of(augmenter.config).keys() & TRAINING_USES
-    if unnoticed and not heeds_use(type(model)):
+    if unnoticed and not model.config.heeds_use:
         raise ConfigError(
             f"{plan.model} is not trained on next items of sequences, and {min(unnoticed)} would "
             "change nothing: leave it out, or choose another recommender"
         )
     return model, augmenter
-
-
-def heeds_use(recommender: type[Recommender]) -> bool:
-    """Whether it is trained on batches of next items, which heed how generated items are used."""
-    others = (PairSettings, MaskedItemsSettings)
-    return recommender.trained and not issubclass(recommender.Config, others)
 
 
 def require_buildable(plan: Plan, catalog: Catalog) -> None:

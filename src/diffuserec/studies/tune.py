@@ -37,7 +37,6 @@ from diffuserec.studies.method_config import write_config
 from diffuserec.studies.run_directory import Plan, is_finished, is_free
 from diffuserec.studies.train_run import (
     Say,
-    heeds_use,
     methods_of,
     require_buildable,
     silent,
@@ -117,7 +116,7 @@ def search_space(plan: Plan) -> dict[str, Search]:
     }
     if plan.augment is not None:
         fixed = {*(plan.augment_settings or {})}
-        if not heeds_use(find_recommender(plan.model)):
+        if not find_recommender(plan.model).Config(**plan.settings).heeds_use:
             fixed |= TRAINING_USES
         for name, search in _searches(find_augmenter(plan.augment).Config).items():
             if name not in fixed:

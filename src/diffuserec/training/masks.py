@@ -30,15 +30,15 @@ def train_on_masks(
     log: SequenceDataset,
     runtime: Runtime,
     pieces_of: PiecesOf = Pieces.of,
-    n_pieces: int | None = None,
+    hold_out: bool = True,
     validate: Callable[[], float] | None = None,
 ) -> tuple[list[Epoch], SequenceDataset]:
     """Counts pairs and trains on users of two items or more.
 
     Args:
         pieces_of: makes an epoch's pieces of sequences at most so long.
-        n_pieces: how many it makes of all users. None: one a user, and some users are held out, on
-            whose bound training stops.
+        hold_out: whether some users are held out, by whose bound training stops; their pieces are
+            one for each.
         validate: what it stops by otherwise; without, it trains all epochs.
 
     Returns:
@@ -48,21 +48,26 @@ def train_on_masks(
     users = np.flatnonzero(log.lengths >= 2)
     order = np.random.Generator(np.random.Philox(key=[runtime.seed, 2**40]))
     users = order.permutation(users)
-    held_out, chosen = np.split(users, [len(users) // _HELD_OUT if n_pieces is None else 0])
+    held_out, chosen = np.split(users, [len(users) // _HELD_OUT if hold_out else 0])
     groups = method.count_pairs(log.select(chosen).real())
 
     def batch_of(pieces: Pieces, generator: np.random.Generator) -> MaskedBatch:
+        items, region = pieces.cut()
         masked, weight = draw_masks(
-            torch.from_numpy(pieces.region),
+            torch.from_numpy(region),
             torch.Generator().manual_seed(int(generator.integers(2**62))),
         )
-        found = method.counted_items(pieces.items, masked.numpy(), groups, pieces.group)
-        return MaskedBatch(torch.from_numpy(pieces.items), masked, weight, found)
+        found = method.counted_items(items, masked.numpy(), groups, pieces.group)
+        return MaskedBatch(torch.from_numpy(items), masked, weight, found)
+
+    def pieces_of_epoch(generator: np.random.Generator) -> Pieces:
+        return pieces_of(log.select(chosen), c.max_len, generator)
 
     def batches(epoch: int) -> Iterator[MaskedBatch]:
         generator = np.random.Generator(np.random.Philox(key=[runtime.seed, epoch]))
-        pieces = pieces_of(log.select(chosen), c.max_len, generator)
-        for index in length_buckets(pieces.lengths, c.batch_size, generator, pieces.region.sum(1)):
+        pieces = pieces_of_epoch(generator)
+        weights = pieces.n_maskable()
+        for index in length_buckets(pieces.lengths, c.batch_size, generator, weights):
             yield batch_of(pieces.select(index), generator)
 
     def loss(batch: MaskedBatch) -> Tensor:
@@ -84,7 +89,8 @@ def train_on_masks(
             n += float(weight.sum())
         return total / n
 
-    n_batches = math.ceil((len(chosen) if n_pieces is None else n_pieces) / c.batch_size)
+    n_pieces = len(pieces_of_epoch(np.random.default_rng(0)))  # as many in every epoch
+    n_batches = math.ceil(n_pieces / c.batch_size)
     records = train(
         method,
         loss,
