@@ -224,8 +224,8 @@ def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
     least = [found["detectable"] for _, found in compared if found["detectable"] is not None]
     if least:
         sentences.append(
-            f"So many users and seeds show a difference in {metric} of {min(least):.4f} to "
-            f"{max(least):.4f} four times in five."
+            f"With so many users and seeds, a true difference in {metric} is found four times in "
+            f"five if it is {min(least):.4f} to {max(least):.4f}, by the pair."
         )
     sentences += [table["line"]] * bool(table["line"])
     sentences += [f"Tests take {table['random']}."] * bool(table["random"])
