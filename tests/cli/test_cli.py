@@ -1,6 +1,7 @@
 """Command line end to end on a small log: its output, its files, its refusals."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -794,6 +796,26 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert command.startswith("diffuserec train ")
     assert command.endswith(f"--set dim=8 --out {out}")
     assert [part.name for part in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
+def test_a_termination_after_a_command_has_ended_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, calls = signal.signal, []
+
+    def set_handler(number: int, handler: Any) -> Any:
+        calls.append(number)
+        if len(calls) == 3:  # the first that is put back
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(number, handler)
+
+    monkeypatch.setattr(signal, "signal", set_handler)
+    monkeypatch.setattr(sys, "argv", ["diffuserec", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert len(calls) == 4
 
 
 def test_data_that_moved_is_named(

@@ -6,7 +6,7 @@ import sys
 import warnings
 from signal import SIGINT, SIGTERM
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,24 +89,30 @@ def main() -> None:
     A termination (SIGTERM) is an interruption as Ctrl-C is: what is half-written is removed, and
     what was trained stays. The status is 128 and the signal's number.
     """
-    received = 0
+    received, ended = 0, False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal received
         received = number
-        raise KeyboardInterrupt
+        if not ended:  # afterwards nothing is left to be interrupted
+            raise KeyboardInterrupt
 
     warnings.showwarning = lambda message, *_: (
         None if _number() else show.print_error(f"diffuserec: {message}")
     )
-    before = {number: signal.signal(number, interrupt) for number in (SIGINT, SIGTERM)}
+    before: dict[signal.Signals, Any] = {}
     try:
+        for number in (SIGINT, SIGTERM):
+            before[number] = signal.signal(number, interrupt)
         if _number() is not None and sys.argv[1:2] != ["train"]:
             raise ConfigError(
                 "several processes were started, and each would do all of this command: start one, "
                 "without torchrun; 'diffuserec train' is what several can share"
             )
-        app()
+        try:
+            app()
+        finally:
+            ended = True
     except (DataError, ConfigError, OSError) as error:
         if not _number():  # the others found the same
             show.print_error(f"diffuserec: {error}")
