@@ -148,6 +148,25 @@ rows = [
     assert not table["notes"]
 
 
+def test_what_an_augmented_row_is_compared_with_instead_is_told(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "counting"
+data = ["store"]
+rows = [
+    { model = "itemgraph" },
+    { model = "markov" },
+    { name = "fading", model = "markov", settings = { decay = 0.5 } },
+    { name = "with items", model = "markov", augment = "random", against = "fading" },
+]
+"""
+    file, only = written(tmp_path, text), ("ItemGraph", "Markov", "with items")
+    _, results, _ = filled(read(file), tmp_path / "out", data, Options(only=only))
+    (table,) = results["tables"]
+    assert "fading is not there: compared with Markov" in table["notes"]
+    rows = {row["name"]: row["difference"] for row in table["rows"]}
+    assert rows["with items"]["NDCG@10"]["reference"] == "Markov"
+
+
 def test_a_blend_of_fewer_seeds_is_not_ranked(data: Path, tmp_path: Path) -> None:
     text = """
 title = "pools"

@@ -96,6 +96,12 @@ def test_uses_that_a_recommender_would_not_notice_are_refused(
     methods_of(Plan("", model, settings, "random", {"use_average": True}))
 
 
+def test_a_wrong_setting_is_told_before_uses_are_searched() -> None:
+    with pytest.raises(ConfigError, match="dim") as told:
+        search_space(Plan("", "sasrec", {"dim": "wide"}, "random", {}))
+    assert "\n" not in str(told.value)
+
+
 def test_a_blend_notices_what_one_of_its_parts_does() -> None:
     methods_of(Plan("", "blend", {"parts": ["markov", "sasrec"]}, "random", {"use_weight": 0.5}))
 

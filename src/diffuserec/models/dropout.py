@@ -43,7 +43,7 @@ def dropout(x: Float[Tensor, "*n"], p: float) -> Float[Tensor, "*n"]:
         words = torch.randint(-(2**63), 2**63 - 1, (-(-n // 4),), dtype=torch.int64)
         return words.view(torch.int16)[:n].view(n_rows, *x.shape[1:])
 
-    # the greatest of all has to be a number of 16 bits; what is left of 1 - p is not rounded to 0
+    # one level at least is kept: the next threshold is no number of 16 bits
     kept = drawn(bits, len(x)) >= min(round(p * _LEVELS), _LEVELS - 1) - _LEVELS // 2
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
 

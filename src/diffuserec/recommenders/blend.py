@@ -108,8 +108,10 @@ class Blend(ScoreRecommender):
 
         @property
         def heeds_use(self) -> bool:
-            methods = {part: find_recommender(_method(part)) for part in self.parts}
-            return any(m.Config(**self.settings_of(p)).heeds_use for p, m in methods.items())
+            return any(
+                find_recommender(_method(part)).Config(**self.settings_of(part)).heeds_use
+                for part in self.parts
+            )
 
         @property
         def scores_are_logits(self) -> bool:

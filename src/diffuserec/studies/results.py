@@ -171,11 +171,23 @@ def _first(found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def _absent_references(study: Study, finished: Mapping[str, Sequence[Cell]]) -> list[str]:
-    """A line for each row that others name to be compared with and that is not there."""
-    own = {against for name in finished if (against := _own_reference(study, finished[name]))}
-    first = next(iter(_first(finished, study.against)))
-    missing = [name for name in (study.against, *sorted(own)) if name and name not in finished]
-    return [f"{name} is not there: compared with {first}" for name in dict.fromkeys(missing)]
+    """A line for each row that others name to be compared with and that is not there.
+
+    It says what they are compared with instead, rows of one reference by the first of them.
+    """
+    first, references = next(iter(_first(finished, study.against))), _references(study, finished)
+    instead: dict[str, str] = {}
+    if study.against is not None:
+        instead[study.against] = first
+    for name, cells in finished.items():
+        against = _own_reference(study, cells)
+        if against is not None and name != first:
+            instead.setdefault(against, references.get(name, first))
+    return [
+        f"{against} is not there: compared with {other}"
+        for against, other in instead.items()
+        if against not in finished
+    ]
 
 
 def _own_reference(study: Study, cells: Sequence[Cell]) -> str | None:

@@ -107,7 +107,7 @@ def search_space(plan: Plan) -> dict[str, Search]:
     """Settings of the plan's methods that are searched, and where; those the plan sets are not.
 
     Raises:
-        ConfigError: nothing is left to search.
+        ConfigError: a setting of the plan is wrong, or nothing is left to search.
     """
     found = {
         name: search
@@ -116,7 +116,7 @@ def search_space(plan: Plan) -> dict[str, Search]:
     }
     if plan.augment is not None:
         fixed = {*(plan.augment_settings or {})}
-        if not find_recommender(plan.model).Config(**plan.settings).heeds_use:
+        if not find_recommender(plan.model)(**plan.settings).config.heeds_use:
             fixed |= TRAINING_USES
         for name, search in _searches(find_augmenter(plan.augment).Config).items():
             if name not in fixed:
