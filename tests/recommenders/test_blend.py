@@ -93,7 +93,7 @@ def test_the_weights_are_the_best_of_the_last_round(split, pool) -> None:
     blend.weights = kept
 
 
-def test_a_target_that_is_hidden_counts_nothing_whatever_the_weights() -> None:
+def test_weights_stay_equal_where_every_target_is_hidden() -> None:
     rounds = np.random.default_rng(0).permuted(np.tile(np.arange(1, 7), (40, 1)), axis=1)
     split = dr.leave_one_out(dr.SequenceDataset.from_lists(np.tile(rounds, 2).tolist()))
     assert (split.valid.targets == rounds[:, -2]).all()  # which stands in the history, too
