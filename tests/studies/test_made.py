@@ -1,6 +1,7 @@
 """Commands on a report's page do what the page says."""
 
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from diffuserec.cli.options import parse_pairs
 from diffuserec.data import Store
 from diffuserec.models.base import Runtime
 from diffuserec.studies.made import made_of, next_steps, train_command
-from diffuserec.studies.run_directory import Plan, open_run
+from diffuserec.studies.run_directory import Plan, open_run, read_curve
 from diffuserec.studies.train_run import train_run
 
 SETTINGS = {
@@ -66,6 +67,18 @@ def test_the_commands_of_the_page_work(folder):
     assert made.settings == {"epochs": "1", "dim": "8", "batch_size": "16"}  # the last by the log
     assert (made.epochs, made.directory) == (1, str(folder / "run"))
     assert made.seconds > 0
+
+
+def test_a_resumed_run_took_the_time_of_all_its_epochs_and_their_validation(
+    folder, tmp_path, monkeypatch
+):
+    plan = Plan(str(folder / "data"), "sasrec", {"epochs": 2, "dim": 8})
+    run = open_run(train_run(plan, tmp_path / "run", Runtime(device="cpu"), report=False).path)
+    curve = read_curve(run.path / "curve.json")
+    # longer than the run's last start, as where it was resumed
+    longer = [replace(epoch, seconds=100.0, validation_seconds=10.0) for epoch in curve]
+    monkeypatch.setattr("diffuserec.studies.made.read_curve", lambda file: longer)
+    assert made_of(run).seconds == 220.0
 
 
 def test_whoever_comes_back_is_told_how_to_keep_seen_items(folder):
