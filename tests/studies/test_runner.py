@@ -14,9 +14,9 @@ import pytest
 from diffuserec import Runtime, Store
 from diffuserec.errors import ConfigError, DataError
 from diffuserec.files import locked
+from diffuserec.studies.copies import copy_results
 from diffuserec.studies.ledger import looks
 from diffuserec.studies.results import (
-    copy_results,
     fill_page,
     read_results,
     results_of,
@@ -432,6 +432,44 @@ def test_a_copy_names_no_place_of_this_machine(done: tuple[Path, Path], tmp_path
     expected = "diffuserec study s.toml --data=a b --out 'x' 31/35 -k 1"
     assert {cell["environment"]["command"] for cell in copied} == {expected}
     assert {cell["error"] for cell in copied} == {"run.json plans another"}
+
+
+def test_a_study_continues_from_a_copy_of_its_results(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    file, out = done
+    copy = tmp_path / "copy"
+    copy_results(out, copy)
+    _, results, said = filled(read(file), copy, data)
+    assert not any("to train" in line for line in said)
+    assert not list((copy / "runs").glob("*"))
+    assert tables(results, "markdown") == tables(read_results(out), "markdown")
+    # what a copy lacks is trained, and that alone
+    lost, *_ = cells_of(out, "SASRec")
+    for cell in cells_of(out, "SASRec") + cells_of(out, "SASRec", "seen kept"):
+        for ranks in (copy / "ranks").glob(f"*{cell['key'][:8]}-test.parquet"):
+            if cell["run"] == lost["run"]:
+                ranks.unlink()
+    _, _, said = filled(read(file), copy, data, Options(only=("Popularity",)))
+    (told,) = (line for line in said if "left out of the tables" in line)
+    assert told.startswith("left out of the tables: SASRec (store, seed 0): measured before")
+    _, again, _ = filled(read(file), copy, data)
+    assert [path.name for path in (copy / "runs").glob("*/")] == [Path(lost["run"]).name]
+    for table, before in zip(again["tables"], results["tables"], strict=True):
+        for row, old in zip(table["rows"], before["rows"], strict=True):
+            assert row["metrics"]["NDCG@10"] == old["metrics"]["NDCG@10"]
+            assert row["difference"] == old["difference"]
+
+
+def test_a_copy_of_a_copy_is_the_same_copy(done: tuple[Path, Path], tmp_path: Path) -> None:
+    copy_results(done[1], tmp_path / "once")
+    copy_results(tmp_path / "once", tmp_path / "twice")
+    once, twice = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "once", tmp_path / "twice")
+    )
+    assert once == twice
+    assert sum(path.parts[0] == "ranks" for path in once) > 5
 
 
 def test_a_study_of_two_logs_stands_side_by_side_with_both(done: tuple[Path, Path]) -> None:

@@ -210,7 +210,8 @@ def results(
         diffuserec results docs/results/regimes --figures docs/figures
         diffuserec results runs/a runs/b --side-by-side
     """
-    from diffuserec.studies.results import copy_results, fill_page, read_results
+    from diffuserec.studies.copies import copy_results
+    from diffuserec.studies.results import fill_page, read_results
     from diffuserec.studies.tables import side_by_side, tables, write_curves
 
     if figures is not None:

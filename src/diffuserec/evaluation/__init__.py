@@ -18,6 +18,8 @@ from diffuserec.evaluation.groups import group_means as group_means
 from diffuserec.evaluation.groups import groups_of as groups_of
 from diffuserec.evaluation.groups import history_groups as history_groups
 from diffuserec.evaluation.groups import popularity_groups as popularity_groups
+from diffuserec.evaluation.kept_ranks import read_ranks as read_ranks
+from diffuserec.evaluation.kept_ranks import write_ranks as write_ranks
 from diffuserec.evaluation.leak import Leak as Leak
 from diffuserec.evaluation.leak import SeenTargets as SeenTargets
 from diffuserec.evaluation.leak import leak_meter as leak_meter

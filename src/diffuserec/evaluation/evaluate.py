@@ -246,7 +246,7 @@ def evaluate(
     popularity = model.popularity.cpu().numpy()
     by_user = rank_metrics(ranking.target_rank, sorted(set(cutoffs)))
     by_user |= {str(m): m.per_user(ranking.target_rank) for m in further if m.is_per_user}
-    per_user = _per_user(queries, ranking, popularity).with_columns(
+    per_user = values_by_user(queries, ranking, popularity).with_columns(
         pl.Series(name, values) for name, values in by_user.items()
     )
     if with_uncertainty:
@@ -407,9 +407,10 @@ def load_evaluation(directory: Path | str, of: str | None = None) -> Evaluation:
         ) from error
 
 
-def _per_user(
+def values_by_user(
     queries: Queries, ranking: Ranking, popularity: Int64[np.ndarray, " V"]
 ) -> pl.DataFrame:
+    """What is known of each query before any metric: the first columns of an evaluation's."""
     catalog = queries.histories.catalog
     lengths = queries.histories.real_lengths
     columns: dict[str, Any] = {"user": np.asarray(ranking.users)}

@@ -335,7 +335,7 @@ def _summary(cells: _Cells) -> pl.DataFrame:
         by_run = {
             name: np.stack([run.per_user[name].to_numpy() for run in runs])
             for name in shared
-            if name in runs[0].per_user.columns
+            if all(name in run.per_user.columns for run in runs)
         }
         for metric in shared:
             margin = half_interval(by_run[metric].mean(0)) if metric in by_run else None

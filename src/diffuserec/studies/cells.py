@@ -10,17 +10,22 @@ protocol. A cell whose file has that key and was measured is never worked on aga
     OUT/runs/NAME/           a trained run; see ``run_directory``
     OUT/measured/NAME/       an evaluation with its values by user
     OUT/cells/NAME.json      the cell
+
+A copy of results (``results --copy``) has the cells, and instead of evaluations the ranks of their
+targets, ``ranks/NAME.parquet``. That is enough for every table: a study continues from it, and
+trains again what it needs a model of.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from diffuserec.data import load_dataset, split_dataset
-from diffuserec.evaluation import Evaluation, load_evaluation
+from diffuserec.data import Split, load_dataset, split_dataset
+from diffuserec.evaluation import Evaluation, load_evaluation, read_ranks
 from diffuserec.files import read_document, write_json
 from diffuserec.models.base import Epoch, Method, Runtime
 from diffuserec.models.config import Settings
@@ -162,6 +167,24 @@ def stored(cell: Cell, out: Path) -> dict[str, Any] | None:
     return document if found == (FORMAT, VERSION, cell.key) else None
 
 
+def is_measured(cell: Cell, out: Path, part: Part) -> bool:
+    """Whether the cell's document says what was measured on the part."""
+    document = stored(cell, out)
+    return (
+        document is not None and document["status"] == "finished" and document.get(part) is not None
+    )
+
+
+def has_values_by_user(cell: Cell, out: Path, part: Part) -> bool:
+    """Whether :func:`read_evaluation` finds the cell's values by user."""
+    return any(path.exists() for path in by_user(cell.name, out, part))
+
+
+def by_user(name: str, out: Path, part: Part) -> tuple[Path, Path]:
+    """Where values by user of a cell are: an evaluation, and in a copy its ranks."""
+    return out / "measured" / f"{name}-{part}", out / "ranks" / f"{name}-{part}.parquet"
+
+
 def fit_augmenter(cell: Cell, out: Path, runtime: Runtime) -> None:
     """Fits the augmenter that a cell needs, unless that is done."""
     path = cell.augmenter_path(out)
@@ -198,12 +221,12 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
         found = {what: known.get(what) for what in ("valid", "test", "protocol_line")}
         found["leak"] = None if leak is None else leak.to_json()
         for which in parts:
-            if found[which] is None:
+            if found[which] is None or not has_values_by_user(cell, out, which):
                 # training ended with a validation, which is kept with the run
                 kept = which == "valid" and not cell.measured_at
                 look = run.evaluate if kept else run.look
                 result = look(which, candidates=candidates, filter_seen=filter_seen)
-                result.save(out / "measured" / f"{cell.name}-{which}")
+                result.save(by_user(cell.name, out, which)[0])
                 found |= {which: result.metrics, "protocol_line": str(result.protocol)}
         document = _document(cell, run.path, out) | found
         write_json(cell.file(out), document | {"by_the_log": settings_by_log(run)})
@@ -246,9 +269,31 @@ def seconds_to_the_limit(cell: Cell, runtime: Runtime, users: int = 256) -> floa
     return an_epoch * float(limit)
 
 
-def read_evaluation(name: str, out: Path, part: Part) -> Evaluation:
-    """Evaluation of the cell of that name."""
-    return load_evaluation(out / "measured" / f"{name}-{part}")
+def read_evaluation(cell: Cell, out: Path, part: Part) -> Evaluation:
+    """What a cell was measured to be, with values by user; of a copy, those that its ranks give."""
+    evaluation, ranks = by_user(cell.name, out, part)
+    if evaluation.exists():
+        return load_evaluation(evaluation)
+    split = _split(cell.plan.data, cell.plan.split)
+    queries = split.test if part == "test" else split.valid
+    return read_ranks(ranks, queries, split.train.item_counts())
+
+
+@lru_cache(maxsize=2)
+def _split(data: str, split: str) -> Split:
+    return split_dataset(load_dataset(data), split)
+
+
+def looks_of(document: Mapping[str, Any], out: Path, event: str) -> int:
+    """Looks at validation or test that a finished cell's run was given, all cells together.
+
+    Args:
+        event: as in the ledger.
+    """
+    run = out / document["run"]
+    if run.is_dir():
+        return n_looks(looks(run), event)
+    return int(document["validations" if event == "validation" else "looks_at_test"])
 
 
 def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:

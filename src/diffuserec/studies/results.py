@@ -5,7 +5,6 @@ every other form of a table, in a terminal, a page or a paper, comes from it.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from diffuserec.models.methods import find_recommender
 from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
-from diffuserec.studies.cells import Cell, read_evaluation
+from diffuserec.studies.cells import Cell, looks_of, read_evaluation
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.made import made_of_cell
 from diffuserec.studies.published import Figure, Results, published_table
-from diffuserec.studies.run_directory import read_curve
+from diffuserec.studies.run_directory import Plan, read_curve
 from diffuserec.studies.run_file import read_run_file
 from diffuserec.studies.runner import Outcome
 from diffuserec.studies.study import Study
@@ -69,9 +68,12 @@ def write_report(study: Study, outcome: Outcome, out: Path) -> None:
         if finished:
             report = _report(study, finished, outcome, out)
             runs = {
-                name: outcome.documents[cells[0].name]["run"] for name, cells in finished.items()
+                name: out / outcome.documents[cells[0].name]["run"]
+                for name, cells in finished.items()
             }
-            curves = {name: read_curve(out / run / "curve.json") for name, run in runs.items()}
+            curves = {
+                name: read_curve(run / "curve.json") for name, run in runs.items() if run.is_dir()
+            }
             write_html(out / "report.html", report, title=study.title, curves=curves)
             write_figures(out / "figures", report, curves)
             return
@@ -131,7 +133,7 @@ def _report(
     study: Study, finished: Mapping[str, Sequence[Cell]], outcome: Outcome, out: Path
 ) -> Report:
     evaluations = {
-        name: [read_evaluation(cell.name, out, study.part) for cell in cells]
+        name: [read_evaluation(cell, out, study.part) for cell in cells]
         for name, cells in finished.items()
     }
     made = {
@@ -228,17 +230,24 @@ def _recommender(cell: Cell) -> str:
 def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
     """How many different settings of each method were validated on each data set.
 
-    Counted are all runs in the directory of the study, whatever file asked for them; the points
-    under which one of them was measured; and the trials that a row says were made elsewhere.
+    Counted are all runs in the directory of the study, whatever file asked for them, and those of
+    its cells; the points under which one of them was measured; and the trials that a row says were
+    made elsewhere.
     """
     tried: dict[tuple[str, ...], set[str]] = {}
-    for path in sorted((out / "runs").iterdir()):
-        if not (path / "run.json").is_file() or not n_looks(looks(path), "validation"):
-            continue
-        run = read_run_file(path)
-        method: tuple[str, ...] = (run.plan.label, run.fingerprint, run.plan.split)
-        settings = [dict(run.plan.settings), run.plan.augment_settings]
-        tried.setdefault(method, set()).add(json.dumps(settings, sort_keys=True))
+
+    def add(plan: Plan, fingerprint: str) -> None:
+        settings = [dict(plan.settings), plan.augment_settings]
+        of_method = tried.setdefault((plan.label, fingerprint, plan.split), set())
+        of_method.add(json.dumps(settings, sort_keys=True))
+
+    for path in sorted((out / "runs").glob("*/run.json")):
+        if n_looks(looks(path.parent), "validation"):
+            run = read_run_file(path.parent)
+            add(run.plan, run.fingerprint)
+    for cell in outcome.cells:
+        if outcome.documents[cell.name].get("validations"):
+            add(cell.plan, cell.fingerprint)
     points: dict[tuple[str, ...], set[str]] = {}
     elsewhere: dict[tuple[str, ...], int] = {}
     for cell in outcome.cells:
@@ -301,9 +310,8 @@ def _row(
     for what in ("epochs", "best_epoch", "best_valid", "stop"):
         row[what] = [document[what] for document in documents]
     row["epoch_limit"] = documents[0]["epoch_limit"]
-    events = [looks(out / document["run"]) for document in documents]
     for what, event in (("validations", "validation"), ("looks_at_test", "test")):
-        row[what] = [n_looks(es, event) for es in events]
+        row[what] = [looks_of(document, out, event) for document in documents]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
     row["leak"] = [document.get("leak") for document in documents]
     row["keys"] = [document["key"] for document in documents]
@@ -351,33 +359,6 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of what is there; None if nothing is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def copy_results(source: Path, target: Path) -> None:
-    """Copies ``results.json`` and the cells of a study, without models and values by user.
-
-    A copy is for others to read: of every absolute path, in commands and messages, only the last
-    name stays.
-
-    Raises:
-        DataError: there are no results.
-    """
-    write_json(target / "results.json", _without_places(read_results(source)))
-    for file in sorted((source / "cells").glob("*.json")):
-        write_json(target / "cells" / file.name, _without_places(read_document(file)))
-
-
-_PLACE = re.compile(r"""(?<![^\s'"=(])(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])*([^\s'"/\\]+)""")
-"""An absolute path at the beginning of a word or behind ``=``; its last name."""
-
-
-def _without_places(value: Any) -> Any:
-    """A JSON value with the absolute paths in its texts cut to their last names."""
-    if isinstance(value, str):
-        return _PLACE.sub(r"\1", value)
-    if isinstance(value, Mapping):
-        return {name: _without_places(part) for name, part in value.items()}
-    return [_without_places(part) for part in value] if isinstance(value, list) else value
 
 
 def fill_page(page: Path, name: str, text: str) -> None:

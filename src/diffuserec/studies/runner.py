@@ -110,7 +110,7 @@ def run_study(
         outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), pool, say)
         sweep(out)
     others = lines(study, replace(options, only=()))
-    return replace(_with_others(study, others, found, outcome, out, runtime), skipped=skipped)
+    return replace(_with_others(study, others, found, outcome, out, runtime, say), skipped=skipped)
 
 
 def _asked(found: dict[str, Path], names: Sequence[str]) -> dict[str, Path]:
@@ -136,16 +136,26 @@ def _with_others(
     outcome: Outcome,
     out: Path,
     runtime: Runtime,
+    say: Say,
 ) -> Outcome:
     """The outcome with the cells of rows that were not asked for now and were filled before."""
     documents, every = dict(outcome.documents), []
+    without_values: dict[str, None] = {}
     for cell in _cells(study, planned, found, runtime.precision):
         if cell.name not in documents:
             known = cells.stored(cell, out)
             if known is None or known.get(study.part) is None:
                 continue
+            if not cells.has_values_by_user(cell, out, study.part):
+                without_values[f"{cell.line} ({cell.data}, seed {cell.plan.seed})"] = None
+                continue
             documents[cell.name] = known
         every.append(cell)
+    if without_values:
+        say(
+            f"left out of the tables: {', '.join(without_values)}: measured before, but their "
+            "values by user are not here; ask for the rows to train them again"
+        )
     best = chosen(study, every, documents)
     return replace(
         outcome,
@@ -197,10 +207,9 @@ def _fill(
     documents: dict[str, dict[str, Any]] = {}
 
     def is_done(cell: Cell, part: Part) -> bool:
-        document = cells.stored(cell, out)
-        return bool(
-            document and document["status"] == "finished" and document.get(part) is not None
-        )
+        if part == study.part and not cells.has_values_by_user(cell, out, part):
+            return False
+        return cells.is_measured(cell, out, part)
 
     def fill(workers: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
         waiting = [cell for cell in some if not is_done(cell, parts[cell.name])]
