@@ -57,7 +57,7 @@ SLOW = {
 }
 """Cases that take long even on the store."""
 
-CHANGED = {"average_epochs": 0.0, "position_encoding": "from_oldest"}
+CHANGED = {"average_epochs": 0.0, "position_encoding": "from_oldest", "gbce_offset": False}
 """Settings whose defaults are others since, as they were."""
 
 PROTOCOLS = {"": (True, "full"), "_seen_kept": (False, "full"), "_uniform": (True, "uniform:50")}

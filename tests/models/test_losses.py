@@ -231,11 +231,32 @@ def test_gbce_by_hand():
     # α = 2/10; t = 1/2: β = 0.2 (0.5 (1 - 5) + 5) = 0.6
     # σ(0) = 1/2, 1 - σ(log 3) = 1/4: (0.6 log 2 + log 2 + log 4) / 3 = 1.2 log 2
     positive, negative = torch.zeros(1), torch.tensor([[0.0, math.log(3)]])
-    value = gbce(positive, negative, vocab_size=12, t=0.5)
+    value = gbce(positive, negative, vocab_size=12, t=0.5, offset=False)
     assert value.item() == pytest.approx(1.2 * math.log(2), rel=1e-6)
     # t = 1: β = α: (0.2 log 2 + 3 log 2) / 3
-    value = gbce(positive, negative, vocab_size=12, t=1.0)
+    value = gbce(positive, negative, vocab_size=12, t=1.0, offset=False)
     assert value.item() == pytest.approx(3.2 / 3 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("n_negatives", [1, 5, 40])
+def test_where_all_items_score_alike_zero_is_the_best_score_of_gbce(n_negatives):
+    def loss(score, **options):
+        scores = score.expand(3, 1 + n_negatives)
+        return gbce(scores[:, 0], scores[:, 1:], vocab_size=102, **options)
+
+    def slope(score, **options):
+        score = torch.tensor(score, dtype=torch.float64, requires_grad=True)
+        loss(score, **options).backward()
+        return score.grad.item()
+
+    assert slope(0.0) == pytest.approx(0, abs=1e-7)
+    assert slope(-0.1) < 0 < slope(0.1)
+    assert slope(0.0, offset=False) > 0.05
+    # the offset moves all scores alike: the same loss elsewhere
+    moved = torch.tensor(1.3, dtype=torch.float64)
+    beta = n_negatives / 100 * (0.75 * (1 - 100 / n_negatives) + 100 / n_negatives)
+    there = moved + math.log(beta / n_negatives)
+    assert loss(moved).item() == pytest.approx(loss(there, offset=False).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["bce", "gbce"])
@@ -677,6 +698,7 @@ class Options:
     n_negatives: int | None = None
     negatives: str = "uniform"
     gbce_t: float = 0.75
+    gbce_offset: bool = False
 
 
 # users 5 and 0 of 37 items
@@ -709,7 +731,7 @@ def drawn_by_hand(name, n):
     negative = torch.stack([vectors[d] @ s for s, d in zip(states, drawn, strict=True)])
     if name == "bce":
         return binary_cross_entropy(positive, negative)
-    return gbce(positive, negative, V, 0.4)
+    return gbce(positive, negative, V, 0.4, offset=False)
 
 
 @pytest.mark.parametrize("n_negatives", [None, 3])

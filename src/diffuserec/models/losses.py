@@ -14,6 +14,7 @@ Oord, Li & Vinyals (arXiv 1807.03748), as NT-Xent by Chen, Kornblith, Norouzi & 
 and with labels by Khosla et al. (NeurIPS 2020).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,10 @@ class LossOptions(Protocol):
     @property
     def gbce_t(self) -> float:
         """Calibration of gbce."""
+
+    @property
+    def gbce_offset(self) -> bool:
+        """Whether gbce's scores are moved to where a constant is best."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,9 @@ def _gbce(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
         drawn = uniform_negatives(users, n, table.vocab_size)
-        objective = partial(gbce, vocab_size=table.vocab_size, t=options.gbce_t)
+        objective = partial(
+            gbce, vocab_size=table.vocab_size, t=options.gbce_t, offset=options.gbce_offset
+        )
         return _of_own(objective, states, table, targets, drawn)
 
     return loss
@@ -222,16 +229,24 @@ def gbce(
     negative: Float[Tensor, "P K"],
     vocab_size: int,
     t: float = 0.75,
+    offset: bool = True,
 ) -> Float[Tensor, ""]:
     """Generalized binary cross entropy: the positive probability raised to β.
 
     β = α(t(1 - 1/α) + 1/α) with the sampling rate α = K / (V - 2); t = 0 is plain BCE, t = 1 is
     calibrated. Averaged over the K + 1 terms of a position (Petrov & Macdonald 2023, eq. 11).
+
+    Args:
+        offset: add log(β / K) to all scores, which no ranking sees. Where all items score alike, 0
+            is then the best they can score. Without it, as published, the K negatives first push
+            all scores down together, and with a table near 0 nothing else is learned for epochs
+            (the rare class of Lin et al., ICCV 2017, section 3.3).
     """
     n_negatives = negative.shape[1]
     alpha = n_negatives / (vocab_size - 2)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
-    terms = beta * F.softplus(-positive) + F.softplus(negative).sum(dim=1)
+    moved = math.log(beta / n_negatives) if offset else 0.0
+    terms = beta * F.softplus(-positive - moved) + F.softplus(negative + moved).sum(dim=1)
     return (terms / (n_negatives + 1)).mean()
 
 

@@ -331,6 +331,9 @@ class LossSettings(ExampleSettings):
     batch's own targets, or half of these and half uniform; each is corrected for its chance."""
     gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
     """Calibration of gbce: 0 is plain bce."""
+    gbce_offset: Annotated[bool, OnlyIf(loss="gbce"), Later()] = True
+    """Whether gbce counts scores from where a constant is best, which no ranking sees; without, as
+    published, learning begins late."""
 
     @property
     def full_softmaxes(self) -> int:

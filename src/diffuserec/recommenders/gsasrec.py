@@ -6,7 +6,8 @@ project's common width and length (64, 50).
 
 Departures: the item table is tied, where the released code has a second one for scores by default;
 the blocks are those of :class:`~diffuserec.recommenders.sasrec.SASRec`; an epoch passes over all
-users, where the authors count 100 batches.
+users, where the authors count 100 batches; scores count from where a constant is best
+(``gbce_offset``).
 """
 
 from typing import Annotated
@@ -46,3 +47,4 @@ class GSASRec(NextItemRecommender):
         """Training examples a batch, on average."""
 
     config: Config
+    version = 2  # scores count from where a constant is best
