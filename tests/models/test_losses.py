@@ -307,9 +307,8 @@ def test_negatives_estimate_the_partition_function_without_bias(kind):
     for _ in range(1500):
         # the others of the batch are as popular as items are
         others = torch.multinomial(counts, 7, replacement=True) + 1
-        drawn = draw(torch.cat([target, others]), torch.arange(8))
-        log_expected = drawn.log_expected(drawn.n_others[:1])
-        loss = sampled_softmax(*shared(state, vectors, target, drawn.items), log_expected)
+        drawn, log_expected = draw(torch.cat([target, others]))
+        loss = sampled_softmax(*shared(state, vectors, target, drawn), log_expected)
         found.append(loss.exp() * (state @ vectors[1]).exp())
     estimates = torch.stack(found)
     wanted = (state @ vectors[1:].T).exp().sum()
@@ -326,10 +325,9 @@ def test_gradients_of_many_negatives_are_those_of_the_full_softmax():
     expected = with_gradients(reference, states, vectors, targets)
     for kind in ("uniform", "popularity"):
         torch.manual_seed(0)
-        draws = SharedNegatives(kind, 200_000, dataset)(targets, torch.arange(len(targets)))
-        drawn, log_expected = draws.items, draws.log_expected(draws.n_others).double()
+        drawn, log_expected = SharedNegatives(kind, 200_000, dataset)(targets)
         ours = with_gradients(
-            lambda s, t, y: sampled_softmax(*shared(s, t, y, drawn), log_expected),  # noqa: B023
+            lambda s, t, y: sampled_softmax(*shared(s, t, y, drawn), log_expected.double()),  # noqa: B023
             states,
             vectors,
             targets,
@@ -338,56 +336,20 @@ def test_gradients_of_many_negatives_are_those_of_the_full_softmax():
             assert (mine - other).norm() < 0.02 * other.norm(), kind
 
 
-@pytest.mark.parametrize("kind", ["in_batch", "mixed"])
-def test_what_else_its_user_takes_is_no_negative_of_a_position(kind):
-    """Users come in two kinds that take different items; batches are of users drawn at random."""
-    torch.manual_seed(1)
-    takes = [[1, 2, 1], [3, 4, 4]]
-    dataset = SequenceDataset.from_lists(takes * 20)
-    state, vectors = torch.randn(1, D), torch.randn(5, D)
-    draw = SharedNegatives(kind, 30, dataset)
-    found = []
-    for _ in range(2000):
-        users = [0, *torch.randint(40, (3,)).tolist()]
-        targets = torch.tensor([item for user in users for item in takes[user % 2]])
-        # a user may be drawn twice, and is another one then
-        rows = torch.arange(4).repeat_interleave(3)
-        drawn = draw(targets, rows)
-        _, negative, _ = shared(state, vectors, targets[:1], drawn.items)
-        positive = state @ vectors[1]
-        left_out, logs = (
-            drawn.left_out(targets[:1], rows[:1]),
-            drawn.log_expected(drawn.n_others[:1]),
-        )
-        loss = sampled_softmax(positive, negative, left_out, logs)
-        found.append(loss.exp() * positive.exp())
-    estimates = torch.stack(found)
-    wanted = (state @ vectors[1:].T).exp().sum()
-    error = estimates.std() / len(estimates) ** 0.5
-    assert error < 0.05 * wanted
-    assert abs(estimates.mean() - wanted) < 4 * error
-
-
-def test_negatives_are_of_the_training_part_and_of_other_users_in_the_batch():
+def test_negatives_are_of_the_training_part_and_of_the_batch():
     dataset = SequenceDataset.from_lists([[1, 2, 2, 3], [5, 2]], catalog=data_catalog(9))
-    targets = torch.tensor([2, 2, 7, 3])  # 7 as a copy may have it, which nobody counted
-    users = torch.tensor([4, 9, 4, 9])
-    drawn = SharedNegatives("in_batch", 60_000, dataset)(targets, users)
-    assert set(drawn.items.tolist()) == {2, 3, 7}
-    left_out = drawn.left_out(targets, users)
-    # the third position is of user 4: the targets of user 9 are left, of which 3 alone is 3
-    assert set(drawn.items[~left_out[2]].tolist()) == {2, 3}
-    assert set(drawn.items[~left_out[3]].tolist()) == {2, 7}
-    # of the two targets of the other user, each is item 2 with chance 3/6: 30,000 draws of them
-    logs = drawn.log_expected(drawn.n_others)
-    assert logs[2][drawn.items == 2].exp().unique().item() == pytest.approx(15_000, rel=1e-5)
-    drawn = SharedNegatives("popularity", 60_000, dataset)(targets, users)
-    share = torch.bincount(drawn.items, minlength=10) / 60_000
+    targets = torch.tensor([2, 2, 7])  # 7 as a copy may have it, which nobody counted
+    drawn, log_expected = SharedNegatives("in_batch", 60_000, dataset)(targets)
+    assert set(drawn.tolist()) == {2, 7}
+    # of the two other targets, each is item 2 with chance 3/6: 60,000 · 2/3 draws of them
+    assert log_expected[drawn == 2].exp().unique().item() == pytest.approx(20_000, rel=1e-5)
+    drawn, _ = SharedNegatives("popularity", 60_000, dataset)(targets)
+    share = torch.bincount(drawn, minlength=10) / 60_000
     wanted = torch.tensor([0.0, 2, 4, 2, 1, 2, 1, 1, 1, 1]) / 15
     assert (share - wanted).abs().max() < 0.01
-    drawn = SharedNegatives("mixed", 10, dataset)(targets, users)
-    assert len(drawn.items) == 10
-    assert set(drawn.items[5:].tolist()) <= {2, 3, 7}
+    drawn, _ = SharedNegatives("mixed", 12, dataset)(targets)
+    assert len(drawn) == 12
+    assert set(drawn[9:].tolist()) <= {2, 7}
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

@@ -112,20 +112,9 @@ def _sampled_softmax(options: LossOptions, data: SequenceDataset) -> ItemLossFun
     draw = SharedNegatives(options.negatives, _sampled_softmax.negatives_by(options), data)
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
-        drawn = draw(targets, users)
-        vectors = table.rows(drawn.items)
-
-        def mean(
-            states: Tensor, own: Tensor, targets: Tensor, users: Tensor, n_others: Tensor
-        ) -> Tensor:
-            return sampled_softmax(
-                (states * own).sum(1),
-                states @ vectors.T,
-                drawn.left_out(targets, users),
-                drawn.log_expected(n_others),
-            )
-
-        return mean_by_rows(mean, states, table.rows(targets), targets, users, drawn.n_others)
+        drawn, log_expected = draw(targets)
+        objective = partial(sampled_softmax, log_expected=log_expected)
+        return _of_shared(objective, states, table, targets, drawn)
 
     return loss
 
@@ -135,7 +124,7 @@ def _bpr_max(options: LossOptions, data: SequenceDataset) -> ItemLossFunction:
     draw = SharedNegatives("uniform", _bpr_max.negatives_by(options), data)
 
     def loss(states: Tensor, table: ItemTable, targets: Tensor, users: Tensor) -> Tensor:
-        return _of_shared(bpr_max, states, table, targets, draw(targets, users).items)
+        return _of_shared(bpr_max, states, table, targets, draw(targets)[0])
 
     return loss
 
@@ -253,59 +242,24 @@ def gbce(
 def sampled_softmax(
     positive: Float[Tensor, " P"],
     negative: Float[Tensor, "P K"],
-    left_out: Bool[Tensor, "P K"],
-    log_expected: Float[Tensor, "#P #K"] | float,
+    own: Bool[Tensor, "P K"],
+    log_expected: Float[Tensor, "#K"] | float,
 ) -> Float[Tensor, ""]:
     """Cross entropy over the target and K negatives that all positions share.
 
-    The logit of a negative is lowered by the logarithm of how often its item is expected among
-    those that are not left out, as a position's own target is: each other item then counts once in
-    expectation, so that the sum estimates the full partition function without bias.
+    The logit of a negative is lowered by the logarithm of how often its item is expected among the
+    K, and a negative that is a position's own target is left out there: each other item then counts
+    once in expectation, so that the sum estimates the full partition function without bias.
 
     Args:
         positive: scores of the targets.
         negative: scores of the negatives.
-        left_out: where a negative does not count: it is the position's target, or another one of
-            its user.
+        own: where a negative is the position's own target.
         log_expected: log of the expected number, of each negative's item or of all.
     """
-    logits = (negative - log_expected).masked_fill(left_out, -torch.inf)
+    logits = (negative - log_expected).masked_fill(own, -torch.inf)
     partition = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return (partition - positive).mean()
-
-
-@dataclass(frozen=True, eq=False)
-class SharedDraws:
-    """K negatives that the P positions of a batch share.
-
-    Attributes:
-        items: their numbers.
-        users: whose target each is; -1 where it was not drawn from the targets of the batch.
-        n_others: how many draws from the batch are targets of other users than the position's, in
-            expectation.
-        share: of all training targets, how many are each negative's item.
-        elsewhere: how often each negative's item is expected among the draws that are not from the
-            batch.
-    """
-
-    items: Int64[Tensor, " K"]
-    users: Int64[Tensor, " K"]
-    n_others: Float[Tensor, " P"]
-    share: Float[Tensor, " #K"]
-    elsewhere: Float[Tensor, " #K"]
-
-    def left_out(self, targets: Int[Tensor, " Q"], users: Int[Tensor, " Q"]) -> Bool[Tensor, "Q K"]:
-        """Where a negative does not count, for Q positions with these targets and users.
-
-        A position's own target does not, and neither do other targets of its user: those stand in
-        its batch far more often than their count lets one expect.
-        """
-        return (self.items == targets[:, None]) | (self.users == users[:, None])
-
-    def log_expected(self, n_others: Float[Tensor, " Q"]) -> Float[Tensor, "Q #K"]:
-        """Log of how often each negative's item is expected among those that are not left out."""
-        expected = self.share * n_others[:, None] + self.elsewhere
-        return expected.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 class SharedNegatives:
@@ -316,16 +270,18 @@ class SharedNegatives:
 
     Args:
         kind: ``uniform`` over the catalog; ``popularity``, in proportion to the training count and
-            one; ``in_batch``, from the targets that other users have in the batch, which are about
-            as popular as items are: an item without a training count is never drawn, so nothing
-            holds its score down; ``mixed``, half in_batch and half uniform.
+            one; ``in_batch``, from the batch's own targets, which are about as popular as items
+            are: an item without a training count is never drawn, so nothing holds its score down;
+            ``mixed``, a quarter in_batch and the rest uniform. Other targets of a position's own
+            user are among those of the batch more often than by their count; to leave them out, or
+            to take as many of the batch as others, was measured to rank worse.
         n: K.
         data: training data.
     """
 
     def __init__(self, kind: NegativesName, n: int, data: SequenceDataset) -> None:
         self.n_items = data.vocab_size - 1
-        self.of_batch = {"in_batch": n, "mixed": n // 2}.get(kind, 0)
+        self.of_batch = {"in_batch": n, "mixed": n // 4}.get(kind, 0)
         self.by_count = n if kind == "popularity" else 0
         self.uniform = n - self.of_batch - self.by_count
         if self.uniform == n:  # nothing to be known
@@ -336,15 +292,14 @@ class SharedNegatives:
         # generated items may be targets, too, without having been counted
         self.counts = (counts + 1 if self.by_count else counts.clamp(min=1)).to(torch.float32)
 
-    def __call__(self, targets: Int[Tensor, " P"], users: Int[Tensor, " P"]) -> SharedDraws:
-        """Negatives for a batch with these targets, of these users."""
-        device, n = targets.device, len(targets)
+    def __call__(
+        self, targets: Int[Tensor, " P"]
+    ) -> tuple[Int64[Tensor, " K"], Float[Tensor, "#K"]]:
+        """Items for a batch with these targets, and the logs of their expected numbers."""
+        device = targets.device
         drawn = torch.randint(1, self.n_items + 1, (self.uniform,), device=device)
-        elsewhere = torch.full((1,), self.uniform / self.n_items, device=device)
-        from_nobody = torch.full((self.uniform + self.by_count,), -1, device=device)
-        none, no_share = torch.zeros(n, device=device), torch.zeros(1, device=device)
         if not (self.of_batch or self.by_count):
-            return SharedDraws(drawn, from_nobody, none, no_share, elsewhere)
+            return drawn, torch.full((1,), math.log(self.uniform / self.n_items), device=device)
         self.counts = self.counts.to(device)  # and there it stays
         if self.ends is not None:
             self.ends = self.ends.to(device)
@@ -352,16 +307,13 @@ class SharedNegatives:
             at = torch.randint(n_ends, (self.by_count,), device=device)
             drawn = torch.searchsorted(self.ends, at, right=True) + 1
             expected = self.counts[drawn] * (self.by_count / n_ends)
-            return SharedDraws(drawn, from_nobody, none, no_share, expected)
-        if not n:
-            return SharedDraws(drawn, from_nobody, none, no_share, elsewhere)
-        at = torch.randint(n, (self.of_batch,), device=device)
-        ordered = users.sort().values
-        n_own = torch.searchsorted(ordered, users, right=True) - torch.searchsorted(ordered, users)
-        n_others = self.of_batch * (n - n_own) / n  # targets of other users are draws by count
-        drawn = torch.cat([drawn, targets[at]])
-        users = torch.cat([from_nobody, users[at].to(from_nobody.dtype)])
-        return SharedDraws(drawn, users, n_others, self.counts[drawn] / self.n_counted, elsewhere)
+            return drawn, expected.log()
+        # of P targets, a position's own is left out, and those of the others are draws by count
+        n_others = self.of_batch * (len(targets) - 1) / max(1, len(targets))
+        at = torch.randint(max(1, len(targets)), (self.of_batch,), device=device)
+        drawn = torch.cat([drawn, targets[at] if len(targets) else drawn[:0]])
+        expected = self.counts[drawn] * (n_others / self.n_counted) + self.uniform / self.n_items
+        return drawn, expected.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def bpr_max(

@@ -328,7 +328,8 @@ class LossSettings(ExampleSettings):
     """For the sampled losses; by default 1 for bce, 256 for gbce, 1000 for the other two."""
     negatives: Annotated[NegativesName, OnlyIf(loss="sampled_softmax"), ByLog()] = "uniform"
     """Of sampled_softmax, shared by a batch: uniform over the items, by their popularity, the
-    batch's own targets, or half of these and half uniform; each is corrected for its chance."""
+    batch's own targets, or a quarter of these and the rest uniform; each is corrected for its
+    chance."""
     gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
     """Calibration of gbce: 0 is plain bce."""
     gbce_offset: Annotated[bool, OnlyIf(loss="gbce"), Later()] = True
