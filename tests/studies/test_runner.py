@@ -167,6 +167,19 @@ rows = [
     assert rows["with items"]["NDCG@10"]["reference"] == "Markov"
 
 
+def test_a_stage_of_a_length_of_its_own_is_named(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "stages"
+data = ["store"]
+[[rows]]
+model = "mfgan"
+settings = { epochs = 3, patience = 1, dim = 8, rounds = 1, generator_epochs = 2 }
+"""
+    _, results, _ = filled(read(written(tmp_path, text)), tmp_path / "out", data)
+    (row,) = (row for row in results["tables"][0]["rows"] if row["model"] == "mfgan")
+    assert row["unranked"] == "not stopped by validation within the 2 epochs of generator-1"
+
+
 def test_a_blend_of_fewer_seeds_is_not_ranked(data: Path, tmp_path: Path) -> None:
     text = """
 title = "pools"

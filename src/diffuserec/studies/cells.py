@@ -334,7 +334,7 @@ def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:
         "validations": n_looks(events, "validation"),
         "looks_at_test": n_looks(events, "test"),
     }
-    return document | training_facts(epochs, model.config)
+    return document | training_facts(own, model.config)
 
 
 def _last_phase(epochs: list[Epoch]) -> list[Epoch]:
@@ -345,23 +345,29 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
     """Epochs of the last phase, where the best was, and why it ended there.
 
     Returns:
-        ``epochs, best_epoch`` (from 1)``, best_valid, epoch_limit, stop``; ``stop`` is ``patience``
-        if waiting longer would have changed nothing, ``limit`` if the epochs ran out before, and
+        ``stage, epochs, best_epoch`` (from 1)``, best_valid, epoch_limit, stop``; ``stage`` is the
+        phase that is told of where there are several, else null; ``stop`` is ``patience`` if
+        waiting longer would have changed nothing, ``limit`` if the epochs ran out before, and
         ``none`` for a method that is not trained in epochs.
     """
     limit, patience = getattr(config, "epochs", None), getattr(config, "patience", None)
     last = _last_phase(epochs)
+    several = len({epoch.phase for epoch in epochs}) > 1
+    facts = {"stage": epochs[-1].phase if several else None, "epochs": len(last)}
     valid = [epoch.valid for epoch in last if epoch.valid is not None]
     if limit is None or not valid:
-        return {"epochs": len(last), "best_epoch": None, "best_valid": None} | {
-            "epoch_limit": limit,
-            "stop": "none" if limit is None else "limit",
-        }
+        return (
+            facts
+            | {"best_epoch": None, "best_valid": None}
+            | {
+                "epoch_limit": limit,
+                "stop": "none" if limit is None else "limit",
+            }
+        )
     best = valid.index(max(valid))
     waited = len(valid) - 1 - best
     stopped = patience is not None and waited >= patience
-    return {
-        "epochs": len(last),
+    return facts | {
         "best_epoch": best + 1,
         "best_valid": valid[best],
         "epoch_limit": limit,

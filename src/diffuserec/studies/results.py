@@ -310,6 +310,7 @@ def _row(
     for what in ("epochs", "best_epoch", "best_valid", "stop"):
         row[what] = [document[what] for document in documents]
     row["epoch_limit"] = documents[0]["epoch_limit"]
+    row["stage"] = documents[0].get("stage")  # a copy may be older
     for what, event in (("validations", "validation"), ("looks_at_test", "test")):
         row[what] = [looks_of(document, out, event) for document in documents]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
@@ -333,7 +334,10 @@ def _say_unranked(rows: Iterable[dict[str, Any]], n_seeds: int) -> None:
         if row["failed"] is not None:
             row["unranked"] = "failed"
         elif "limit" in row.get("stop", ()):
-            row["unranked"] = f"not stopped by validation within {row['epoch_limit']} epochs"
+            n, within = max(row["epochs"]), f"{row['epoch_limit']} epochs"
+            if row["stage"] is not None and n < row["epoch_limit"]:  # it has a length of its own
+                within = f"the {n} epochs of {row['stage']}"
+            row["unranked"] = f"not stopped by validation within {within}"
         elif len(row["seeds"]) < n_seeds and not row["floor"]:
             row["unranked"] = f"{len(row['seeds'])} of {n_seeds} seeds"
 
