@@ -120,6 +120,29 @@ def test_a_log_of_parquet_files_is_divided_as_it_is(place, ray, tmp_path) -> Non
     assert sorted(file.name for file in tmp_path.iterdir()) == ["lists", "log"]
 
 
+def test_a_log_without_times_is_divided_too(place, ray, tmp_path) -> None:
+    log = tmp_path / "sequences.txt"
+    histories = pl.read_csv(place / "log.csv").sort("timestamp").group_by("user_id").agg("item_id")
+    lines = [" ".join([user, *items]) for user, items in histories.sort("user_id").iter_rows()]
+    log.write_text("\n".join(lines), encoding="utf-8")
+    out, columns = tmp_path / "lists", {"format": "sequences"}
+    cluster.recommend(place / "markov", log, out, TWO, columns=columns, say=print, k=3)
+    assert len(list(out.iterdir())) > 1
+    alone = recommend_from(place / "markov", None, log, columns=columns, k=3)
+    assert pl.read_parquet(out / "*.parquet").equals(alone)
+
+
+def test_a_part_that_is_refused_is_told_in_its_own_words(place, ray, tmp_path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    log = pl.read_csv(place / "log.csv").head(20)
+    log.write_parquet(folder / "whole.parquet")
+    log.drop("item_id").write_parquet(folder / "without.parquet")
+    with pytest.raises(DataError, match=r"without\.parquet: no item column"):
+        cluster.recommend(place / "markov", folder, tmp_path / "lists", TWO, columns={}, say=print)
+    assert not (tmp_path / "lists").exists()
+
+
 def test_an_evaluation_is_that_made_alone(place, ray) -> None:
     run: RunDirectory = open_run(place / "markov")
     passes = cluster.RayPasses(place / "markov", None, "test", TWO)

@@ -139,6 +139,10 @@ class Connected:
 
         Args:
             worker: takes the arguments, and is called with a part and returns what it found.
+
+        Raises:
+            ConfigError, DataError: a worker refused a part.
+            LostProcess: processes were lost again and again.
         """
         import ray.data
 
@@ -154,7 +158,11 @@ class Connected:
             compute=ray.data.ActorPoolStrategy(size=min(self.n_workers, len(parts))),
         )
         with _one_line(self.ray), _quiet():
-            return [json.loads(row["found"]) for row in made.take_all()]
+            answers = [json.loads(row["answer"]) for row in made.take_all()]
+        for answer in answers:
+            if "refused" in answer:
+                raise _REFUSALS[answer["refused"]](answer["why"])
+        return [answer["found"] for answer in answers]
 
 
 class _OnePart:
@@ -165,7 +173,17 @@ class _OnePart:
         self.worker = worker(*arguments)
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
-        return {"found": [json.dumps(self.worker(part)) for part in batch.to_pylist()]}
+        return {"answer": [json.dumps(self._answer(part)) for part in batch.to_pylist()]}
+
+    def _answer(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """What was found, or why the part is refused, of whose error Ray Data hands on no kind."""
+        try:
+            return {"found": self.worker(part)}
+        except (ConfigError, DataError) as error:
+            return {"refused": type(error).__name__, "why": str(error)}
+
+
+_REFUSALS: dict[str, type[Exception]] = {"ConfigError": ConfigError, "DataError": DataError}
 
 
 def _ray() -> ModuleType:
@@ -336,8 +354,7 @@ def recommend(
     with _made(out) as (scratch, made):
         files = sorted(file for file in histories.glob("*.parquet") if file.name[0] not in "._")
         if not files:
-            files = _divided(histories, columns, scratch)
-            columns = {}
+            files, columns = _divided(histories, columns, scratch)
         with cluster.connected() as ray:
             arguments = (run.resolve(), made, dict(columns), options, approximate)
             parts = [{"file": str(file.resolve())} for file in files]
@@ -390,8 +407,14 @@ class _Lists:
         return {"n_lines": frame.height, "answered": asdict(answered)}
 
 
-def _divided(histories: Path, columns: Mapping[str, Any], folder: Path) -> list[Path]:
-    """A log as files of some thousand users each, in the order in which they come in it."""
+def _divided(
+    histories: Path, columns: Mapping[str, Any], folder: Path
+) -> tuple[list[Path], dict[str, str]]:
+    """A log as files of some thousand users each, in the order in which they come in it.
+
+    Returns:
+        The files, and what reading them has to be told of their columns.
+    """
     from diffuserec.data import read_histories
 
     log = read_histories(histories, **columns)
@@ -402,7 +425,7 @@ def _divided(histories: Path, columns: Mapping[str, Any], folder: Path) -> list[
     for key, frame in log.partition_by("part", as_dict=True, maintain_order=True).items():
         files.append(folder / f"part-{key[0]:05d}.parquet")
         frame.drop("part").write_parquet(files[-1])
-    return files
+    return files, {} if "timestamp" in log.columns else {"time": "none"}
 
 
 @contextlib.contextmanager
