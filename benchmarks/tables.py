@@ -308,20 +308,23 @@ def large_logs() -> str:
                     name,
                     f"{found['seconds']:.1f}",
                     f"{found['processor']:.1f}",
-                    "" if step == "train" else f"{n / found['processor'] / 1e6:.2f}",
+                    "" if step == "train" else f"{n / found['seconds'] / 1e6:.2f}",
                     f"{found['own_mib']:,.0f} MiB",
                     f"{found['resident_mib']:,.0f} MiB",
                 ]
             )
         if "sort alone" in size:
-            ratio = size["prepare"]["processor"] / size["sort alone"]["processor"]
+            clock, processor = (
+                size["prepare"][what] / size["sort alone"][what]
+                for what in ("seconds", "processor")
+            )
             lines.append(
-                f"{n:,} interactions: `prepare` took {ratio:.2f} times the processor seconds that "
-                "the sort took."
+                f"{n:,} interactions: `prepare` took {clock:.2f} times the seconds that the sort "
+                f"took, and {processor:.2f} times those of the processors."
             )
     small, large = (document["sizes"][at]["train"]["own_mib"] for at in (0, -1))
     lines.append(f"Memory of training, the largest log to the smallest: {large / small:.2f}.")
-    header = ["interactions", "", "seconds", "of processors", "million rows each"]
+    header = ["interactions", "", "seconds", "of processors", "million rows a second"]
     header += ["memory of its own", "resident at its peak"]
     return table(header, body) + "\n\n" + "\n".join(lines)
 
