@@ -209,3 +209,15 @@ def test_a_setting_that_came_later_leaves_keys_as_they_were() -> None:
     assert Method(features=False).identity() == {"dim": 8}
     assert given.identity() == given.stated() == {"dim": 8, "features": True}
     assert Method(**usual.stated()) == usual
+
+
+def test_a_later_setting_whose_default_is_a_change_is_part_of_a_key_where_it_has_an_effect() -> (
+    None
+):
+    class Method(Settings):
+        loss: str = "softmax"
+        offset: Annotated[bool, OnlyIf(loss="gbce"), Later(was=False)] = True
+
+    assert Method().identity() == {"loss": "softmax"}
+    assert Method(loss="gbce").identity() == {"loss": "gbce", "offset": True}
+    assert Method(loss="gbce", offset=False).identity() == {"loss": "gbce"}

@@ -347,9 +347,11 @@ def test_negatives_are_of_the_training_part_and_of_the_batch():
     share = torch.bincount(drawn, minlength=10) / 60_000
     wanted = torch.tensor([0.0, 2, 4, 2, 1, 2, 1, 1, 1, 1]) / 15
     assert (share - wanted).abs().max() < 0.01
-    drawn, _ = SharedNegatives("mixed", 12, dataset)(targets)
-    assert len(drawn) == 12
-    assert set(drawn[9:].tolist()) <= {2, 7}
+    drawn, _ = SharedNegatives("mixed", 60_000, dataset)(targets)
+    share = torch.bincount(drawn, minlength=10) / 60_000
+    of_batch = torch.tensor([0.0, 0, 2, 0, 0, 0, 0, 1, 0, 0]) / 3
+    uniform = torch.tensor([0.0] + 9 * [1 / 9])
+    assert (share - (of_batch + 3 * uniform) / 4).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
@@ -660,7 +662,7 @@ class Options:
     n_negatives: int | None = None
     negatives: str = "uniform"
     gbce_t: float = 0.75
-    gbce_offset: bool = False
+    gbce_offset: bool = True
 
 
 # users 5 and 0 of 37 items
@@ -676,7 +678,7 @@ def table_of(vectors):
     return table
 
 
-def drawn_by_hand(name, n):
+def drawn_by_hand(name, n, offset):
     """The draws that a loss makes after this seed, and what it makes of them."""
     states, vectors, targets = problem()
     torch.manual_seed(7)
@@ -693,20 +695,21 @@ def drawn_by_hand(name, n):
     negative = torch.stack([vectors[d] @ s for s, d in zip(states, drawn, strict=True)])
     if name == "bce":
         return binary_cross_entropy(positive, negative)
-    return gbce(positive, negative, V, 0.4, offset=False)
+    return gbce(positive, negative, V, 0.4, offset)
 
 
 @pytest.mark.parametrize("n_negatives", [None, 3])
+@pytest.mark.parametrize("offset", [True, False])
 @pytest.mark.parametrize(
     "name, default", [("bce", 1), ("gbce", 256), ("sampled_softmax", 1000), ("bpr_max", 1000)]
 )
-def test_sampled_losses_by_name(name, default, n_negatives):
+def test_sampled_losses_by_name(name, default, offset, n_negatives):
     states, vectors, targets = problem()
-    loss = LOSSES.find(name).make(Options(n_negatives, gbce_t=0.4), LOG)
+    loss = LOSSES.find(name).make(Options(n_negatives, gbce_t=0.4, gbce_offset=offset), LOG)
     table = table_of(vectors)
     torch.manual_seed(7)
     value = loss(states, table, targets, OWNERS)
-    torch.testing.assert_close(value, drawn_by_hand(name, n_negatives or default))
+    torch.testing.assert_close(value, drawn_by_hand(name, n_negatives or default, offset))
     assert LOSSES.find(name).n_negatives == default
 
 

@@ -167,17 +167,31 @@ rows = [
     assert rows["with items"]["NDCG@10"]["reference"] == "Markov"
 
 
-def test_a_stage_of_a_length_of_its_own_is_named(data: Path, tmp_path: Path) -> None:
-    text = """
+@pytest.mark.parametrize("limit, own", [(3, 2), (1, 2)])
+def test_a_stage_of_a_length_of_its_own_is_named(
+    data: Path, tmp_path: Path, limit: int, own: int
+) -> None:
+    text = f"""
 title = "stages"
 data = ["store"]
 [[rows]]
 model = "mfgan"
-settings = { epochs = 3, patience = 1, dim = 8, rounds = 1, generator_epochs = 2 }
+settings = {{ epochs = {limit}, patience = 1, dim = 8, rounds = 1, generator_epochs = {own} }}
 """
-    _, results, _ = filled(read(written(tmp_path, text)), tmp_path / "out", data)
-    (row,) = (row for row in results["tables"][0]["rows"] if row["model"] == "mfgan")
-    assert row["unranked"] == "not stopped by validation within the 2 epochs of generator-1"
+    file, out = written(tmp_path, text), tmp_path / "out"
+
+    def reason() -> str:
+        _, results, _ = filled(read(file), out, data)
+        (row,) = (row for row in results["tables"][0]["rows"] if row["model"] == "mfgan")
+        return str(row["unranked"])
+
+    assert reason() == f"not stopped by validation within the {own} epochs of generator-1"
+    (cell,) = (out / "cells").glob("mfgan*.json")
+    document = json.loads(cell.read_text(encoding="utf-8"))
+    del document["stage"]  # as of a release before stages were named
+    cell.write_text(json.dumps(document), encoding="utf-8")
+    of_old = f"the {own} epochs of its last stage" if own < limit else f"{limit} epochs"
+    assert reason() == f"not stopped by validation within {of_old}"
 
 
 def test_a_blend_of_fewer_seeds_is_not_ranked(data: Path, tmp_path: Path) -> None:
@@ -451,12 +465,17 @@ def test_a_study_continues_from_a_copy_of_its_results(
     done: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
     file, out = done
-    copy = tmp_path / "copy"
+    copy, shown = tmp_path / "copy", read_results(out)
     copy_results(out, copy)
-    _, results, said = filled(read(file), copy, data)
+    outcome, results, said = filled(read(file), copy, data)
     assert not any("to train" in line for line in said)
     assert not list((copy / "runs").glob("*"))
-    assert tables(results, "markdown") == tables(read_results(out), "markdown")
+    assert tables(results, "markdown") == tables(shown, "markdown")
+    write_report(read(file), outcome, copy)
+    assert "SASRec" in (copy / "report.html").read_text(encoding="utf-8")
+    # one row alone: the others stay, with what was spent on them
+    _, results, _ = filled(read(file), copy, data, Options(only=("SASRec",)))
+    assert tables(results, "markdown") == tables(shown, "markdown")
     # what a copy lacks is trained, and that alone
     lost, *_ = cells_of(out, "SASRec")
     for cell in cells_of(out, "SASRec") + cells_of(out, "SASRec", "seen kept"):
@@ -465,13 +484,40 @@ def test_a_study_continues_from_a_copy_of_its_results(
                 ranks.unlink()
     _, _, said = filled(read(file), copy, data, Options(only=("Popularity",)))
     (told,) = (line for line in said if "left out of the tables" in line)
-    assert told.startswith("left out of the tables: SASRec (store, seed 0): measured before")
-    _, again, _ = filled(read(file), copy, data)
+    assert "values by user are not here: SASRec (store, seed 0); ask" in told
+    outcome, again, said = filled(read(file), copy, data)
+    assert any("again since values by user are not here: SASRec (store" in line for line in said)
     assert [path.name for path in (copy / "runs").glob("*/")] == [Path(lost["run"]).name]
-    for table, before in zip(again["tables"], results["tables"], strict=True):
+    for table, before in zip(again["tables"], shown["tables"], strict=True):
         for row, old in zip(table["rows"], before["rows"], strict=True):
-            assert row["metrics"]["NDCG@10"] == old["metrics"]["NDCG@10"]
+            assert row["metrics"]["NDCG@10"]["value"] == old["metrics"]["NDCG@10"]["value"]
             assert row["difference"] == old["difference"]
+            # to look again is a further look
+            looks = 2 * old["looks_at_test"][0] if row["name"] == "SASRec" else None
+            assert row["looks_at_test"][0] == (looks or old["looks_at_test"][0])
+    write_report(read(file), outcome, copy)
+
+
+def test_a_further_seed_of_a_copy_stands_beside_the_others(data: Path, tmp_path: Path) -> None:
+    text = """
+title = "further"
+data = ["store"]
+floors = ["popularity"]
+rows = [{ model = "sasrec", settings = { epochs = 1, dim = 8 } }]
+seeds = SEEDS
+"""
+    file = written(tmp_path, text.replace("SEEDS", "[0]"))
+    filled(read(file), tmp_path / "out", data)
+    copy_results(tmp_path / "out", tmp_path / "copy")
+    file = written(tmp_path, text.replace("SEEDS", "[0, 1]"))
+    outcome, found, _ = filled(read(file), tmp_path / "copy", data)
+    write_report(read(file), outcome, tmp_path / "copy")
+    _, whole, _ = filled(read(file), tmp_path / "out", data)
+    for row, other in zip(found["tables"][0]["rows"], whole["tables"][0]["rows"], strict=True):
+        assert row["metrics"]["HR@10"] == other["metrics"]["HR@10"]
+        assert row["difference"] == other["difference"]
+        assert row["metrics"]["MRR"]["value"] == pytest.approx(other["metrics"]["MRR"]["value"])
+    assert found["tables"][0]["rows"][0]["seeds"] == [0, 1]
 
 
 def test_a_copy_of_a_copy_is_the_same_copy(done: tuple[Path, Path], tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ def read_ranks(file: Path, queries: Queries, popularity: Int64[np.ndarray, " V"]
         if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
             raise ValueError("it is of another release")
         content = json.loads(metadata["evaluation"])
-        given = content["protocol"]
-        protocol = Protocol(**{field.name: given[field.name] for field in fields(Protocol)})
+        given, known = content["protocol"], {field.name for field in fields(Protocol)}
+        if given.keys() != known:
+            raise ValueError("its protocol is another release's")
+        protocol = Protocol(**given)
         target_rank = rank.cast(pl.Float64).fill_null(np.inf).to_numpy()
         found = {}
         for name, mean in content["metrics"].items():
@@ -73,7 +75,10 @@ def read_ranks(file: Path, queries: Queries, popularity: Int64[np.ndarray, " V"]
                 if abs(found[name].mean() - mean) > _ROUNDING:
                     raise ValueError(f"its ranks do not give its {name}")
     except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{file} is damaged or of other data ({cause_of(error)})") from error
+        raise DataError(
+            f"{file} is damaged or of other data ({cause_of(error)}): remove it, and what it is of "
+            "is trained again"
+        ) from error
     lists = np.empty((len(queries), 0), dtype=np.int64)
     ranking = Ranking(queries.histories.users, target_rank, lists, len(popularity))
     per_user = values_by_user(queries, ranking, popularity).drop("target_rank")

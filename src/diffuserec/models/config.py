@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from diffuserec.data import SequenceDataset
 from diffuserec.errors import ConfigError, did_you_mean
@@ -91,9 +92,15 @@ class ByLog:
 class Later:
     """Says that a setting came after results were kept; stands in its annotation.
 
-    At its default it is no part of a study's keys and of a checkpoint's owner, which stay what
-    they were.
+    Where it changes nothing of what was before, it is no part of a study's keys and of a
+    checkpoint's owner, which stay what they were: at its default, or, if its default is a change,
+    where it has no effect and at the value that it had without being a setting.
+
+    Attributes:
+        was: that value; None where it is the default.
     """
+
+    was: Any = None
 
 
 _RULE = 1
@@ -165,14 +172,20 @@ class Settings(BaseModel):
         return self.stated() | {k: v for k, v in left.items() if k not in given}
 
     def stated(self) -> dict[str, Any]:
-        """All settings as JSON values, but for those that are :class:`Later` and at the default."""
-        later = {
-            name
-            for name, field in type(self).model_fields.items()
-            if any(isinstance(rule, Later) for rule in field.metadata)
-            and getattr(self, name) == field.get_default(call_default_factory=True)
-        }
+        """All settings as JSON values, but for :class:`Later` ones that change nothing."""
+        fields = type(self).model_fields.items()
+        later = {name for name, field in fields if self._is_as_before(name, field)}
         return self.model_dump(mode="json", exclude=later)
+
+    def _is_as_before(self, name: str, field: FieldInfo) -> bool:
+        """Whether a setting is :class:`Later` and changes nothing of what was before it."""
+        for rule in field.metadata:
+            if isinstance(rule, Later):
+                if rule.was is None:
+                    return bool(getattr(self, name) == field.get_default(call_default_factory=True))
+                conditions = [other for other in field.metadata if isinstance(other, OnlyIf)]
+                return getattr(self, name) == rule.was or any(c.unmet(self) for c in conditions)
+        return False
 
     @property
     def heeds_use(self) -> bool:

@@ -209,7 +209,10 @@ def mixture_cross_entropy(
 def binary_cross_entropy(
     positive: Float[Tensor, " P"], negative: Float[Tensor, "P K"]
 ) -> Float[Tensor, ""]:
-    """Mean over positions of -log σ(s⁺) - mean_k log σ(-s⁻_k): gBCE at t = 0 but for a factor."""
+    """Mean over positions of -log σ(s⁺) - mean_k log σ(-s⁻_k).
+
+    For one negative it is gBCE at t = 0 but for a factor.
+    """
     return (F.softplus(-positive) + F.softplus(negative).mean(dim=1)).mean()
 
 
@@ -222,8 +225,9 @@ def gbce(
 ) -> Float[Tensor, ""]:
     """Generalized binary cross entropy: the positive probability raised to β.
 
-    β = α(t(1 - 1/α) + 1/α) with the sampling rate α = K / (V - 2); t = 0 is plain BCE, t = 1 is
-    calibrated. Averaged over the K + 1 terms of a position (Petrov & Macdonald 2023, eq. 11).
+    β = α(t(1 - 1/α) + 1/α) with the sampling rate α = K / (V - 2); t = 0 without the offset is
+    plain BCE, t = 1 is calibrated. Averaged over the K + 1 terms of a position (Petrov & Macdonald
+    2023, eq. 11).
 
     Args:
         offset: add log(β / K) to all scores, which no ranking sees. Where all items score alike, 0
@@ -273,8 +277,8 @@ class SharedNegatives:
             one; ``in_batch``, from the batch's own targets, which are about as popular as items
             are: an item without a training count is never drawn, so nothing holds its score down;
             ``mixed``, a quarter in_batch and the rest uniform. Other targets of a position's own
-            user are among those of the batch more often than by their count; to leave them out, or
-            to take as many of the batch as others, was measured to rank worse.
+            user are among those of the batch more often than by their count; without them lists
+            were measured to be worse.
         n: K.
         data: training data.
     """

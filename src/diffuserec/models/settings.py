@@ -331,8 +331,8 @@ class LossSettings(ExampleSettings):
     batch's own targets, or a quarter of these and the rest uniform; each is corrected for its
     chance."""
     gbce_t: Annotated[float, OnlyIf(loss="gbce")] = Field(0.75, ge=0, le=1)
-    """Calibration of gbce: 0 is plain bce."""
-    gbce_offset: Annotated[bool, OnlyIf(loss="gbce"), Later()] = True
+    """Calibration of gbce; 0, and no offset, is plain bce."""
+    gbce_offset: Annotated[bool, OnlyIf(loss="gbce"), Later(was=False)] = True
     """Whether gbce counts scores from where a constant is best, which no ranking sees; without, as
     published, learning begins late."""
 

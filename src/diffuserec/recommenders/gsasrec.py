@@ -47,4 +47,3 @@ class GSASRec(NextItemRecommender):
         """Training examples a batch, on average."""
 
     config: Config
-    version = 2  # scores count from where a constant is best

@@ -80,13 +80,18 @@ class DatasetSummary:
         self.metric = str(main)
         # what ranks the methods comes first, so that a narrow screen shows it
         per_user = sorted(
-            (metric for metric in found if metric.is_per_user),
+            (metric for metric in found if metric.is_per_user and self._is_by_user(str(metric))),
             key=lambda m: (m != main, m.name != "HR" or m.k != main.k, m.name != "MRR"),
         )
         self.metrics = [str(metric) for metric in per_user]
         self.cells = {
             (c["method"], c["group"], c["metric"]): c for c in entries.iter_rows(named=True)
         }
+
+    def _is_by_user(self, metric: str) -> bool:
+        """Whether all who have a metric of the rank have it by user; a copy's results may not."""
+        runs = [run for runs in self.runs.values() for run in runs if metric in run.metrics]
+        return all(metric in run.per_user.columns for run in runs)
 
     def value(self, method: str, group: str = "all") -> float:
         """Ranking metric of a method, averaged over its seeds."""

@@ -33,7 +33,7 @@ from diffuserec.models.methods import find_augmenter, find_recommender, with_set
 from diffuserec.models.settings import use_of, without_use
 from diffuserec.studies.costs import Trial
 from diffuserec.studies.epoch_log import seconds_of
-from diffuserec.studies.ledger import looks, n_looks
+from diffuserec.studies.ledger import looks, n_looks, record
 from diffuserec.studies.run_directory import (
     Plan,
     is_finished,
@@ -52,6 +52,7 @@ FORMAT = "diffuserec-cell"
 VERSION = 1
 
 Part = Literal["test", "valid"]
+PARTS: tuple[Part, ...] = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,17 @@ def by_user(name: str, out: Path, part: Part) -> tuple[Path, Path]:
     return out / "measured" / f"{name}-{part}", out / "ranks" / f"{name}-{part}.parquet"
 
 
+def all_documents(out: Path) -> list[dict[str, Any]]:
+    """The documents of all cells in the directory of a study, whatever file asked for them."""
+    return [read_document(file) for file in sorted((out / "cells").glob("*.json"))]
+
+
+def plan_of(document: Mapping[str, Any]) -> Plan:
+    """Of a finished cell, what was trained; where its data is, its document does not say."""
+    named = ("model", "settings", "augment", "augment_settings", "split", "seed")
+    return Plan("", **{name: document[name] for name in named})
+
+
 def fit_augmenter(cell: Cell, out: Path, runtime: Runtime) -> None:
     """Fits the augmenter that a cell needs, unless that is done."""
     path = cell.augmenter_path(out)
@@ -199,6 +211,18 @@ def train(cell: Cell, out: Path, runtime: Runtime) -> None:
         runtime = replace(runtime, resume=not is_free(path))
         augmenter = cell.augmenter_path(out)
         train_run(cell.plan, path, runtime, augmenter_from=augmenter, report=False)
+        _keep_earlier_looks(cell, path, out)
+
+
+def _keep_earlier_looks(cell: Cell, run: Path, out: Path) -> None:
+    """Adds to a run's ledger the looks that an earlier training of the same was given."""
+    before = [
+        document for document in all_documents(out) if document.get("run_key") == cell.run_key
+    ]
+    for event, count in (("validation", "validations"), ("test", "looks_at_test")):
+        n = max((document[count] for document in before), default=0)
+        if n:
+            record(run, event, epochs=n, earlier=True)
 
 
 def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> None:
@@ -274,13 +298,13 @@ def read_evaluation(cell: Cell, out: Path, part: Part) -> Evaluation:
     evaluation, ranks = by_user(cell.name, out, part)
     if evaluation.exists():
         return load_evaluation(evaluation)
-    split = _split(cell.plan.data, cell.plan.split)
+    split = _split(cell.plan.data, cell.plan.split, cell.fingerprint)
     queries = split.test if part == "test" else split.valid
     return read_ranks(ranks, queries, split.train.item_counts())
 
 
 @lru_cache(maxsize=2)
-def _split(data: str, split: str) -> Split:
+def _split(data: str, split: str, fingerprint: str) -> Split:
     return split_dataset(load_dataset(data), split)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffuserec.evaluation import load_evaluation, write_ranks
 from diffuserec.files import read_document, replacing, write_json
-from diffuserec.studies.cells import by_user, looks_of
+from diffuserec.studies.cells import PARTS, Part, by_user, looks_of
 from diffuserec.studies.results import read_results
 
 _PLACE = re.compile(r"""(?<![^\s'"=(])(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])*([^\s'"/\\]+)""")
@@ -29,20 +29,31 @@ def copy_results(source: Path, target: Path) -> None:
     """
     results = read_results(source)
     write_json(target / "results.json", _without_places(results))
-    part = results["tables"][0]["part"]
+    shown = {
+        (key, table["part"])
+        for table in results["tables"]
+        for row in table["rows"]
+        for key in row.get("keys", ())
+    }
     for file in sorted((source / "cells").glob("*.json")):
         document = read_document(file)
         if document["status"] == "finished":
             document["validations"] = looks_of(document, source, "validation")
             document["looks_at_test"] = looks_of(document, source, "test")
         write_json(target / "cells" / file.name, _without_places(document))
-        evaluation, ranks = by_user(file.stem, source, part)
-        copied = by_user(file.stem, target, part)[1]
-        if evaluation.exists():
-            write_ranks(load_evaluation(evaluation), copied)
-        elif ranks.exists():
-            with replacing(copied) as work:
-                shutil.copyfile(ranks, work)
+        for part in PARTS:
+            if (document["key"], part) in shown:
+                _copy_ranks(file.stem, source, target, part)
+
+
+def _copy_ranks(name: str, source: Path, target: Path, part: Part) -> None:
+    evaluation, ranks = by_user(name, source, part)
+    copied = by_user(name, target, part)[1]
+    if evaluation.exists():
+        write_ranks(load_evaluation(evaluation), copied)
+    elif ranks.exists():  # an older copy has none
+        with replacing(copied) as work:
+            shutil.copyfile(ranks, work)
 
 
 def _without_places(value: Any) -> Any:

@@ -18,7 +18,7 @@ from diffuserec.models.methods import find_recommender
 from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
-from diffuserec.studies.cells import Cell, looks_of, read_evaluation
+from diffuserec.studies.cells import Cell, all_documents, looks_of, plan_of, read_evaluation
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.made import made_of_cell
 from diffuserec.studies.published import Figure, Results, published_table
@@ -230,14 +230,14 @@ def _recommender(cell: Cell) -> str:
 def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
     """How many different settings of each method were validated on each data set.
 
-    Counted are all runs in the directory of the study, whatever file asked for them, and those of
-    its cells; the points under which one of them was measured; and the trials that a row says were
-    made elsewhere.
+    Counted are all runs in the directory of the study, whatever file asked for them, and those
+    that its cells tell of; the points under which one of them was measured; and the trials that a
+    row says were made elsewhere.
     """
     tried: dict[tuple[str, ...], set[str]] = {}
 
     def add(plan: Plan, fingerprint: str) -> None:
-        settings = [dict(plan.settings), plan.augment_settings]
+        settings = [dict(plan.settings), plan.augment_settings or None]
         of_method = tried.setdefault((plan.label, fingerprint, plan.split), set())
         of_method.add(json.dumps(settings, sort_keys=True))
 
@@ -245,9 +245,9 @@ def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
         if n_looks(looks(path.parent), "validation"):
             run = read_run_file(path.parent)
             add(run.plan, run.fingerprint)
-    for cell in outcome.cells:
-        if outcome.documents[cell.name].get("validations"):
-            add(cell.plan, cell.fingerprint)
+    for document in all_documents(out):
+        if document.get("validations"):
+            add(plan_of(document), document["fingerprint"])
     points: dict[tuple[str, ...], set[str]] = {}
     elsewhere: dict[tuple[str, ...], int] = {}
     for cell in outcome.cells:
@@ -335,8 +335,10 @@ def _say_unranked(rows: Iterable[dict[str, Any]], n_seeds: int) -> None:
             row["unranked"] = "failed"
         elif "limit" in row.get("stop", ()):
             n, within = max(row["epochs"]), f"{row['epoch_limit']} epochs"
-            if row["stage"] is not None and n < row["epoch_limit"]:  # it has a length of its own
+            if row["stage"] is not None and n != row["epoch_limit"]:  # it has its own length
                 within = f"the {n} epochs of {row['stage']}"
+            elif n < row["epoch_limit"]:  # of a cell that was written before stages were named
+                within = f"the {n} epochs of its last stage"
             row["unranked"] = f"not stopped by validation within {within}"
         elif len(row["seeds"]) < n_seeds and not row["floor"]:
             row["unranked"] = f"{len(row['seeds'])} of {n_seeds} seeds"

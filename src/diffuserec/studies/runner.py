@@ -29,6 +29,8 @@ from diffuserec.studies.train_run import Say, methods_of, require_buildable, sil
 from diffuserec.studies.workers import Event, Work, Workers, n_cores
 from diffuserec.training.device import device_of
 
+_WITHOUT = "values by user are not here"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -147,14 +149,14 @@ def _with_others(
             if known is None or known.get(study.part) is None:
                 continue
             if not cells.has_values_by_user(cell, out, study.part):
-                without_values[f"{cell.line} ({cell.data}, seed {cell.plan.seed})"] = None
+                without_values[_title(cell)] = None
                 continue
             documents[cell.name] = known
         every.append(cell)
     if without_values:
         say(
-            f"left out of the tables: {', '.join(without_values)}: measured before, but their "
-            "values by user are not here; ask for the rows to train them again"
+            f"measured before, and left out of the tables since {_WITHOUT}: "
+            f"{', '.join(without_values)}; ask for the rows to have them measured again"
         )
     best = chosen(study, every, documents)
     return replace(
@@ -163,6 +165,10 @@ def _with_others(
         documents=documents,
         chosen=frozenset(cell.name for cell in best),
     )
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.line} ({cell.data}, seed {cell.plan.seed})"
 
 
 def _users(study: Study, options: Options) -> int | None:
@@ -206,13 +212,16 @@ def _fill(
 ) -> Outcome:
     documents: dict[str, dict[str, Any]] = {}
 
-    def is_done(cell: Cell, part: Part) -> bool:
-        if part == study.part and not cells.has_values_by_user(cell, out, part):
-            return False
-        return cells.is_measured(cell, out, part)
+    def has_values(cell: Cell, part: Part) -> bool:
+        return part != study.part or cells.has_values_by_user(cell, out, part)
 
     def fill(workers: Workers, some: Sequence[Cell], parts: dict[str, Part]) -> None:
-        waiting = [cell for cell in some if not is_done(cell, parts[cell.name])]
+        measured = [cell for cell in some if cells.is_measured(cell, out, parts[cell.name])]
+        done = {cell.name for cell in measured if has_values(cell, parts[cell.name])}
+        again = {_title(cell): None for cell in measured if cell.name not in done}
+        if again:
+            say(f"measured before, and again since {_WITHOUT}: {', '.join(again)}")
+        waiting = [cell for cell in some if cell.name not in done]
         failed = _Schedule(workers, _tasks(waiting, out, parts), say).run()
         for cell in some:
             if cell.name in failed:
