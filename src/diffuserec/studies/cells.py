@@ -19,6 +19,7 @@ trains again what it needs a model of.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -129,8 +130,7 @@ class Cell:
 
     @property
     def _data_key(self) -> tuple[Any, ...]:
-        # a split file counts by its checksum, which is part of the split, wherever it lies
-        return (self.fingerprint, self.plan.split.partition(",path=")[0], self.precision)
+        return (self.fingerprint, without_path(self.plan.split), self.precision)
 
     def run_path(self, out: Path) -> Path:
         """Directory of its run in that of the study."""
@@ -147,6 +147,11 @@ class Cell:
     def file(self, out: Path) -> Path:
         """Its file in the directory of the study."""
         return out / "cells" / f"{self.name}.json"
+
+
+def without_path(split: str) -> str:
+    """A split whose file counts by its checksum, which is part of it, wherever the file lies."""
+    return split.partition(",path=")[0]
 
 
 def _identity(method: Method) -> list[Any]:
@@ -187,8 +192,15 @@ def by_user(name: str, out: Path, part: Part) -> tuple[Path, Path]:
 
 
 def all_documents(out: Path) -> list[dict[str, Any]]:
-    """The documents of all cells in the directory of a study, whatever file asked for them."""
-    return [read_document(file) for file in sorted((out / "cells").glob("*.json"))]
+    """The documents of all cells in the directory of a study, whatever file asked for them.
+
+    A file that is none of ours, or that is damaged, is passed over: its cell is filled anew.
+    """
+    found = []
+    for file in sorted((out / "cells").glob("*.json")):
+        with suppress(OSError, ValueError):
+            found.append(read_document(file))
+    return [d for d in found if (d.get("format"), d.get("version")) == (FORMAT, VERSION)]
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
@@ -211,17 +223,20 @@ def train(cell: Cell, out: Path, runtime: Runtime) -> None:
         runtime = replace(runtime, resume=not is_free(path))
         augmenter = cell.augmenter_path(out)
         train_run(cell.plan, path, runtime, augmenter_from=augmenter, report=False)
-        _keep_earlier_looks(cell, path, out)
 
 
 def _keep_earlier_looks(cell: Cell, run: Path, out: Path) -> None:
-    """Adds to a run's ledger the looks that an earlier training of the same was given."""
-    before = [
-        document for document in all_documents(out) if document.get("run_key") == cell.run_key
+    """Adds to the ledger of a new run the looks that an earlier training of the same was given."""
+    began = read_run_file(run).starts[0].time
+    earlier = [
+        document
+        for document in all_documents(out)
+        if document.get("run_key") == cell.run_key and document["environment"]["time"] < began
     ]
+    kept = {look["event"] for look in looks(run) if look.get("earlier")}
     for event, count in (("validation", "validations"), ("test", "looks_at_test")):
-        n = max((document[count] for document in before), default=0)
-        if n:
+        n = max((document[count] for document in earlier), default=0)
+        if n and event not in kept:
             record(run, event, epochs=n, earlier=True)
 
 
@@ -233,6 +248,7 @@ def measure(cells: Sequence[Cell], out: Path, runtime: Runtime, part: Part) -> N
         part: ``test`` measures both parts.
     """
     run = open_run(cells[0].run_path(out), cells[0].plan.data)
+    _keep_earlier_looks(cells[0], run.path, out)
     model = run.model.to(device_of(runtime))
     if cells[0].measured_at:
         model = with_settings(model, cells[0].measured_at)
@@ -314,10 +330,8 @@ def looks_of(document: Mapping[str, Any], out: Path, event: str) -> int:
     Args:
         event: as in the ledger.
     """
-    run = out / document["run"]
-    if run.is_dir():
-        return n_looks(looks(run), event)
-    return int(document["validations" if event == "validation" else "looks_at_test"])
+    known = int(document["validations" if event == "validation" else "looks_at_test"])
+    return max(known, n_looks(looks(out / document["run"]), event))
 
 
 def _document(cell: Cell, run: Path, out: Path) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from diffuserec.models.methods import find_recommender
 from diffuserec.reports.figures import write_figures
 from diffuserec.reports.html import write_html
 from diffuserec.reports.report import Report
-from diffuserec.studies.cells import Cell, all_documents, looks_of, plan_of, read_evaluation
+from diffuserec.studies.cells import (
+    Cell,
+    all_documents,
+    looks_of,
+    plan_of,
+    read_evaluation,
+    without_path,
+)
 from diffuserec.studies.ledger import looks, n_looks
 from diffuserec.studies.made import made_of_cell
 from diffuserec.studies.published import Figure, Results, published_table
@@ -238,7 +245,7 @@ def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
 
     def add(plan: Plan, fingerprint: str) -> None:
         settings = [dict(plan.settings), plan.augment_settings or None]
-        of_method = tried.setdefault((plan.label, fingerprint, plan.split), set())
+        of_method = tried.setdefault((plan.label, fingerprint, without_path(plan.split)), set())
         of_method.add(json.dumps(settings, sort_keys=True))
 
     for path in sorted((out / "runs").glob("*/run.json")):
@@ -262,7 +269,7 @@ def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
 
 
 def _method(cell: Cell) -> tuple[str, ...]:
-    return (cell.plan.label, cell.fingerprint, cell.plan.split)
+    return (cell.plan.label, cell.fingerprint, without_path(cell.plan.split))
 
 
 def _row(
@@ -290,6 +297,7 @@ def _row(
         "metrics": {},
         "difference": None,
         "unranked": None,
+        "keys": [document["key"] for document in documents],
     }
     if row["failed"] is not None or report is None:
         return row
@@ -315,7 +323,6 @@ def _row(
         row[what] = [looks_of(document, out, event) for document in documents]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
     row["leak"] = [document.get("leak") for document in documents]
-    row["keys"] = [document["key"] for document in documents]
     row["environment"] = documents[0]["environment"]
     return row
 

@@ -29,7 +29,7 @@ from diffuserec.studies.train_run import Say, methods_of, require_buildable, sil
 from diffuserec.studies.workers import Event, Work, Workers, n_cores
 from diffuserec.training.device import device_of
 
-_WITHOUT = "values by user are not here"
+_WITHOUT = "of what was measured before, values by user are not here"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _with_others(
         every.append(cell)
     if without_values:
         say(
-            f"measured before, and left out of the tables since {_WITHOUT}: "
-            f"{', '.join(without_values)}; ask for the rows to have them measured again"
+            f"left out of the tables, because {_WITHOUT}: {', '.join(without_values)}; ask for the "
+            "rows to have them trained and measured once more"
         )
     best = chosen(study, every, documents)
     return replace(
@@ -220,7 +220,7 @@ def _fill(
         done = {cell.name for cell in measured if has_values(cell, parts[cell.name])}
         again = {_title(cell): None for cell in measured if cell.name not in done}
         if again:
-            say(f"measured before, and again since {_WITHOUT}: {', '.join(again)}")
+            say(f"once more, because {_WITHOUT}: {', '.join(again)}")
         waiting = [cell for cell in some if cell.name not in done]
         failed = _Schedule(workers, _tasks(waiting, out, parts), say).run()
         for cell in some:
