@@ -639,7 +639,7 @@ def test_settings_of_a_method_are_listed(capsys: pytest.CaptureFixture[str]) -> 
         "as_published": "",
     }
     assert found["gbce_t"]["only_if"] == "Only with loss = gbce."
-    assert found["gbce_t"]["meaning"] == "Calibration of gbce: 0 is plain bce."
+    assert found["gbce_t"]["meaning"] == "Calibration of gbce; 0, and no offset, is plain bce."
     assert found["n_negatives"]["type"] == "int | none"
     status, printed, _ = call(capsys, "models", "diffuasr")
     assert status == 0
