@@ -531,6 +531,20 @@ def test_a_copy_of_a_copy_is_the_same_copy(done: tuple[Path, Path], tmp_path: Pa
     assert sum(path.parts[0] == "ranks" for path in once) > 5
 
 
+def test_a_file_that_is_no_cell_stops_neither_a_copy_nor_a_study(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy_results(done[1], copy)
+    for name, text in {"cut": '{"format": "diff', "other": '{"format": "none of ours"}'}.items():
+        (copy / "cells" / f"{name}.json").write_text(text, encoding="utf-8")
+    _, results, _ = filled(read(done[0]), copy, data)
+    assert tables(results) == tables(read_results(done[1]))
+    copy_results(copy, tmp_path / "again")
+    names = {path.stem for path in (tmp_path / "again" / "cells").iterdir()}
+    assert names == {path.stem for path in (copy / "cells").iterdir()} - {"cut", "other"}
+
+
 def test_a_study_of_two_logs_stands_side_by_side_with_both(done: tuple[Path, Path]) -> None:
     results = read_results(done[1])
     other = [table | {"data": "other"} for table in results["tables"]]

@@ -185,7 +185,10 @@ def results(
         typer.Option(help="A Markdown page that marks where the tables go."),
     ] = None,
     copy: Annotated[
-        Path | None, typer.Option("--copy", help="Directory to copy the results to, as JSON.")
+        Path | None,
+        typer.Option(
+            "--copy", help="Directory to copy the results to: small, and enough to continue them."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="A column, else those of the study; repeatable.")

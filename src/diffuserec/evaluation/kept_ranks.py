@@ -76,8 +76,8 @@ def read_ranks(file: Path, queries: Queries, popularity: Int64[np.ndarray, " V"]
                     raise ValueError(f"its ranks do not give its {name}")
     except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"{file} is damaged or of other data ({cause_of(error)}): remove it, and what it is of "
-            "is trained again"
+            f"{file} is damaged or of other data ({cause_of(error)}): remove it, and its row is "
+            "trained and measured once more"
         ) from error
     lists = np.empty((len(queries), 0), dtype=np.int64)
     ranking = Ranking(queries.histories.users, target_rank, lists, len(popularity))

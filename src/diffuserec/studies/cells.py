@@ -191,16 +191,19 @@ def by_user(name: str, out: Path, part: Part) -> tuple[Path, Path]:
     return out / "measured" / f"{name}-{part}", out / "ranks" / f"{name}-{part}.parquet"
 
 
-def all_documents(out: Path) -> list[dict[str, Any]]:
+def all_documents(out: Path) -> dict[str, dict[str, Any]]:
     """The documents of all cells in the directory of a study, whatever file asked for them.
 
-    A file that is none of ours, or that is damaged, is passed over: its cell is filled anew.
+    Returns:
+        Documents by the name of their cell. A file that is none of ours, or that is damaged, is
+        passed over: its cell is filled anew.
     """
-    found = []
+    found = {}
     for file in sorted((out / "cells").glob("*.json")):
         with suppress(OSError, ValueError):
-            found.append(read_document(file))
-    return [d for d in found if (d.get("format"), d.get("version")) == (FORMAT, VERSION)]
+            found[file.stem] = read_document(file)
+    ours = (FORMAT, VERSION)
+    return {name: d for name, d in found.items() if (d.get("format"), d.get("version")) == ours}
 
 
 def plan_of(document: Mapping[str, Any]) -> Plan:
@@ -230,7 +233,7 @@ def _keep_earlier_looks(cell: Cell, run: Path, out: Path) -> None:
     began = read_run_file(run).starts[0].time
     earlier = [
         document
-        for document in all_documents(out)
+        for document in all_documents(out).values()
         if document.get("run_key") == cell.run_key and document["environment"]["time"] < began
     ]
     kept = {look["event"] for look in looks(run) if look.get("earlier")}
@@ -390,24 +393,19 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
     """
     limit, patience = getattr(config, "epochs", None), getattr(config, "patience", None)
     last = _last_phase(epochs)
-    several = len({epoch.phase for epoch in epochs}) > 1
-    facts = {"stage": epochs[-1].phase if several else None, "epochs": len(last)}
+    facts: dict[str, Any] = {
+        "stage": last[-1].phase if len(last) < len(epochs) else None,
+        "epochs": len(last),
+        "best_epoch": None,
+        "best_valid": None,
+        "epoch_limit": limit,
+        "stop": "none" if limit is None else "limit",
+    }
     valid = [epoch.valid for epoch in last if epoch.valid is not None]
     if limit is None or not valid:
-        return (
-            facts
-            | {"best_epoch": None, "best_valid": None}
-            | {
-                "epoch_limit": limit,
-                "stop": "none" if limit is None else "limit",
-            }
-        )
+        return facts
     best = valid.index(max(valid))
     waited = len(valid) - 1 - best
-    stopped = patience is not None and waited >= patience
-    return facts | {
-        "best_epoch": best + 1,
-        "best_valid": valid[best],
-        "epoch_limit": limit,
-        "stop": "patience" if stopped else "limit",
-    }
+    if patience is not None and waited >= patience:
+        facts["stop"] = "patience"
+    return facts | {"best_epoch": best + 1, "best_valid": valid[best]}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuserec.evaluation import load_evaluation, write_ranks
-from diffuserec.files import read_document, replacing, write_json
-from diffuserec.studies.cells import PARTS, Part, by_user, looks_of
+from diffuserec.files import replacing, write_json
+from diffuserec.studies.cells import PARTS, Part, all_documents, by_user, looks_of
 from diffuserec.studies.results import read_results
 
 _PLACE = re.compile(r"""(?<![^\s'"=(])(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])*([^\s'"/\\]+)""")
@@ -35,15 +35,14 @@ def copy_results(source: Path, target: Path) -> None:
         for row in table["rows"]
         for key in row.get("keys", ())
     }
-    for file in sorted((source / "cells").glob("*.json")):
-        document = read_document(file)
+    for name, document in all_documents(source).items():
         if document["status"] == "finished":
             document["validations"] = looks_of(document, source, "validation")
             document["looks_at_test"] = looks_of(document, source, "test")
-        write_json(target / "cells" / file.name, _without_places(document))
+        write_json(target / "cells" / f"{name}.json", _without_places(document))
         for part in PARTS:
             if (document["key"], part) in shown:
-                _copy_ranks(file.stem, source, target, part)
+                _copy_ranks(name, source, target, part)
 
 
 def _copy_ranks(name: str, source: Path, target: Path, part: Part) -> None:

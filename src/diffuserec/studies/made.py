@@ -64,13 +64,14 @@ def made_of_cell(document: Mapping[str, Any], out: Path) -> Made:
         out: directory of the study.
     """
     seconds, leak = sum(document["seconds"].values()), document.get("leak")
+    run = out / document["run"]
     return Made(
         settings=_settings(
             {**document["settings"], **document["by_the_log"]},
             document["augment"],
             document["augment_settings"],
         ),
-        directory=str(out / document["run"]),
+        directory=str(run) if run.is_dir() else None,  # a copy has no runs
         epochs=document["epochs"] or None,
         seconds=seconds if document["epoch_limit"] is not None else None,
         facts=_facts(document["environment"]),

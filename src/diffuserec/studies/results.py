@@ -252,7 +252,7 @@ def _trials(outcome: Outcome, out: Path) -> dict[tuple[str, ...], int]:
         if n_looks(looks(path.parent), "validation"):
             run = read_run_file(path.parent)
             add(run.plan, run.fingerprint)
-    for document in all_documents(out):
+    for document in all_documents(out).values():
         if document.get("validations"):
             add(plan_of(document), document["fingerprint"])
     points: dict[tuple[str, ...], set[str]] = {}
