@@ -66,9 +66,7 @@ class _BlockedSoftmax(torch.autograd.Function):
             low_states = low_states.to(low_vectors.dtype)
             need = any(ctx.needs_input_grad)
             grad_states = torch.empty_like(states)
-            # transposed where the product that is added to it comes out so
-            shape = vectors.shape if precision is None else vectors.shape[::-1]
-            grad_vectors = vectors.new_zeros(shape)
+            grad_vectors = torch.zeros_like(vectors)
             full = _full_precision(states)
             total = torch.zeros((), dtype=full, device=states.device)
             n_targets = len(targets)
@@ -103,10 +101,9 @@ class _BlockedSoftmax(torch.autograd.Function):
                     if precision is None:
                         grad_vectors.addmm_(probabilities.T, own_states)
                     else:
-                        grad_vectors += own_states.T @ probabilities
-            grad_vectors = grad_vectors if precision is None else grad_vectors.T
+                        grad_vectors += probabilities.T @ own_states
         n = max(1, n_targets)
-        ctx.save_for_backward(grad_states / n, grad_vectors / n)
+        ctx.save_for_backward(grad_states.div_(n), grad_vectors.div_(n))
         return total / n
 
     @staticmethod
