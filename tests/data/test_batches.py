@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from diffuserec.data import (
     batch_of,
     histories_of,
     history_batches,
+    n_training_examples,
     pair_batches,
     trainable_sequences,
     training_batches,
@@ -27,6 +28,7 @@ from diffuserec.data import (
 )
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.errors import ConfigError
+from diffuserec.models.settings import ExampleForm
 
 
 @st.composite
@@ -601,6 +603,17 @@ def test_prefixes_of_the_newest_items_as_if_there_were_no_others() -> None:
     )
 
 
+def test_every_item_of_a_whole_prefix_is_a_target() -> None:
+    dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5], [6, 7], [8], []])
+    found = []
+    for batch in training_batches(dataset, 2, 3, 0, 0, examples="whole_prefixes"):
+        for items, targets in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
+            found.append(([i for i in items if i], [t for t in targets if t]))
+    # the newest three items alone, and of them each prefix of two and more
+    assert sorted(found) == [([3], [4]), ([3, 4], [4, 5]), ([6], [7])]
+    assert n_training_examples(dataset, 3, "whole_prefixes") == (3, 4)
+
+
 def test_a_synthetic_first_item_is_no_target() -> None:
     dataset = dataset_of([[(1, True), (2, False)], [(3, False), (4, False)]])
     found = rows_of(dataset, 9, examples="newest_prefixes", first_items=True)
@@ -633,7 +646,7 @@ def timed() -> SequenceDataset:
     )
 
 
-@pytest.mark.parametrize("examples", ["per_user", "windows", "prefixes", "newest_prefixes"])
+@pytest.mark.parametrize("examples", get_args(ExampleForm))
 def test_a_batch_has_the_times_of_its_inputs_and_of_no_target(examples) -> None:
     first_items = examples in ONE_TARGET
     batches = list(training_batches(timed(), 2, 3, 0, 0, examples, first_items, with_times=True))

@@ -272,7 +272,7 @@ def test_fits_in_bfloat16(random_log) -> None:
         ({"temperature": 0}, "temperature: .*greater than 0, got 0"),
         ({"contrast_weight": -1}, "contrast_weight: .*greater than or equal to 0, got -1"),
         ({"batch_size": 1}, "batch_size 1 leaves a sequence nothing to be contrasted with"),
-        ({"examples": "last"}, "examples: .*'prefixes' or 'newest_prefixes', got 'last'"),
+        ({"examples": "last"}, "examples: .*'newest_prefixes' or 'whole_prefixes', got 'last'"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
     ],
     ids=str,

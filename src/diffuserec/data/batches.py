@@ -20,11 +20,14 @@ from diffuserec.data.copies import AugmentedCopies
 from diffuserec.data.dataset import SequenceDataset, offsets_of
 from diffuserec.data.use import Use
 
-Examples = Literal["per_user", "windows", "prefixes", "newest_prefixes", "last"]
+Examples = Literal["per_user", "windows", "prefixes", "newest_prefixes", "whole_prefixes", "last"]
 """Ways to cut sequences into training examples: see :func:`training_examples`."""
 
 ONE_TARGET = ("prefixes", "newest_prefixes", "last")
 """Those whose examples have one target each, the item after the last input item."""
+
+_OF_NEWEST = ("newest_prefixes", "whole_prefixes")
+"""Those that see nothing of a sequence but its newest items."""
 
 _BUCKETS = 32
 """Batches that are sorted by length together: enough to leave little padding, few enough that the
@@ -359,7 +362,7 @@ class _Windows:
         """The examples of :func:`training_examples`."""
         index, ends = training_examples(dataset, max_len, examples, first_items)
         starts = np.maximum(dataset.starts[index], ends - max_len - 1)
-        if examples == "newest_prefixes":
+        if examples in _OF_NEWEST:
             starts = np.maximum(starts, dataset.ends[index] - max_len)
         one = examples in ONE_TARGET
         n_targets = np.ones_like(starts) if one else _n_targets(dataset, starts, ends)
@@ -569,7 +572,8 @@ def training_examples(
             be a target once, counted from the newest; the first targets of a window have little
             context. ``prefixes``: an example for every item, its only target.
             ``newest_prefixes``: the same for a sequence's newest `max_len` items alone, as if it
-            had no others. ``last``: one example a sequence, the newest item its only target.
+            had no others. ``whole_prefixes``: those, with a target at each of their positions.
+            ``last``: one example a sequence, the newest item its only target.
         first_items: whether the first item of two or more is a target too, of an empty history;
             for prefixes.
     """
@@ -579,7 +583,7 @@ def training_examples(
     ends = dataset.ends[index]
     if examples == "windows":
         ends -= number * max_len
-    elif examples in ("prefixes", "newest_prefixes"):
+    elif examples in ("prefixes", *_OF_NEWEST):
         ends += 1 + number - n_of[index]
     starts = np.maximum(dataset.starts[index], ends - max_len - 1)
     if examples in ONE_TARGET:
@@ -597,13 +601,9 @@ def n_training_examples(
     """Number of the examples of :func:`training_examples`, and of all their targets."""
     n = n_targets = 0
     for part in dataset.parts():
-        index, ends = training_examples(part, max_len, examples, first_items)
-        n += len(index)
-        if examples in ONE_TARGET:
-            n_targets += len(index)
-        else:
-            starts = np.maximum(part.starts[index], ends - max_len - 1)
-            n_targets += int(_n_targets(part, starts, ends).sum())
+        found = _Windows.of(part, max_len, examples, first_items)
+        n += len(found.n_targets)
+        n_targets += int(found.n_targets.sum())
     return n, n_targets
 
 
@@ -614,8 +614,8 @@ def _n_examples(
     lengths = dataset.lengths
     if examples == "windows":
         return np.asarray(-(-np.maximum(lengths - 1, 0) // max_len))
-    if examples in ("prefixes", "newest_prefixes"):
-        kept = np.minimum(lengths, max_len) if examples == "newest_prefixes" else lengths
+    if examples in ("prefixes", *_OF_NEWEST):
+        kept = np.minimum(lengths, max_len) if examples in _OF_NEWEST else lengths
         return np.where(kept >= 2, kept if first_items else kept - 1, 0)
     return (lengths >= 2).astype(np.int64)
 

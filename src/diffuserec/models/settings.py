@@ -296,13 +296,17 @@ class AttentiveSettings(EncoderSettings):
             )
 
 
+ExampleForm = Literal["per_user", "windows", "prefixes", "newest_prefixes", "whole_prefixes"]
+"""Ways to cut sequences into training examples that a method of the next item may be given."""
+
+
 class ExampleSettings(Settings):
     """Settings of how sequences become training examples."""
 
-    examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "per_user"
+    examples: ExampleForm = "per_user"
     """A training example: a user's newest max_len items, every one a target; as many such windows
-    as it takes for every item to be a target; one for every item, its only target; or one for
-    every item of the newest max_len."""
+    as it takes for every item to be a target; one for every item, its only target; one for every
+    item of the newest max_len; or those, with every one of their items a target."""
     by_length: bool = True
     """Whether a batch has examples of like length, which leaves little padding, or any."""
 
@@ -310,9 +314,7 @@ class ExampleSettings(Settings):
 class PlainSettings(ExampleSettings, TrainingSettings):
     """Settings of a model that learns the next item alone, of every position or prefix."""
 
-    examples: Annotated[Literal["per_user", "windows", "prefixes", "newest_prefixes"], ByLog()] = (
-        "per_user"
-    )
+    examples: Annotated[ExampleForm, ByLog()] = "per_user"
     batch_size: Annotated[int, Search(choices=(16, 32, 64, 128, 256)), ByLog()] = Field(64, ge=1)
     """Training examples a batch, on average."""
     first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = False

@@ -10,12 +10,12 @@ Departures:
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from diffuserec.models.config import OnlyIf
-from diffuserec.models.settings import EncoderName, NextItemSettings, PlainSettings
+from diffuserec.models.settings import EncoderName, ExampleForm, NextItemSettings, PlainSettings
 from diffuserec.training import NextItemRecommender
 
 
@@ -26,7 +26,7 @@ class FMLPRec(NextItemRecommender):
         """Hyper-parameters of FMLP-Rec."""
 
         encoder: EncoderName = "fmlp"
-        examples: Literal["per_user", "windows", "prefixes", "newest_prefixes"] = "newest_prefixes"
+        examples: ExampleForm = "newest_prefixes"
         first_items: Annotated[bool, OnlyIf(examples=("prefixes", "newest_prefixes"))] = True
         by_length: bool = False
         batch_size: int = Field(256, ge=1)

@@ -1,4 +1,4 @@
-"""Figures of curves: a metric at several values of one setting, and gains by size of the log."""
+"""Figures of curves: a metric by values of a setting or by epoch, and gains by size of a log."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _LOG_FROM = 20  # ratio of greatest to least value from which the axis is logarithmic
 _GRID = "#d8dee4"
 _COLUMNS = 3  # panels beside each other
+_STYLES = ("-", "--", ":", "-.")
 LINE_COLORS = ("#0550ae", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 
 Curves = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
@@ -68,6 +69,39 @@ def draw_gains(path: Path, title: str, gains: Gains, metric: str) -> None:
             panel.legend(frameon=False, fontsize=9)
 
     draw_svg(path, f"{title} (filled: significant)", len(gains), draw)
+
+
+def draw_epochs(
+    path: Path,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    published: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes validation by epoch as an SVG: a thin line for each seed of a row.
+
+    Args:
+        rows: with ``name`` and ``curve``, a list of values by epoch for each seed.
+        published: ``name, epochs, values`` of another code's, drawn as points.
+    """
+
+    def draw(axes: Sequence["Axes"]) -> None:
+        (panel,) = axes
+        for number, row in enumerate(rows):
+            turn, place = divmod(number, len(LINE_COLORS))
+            color, style = LINE_COLORS[place], _STYLES[turn % len(_STYLES)]
+            for seed, curve in enumerate(row["curve"]):
+                at = range(1, len(curve) + 1)
+                label = row["name"] if seed == 0 else None
+                panel.plot(at, curve, color=color, linestyle=style, linewidth=1, label=label)
+        if published is not None:
+            at, values = published["epochs"], published["values"]
+            panel.plot(at, values, "D", color="black", markersize=4, label=published["name"])
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel("NDCG@10 on validation")
+        panel.legend(frameon=False, fontsize=8, loc="lower right")
+
+    draw_svg(path, title, 1, draw, width=9.0)
 
 
 def _draw_gain(

@@ -386,10 +386,12 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
     """Epochs of the last phase, where the best was, and why it ended there.
 
     Returns:
-        ``stage, epochs, best_epoch`` (from 1)``, best_valid, epoch_limit, stop``; ``stage`` is the
-        phase that is told of where there are several, else null; ``stop`` is ``patience`` if
-        waiting longer would have changed nothing, ``limit`` if the epochs ran out before, and
-        ``none`` for a method that is not trained in epochs.
+        ``stage, epochs, best_epoch`` (from 1)``, best_valid, curve, seconds_to_best, epoch_limit,
+        stop``; ``stage`` is the phase that is told of where there are several, else null; ``curve``
+        the validation metric by epoch; ``seconds_to_best`` are those of all epochs up to the best,
+        earlier phases included, with their validations; ``stop`` is ``patience`` if waiting longer
+        would have changed nothing, ``limit`` if the epochs ran out before, and ``none`` for a
+        method that is not trained in epochs.
     """
     limit, patience = getattr(config, "epochs", None), getattr(config, "patience", None)
     last = _last_phase(epochs)
@@ -398,6 +400,8 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
         "epochs": len(last),
         "best_epoch": None,
         "best_valid": None,
+        "curve": [],
+        "seconds_to_best": None,
         "epoch_limit": limit,
         "stop": "none" if limit is None else "limit",
     }
@@ -408,4 +412,10 @@ def training_facts(epochs: list[Epoch], config: Settings) -> dict[str, Any]:
     waited = len(valid) - 1 - best
     if patience is not None and waited >= patience:
         facts["stop"] = "patience"
-    return facts | {"best_epoch": best + 1, "best_valid": valid[best]}
+    reached = len(epochs) - len(last) + best + 1
+    return facts | {
+        "best_epoch": best + 1,
+        "best_valid": valid[best],
+        "curve": [round(value, 6) for value in valid],
+        "seconds_to_best": seconds_of(epochs[:reached]),
+    }

@@ -57,6 +57,7 @@ def results_of(study: Study, outcome: Outcome, out: Path, small: bool = False) -
         "metrics": study.metrics,
         "published": study.published,
         "said": _said(study.published),
+        "published_curve": None if study.published_curve is None else dict(study.published_curve),
         "skipped": outcome.skipped,
         "tables": [
             {"data": data, "split": split, "protocol": protocol, "part": study.part}
@@ -319,6 +320,8 @@ def _row(
         row[what] = [document[what] for document in documents]
     row["epoch_limit"] = documents[0]["epoch_limit"]
     row["stage"] = documents[0].get("stage")  # a copy may be older
+    for what in ("curve", "seconds_to_best"):
+        row[what] = [document.get(what) for document in documents]
     for what, event in (("validations", "validation"), ("looks_at_test", "test")):
         row[what] = [looks_of(document, out, event) for document in documents]
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]

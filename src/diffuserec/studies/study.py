@@ -117,6 +117,28 @@ class Small(StudyTable):
     data: list[str] | None = None
 
 
+class PublishedCurve(StudyTable):
+    """Validation by epoch that another code reached, to stand beside what is measured.
+
+    Attributes:
+        name: whose it is.
+        epochs: counted from 1, rising.
+        values: NDCG@10, one for each of the epochs.
+    """
+
+    name: str
+    epochs: list[int] = Field(min_length=1)
+    values: list[float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.epochs) != len(self.values):
+            raise ValueError(f"{len(self.epochs)} epochs, but {len(self.values)} values")
+        if self.epochs[0] < 1 or self.epochs != sorted(set(self.epochs)):
+            raise ValueError("epochs are counted from 1 and rise")
+        return self
+
+
 class Study(StudyTable):
     """Content of a study file.
 
@@ -134,6 +156,8 @@ class Study(StudyTable):
         against: row that the others are compared with; by default the first, and for an augmented
             row the same recommender alone.
         published: name of a published table to show beside what was measured.
+        published_curve: of a study of the validation part: what stands in the table of validation
+            by epoch, and gives its columns.
         settings: of a method, in whatever row it stands, or under ``recommenders`` of every row's
             recommender that has them; those of a method hold over these.
         rows: what is trained and measured.
@@ -151,6 +175,7 @@ class Study(StudyTable):
     floors: list[str] = Field(["popularity", "markov"])
     against: str | None = None
     published: str | None = None
+    published_curve: PublishedCurve | None = None
     settings: dict[str, dict[str, Any]] = Field({})
     rows: list[Row] = Field(min_length=1)
     small: Small = Field(default_factory=lambda: Small.model_validate({}))
@@ -167,6 +192,8 @@ class Study(StudyTable):
             parse_data(name)
         if self.published is not None:
             published_table(self.published)
+        if self.published_curve is not None and self.part != "valid":
+            raise ValueError('published_curve stands beside validation: part = "valid"')
         return self
 
 

@@ -1,5 +1,6 @@
 """Tables and figures of a study's results, for a terminal, a page, a paper or another program."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from diffuserec.evaluation import GROUPS
 from diffuserec.files import write_text
-from diffuserec.reports.curves import Gains, draw_curves, draw_gains
+from diffuserec.reports.curves import Gains, draw_curves, draw_epochs, draw_gains
 from diffuserec.studies.data_sets import parse_data
 from diffuserec.studies.results import mean
 from diffuserec.tables import Cell, Estimate, Record, format_table, stars_of
@@ -52,6 +53,10 @@ def tables(
         groups = _group_records(table, shown[0])
         if groups:
             parts.append(format_table(groups, format, title=f"{shown[0]} by group"))
+        epochs = _epoch_records(table, document)
+        if epochs:
+            title = "NDCG@10 on validation by epoch, means over seeds"
+            parts.append(format_table(epochs, format, title=title))
         leaks = _leak_records(table)
         if leaks:
             parts.append(format_table(leaks, format, title="Leak meter"))
@@ -94,6 +99,46 @@ def _group_records(table: Mapping[str, Any], metric: str) -> list[Record]:
             cells = {group: Estimate(g["value"], g["margin"]) for group, g in found.items()}
             records.append({"method": row["name"], **cells})
     return [{"method": "users", **sizes}, *records] if records else []
+
+
+_EPOCHS = (1, 2, 5, 10, 20, 40, 60, 100, 150, 200)
+"""Columns of validation by epoch, where no published curve gives others."""
+
+
+def _epoch_records(table: Mapping[str, Any], document: Mapping[str, Any]) -> list[Record]:
+    """Validation by epoch where that is the study's part, as far as every seed of a row trained."""
+    rows = epochs_of(table)
+    if not rows:
+        return []
+    records: list[Record] = []
+    columns = [e for e in _EPOCHS if e <= max(len(c) for row in rows for c in row["curve"])]
+    published = document.get("published_curve")
+    if published:
+        columns = published["epochs"]
+        values = dict(zip(columns, published["values"], strict=True))
+        records.append(_epoch_record(published["name"], columns, values))
+    for row in rows:
+        reached = [e for e in columns if all(len(curve) >= e for curve in row["curve"])]
+        means = {e: statistics.fmean(curve[e - 1] for curve in row["curve"]) for e in reached}
+        record = _epoch_record(row["name"], columns, means)
+        record["best"] = Estimate(statistics.fmean(row["best_valid"]))
+        record["at epoch"] = "/".join(str(epoch) for epoch in row["best_epoch"])
+        record["seconds to it"] = _rounded(mean(row["seconds_to_best"]))
+        records.append(record)
+    return records
+
+
+def _epoch_record(
+    name: str, columns: Sequence[int], values: Mapping[int, float]
+) -> dict[str, Cell]:
+    shown = {str(e): Estimate(values[e]) if e in values else None for e in columns}
+    return {"method": name, **shown, "best": None, "at epoch": None, "seconds to it": None}
+
+
+def epochs_of(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of a table of the validation part whose validation by epoch is known, of every seed."""
+    rows = table["rows"] if table["part"] == "valid" else []
+    return [row for row in rows if row.get("curve") and all(row["curve"])]
 
 
 def _leak_records(table: Mapping[str, Any]) -> list[Record]:
@@ -297,7 +342,7 @@ def write_tables(document: Mapping[str, Any], out: Path) -> None:
 
 
 def write_curves(document: Mapping[str, Any], out: Path, prefix: str = "") -> None:
-    """Writes figures of curves where rows have a grid, and of gains where logs have several sizes.
+    """Writes figures of what a study has: curves of a grid, validation by epoch, gains by size.
 
     Args:
         prefix: of the names of the files.
@@ -308,6 +353,11 @@ def write_curves(document: Mapping[str, Any], out: Path, prefix: str = "") -> No
             name = "curve.svg" if len(document["tables"]) == 1 else f"curve-{number + 1}.svg"
             title = f"{document['title']}: {_title(table)}"
             draw_curves(out / f"{prefix}{name}", title, curves, document["metrics"][:2])
+        rows = epochs_of(table)
+        if rows:
+            name = "epochs.svg" if len(document["tables"]) == 1 else f"epochs-{number + 1}.svg"
+            title = f"{document['title']}: {_title(table)}"
+            draw_epochs(out / f"{prefix}{name}", title, rows, document.get("published_curve"))
     metric = document["metrics"][0]
     series = sizes_of(document)
     for number, some in enumerate(series):
