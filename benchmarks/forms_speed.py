@@ -1,4 +1,4 @@
-"""Seconds of a training epoch: all positions of a user, one prefix at a time, and BSARec's layers.
+"""Seconds of a training epoch: all positions of a user, or one prefix at a time, by two encoders.
 
     python benchmarks/forms_speed.py beauty.txt --old ../diffuserec-0.1.0
 
@@ -29,6 +29,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "SASRec, all positions": {"examples": "per_user"},
     "SASRec, a prefix an example": {"examples": "newest_prefixes", "batch_size": 256},
     "BSARec's layers, all positions": {"examples": "per_user", "encoder": "bsarec_causal"},
+    "BSARec as published, a prefix an example": {
+        "examples": "newest_prefixes",
+        "encoder": "bsarec",
+        "n_heads": 1,
+        "batch_size": 256,
+        "attention_dropout": 0.5,
+        "average_epochs": 0.0,
+        "first_items": True,
+        "by_length": False,
+    },
 }
 
 
