@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from pydantic import Field, model_validator
-from scipy.optimize import isotonic_regression  # type: ignore[attr-defined]  # made at run time
 from torch import Tensor
 
 from diffuserec.data import PAD, Catalog, Queries, SequenceDataset
@@ -137,6 +136,9 @@ class MaskDiff(MaskedItems, PrependingAugmenter):
         items, lengths, masked = (part.to(self.device) for part in (items, lengths, masked))
         log_p = self._probabilities(items, lengths, masked).log()
         truth = torch.from_numpy(first).to(self.device).view(-1, 1)
+        # not on top: scipy.optimize takes long to load, and few programs fit
+        from scipy.optimize import isotonic_regression  # type: ignore[attr-defined]
+
         possible = log_p.gather(1, truth)[:, 0] > -torch.inf
         if bool(possible.any()):
             losses = [

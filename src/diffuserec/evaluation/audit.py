@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import linprog  # type: ignore[attr-defined]
 
 from diffuserec.errors import ConfigError, DataError, did_you_mean
 from diffuserec.evaluation.metrics import Metric, parse_metric
@@ -187,6 +186,8 @@ def mrr_bounds(
     Returns:
         The bounds, or None if no ranking has these hit rates and NDCGs.
     """
+    from scipy.optimize import linprog  # type: ignore[attr-defined]  # not on top: as in paired
+
     half = 1e-9 + (0.5 * 10.0**-decimals if decimals is not None else 0.0)
     named = {parse_metric(name): value for name, value in metrics.items()}
     known = {m: v for m, v in named.items() if m.name in ("HR", "NDCG")}

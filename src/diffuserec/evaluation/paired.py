@@ -26,8 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
-from scipy import optimize
-from scipy.stats import nct, t  # type: ignore[attr-defined]  # scipy makes them at run time
+from scipy import special
 
 from diffuserec.errors import ConfigError
 
@@ -89,7 +88,7 @@ class PairedDifference:
         """
         if self.se == 0:
             return self.difference, self.difference
-        half = self.se * float(t.isf(alpha / 2, self.df))
+        half = self.se * -float(special.stdtrit(self.df, alpha / 2))
         return self.difference - half, self.difference + half
 
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -98,14 +97,18 @@ class PairedDifference:
         A difference as large as this comes out with p below `alpha` in a share `power` of such
         studies, if the standard error is as measured.
         """
+        # not on top: they take long to load, and training needs neither
+        from scipy.optimize import brentq
+        from scipy.stats import nct  # type: ignore[attr-defined]  # made at run time
+
         if self.se == 0 or math.isinf(self.se):
             return self.se
-        critical = float(t.isf(alpha / 2, self.df))
+        critical = -float(special.stdtrit(self.df, alpha / 2))
 
         def excess(shift: float) -> float:
             return float(nct.sf(critical, self.df, shift)) - power
 
-        return self.se * float(optimize.brentq(excess, 0.0, 4 * (critical + 10)))
+        return self.se * float(brentq(excess, 0.0, 4 * (critical + 10)))
 
 
 def paired_difference(
@@ -212,4 +215,4 @@ def _seed_parts(
 def _p_value(difference: float, variance: float, df: float) -> float:
     if variance == 0:  # no spread, so no test: certain if all gain, nothing if none does
         return 0.0 if difference else 1.0
-    return float(2 * t.sf(abs(difference) / math.sqrt(variance), df))
+    return float(2 * special.stdtr(df, -abs(difference) / math.sqrt(variance)))

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from diffuserec.errors import ConfigError
 from diffuserec.evaluation.evaluate import Evaluation
@@ -51,6 +50,8 @@ def compare(
         ConfigError: the runs were not measured the same way or not on the same users and targets,
             or there is no such metric or group.
     """
+    from scipy import stats  # not on top: it takes long to load, and training needs no tests
+
     mine = [ours] if isinstance(ours, Evaluation) else list(ours)
     theirs = [reference] if isinstance(reference, Evaluation) else list(reference)
     if not mine or not theirs:

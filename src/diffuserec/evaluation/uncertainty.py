@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from scipy.optimize import minimize_scalar
 from torch import nn
 
 from diffuserec.data import Queries, index_batches
@@ -190,6 +189,8 @@ def fitted_temperature(
         ConfigError: as :func:`uncertainty`.
         DataError: no target may be shown.
     """
+    from scipy.optimize import minimize_scalar  # not on top: training needs no temperature
+
     _require_distribution(model)
     batches = list(scored_batches(model, queries, augmenter, seed, batch_size))
 

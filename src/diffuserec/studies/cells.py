@@ -21,7 +21,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +97,7 @@ class Cell:
         parts += [self.protocol] * (self.protocol != "full")
         return "-".join([*(slug(part) for part in parts), self.key[:8]])
 
-    @property
+    @cached_property
     def augmenter_key(self) -> str | None:
         """Digest of what decides the fitted augmenter; None if there is none."""
         if self.plan.augment is None:
@@ -115,7 +115,7 @@ class Cell:
         seed = self.augmenter_seed
         return replace(self.plan, seed=seed, model="", settings={}, augment_settings=fitted)
 
-    @property
+    @cached_property
     def run_key(self) -> str:
         """Digest of what decides the trained model."""
         model, augmenter = methods_of(self.plan)
@@ -123,7 +123,7 @@ class Cell:
         use = {} if augmenter is None else use_of(augmenter.config)
         return _digest(*parts, *([use] if use else []))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of what decides the number."""
         return _digest(self.run_key, self.protocol, dict(self.measured_at))
