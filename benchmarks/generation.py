@@ -91,7 +91,7 @@ def counting(train: dr.SequenceDataset, m: int, asrep: ASReP | None) -> dict[str
         "co-occurrence, both ways": best_by(falling(both), m),
     }
     if asrep is not None:
-        vectors = torch.nn.functional.normalize(asrep.reverse.table.embeddings().detach(), dim=1)
+        vectors = torch.nn.functional.normalize(asrep.reverse[0].table.embeddings().detach(), dim=1)
         by_cosine = vectors.numpy()
         rows["nearest items"] = best_by(lambda items: by_cosine @ by_cosine[items].mean(0), m)
     return rows

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from diffuserec.augmenters.asrep import ASReP
-from diffuserec.data import Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data import Catalog, Histories, Queries, SequenceDataset, leave_one_out
 from diffuserec.errors import ConfigError
+from diffuserec.evaluation.leak import leak_meter
 from diffuserec.models.base import Epoch, Runtime
 from diffuserec.models.recommender import ScoreRecommender
 
@@ -26,9 +27,9 @@ def before(item: int, n: int) -> list[int]:
     return [(item - 1 - step) % 20 + 1 for step in range(n, 0, -1)]
 
 
-@pytest.mark.parametrize("model, settings", [("markov", {}), ("sasrec", QUICK)])
-def test_it_goes_on_backwards(cycle: SequenceDataset, model, settings) -> None:
-    augmenter = ASReP(n_items=4, model=model, model_settings=settings)
+@pytest.mark.parametrize("model, settings, n_folds", [("markov", {}, 3), ("sasrec", QUICK, 1)])
+def test_it_goes_on_backwards(cycle: SequenceDataset, model, settings, n_folds) -> None:
+    augmenter = ASReP(n_items=4, model=model, model_settings=settings, n_folds=n_folds)
     augmenter.fit(cycle, runtime=Runtime(seed=1))
     longer = augmenter.augment(cycle)
     right = [
@@ -80,9 +81,10 @@ class Watching(ScoreRecommender):
 def test_the_reverse_model_sees_sequences_backwards_and_a_tenth_shorter(
     cycle: SequenceDataset,
 ) -> None:
-    augmenter = ASReP()
+    augmenter = ASReP(n_folds=1)
     augmenter.take(cycle.catalog)
-    watching = augmenter.reverse = Watching()
+    watching = Watching()
+    augmenter.reverse = torch.nn.ModuleList([watching])
     augmenter.learn(cycle, None, Runtime())
     train, valid = watching.shown
     assert len(valid) == len(cycle) // 10
@@ -93,6 +95,53 @@ def test_the_reverse_model_sees_sequences_backwards_and_a_tenth_shorter(
     for number, user in enumerate(held_out):
         assert valid.targets[number] == cycle[user][0]
         assert valid.histories[number].tolist() == cycle[user][:0:-1].tolist()
+
+
+def memorable() -> SequenceDataset:
+    """Users who have nothing in common: an item of their own, what comes next, and both again."""
+    lists = [[3 * user + 1, 3 * user + 2, 3 * user + 1, 3 * user + 3] for user in range(60)]
+    return SequenceDataset.from_lists(lists)
+
+
+@pytest.mark.parametrize("n_folds, least, most", [(1, 1.0, 1.0), (3, 0.0, 0.1)])
+def test_what_one_user_alone_tells_is_remembered_without_folds_only(n_folds, least, most) -> None:
+    log = memorable()
+    augmenter = ASReP(n_items=2, model="markov", n_folds=n_folds).fit(log)
+    longer = augmenter.augment(log)
+    known = [3 * user + 2 in longer[user][:2] for user in range(len(log))]
+    assert least <= np.mean(known) <= most
+    found = leak_meter(augmenter, longer, leave_one_out(log).valid)
+    assert (found.training.share > 0.25) == (n_folds == 1)
+
+
+@pytest.mark.parametrize("n_condition", [1, 2])
+@pytest.mark.parametrize("user", [0, 7, 31])
+def test_no_later_item_of_a_user_changes_what_is_written_in_front(
+    random_log: SequenceDataset, user: int, n_condition: int
+) -> None:
+    def in_front(log: SequenceDataset) -> list[list[int]]:
+        augmenter = ASReP(n_items=5, model="markov", n_condition=n_condition, max_history=None).fit(
+            log
+        )
+        return [
+            row[: len(row) - len(own)].tolist()
+            for row, own in zip(augmenter.augment(log), log, strict=True)
+        ]
+
+    lists = [log.tolist() for log in random_log]
+    lists[user] = lists[user][:n_condition] + list(range(1, 9))
+    changed = SequenceDataset.from_lists(lists, random_log.catalog)
+    before, after = in_front(random_log), in_front(changed)
+    assert before[user] == after[user]
+    assert before != after  # others learn from it
+
+
+def test_users_who_all_begin_alike_need_one_model() -> None:
+    log = SequenceDataset.from_lists([[1, 2, 3], [1, 3, 2], [1, 2, 2]])
+    with pytest.raises(ConfigError, match="set n_folds to 1"):
+        ASReP(model="markov").fit(log)
+    assert len(ASReP(model="markov", n_folds=1).fit(log).reverse) == 1
+    assert len(ASReP(model="markov", condition="published").fit(log).reverse) == 1
 
 
 def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
@@ -107,14 +156,32 @@ def test_synthetic_items_are_not_read(cycle: SequenceDataset) -> None:
         assert longer[user][:2].tolist() == expected[user][:2].tolist()
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_parameters(cycle, cut_and_resumed) -> None:
-    def fitted(**changes) -> ASReP:
+def test_an_interrupted_fit_goes_on_to_the_same_parameters(
+    cycle, cut_and_resumed, tmp_path
+) -> None:
+    def fitted(n_folds: int = 1, **changes) -> ASReP:
         settings = QUICK | {"epochs": 4, "dropout": 0.3}
-        augmenter = ASReP(model="sasrec", model_settings=settings)
+        augmenter = ASReP(model="sasrec", model_settings=settings, n_folds=n_folds)
         return augmenter.fit(cycle, runtime=Runtime(seed=3, **changes))
 
     whole, resumed = fitted(), cut_and_resumed(fitted)
     assert [record.epoch for record in resumed.curve] == [0, 1, 2, 3]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+    shown = []
+
+    def interrupt(epoch: Epoch) -> None:
+        shown.append((epoch.phase, epoch.epoch))
+        if len(shown) == 6:  # in the second of three
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(3, checkpoint=tmp_path, on_epoch=interrupt)
+    assert len({phase for phase, _ in shown}) == 2
+    resumed = fitted(3, checkpoint=tmp_path, resume=True)
+    assert [record.epoch for record in resumed.curve] == 3 * [0, 1, 2, 3]
+    whole = fitted(3)
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
 

@@ -16,19 +16,22 @@ Departures and options:
   recommender that learns from them begins anew, as in DiffuASR's comparison.
 - A tenth of the users' first items is held out from the reverse model to decide when to stop.
 - 10 items for histories of at most 20; the authors' 15 to 17 are ``n_items``.
+- What stands in front of a user is written by a model that learned from others (``n_folds``): one
+  that learned from the user remembers which items belong to them, and so knows the targets.
 - They are generated from the first items of a history, which are never targets behind them. The
-  paper continues whole histories backwards and leaves out their items (``condition="published"``):
-  a training target is then never among them, a test target may be.
+  paper learns from everyone, continues whole histories backwards and leaves out their items
+  (``condition="published"``): a training target is then never among them, a test target may be.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from jaxtyping import Int32, Int64
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuserec.data import (
     Catalog,
@@ -38,9 +41,12 @@ from diffuserec.data import (
     bounded_batches,
     histories_of,
 )
+from diffuserec.data.batches import padded
+from diffuserec.errors import ConfigError
 from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import OnlyIf, parse_settings
+from diffuserec.models.config import Later, OnlyIf, parse_settings
+from diffuserec.models.diffusion import row_keys
 from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender
 from diffuserec.models.retrieval import ItemSets, top_k
@@ -60,6 +66,9 @@ class ASReP(PrependingAugmenter):
         max_history: Annotated[int | None, OnlyIf(use_place=("front", "middle"))] = Field(20, ge=1)
         """Only users with at most so many real items in training are given any, at inference too,
         and users that training does not know; None means all."""
+        n_folds: Annotated[int, OnlyIf(condition="causal"), Later(was=1)] = Field(3, ge=1)
+        """Parts of the users, by how they begin: the items of a part are written by a model that
+        learned from the others; with 1, one model learns from all and writes for all."""
         model: str = "sasrec"
         """Name of the recommender that is trained in reverse."""
         model_settings: Mapping[str, Any] = Field({}, validate_default=False)
@@ -83,16 +92,61 @@ class ASReP(PrependingAugmenter):
     config: Config
     version: ClassVar[int] = 2
     as_published: ClassVar[Mapping[str, Any]] = {"condition": "published"}
-    reverse: Recommender
 
     def build(self, catalog: Catalog) -> None:
-        self.reverse = find_recommender(self.config.model)(**self.config.model_settings)
-        self.reverse.take(catalog)
+        c = self.config
+        n = c.n_folds if c.condition == "causal" else 1
+        model = find_recommender(c.model)
+        self.reverse = nn.ModuleList(model(**c.model_settings) for _ in range(n))
+        for reverse in self._models:
+            reverse.take(catalog)
+
+    @property
+    def _models(self) -> list[Recommender]:
+        return [cast(Recommender, model) for model in self.reverse]
 
     def learn_to_generate(
         self, train: SequenceDataset, valid: Queries | None, runtime: Runtime
     ) -> list[Epoch]:
-        """Trains the reverse recommender; `valid` is not used."""
+        """Trains the reverse recommenders; `valid` is not used.
+
+        Raises:
+            ConfigError: all users of two items or more begin so that they are in one fold.
+        """
+        if len(self.reverse) == 1:
+            return self._learn_reverse(self._models[0], train, runtime)
+        records, folds = [], self._folds_of(train)
+        for number, reverse in enumerate(self._models):
+            others = np.flatnonzero(folds != number)
+            if not (train.lengths[others] >= 2).any():
+                raise ConfigError(
+                    "too few users begin differently to write the items of some by a model of the "
+                    "others: set n_folds to 1"
+                )
+            of_fold = runtime.within(f"fold-{number + 1}", f"fold {number + 1}: ")
+            curve = self._learn_reverse(reverse, train.select(others).compact(), of_fold)
+            records += [replace(r, phase=f"fold {number + 1}: {r.phase}") for r in curve]
+        return records
+
+    def _folds_of(self, dataset: SequenceDataset) -> Int64[np.ndarray, " S"]:
+        """Number of the part of each user, which follows from the first items alone.
+
+        It is -1 for those who have fewer: they are given no items, and every model learns from
+        them.
+        """
+        folds = np.zeros(len(dataset), dtype=np.int64)
+        if len(self.reverse) == 1:
+            return folds
+        begun = dataset.lengths >= self.config.n_condition
+        starts = dataset.starts[begun]
+        heads = padded(dataset.log.items, starts, starts + self.config.n_condition)
+        folds[begun] = row_keys(torch.from_numpy(heads)).numpy() % len(self.reverse)
+        folds[~begun] = -1
+        return folds
+
+    def _learn_reverse(
+        self, reverse: Recommender, train: SequenceDataset, runtime: Runtime
+    ) -> list[Epoch]:
         backwards = _reversed(train)
         generator = np.random.Generator(np.random.Philox(key=[runtime.seed, 0]))
         users = generator.permutation(len(backwards))
@@ -103,20 +157,26 @@ class ASReP(PrependingAugmenter):
         known = backwards.view(backwards.starts, ends)
         targets = backwards.log.items[ends[held_out]].astype(np.int64)
         queries = Queries(known.select(held_out), targets) if len(held_out) else None
-        return fit_shared(self.reverse, known, queries, runtime)
+        return fit_shared(reverse, known, queries, runtime)
 
     @torch.no_grad()
     def generate(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
         backwards = _reversed(conditions)
         generated = np.zeros((len(conditions), self.config.n_items), dtype=np.int32)
-        order = np.argsort(backwards.lengths, kind="stable")
-        for batch in bounded_batches(backwards.lengths[order], _AT_ONCE):
-            part = order[batch]
-            earlier = self._continued(histories_of(backwards, part).to(self.device), seed)
-            generated[part] = earlier.flip(1).cpu().numpy()  # generated last, oldest
+        folds = self._folds_of(conditions)
+        for number, reverse in enumerate(self._models):
+            mine = np.flatnonzero(folds == number)
+            order = mine[np.argsort(backwards.lengths[mine], kind="stable")]
+            for batch in bounded_batches(backwards.lengths[order], _AT_ONCE):
+                part = order[batch]
+                histories = histories_of(backwards, part).to(self.device)
+                earlier = self._continued(reverse, histories, seed)
+                generated[part] = earlier.flip(1).cpu().numpy()  # generated last, oldest
         return generated
 
-    def _continued(self, histories: Histories, seed: int) -> Int64[Tensor, "B M"]:
+    def _continued(
+        self, reverse: Recommender, histories: Histories, seed: int
+    ) -> Int64[Tensor, "B M"]:
         """M items that follow reversed histories, each the best one that is not there yet."""
         n, lengths = self.config.n_items, histories.lengths
         room = torch.zeros(len(lengths), n, dtype=torch.int64, device=lengths.device)
@@ -125,7 +185,7 @@ class ASReP(PrependingAugmenter):
         for step in range(n):
             width = int(lengths.max()) + step
             longer = Histories(histories.users, items[:, :width], lengths + step)
-            scorer = self.reverse.scorer(longer, seed)
+            scorer = reverse.scorer(longer, seed)
             owner, position = (items > 0).nonzero(as_tuple=True)
             _, best = top_k(scorer, 1, hidden=ItemSets(owner, items[owner, position]))
             if bool((best < 0).any()):  # a history that holds the whole catalog begins anew
