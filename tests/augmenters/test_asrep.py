@@ -111,7 +111,8 @@ def test_what_one_user_alone_tells_is_remembered_without_folds_only(n_folds, lea
     known = [3 * user + 2 in longer[user][:2] for user in range(len(log))]
     assert least <= np.mean(known) <= most
     found = leak_meter(augmenter, longer, leave_one_out(log).valid)
-    assert (found.training.share > 0.25) == (n_folds == 1)
+    # of three targets of a user, the second item and hardly another is written in front
+    assert found.training.share == pytest.approx(np.mean(known) / 3, abs=0.05)
 
 
 @pytest.mark.parametrize("n_condition", [1, 2])

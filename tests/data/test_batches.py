@@ -603,15 +603,16 @@ def test_prefixes_of_the_newest_items_as_if_there_were_no_others() -> None:
     )
 
 
-def test_every_item_of_a_whole_prefix_is_a_target() -> None:
+@pytest.mark.parametrize("first_items", [False, True])  # which are for one target an example
+def test_every_item_of_a_whole_prefix_is_a_target(first_items: bool) -> None:
     dataset = SequenceDataset.from_lists([[1, 2, 3, 4, 5], [6, 7], [8], []])
     found = []
-    for batch in training_batches(dataset, 2, 3, 0, 0, examples="whole_prefixes"):
+    for batch in training_batches(dataset, 2, 3, 0, 0, "whole_prefixes", first_items):
         for items, targets in zip(batch.items.tolist(), batch.targets.tolist(), strict=True):
             found.append(([i for i in items if i], [t for t in targets if t]))
     # the newest three items alone, and of them each prefix of two and more
     assert sorted(found) == [([3], [4]), ([3, 4], [4, 5]), ([6], [7])]
-    assert n_training_examples(dataset, 3, "whole_prefixes") == (3, 4)
+    assert n_training_examples(dataset, 3, "whole_prefixes", first_items) == (3, 4)
 
 
 def test_a_synthetic_first_item_is_no_target() -> None:

@@ -44,7 +44,7 @@ def by_epoch(document: dict[str, Any]) -> dict[str, list[str]]:
     if "by epoch" not in text:
         return {}
     lines = text.partition("by epoch")[2].partition("|")[2].partition("\n\n")[0].splitlines()
-    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
     return {first: rest for first, *rest in cells if not first.startswith("-")}
 
 
@@ -58,8 +58,8 @@ def test_means_stand_as_far_as_every_seed_trained() -> None:
 def test_a_published_curve_stands_first_and_gives_the_columns() -> None:
     found = by_epoch(results(row("A", [0.1, 0.4, 0.2, 0.3]), published_curve=OTHERS))
     assert found["method"][:3] == ["1", "3", "9"]
-    assert found["Others"] == ["0.0100", "0.0500", "0.0700", "", "", ""][: len(found["Others"])]
-    assert found["A"][:4] == ["0.1000", "0.2000", "", "0.4000"]
+    assert found["Others"] == ["0.0100", "0.0500", "0.0700", "", "", ""]
+    assert found["A"] == ["0.1000", "0.2000", "", "0.4000", "2", "40"]
     assert list(found) == ["method", "Others", "A"]
 
 
@@ -72,6 +72,11 @@ def test_elsewhere_there_is_no_such_table(document: dict[str, Any], tmp_path: Pa
     assert not by_epoch(document)
     write_curves(document, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_without_a_kept_curve_are_named() -> None:
+    text = tables(results(row("A", [0.1]), row("B", [0.2], [0.3]) | {"curve": [None, [0.3]]}))
+    assert "Not kept by epoch: B." in text
 
 
 def test_the_figure_names_every_row(tmp_path: Path) -> None:
@@ -95,9 +100,11 @@ def test_a_published_curve_is_checked(change: dict[str, Any], message: str) -> N
         study(published_curve=OTHERS | change)
 
 
-def test_a_published_curve_needs_validation() -> None:
+def test_a_published_curve_needs_validation_and_one_log() -> None:
     with pytest.raises(ValueError, match="stands beside validation"):
         study(part="test", published_curve=OTHERS)
+    with pytest.raises(ValueError, match="of one data set and split"):
+        study(data=["store", "store-orders"], published_curve=OTHERS)
 
 
 def study(**content: Any) -> Study:

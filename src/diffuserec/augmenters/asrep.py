@@ -45,7 +45,7 @@ from diffuserec.data.batches import padded
 from diffuserec.errors import ConfigError
 from diffuserec.models.augmenter import PrependingAugmenter
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import Later, OnlyIf, parse_settings
+from diffuserec.models.config import OnlyIf, parse_settings
 from diffuserec.models.diffusion import row_keys
 from diffuserec.models.methods import find_recommender, suited_part
 from diffuserec.models.recommender import Recommender
@@ -66,7 +66,7 @@ class ASReP(PrependingAugmenter):
         max_history: Annotated[int | None, OnlyIf(use_place=("front", "middle"))] = Field(20, ge=1)
         """Only users with at most so many real items in training are given any, at inference too,
         and users that training does not know; None means all."""
-        n_folds: Annotated[int, OnlyIf(condition="causal"), Later(was=1)] = Field(3, ge=1)
+        n_folds: Annotated[int, OnlyIf(condition="causal")] = Field(3, ge=1)
         """Parts of the users, by how they begin: the items of a part are written by a model that
         learned from the others; with 1, one model learns from all and writes for all."""
         model: str = "sasrec"
@@ -90,7 +90,7 @@ class ASReP(PrependingAugmenter):
             return super().identity() | {"model_settings": own}
 
     config: Config
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     as_published: ClassVar[Mapping[str, Any]] = {"condition": "published"}
 
     def build(self, catalog: Catalog) -> None:
@@ -115,14 +115,15 @@ class ASReP(PrependingAugmenter):
         """
         if len(self.reverse) == 1:
             return self._learn_reverse(self._models[0], train, runtime)
-        records, folds = [], self._folds_of(train)
-        for number, reverse in enumerate(self._models):
-            others = np.flatnonzero(folds != number)
-            if not (train.lengths[others] >= 2).any():
-                raise ConfigError(
-                    "too few users begin differently to write the items of some by a model of the "
-                    "others: set n_folds to 1"
-                )
+        folds = self._folds_of(train)
+        others_of = [np.flatnonzero(folds != number) for number in range(len(self.reverse))]
+        if not all((train.lengths[others] >= 2).any() for others in others_of):
+            raise ConfigError(
+                "too few users begin differently to write the items of some by a model of the "
+                "others: set n_folds to 1"
+            )
+        records = []
+        for number, (reverse, others) in enumerate(zip(self._models, others_of, strict=True)):
             of_fold = runtime.within(f"fold-{number + 1}", f"fold {number + 1}: ")
             curve = self._learn_reverse(reverse, train.select(others).compact(), of_fold)
             records += [replace(r, phase=f"fold {number + 1}: {r.phase}") for r in curve]

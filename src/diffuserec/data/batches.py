@@ -616,7 +616,8 @@ def _n_examples(
         return np.asarray(-(-np.maximum(lengths - 1, 0) // max_len))
     if examples in ("prefixes", *_OF_NEWEST):
         kept = np.minimum(lengths, max_len) if examples in _OF_NEWEST else lengths
-        return np.where(kept >= 2, kept if first_items else kept - 1, 0)
+        with_first = first_items and examples in ONE_TARGET
+        return np.where(kept >= 2, kept if with_first else kept - 1, 0)
     return (lengths >= 2).astype(np.int64)
 
 

@@ -367,8 +367,8 @@ class TargetsSettings(LossSettings):
     def _has_targets(self) -> Self:
         if self.n_targets > 1 and self.examples in ONE_TARGET:
             raise ValueError(
-                f"n_targets {self.n_targets} needs examples='per_user' or 'windows': a prefix has "
-                "one"
+                f"n_targets {self.n_targets} needs examples of several targets: 'per_user', "
+                "'windows' or 'whole_prefixes'"
             )
         return self
 

@@ -194,6 +194,8 @@ class Study(StudyTable):
             published_table(self.published)
         if self.published_curve is not None and self.part != "valid":
             raise ValueError('published_curve stands beside validation: part = "valid"')
+        if self.published_curve is not None and len(self.data) * len(self.splits) > 1:
+            raise ValueError("published_curve is of one data set and split; the study has several")
         return self
 
 

@@ -57,6 +57,11 @@ def tables(
         if epochs:
             title = "NDCG@10 on validation by epoch, means over seeds"
             parts.append(format_table(epochs, format, title=title))
+            kept = {record["method"] for record in epochs}
+            lost = [r["name"] for r in table["rows"] if any(r.get("best_valid") or ())]
+            lost = [name for name in lost if name not in kept]
+            if lost:
+                parts.append(_paragraph(f"Not kept by epoch: {', '.join(lost)}.", format))
         leaks = _leak_records(table)
         if leaks:
             parts.append(format_table(leaks, format, title="Leak meter"))
@@ -136,8 +141,12 @@ def _epoch_record(
 
 
 def epochs_of(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows of a table of the validation part whose validation by epoch is known, of every seed."""
-    rows = table["rows"] if table["part"] == "valid" else []
+    """Rows of a table of the validation part whose validation by epoch is known, of every seed.
+
+    Training validates under the protocol ``full``, so that other tables have none.
+    """
+    is_theirs = (table["part"], table["protocol"]) == ("valid", "full")
+    rows = table["rows"] if is_theirs else []
     return [row for row in rows if row.get("curve") and all(row["curve"])]
 
 
