@@ -171,7 +171,7 @@ def test_every_loss_and_example_fits(random_log, settings, precision) -> None:
         ({"kl_annealing_steps": 0}, "kl_annealing_steps: .*greater than or equal to 1, got 0"),
         (
             {"n_targets": 2, "examples": "prefixes"},
-            "n_targets 2 needs examples='per_user' or 'windows'",
+            "n_targets 2 needs examples of several targets: 'per_user'",
         ),
         ({"n_generative_layers": 0}, "n_generative_layers: .*greater than or equal to 1, got 0"),
         ({"dim": 10, "n_heads": 3}, "dim 10 is not divisible by n_heads 3"),
