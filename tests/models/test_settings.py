@@ -154,7 +154,7 @@ def test_one_encoder_by_two_methods_is_one_model(cycle):
         (
             TargetsSettings,
             {"n_targets": 2, "examples": "prefixes"},
-            "It: settings: n_targets 2 needs examples of several targets: 'per_user', 'windows' or 'whole_prefixes'",
+            "It: settings: n_targets 2 needs examples of several targets: 'per_user', 'windows'",
         ),
         (
             ContrastiveSettings,
