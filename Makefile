@@ -64,4 +64,4 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) examples/package/pyproject.tom
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest demo site docs/generated dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-lowest demo site docs/generated jupyter_execute dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
