@@ -111,7 +111,7 @@ class Leak:
                 f"no leak, though training ({_percent(self.training)}) exceeds validation "
                 f"({_percent(self.validation)}) by more than a tenth: the same training targets "
                 f"stand there as often when served ({_percent(self.sample)} and "
-                f"{_percent(self.served)}); the augmenter may remember the users it learned from"
+                f"{_percent(self.served)}); one that learned from these users may remember them"
             )
         return f"no leak: in training {parts} of them; {same}; {after}"
 
