@@ -2,31 +2,59 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ForwardRef, Literal, Self, get_args, get_origin
 
+import jaxtyping
 import torch
-from beartype import beartype
-from jaxtyping import install_import_hook
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook, jaxtyped
 
 torch.set_num_threads(1)
 
 
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """beartype, with the two things that it cannot know of a single function.
+def in_quotes(hint: object) -> bool:
+    """Whether a hint is in quotation marks, or holds one that is."""
+    if isinstance(hint, str | ForwardRef):
+        return True
+    return get_origin(hint) is not Literal and any(map(in_quotes, get_args(hint)))
 
-    Self has no meaning outside its class; and a dataclass field that is filled in after
-    construction may be given its default None, though it never holds it.
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype, with the three things that it cannot know of a single function.
+
+    Self has no meaning outside its class; a dataclass field that is filled in after construction
+    may be given its default None, though it never holds it; and a hint in quotation marks may name
+    what is imported for type checkers alone.
     """
-    hints = function.__annotations__
+    written = function.__annotations__
+    hints = {name: Any if in_quotes(hint) else hint for name, hint in written.items()}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is None and name in hints:
             hints[name] = hints[name] | None
     if hints.get("return") is Self:
         hints["return"] = Any
-    return beartype(function)
+    function.__annotations__ = hints
+    checking = beartype(conf=BeartypeConf(violation_type=TypeError))(function)
+    function.__annotations__ = checking.__annotations__ = written
+    return checking
+
+
+def checked_where_shapes_are(**options: Any) -> Callable[[Any], Any]:
+    """jaxtyped, for classes and for functions whose annotations have shapes; others are checked.
+
+    jaxtyping makes three functions of each and prepares for shapes in every call, which would
+    double the time of the whole suite.
+    """
+
+    def decorate(of: Any) -> Any:
+        has_shapes = "jaxtyping" in repr(getattr(of, "__annotations__", {}))
+        return jaxtyped(of, **options) if has_shapes or isinstance(of, type) else checked(of)
+
+    return decorate
 
 
 # before anything imports the package: from here on its annotations are enforced
+jaxtyping.jaxtyped = checked_where_shapes_are
 install_import_hook("diffuserec", f"sys.modules[{__name__!r}].checked")
 
 import numpy as np  # noqa: E402

@@ -111,6 +111,13 @@ def quick(kind: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in TINY.items() if key in known} | OWN.get(name, {})
 
 
+def few_epochs(kind: str, name: str, n: int) -> dict[str, int]:
+    """Settings with which each stage of a method has so many epochs."""
+    known = class_of(kind, name).Config.model_fields
+    stages = {"epochs", "pretrain_epochs", "rounds", "generator_epochs"}
+    return dict.fromkeys(stages & known.keys(), n)
+
+
 def made(kind: str, name: str, **settings: Any) -> Any:
     return class_of(kind, name)(**quick(kind, name) | settings)
 

@@ -34,6 +34,7 @@ from .suite import (
     assert_same_dataset,
     assert_same_state,
     class_of,
+    few_epochs,
     fitted,
     items_of,
     made,
@@ -287,7 +288,7 @@ def test_a_user_has_the_same_items_in_front_wherever_they_are_shown(
     name: str, settings: dict[str, int], built_in_store: Split
 ) -> None:
     split = built_in_store
-    augmenter = made("augmenter", name, **settings).fit(split.train, runtime=Runtime(seed=1))
+    augmenter = briefly("augmenter", name, **settings).fit(split.train, runtime=Runtime(seed=1))
     clicked = SequenceDataset.from_lists(
         [
             [*h.tolist(), int(t), 7]
@@ -319,7 +320,7 @@ def test_a_user_has_the_same_items_in_front_wherever_they_are_shown(
 def test_only_short_histories_when_asked(name: str, condition: str, built_in_store: Split) -> None:
     split, longest = built_in_store, 9
     settings = {"max_history": longest, "condition": condition}
-    chosen = made("augmenter", name, **settings).fit(split.train)
+    chosen = briefly("augmenter", name, **settings).fit(split.train)
     longer = chosen.augment(split.train)
     added = longer.lengths - split.train.lengths
     assert (added[split.train.lengths > longest] == 0).all()
@@ -423,16 +424,15 @@ _FITTED: dict[tuple[str, str], Any] = {}
 
 
 def in_store(kind: str, name: str, store: Split) -> Any:
-    """Fitted on the built-in store, a recommender for two epochs, once for all tests."""
+    """Fitted on the built-in store, each stage for two epochs, once for all tests."""
     key = (f"{kind} in the store", name)
     if key not in _FITTED:
-        _FITTED[key] = shortly(kind, name).fit(store.train, runtime=Runtime(seed=1))
+        _FITTED[key] = briefly(kind, name).fit(store.train, runtime=Runtime(seed=1))
     return _FITTED[key]
 
 
-def shortly(kind: str, name: str) -> Any:
-    has_epochs = kind == "recommender" and "epochs" in class_of(kind, name).Config.model_fields
-    return made(kind, name, **({"epochs": 2} if has_epochs else {}))
+def briefly(kind: str, name: str, **settings: Any) -> Any:
+    return made(kind, name, **few_epochs(kind, name, 2) | settings)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_every_recommender_trains_on_what_every_augmenter_makes(
     augmenter = in_store("augmenter", kind, built_in_store)
     train = augmenter.augment(built_in_store.train)
     assert train.copies is not None or train.synthetic.any()
-    model = shortly("recommender", name).fit(train, runtime=Runtime(seed=1))
+    model = briefly("recommender", name).fit(train, runtime=Runtime(seed=1))
     # what was made counts neither as popular ...
     counts = np.bincount(built_in_store.train.items, minlength=train.vocab_size)
     assert model.popularity.tolist() == counts.tolist()
@@ -468,14 +468,10 @@ def test_targets_behind_nothing_but_context_are_learned(name: str, split: Split)
     lists = [[1 + i, 2 + i, 3 + i] for i in range(5)]
     log = SequenceDataset.from_lists(lists, split.train.catalog)
     train = log.prepend(np.full((5, 2), 4, dtype=np.int32), np.arange(5), n_context=2)
-    model = made("recommender", name, **one_epoch(name)).fit(train, runtime=Runtime(seed=1))
+    batches = "batch_size" in class_of("recommender", name).Config.model_fields
+    settings = {"batch_size": 2} if batches else {}
+    model = briefly("recommender", name, **settings).fit(train, runtime=Runtime(seed=1))
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-
-
-def one_epoch(name: str) -> dict[str, Any]:
-    fields = class_of("recommender", name).Config.model_fields
-    settings = {n: 1 for n in ("epochs", "pretrain_epochs", "generator_epochs") if n in fields}
-    return settings | {"batch_size": 2} if "batch_size" in fields else settings
 
 
 def test_a_recommender_accepts_what_an_augmenter_adds(augmenter, split: Split) -> None:

@@ -362,7 +362,7 @@ def blocks(file: Path, quoted: bool, size: int = BLOCK, skip: int = 0) -> Iterat
 
 def scan(
     log: LogFile, separator: str | None, n_fields: int, quoted: bool
-) -> tuple[int, "array[int]"]:
+) -> "tuple[int, array[int]]":
     """The number of records, and which of them are blank.
 
     Raises:
