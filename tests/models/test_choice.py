@@ -36,6 +36,13 @@ def test_what_an_augmenter_added_is_not_counted() -> None:
     assert dr.recommender_for(longer) == dr.recommender_for(real)
 
 
+def test_a_large_catalog_is_said_where_its_loss_is_another() -> None:
+    few, many = (dr.SequenceDataset.from_lists([[1, 2, n]] * 5) for n in (100_000, 100_001))
+    assert "loss" not in dr.recommender_for(few).why
+    assert "a loss over some of the 100,001 items" in dr.recommender_for(many).why
+    assert dr.SASRec().config.suited_to(many).loss == "sampled_softmax"
+
+
 def test_an_empty_log_is_refused() -> None:
     with pytest.raises(dr.DataError, match="this one is empty"):
         dr.recommender_for(log(3, 0, 5))

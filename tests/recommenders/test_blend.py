@@ -9,7 +9,7 @@ import torch
 
 import diffuserec as dr
 from diffuserec.data import Store, histories_of
-from diffuserec.models.methods import find_recommender
+from diffuserec.models.methods import find_recommender, preset_of
 from diffuserec.models.retrieval import memory_budget
 from diffuserec.studies.runner import run_study
 from diffuserec.studies.study import read
@@ -116,6 +116,18 @@ def test_choosing_weights_keeps_to_the_memory_there_is(split, monkeypatch) -> No
     assert held
     assert max(held) <= 2000
     assert torch.equal(few, dr.Blend(parts=parts).fit(split.train, split.valid).weights)
+
+
+def test_the_preset_is_the_best_row_of_the_study() -> None:
+    preset, _ = preset_of(dr.Blend, None, "with_diffusion")
+    study = read(Path(__file__).parents[2] / "experiments/blend.toml")
+    (row,) = (row for row in study.rows if row.name == "BSARec, twice, and MaskDiffRec")
+    measured, ours = dr.Blend(**row.settings).config, dr.Blend(**preset).config
+    assert ours.parts == measured.parts
+    budget = {"epochs": 60, "patience": 5}
+    assert {part: {**ours.settings_of(part), **budget} for part in ("bsarec", "maskdiffrec")} == {
+        part: measured.settings_of(part) for part in ("bsarec", "maskdiffrec")
+    }
 
 
 def test_a_part_of_another_version_makes_another_blend(monkeypatch) -> None:

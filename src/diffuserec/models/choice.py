@@ -11,6 +11,7 @@ import numpy as np
 from diffuserec.data import SequenceDataset
 from diffuserec.data.advice import require_sequences
 from diffuserec.errors import DataError
+from diffuserec.models.settings import MANY_ITEMS
 
 FEW_USERS = 5000
 """Fewer users teach a trained model little more than counting knows."""
@@ -38,6 +39,9 @@ def recommender_for(log: SequenceDataset) -> Choice:
     * Otherwise, if half of the users have more than 20 items: ``sasrec``.
     * Otherwise ``bsarec``.
 
+    The catalog does not choose between them: above 100,000 items, the defaults of each draw
+    negatives in place of a softmax over all items, which the line then says.
+
     Items that an augmenter generated are not counted.
 
     Args:
@@ -57,6 +61,8 @@ def recommender_for(log: SequenceDataset) -> Choice:
         f"{len(lengths):,} users, half of them with {median:g} items or more, and {per_item:.1f} "
         f"actions for each of {n_items:,} items"
     )
+    if log.catalog.n_items > MANY_ITEMS:
+        facts += f", a loss over some of the {log.catalog.n_items:,} items of the catalog at a time"
     if len(lengths) < FEW_USERS:
         return Choice("blend", f"{facts}: few users, so that counting is added to training")
     if median > LONG:

@@ -26,7 +26,7 @@ from diffuserec.models.losses import LOSSES, NegativesName, info_nce, takes_nega
 _MANY_ACTIONS = 100
 """Actions an item from which on less dropout is the default."""
 
-_MANY_ITEMS = 100_000
+MANY_ITEMS = 100_000
 """Items above which negatives are the default: a softmax over all would take seconds a step."""
 
 _BATCHES = 300
@@ -138,7 +138,7 @@ class SequenceSettings(TrainingSettings):
         - `loss` is sampled_softmax above 100,000 items, and then its `negatives` are mixed.
         """
         found: dict[str, Any] = {}
-        if isinstance(self, LossSettings) and log.catalog.n_items > _MANY_ITEMS:
+        if isinstance(self, LossSettings) and log.catalog.n_items > MANY_ITEMS:
             loss = found["loss"] = "sampled_softmax" if "loss" in names else self.loss
             if "negatives" in names and loss == "sampled_softmax":
                 found["negatives"] = "mixed"

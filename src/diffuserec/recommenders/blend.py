@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +138,15 @@ class Blend(ScoreRecommender):
             return found
 
     config: Config
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "with_diffusion": {
+            "parts": ("bsarec", "bsarec:2", "maskdiffrec"),
+            "settings": {
+                "bsarec": {"dropout": 0.4},
+                "maskdiffrec": {"dropout": 0.4, "learning_rate": 0.002},
+            },
+        },
+    }
     weights: Tensor
 
     def build(self, catalog: Catalog) -> None:

@@ -1,8 +1,8 @@
 """gSASRec: SASRec with many negatives and a loss that corrects for their share.
 
 Source: Petrov & Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained
-with Negative Sampling", RecSys 2023 (arXiv 2308.07192). The recipe is the released one, at this
-project's common width and length (64, 50).
+with Negative Sampling", RecSys 2023 (arXiv 2308.07192). ``--preset as_published`` is the authors'
+released recipe for MovieLens-1M; by default width and length are this project's common ones.
 
 Departures: the item table is tied, where the released code has a second one for scores by default;
 the blocks are those of :class:`~diffuserec.recommenders.sasrec.SASRec`; an epoch passes over all
@@ -10,7 +10,8 @@ users, where the authors count 100 batches; scores count from where a constant i
 (``gbce_offset``).
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -47,3 +48,11 @@ class GSASRec(NextItemRecommender):
         """Training examples a batch, on average."""
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "dim": 128,
+        "max_len": 200,
+        "gbce_offset": False,
+        "epochs": 21_000,
+        "patience": 425,
+        "average_epochs": 0.0,
+    }

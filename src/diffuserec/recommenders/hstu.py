@@ -1,7 +1,8 @@
 """HSTU: pointwise gated attention that predicts each next item from those before it.
 
 Source: Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for
-Generative Recommendations", ICML 2024 (arXiv 2402.17152).
+Generative Recommendations", ICML 2024 (arXiv 2402.17152). ``--preset as_published`` is the authors'
+released recipe for MovieLens-1M (HSTU-large), as far as the departures allow.
 
 Departures:
 - The full softmax over dot products; the released code samples 128 or more negatives and compares
@@ -9,7 +10,8 @@ Departures:
 - The bias by times is an option, ``time_bias``, and reads no time of the target: see the encoder.
 """
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -43,3 +45,13 @@ class HSTU(NextItemRecommender):
         """Training examples a batch, on average."""
 
     config: Config
+    as_published: ClassVar[Mapping[str, Any]] = {
+        "dim": 50,
+        "max_len": 200,
+        "n_layers": 8,
+        "n_heads": 2,
+        "loss": "sampled_softmax",
+        "n_negatives": 128,
+        "epochs": 101,
+        "average_epochs": 0.0,
+    }
