@@ -91,8 +91,9 @@ def counting(train: dr.SequenceDataset, m: int, asrep: ASReP | None) -> dict[str
         "co-occurrence, both ways": best_by(falling(both), m),
     }
     if asrep is not None:
-        vectors = torch.nn.functional.normalize(asrep.reverse[0].table.embeddings().detach(), dim=1)
-        by_cosine = vectors.numpy()
+        # the mean cosine over the tables of its folds
+        tables = [model.table.embeddings().detach() for model in asrep.reverse]
+        by_cosine = torch.cat([torch.nn.functional.normalize(t, dim=1) for t in tables], 1).numpy()
         rows["nearest items"] = best_by(lambda items: by_cosine @ by_cosine[items].mean(0), m)
     return rows
 
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1000, help="taken out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     data = subset(read(given.log)) if given.subset else read(given.log)
@@ -159,6 +161,7 @@ def main() -> None:
         "items": train.catalog.n_items,
         "hidden_users": len(hidden.first),
         "n_items": m,
+        "precision": given.precision,
         "settings": {},
         "fit_cpu_s": {},
         "rows": {},
@@ -181,7 +184,10 @@ def main() -> None:
         augmenter = dr.find_augmenter(name)(**{"n_items": m} | settings)
         assert isinstance(augmenter, PrependingAugmenter)
         start = time.process_time()
-        augmenter.fit(train, runtime=dr.Runtime(device="cpu", seed=given.seed, progress=True))
+        runtime = dr.Runtime(
+            device="cpu", seed=given.seed, precision=given.precision, progress=True
+        )
+        augmenter.fit(train, runtime=runtime)
         result["fit_cpu_s"][name] = time.process_time() - start
         asrep = augmenter if isinstance(augmenter, ASReP) else asrep
         is_ours = isinstance(augmenter, MaskDiff)
