@@ -662,12 +662,14 @@ def test_blocks_have_rows_enough_and_stay_in_memory(vocab_size, cached, device, 
     assert block_shape(7, vocab_size, torch.device(device), cached)[0] == 7
 
 
-def test_a_block_that_is_passed_over_often_stays_in_the_cache():
-    rows, columns = block_shape(10**6, 12_102, CPU, cached=True)
+@pytest.mark.parametrize("precision, size", [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_a_block_that_is_passed_over_often_stays_in_the_cache(precision, size):
+    rows, columns = block_shape(10**6, 12_102, CPU, cached=True, precision=precision)
     assert columns == 12_102
-    assert 4 * rows * columns <= 10_000_000 < 4 * (rows + 1) * columns
-    rows, columns = block_shape(10**6, 10**6, CPU, cached=True)  # columns are cut
-    assert 4 * rows * columns <= 10_000_000 < 4 * rows * (columns + 1)
+    assert size * rows * columns <= 10_000_000 < size * (rows + 1) * columns
+    # columns are cut
+    rows, columns = block_shape(10**6, 10**6, CPU, cached=True, precision=precision)
+    assert size * rows * columns <= 10_000_000 < size * rows * (columns + 1)
 
 
 def test_no_block_has_more_columns_than_can_be_counted_in_float32():

@@ -6,8 +6,8 @@ from contextvars import ContextVar
 
 import torch
 
-_CACHED = 2_500_000
-"""Scores of a block that stays in a CPU's cache between its passes: 10 MB in float32."""
+_CACHED = 10_000_000
+"""Bytes of a block that stays in a CPU's cache between its passes."""
 
 _MEMORY = {"cpu": 2**25, "cuda": 2**28}
 """Scores that a block may hold at most: 128 MiB in float32 on a CPU, 1 GiB on a GPU."""
@@ -47,6 +47,7 @@ def block_shape(
     device: torch.device,
     cached: bool = False,
     group: int = 1,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[int, int]:
     """Rows and columns of the blocks in which `n_rows` × V scores are made.
 
@@ -58,12 +59,13 @@ def block_shape(
             Where all columns fit into the memory budget but not into the cache, they stay together:
             columns that are cut are made twice.
         group: rows that must stay together; a block holds one group or more.
+        precision: of the scores; more of fewer bytes are cached.
     """
     kind = "cpu" if device.type == "cpu" else "cuda"
     memory, least = most_scores(device), _MIN_ROWS[kind]
     if _budget.get() is not None:
         least = 1
-    wanted = min(_CACHED, memory) if cached and kind == "cpu" else memory
+    wanted = min(_CACHED // precision.itemsize, memory) if cached and kind == "cpu" else memory
     rows = min(n_rows, max(least, wanted // vocab_size))
     rows = max(1, rows // group) * group
     columns = vocab_size if rows * vocab_size <= memory else max(1, wanted // rows)

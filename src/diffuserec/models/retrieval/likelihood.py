@@ -60,6 +60,7 @@ class _BlockedSoftmax(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor, n_draws: int) -> Tensor:
         device = states.device.type
         precision = _autocast_precision(device)
+        block, _ = _block_shape(states, vectors, n_draws)
         with torch.autocast(device, enabled=False):
             low_states = states if precision is None else states.to(precision)
             low_vectors = vectors if precision is None else vectors.to(precision)
@@ -70,7 +71,6 @@ class _BlockedSoftmax(torch.autograd.Function):
             full = _full_precision(states)
             total = torch.zeros((), dtype=full, device=states.device)
             n_targets = len(targets)
-            block, _ = _block_shape(states, vectors, n_draws)
             targets = targets.repeat_interleave(n_draws)
             # one piece of memory for all blocks: fresh pages cost more than the products
             memory = low_states.new_empty(min(block, len(states)), len(vectors))
@@ -331,7 +331,9 @@ def _logits(
 def _block_shape(
     states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], n_draws: int = 1
 ) -> tuple[int, int]:
-    return block_shape(len(states), len(vectors), states.device, cached=True, group=n_draws)
+    device, size = states.device, (len(states), len(vectors))
+    precision = _autocast_precision(device.type) or vectors.dtype
+    return block_shape(*size, device, cached=True, group=n_draws, precision=precision)
 
 
 def _full_precision(states: Tensor) -> torch.dtype:
