@@ -42,13 +42,15 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def checked_where_shapes_are(**options: Any) -> Callable[[Any], Any]:
     """jaxtyped, for classes and for functions whose annotations have shapes; others are checked.
 
-    jaxtyping makes three functions of each and prepares for shapes in every call, which would
-    double the time of the whole suite.
+    jaxtyping makes three functions of each and prepares for shapes in every call, which takes much
+    of the suite's time.
     """
 
     def decorate(of: Any) -> Any:
         has_shapes = "jaxtyping" in repr(getattr(of, "__annotations__", {}))
-        return jaxtyped(of, **options) if has_shapes or isinstance(of, type) else checked(of)
+        if has_shapes or isinstance(of, type):
+            return jaxtyped(of, **options)
+        return options["typechecker"](of)
 
     return decorate
 

@@ -8,13 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import diffuserec as dr
+from diffuserec.models.losses import softmax_cross_entropy
 from diffuserec.models.methods import find_augmenter, find_recommender, method_names
+from diffuserec.models.settings import several
 
 ROOT = Path(__file__).parents[1]
 METHODS = [*map(find_recommender, method_names("recommender"))]
 METHODS += [*map(find_augmenter, method_names("augmenter"))]
+
+
+def test_tests_refuse_wrong_shapes_and_types() -> None:
+    states, vectors, targets = torch.ones(3, 4), torch.ones(9, 5), torch.ones(3, dtype=torch.int64)
+    with pytest.raises(TypeCheckError, match="vectors"):  # of another width
+        softmax_cross_entropy(states, vectors, targets)
+    with pytest.raises(TypeError, match="several"):  # no shapes in its annotations
+        several("2")
 
 
 def test_every_method_is_listed() -> None:

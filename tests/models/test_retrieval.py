@@ -672,6 +672,23 @@ def test_a_block_that_is_passed_over_often_stays_in_the_cache(precision, size):
     assert size * rows * columns <= 10_000_000 < size * rows * (columns + 1)
 
 
+@pytest.mark.parametrize(
+    "low, n_draws, held",
+    [(True, 1, torch.bfloat16), (False, 1, torch.float32), (True, 3, torch.float32)],
+)
+def test_the_softmax_holds_more_rows_where_they_stay_in_bfloat16(monkeypatch, low, n_draws, held):
+    asked = []
+
+    def shape(*args, **options):
+        asked.append(options["precision"])
+        return block_shape(*args, **options)
+
+    monkeypatch.setattr("diffuserec.models.retrieval.likelihood.block_shape", shape)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        mean_log_prob(torch.ones(2, n_draws, 4), torch.ones(9, 4), torch.tensor([1, 2]))
+    assert asked[-1] == held
+
+
 def test_no_block_has_more_columns_than_can_be_counted_in_float32():
     assert block_shape(1, 10**8, CPU)[1] <= 2**24
 

@@ -49,6 +49,7 @@ class ESASRec(NextItemRecommender):
     as_published: ClassVar[Mapping[str, Any]] = {
         "dim": 256,
         "n_layers": 1,
+        "n_heads": 1,
         "epochs": 200,
         "average_epochs": 0.0,
     }

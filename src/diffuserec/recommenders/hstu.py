@@ -50,8 +50,10 @@ class HSTU(NextItemRecommender):
         "max_len": 200,
         "n_layers": 8,
         "n_heads": 2,
+        "time_bias": True,
         "loss": "sampled_softmax",
         "n_negatives": 128,
         "epochs": 101,
+        "patience": 101,
         "average_epochs": 0.0,
     }

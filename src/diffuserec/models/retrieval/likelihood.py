@@ -60,7 +60,9 @@ class _BlockedSoftmax(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, vectors: Tensor, targets: Tensor, n_draws: int) -> Tensor:
         device = states.device.type
         precision = _autocast_precision(device)
-        block, _ = _block_shape(states, vectors, n_draws)
+        # the logits of several draws are copied in full precision
+        held = precision if precision and n_draws == 1 else torch.float32
+        block, _ = _block_shape(states, vectors, n_draws, held)
         with torch.autocast(device, enabled=False):
             low_states = states if precision is None else states.to(precision)
             low_vectors = vectors if precision is None else vectors.to(precision)
@@ -329,10 +331,12 @@ def _logits(
 
 
 def _block_shape(
-    states: Float[Tensor, "P E"], vectors: Float[Tensor, "V E"], n_draws: int = 1
+    states: Float[Tensor, "P E"],
+    vectors: Float[Tensor, "V E"],
+    n_draws: int = 1,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[int, int]:
     device, size = states.device, (len(states), len(vectors))
-    precision = _autocast_precision(device.type) or vectors.dtype
     return block_shape(*size, device, cached=True, group=n_draws, precision=precision)
 
 
