@@ -7,7 +7,7 @@ the authors' released recipe for Amazon Beauty.
 Departures:
 - Negatives are uniform and shared by a batch, with the correction that makes the sampled softmax an
   estimate of the full one.
-- By default width, layers and length are this project's common ones (64, 2, 50).
+- By default width, layers and length are this project's common ones (64, 2, 50), and 2 heads.
 """
 
 from collections.abc import Mapping
