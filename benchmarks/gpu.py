@@ -12,8 +12,8 @@ first epoch warms up; the second is timed.
 - ``utilization``: mean of what nvidia-smi says each half second of the timed epoch: the share of
   time in which anything ran on the GPU, whatever part of it.
 - ``losses``: milliseconds of the softmax cross entropy and its gradients over 3,200 states: this
-  project's, in blocks; torch's ``linear_cross_entropy``, in chunks and as it is; and logits that
-  are kept.
+  project's, in blocks; logits that are kept; and, where torch has it, its
+  ``linear_cross_entropy``, in chunks and as it is.
 
 All of it fits into eight minutes of one card: a size that would begin after ``--seconds`` is left
 out, and named.
@@ -141,15 +141,16 @@ def losses(n_items: int, given: argparse.Namespace, repeats: int = 20) -> dict[s
     targets = torch.randint(1, n_items + 1, (n,)).to(given.device)
     states = states.to(given.device).requires_grad_()
     vectors = vectors.to(given.device).requires_grad_()
-    chunked = torch.nn.LinearCrossEntropyOptions()
     forms: dict[str, Callable[[], Tensor]] = {
         "diffuserec's": lambda: softmax_cross_entropy(states, vectors, targets),
-        "torch's, chunked": lambda: F.linear_cross_entropy(
-            states, vectors[1:], targets - 1, options=chunked
-        ),
-        "torch's": lambda: F.linear_cross_entropy(states, vectors[1:], targets - 1),
         "logits that are kept": lambda: F.cross_entropy(states @ vectors[1:].T, targets - 1),
     }
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # of torch 2.13
+        chunked = torch.nn.LinearCrossEntropyOptions()
+        forms["torch's, chunked"] = lambda: F.linear_cross_entropy(
+            states, vectors[1:], targets - 1, options=chunked
+        )
+        forms["torch's"] = lambda: F.linear_cross_entropy(states, vectors[1:], targets - 1)
     found: dict[str, float] = {}
     for name, form in forms.items():
         times = []
