@@ -578,6 +578,15 @@ def test_figures_are_files_of_their_own(tmp_path):
     assert "oracle" not in keys
 
 
+def test_figures_have_room_for_the_keys_of_many_methods(tmp_path):
+    # where keys leave a panel no room, matplotlib warns, and the tests take a warning for an error
+    names = [f"method number {n}" for n in range(30)]
+    report = Report.of({name: result(n) for n, name in enumerate(names)})
+    paths = figures.write_figures(tmp_path, report, {name: curve(3) for name in names})
+    with_keys = [path for path in paths if names[-1] in path.read_text("utf-8")]
+    assert {"gains-0-history.svg", "curves-0-validation.svg"} <= {path.name for path in with_keys}
+
+
 def test_the_front_has_whom_no_faster_method_reaches(tmp_path):
     made = {name: [Made(seconds=s)] for name, s in {"a": 10.0, "b": 20.0, "c": 30.0}.items()}
     report = Report.of({"a": result(0), "b": result(5), "c": result(-5)}, made=made)

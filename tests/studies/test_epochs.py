@@ -100,6 +100,14 @@ def test_a_published_curve_is_checked(change: dict[str, Any], message: str) -> N
         study(published_curve=OTHERS | change)
 
 
+def test_the_figure_has_room_for_many_rows(tmp_path: Path) -> None:
+    # where the keys leave the panel no room, matplotlib warns, which is an error in tests
+    rows = [row(f"a row with number {n}", [0.1, 0.2]) for n in range(40)]
+    write_curves(results(*rows), tmp_path)
+    text = (tmp_path / "epochs.svg").read_text(encoding="utf-8")
+    assert all(f"number {n}<" in text for n in range(40))
+
+
 def test_a_published_curve_needs_validation_and_one_log() -> None:
     with pytest.raises(ValueError, match="stands beside validation"):
         study(part="test", published_curve=OTHERS)

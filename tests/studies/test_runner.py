@@ -675,3 +675,33 @@ def test_a_worker_that_dies_while_it_is_idle_is_replaced() -> None:
         while pool.n_busy:
             found += [event.value for event in pool.events()]
     assert found == [42]
+
+
+def test_a_row_that_chooses_waits_for_all_of_its_points(data: Path, tmp_path: Path) -> None:
+    plain = '[[rows]]\nname = "narrow"\nmodel = "gru4rec"\nsettings = { dim = 8 }\n'
+    text = plain + '[[rows]]\nname = "width"\nmodel = "gru4rec"\n'
+    text += "grid = { dim = [8, 12] }\nchoose = true\n"
+    file, out = written(tmp_path, of(text)), tmp_path / "out"
+    # a point is there, measured on the test part as another row; what it would win against is not
+    only = Options(only=("narrow",))
+    _, results, _ = filled(read(file, only), out, data, only)
+    assert [row["name"] for row in results["tables"][0]["rows"]] == ["narrow"]
+    # asked for the other one: the better of both is measured, whichever was asked for
+    only = Options(only=("width, dim = 12",))
+    _, results, _ = filled(read(file, only), out, data, only)
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "cells").iterdir()]
+    valid = {cell["settings"]["dim"]: cell["valid"]["NDCG@10"] for cell in every}
+    best = max(valid, key=lambda dim: valid[dim])
+    rows = [row["name"] for row in results["tables"][0]["rows"]]
+    assert sorted(rows) == ["narrow", f"width, dim = {best}"]
+    looked_at = {cell["settings"]["dim"] for cell in every if cell["test"] is not None}
+    assert looked_at == {8, best}
+
+
+def test_a_run_is_measured_before_the_next_is_trained(data: Path, tmp_path: Path) -> None:
+    text = '[[rows]]\nmodel = "gru4rec"\ngrid = { dim = [8, 12] }\n'
+    _, _, said = filled(read(written(tmp_path, of(text))), tmp_path / "out", data)
+    steps = [line.partition("] ")[2].partition(":")[0] for line in said if line.startswith("[")]
+    trained = [step for step in steps if not step.endswith(", measured")]
+    assert len(trained) == 2
+    assert steps == [step for run in trained for step in (run, f"{run}, measured")]

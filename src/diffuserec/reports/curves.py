@@ -99,9 +99,10 @@ def draw_epochs(
         panel.set_ylim(bottom=0)
         panel.set_xlabel("epoch")
         panel.set_ylabel("NDCG@10 on validation")
-        panel.legend(frameon=False, fontsize=8, loc="lower right")
+        panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
-    draw_svg(path, title, 1, draw, width=9.0)
+    # the legend has a line for each row, beside the panel
+    draw_svg(path, title, 1, draw, width=9.0, height=max(3.5, 1 + 0.18 * len(rows)))
 
 
 def _draw_gain(
@@ -124,19 +125,21 @@ def draw_svg(
     n_panels: int,
     draw: Callable[[Sequence["Axes"]], None],
     width: float = 4.6,
+    height: float = 3.5,
 ) -> None:
     """Writes a standalone SVG on a white ground; text stays text, the same input same bytes.
 
     Args:
         draw: fills the axes.
         width: of a panel, in inches.
+        height: of it, in inches.
     """
     from matplotlib.figure import Figure  # not on top: training needs no figures
 
     n_columns = min(n_panels, _COLUMNS)
     n_rows = math.ceil(n_panels / n_columns)
     with svg_settings(), replacing(path) as work:
-        size = (width * n_columns, 3.5 * n_rows)
+        size = (width * n_columns, height * n_rows)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         figure.suptitle(title, fontsize=12)
         axes = [figure.add_subplot(n_rows, n_columns, number + 1) for number in range(n_panels)]

@@ -6,6 +6,7 @@ input gives the same drawing.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,8 @@ class Panel:
         handles, labels = axes.get_legend_handles_labels()
         with svg_settings():
             if handles:
+                width, height = self.drawing.get_size_inches()
+                self.drawing.set_size_inches(width, height + 0.25 * math.ceil(len(handles) / 2))
                 self.drawing.legend(
                     handles, labels, loc="outside lower center", ncols=2, frameon=False
                 )

@@ -327,6 +327,7 @@ def _row(
     row["seconds"] = [sum(document["seconds"].values()) for document in documents]
     row["leak"] = [document.get("leak") for document in documents]
     row["environment"] = documents[0]["environment"]
+    row["devices"] = sorted({document["environment"]["device"] for document in documents})
     return row
 
 

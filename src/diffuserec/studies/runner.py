@@ -60,6 +60,11 @@ class _Task:
     cells: list[Cell] = field(default_factory=list)
 
     @property
+    def measures(self) -> bool:
+        """Whether it measures a run that is there."""
+        return self.key.startswith("measure ")
+
+    @property
     def kind(self) -> str:
         """Tasks of one kind take about the same time: those of one line on one data set."""
         what = self.key.partition(" ")[0]
@@ -94,7 +99,7 @@ def run_study(
         DataError: data is there and cannot be read, or another process works in `out`.
     """
     options = options or Options()
-    planned = lines(study, options)
+    planned, others = lines(study, options), lines(study, replace(options, only=()))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         found, skipped = find_data(study.data, data, out / "data", _users(study, options), say)
@@ -107,12 +112,13 @@ def run_study(
             )
         asked = _asked(found, options.on)
         wanted = tuple(_cells(study, planned, asked, runtime.precision))
+        every = tuple(_cells(study, others, found, runtime.precision))
         for cell in {cell.run_key: cell for cell in wanted}.values():
             require_buildable(cell.plan, load_dataset(cell.plan.data).catalog)
-        outcome = _fill(study, wanted, out, runtime, workers or _n_workers(runtime), pool, say)
+        n_workers = workers or _n_workers(runtime)
+        outcome = _fill(study, wanted, every, out, runtime, n_workers, pool, say)
         sweep(out)
-    others = lines(study, replace(options, only=()))
-    return replace(_with_others(study, others, found, outcome, out, runtime, say), skipped=skipped)
+    return replace(_with_others(study, every, outcome, out, say), skipped=skipped)
 
 
 def _asked(found: dict[str, Path], names: Sequence[str]) -> dict[str, Path]:
@@ -132,39 +138,33 @@ def _n_workers(runtime: Runtime) -> int:
 
 
 def _with_others(
-    study: Study,
-    planned: Sequence[Line],
-    found: dict[str, Path],
-    outcome: Outcome,
-    out: Path,
-    runtime: Runtime,
-    say: Say,
+    study: Study, every: Sequence[Cell], outcome: Outcome, out: Path, say: Say
 ) -> Outcome:
     """The outcome with the cells of rows that were not asked for now and were filled before."""
-    documents, every = dict(outcome.documents), []
+    asked = {_choice(cell) for cell in outcome.cells}
+    rest = [cell for cell in every if _choice(cell) not in asked]
+    best = outcome.chosen | {cell.name for cell in _chosen(study, rest, {}, out)}
+    documents, kept = dict(outcome.documents), []
     without_values: dict[str, None] = {}
-    for cell in _cells(study, planned, found, runtime.precision):
-        if cell.name not in documents:
-            known = cells.stored(cell, out)
-            if known is None or known.get(study.part) is None:
-                continue
-            if not cells.has_values_by_user(cell, out, study.part):
-                without_values[_title(cell)] = None
-                continue
-            documents[cell.name] = known
-        every.append(cell)
+    for cell in every:
+        if cell.name in documents:
+            kept.append(cell)
+            continue
+        is_shown = not cell.choose or cell.name in best
+        known = cells.stored(cell, out)
+        if known is None or known.get(study.part if is_shown else "valid") is None:
+            continue
+        if is_shown and not cells.has_values_by_user(cell, out, study.part):
+            without_values[_title(cell)] = None
+            continue
+        documents[cell.name] = known
+        kept.append(cell)
     if without_values:
         say(
             f"left out of the tables, because {_WITHOUT}: {', '.join(without_values)}; ask for the "
             "rows to have them trained and measured once more"
         )
-    best = chosen(study, every, documents)
-    return replace(
-        outcome,
-        cells=tuple(every),
-        documents=documents,
-        chosen=frozenset(cell.name for cell in best),
-    )
+    return replace(outcome, cells=tuple(kept), documents=documents, chosen=best)
 
 
 def _title(cell: Cell) -> str:
@@ -204,6 +204,7 @@ def _cells(
 def _fill(
     study: Study,
     wanted: Sequence[Cell],
+    every: Sequence[Cell],
     out: Path,
     runtime: Runtime,
     n_workers: int,
@@ -234,29 +235,56 @@ def _fill(
     with pool(n_workers, replace(runtime, shared=out / "pretrained")) as workers:
         fill(workers, wanted, parts)
         if study.part == "test":
-            best = chosen(study, wanted, documents)
+            rows = {_choice(cell) for cell in wanted if cell.choose}
+            points = [cell for cell in every if _choice(cell) in rows]
+            best = _chosen(study, points, documents, out)
             fill(workers, best, {cell.name: "test" for cell in best})
-    return Outcome(tuple(wanted), documents, {})
+        else:
+            best = _chosen(study, wanted, documents, out)
+    return Outcome(tuple(wanted), documents, {}, frozenset(cell.name for cell in best))
 
 
-def chosen(
-    study: Study, wanted: Sequence[Cell], documents: Mapping[str, Mapping[str, Any]]
+def _choice(cell: Cell) -> tuple[Any, ...]:
+    """What a point is chosen for: one method of a row, on one data set."""
+    return (cell.family, cell.plan.label, cell.data, cell.plan.split)
+
+
+def _chosen(
+    study: Study,
+    every: Sequence[Cell],
+    documents: Mapping[str, Mapping[str, Any]],
+    out: Path,
 ) -> list[Cell]:
     """Cells of the best point of each row that chooses, by the study's first metric on validation.
 
-    Points are compared by their mean over seeds under the study's first protocol. Of a row in which
-    every point failed, the first point, so that its failure is told.
+    Points are compared by their mean over seeds under the study's first protocol, with the seeds
+    with which all of them were validated, or failed; without one, nothing is chosen. Of a row in
+    which every point failed, the first point, so that its failure is told.
+
+    Args:
+        every: cells of all points of the rows.
+        documents: of cells that were filled now, by name; others are looked for in `out`.
     """
+    known: dict[str, Mapping[str, Any]] = {}
     points: dict[tuple[Any, ...], dict[str, list[Cell]]] = {}
-    for cell in wanted:
-        if cell.choose:
-            row = (cell.family, cell.plan.label, cell.data, cell.plan.split)
-            points.setdefault(row, {}).setdefault(cell.line, []).append(cell)
+    missing: set[tuple[Any, ...]] = set()
+    for cell in every:
+        if not cell.choose:
+            continue
+        document = documents.get(cell.name) or cells.stored(cell, out)
+        if document is None or (document["status"] == "finished" and not document.get("valid")):
+            missing.add((_choice(cell), cell.plan.seed))
+            continue
+        known[cell.name] = document
+        points.setdefault(_choice(cell), {}).setdefault(cell.line, []).append(cell)
     found = []
-    for of_row in points.values():
-        values = {line: _validated(study, group, documents) for line, group in of_row.items()}
-        best = max(of_row, key=lambda line: values[line])
-        found += of_row[best]
+    for row, of_row in points.items():
+        there = {
+            line: [cell for cell in group if (row, cell.plan.seed) not in missing]
+            for line, group in of_row.items()
+        }
+        values = {line: _validated(study, group, known) for line, group in there.items()}
+        found += there[max(there, key=lambda line: values[line])]
     return found
 
 
@@ -346,7 +374,8 @@ class _Schedule:
             self.say(f"{n} to train, {len(self.left)} steps in all; {self._time_left()}")
         while self.left or self.busy:
             ready = [task for task in self.left.values() if not self._waits(task)]
-            ready.sort(key=lambda task: -self._seconds(task))
+            # a run is measured as soon as it is there: a study that is stopped has its row
+            ready.sort(key=lambda task: (not task.measures, -self._seconds(task)))
             for task in ready[: self.pool.n - self.pool.n_busy]:
                 self.busy[task.key] = time.monotonic()
                 del self.left[task.key]

@@ -283,7 +283,25 @@ def _sentences(table: Mapping[str, Any], metric: str) -> list[str]:
         )
     sentences += [table["line"]] * bool(table["line"])
     sentences += [f"Tests take {table['random']}."] * bool(table["random"])
+    sentences += _devices(table["rows"])
     return sentences + [f"Note: {note}." for note in table["notes"]]
+
+
+def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was trained where; nothing if all of it was on a CPU."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["metrics"] and not row["floor"]:
+            devices = row.get("devices") or [row["environment"]["device"]]  # a copy may be older
+            found.setdefault(" and ".join(devices), []).append(row["name"])
+    if set(found) <= {"cpu"}:
+        return []
+    if len(found) == 1:
+        return [f"Trained on {next(iter(found))}."]
+    return [
+        *(f"Trained on {device}: {'; '.join(names)}." for device, names in sorted(found.items())),
+        "Seconds compare rows of one device.",
+    ]
 
 
 _VERDICTS = ("significantly above", "no difference shown", "significantly below")
