@@ -45,11 +45,16 @@ class Average:
         """Takes in the parameters as they are now."""
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        values: list[Tensor] = []
+        parameters: list[Tensor] = []
         for value, parameter in zip(self.values, self.parameters, strict=True):
             if parameter in self.by_row:
                 self.by_row[parameter].decays(decay)
             else:
-                value.lerp_(parameter, 1 - decay)
+                values.append(value)
+                parameters.append(parameter)
+        if values:
+            torch._foreach_lerp_(values, parameters, 1 - decay)  # one kernel on a GPU
 
     @torch.no_grad()
     def settle(self) -> None:
