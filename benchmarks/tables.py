@@ -393,6 +393,25 @@ def hidden_beginnings(name: str) -> str:
     )
 
 
+def remembered() -> str:
+    """Targets among the items in front of them: of users an augmenter learned from, and others."""
+    document = _read("remembered")
+    lines, columns = [], []
+    for name, augmenter in document["augmenters"].items():
+        settings = [f"{setting} {value}" for setting, value in augmenter["settings"].items()]
+        for group, found in augmenter["found"].items():
+            columns = list(found)
+            shares = [f"{cell['share']:.2%} ± {cell['margin']:.2%}" for cell in found.values()]
+            lines.append([", ".join([name, *settings]), group, *shares])
+    return (
+        f"{table(['augmenter', 'users', *columns], lines)}\n\n{document['log']}: fitted on "
+        f"{document['learned_from']:,} of {document['users']:,} users, one seed, "
+        f"{document['precision']}. Share of targets among the items in front of them, ± half of "
+        "its 95 % interval over users; columns of numbers are training targets by their distance "
+        "from the first item, which the items in front follow from."
+    )
+
+
 def augmenting() -> str:
     """Seconds to augment every history of the log."""
     document = _read("diffuasr_speed")
@@ -901,6 +920,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "generation_beauty": lambda: hidden_beginnings("generation_beauty"),
     "generation_subset": lambda: hidden_beginnings("generation_subset"),
     "generation_store": lambda: hidden_beginnings("generation_store"),
+    "remembered": remembered,
     "diffrec": lambda: f"{report('diffrec_beauty')}\n\n{costs('diffrec_beauty')}",
     "diffrec_ml-1m": lambda: f"{report('diffrec_ml-1m')}\n\n{costs('diffrec_ml-1m')}",
     "diffrec_kept": lambda: kept("diffrec_kept"),

@@ -82,6 +82,8 @@ class PrependingAugmenter(Augmenter):
     """
 
     config: PrependingSettings
+    remembers: ClassVar[int] = 2**16
+    """Beginnings of histories whose generated items are remembered at most."""
     long_histories: Int64[Tensor, " N"]
 
     def likely(
@@ -131,6 +133,7 @@ class PrependingAugmenter(Augmenter):
 
     def take(self, catalog: Catalog) -> None:
         self.register_buffer("long_histories", torch.zeros(0, dtype=torch.int64))
+        self._remembered: dict[tuple[int, bytes], np.ndarray] = {}
         super().take(catalog)
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
@@ -211,12 +214,37 @@ class PrependingAugmenter(Augmenter):
         heads, which = np.unique(
             padded(real.log.items, starts, starts + k), axis=0, return_inverse=True
         )
-        keys = row_keys(torch.from_numpy(heads)).numpy() % 2**62 + self.catalog.n_users
-        conditions = SequenceDataset.from_offsets(
-            heads.astype(np.int32).reshape(-1), np.arange(len(heads) + 1) * k, real.catalog, keys
-        )
-        generated = self._generated(conditions, seed)[which.reshape(-1)]
+        heads = heads.astype(np.int32)
+        generated = self._behind(heads, real.catalog, seed)[which.reshape(-1)]
         return dataset.prepend(generated, chosen, n_context=k, before=self.config.before)
+
+    def _behind(
+        self, heads: Int32[np.ndarray, "S k"], catalog: Catalog, seed: int
+    ) -> Int32[np.ndarray, "S M"]:
+        """Items for histories that begin so.
+
+        They follow from the beginning and the seed alone, and so are remembered: training, each
+        protocol of a measurement and every request ask for the same ones.
+        """
+        names = [(seed, head.tobytes()) for head in heads]
+        known = [self._remembered.get(name) for name in names]
+        new = np.flatnonzero([items is None for items in known])
+        keys = row_keys(torch.from_numpy(heads[new])).numpy() % 2**62
+        offsets = np.arange(len(new) + 1) * heads.shape[1]
+        conditions = SequenceDataset.from_offsets(
+            heads[new].reshape(-1), offsets, catalog, keys + self.catalog.n_users
+        )
+        generated = self._generated(conditions, seed)
+        if len(self._remembered) + len(new) > self.remembers:
+            self._remembered.clear()
+        if len(new) <= self.remembers:
+            self._remembered.update(zip([names[i] for i in new], generated, strict=True))
+        found = np.empty((len(heads), generated.shape[1]), dtype=np.int32)
+        found[new] = generated
+        for number, items in enumerate(known):
+            if items is not None:
+                found[number] = items
+        return found
 
     def _generated(self, conditions: SequenceDataset, seed: int) -> Int32[np.ndarray, "S M"]:
         """Items for these sequences; 0 where one is not probable enough."""
