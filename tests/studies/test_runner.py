@@ -705,3 +705,15 @@ def test_a_run_is_measured_before_the_next_is_trained(data: Path, tmp_path: Path
     trained = [step for step in steps if not step.endswith(", measured")]
     assert len(trained) == 2
     assert steps == [step for run in trained for step in (run, f"{run}, measured")]
+
+
+def test_validation_by_epoch_stays_in_a_copy(data: Path, tmp_path: Path) -> None:
+    text = 'part = "valid"\n' + of('[[rows]]\nmodel = "gru4rec"\n')
+    file, out, copy = written(tmp_path, text), tmp_path / "out", tmp_path / "copy"
+    _, results, _ = filled(read(file), out, data)
+    copy_results(out, copy)
+    shown = tables(results, "markdown")
+    assert "on validation by epoch" in shown
+    assert tables(read_results(copy), "markdown") == shown
+    _, again, said = filled(read(file), copy, data)
+    assert (tables(again, "markdown"), said) == (shown, [])
