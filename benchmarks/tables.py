@@ -7,6 +7,7 @@ them is replaced. No result is typed by hand.
 """
 
 import json
+import math
 import re
 import statistics
 import tomllib
@@ -396,15 +397,23 @@ def hidden_beginnings(name: str) -> str:
 def remembered() -> str:
     """Targets among the items in front of them: of users an augmenter learned from, and others."""
     document = _read("remembered")
-    lines, columns = [], []
+    lines, columns, excess = [], [], []
     for name, augmenter in document["augmenters"].items():
         settings = [f"{setting} {value}" for setting, value in augmenter["settings"].items()]
+        label = ", ".join([name, *settings])
         for group, found in augmenter["found"].items():
             columns = list(found)
             shares = [f"{cell['share']:.2%} ± {cell['margin']:.2%}" for cell in found.values()]
-            lines.append([", ".join([name, *settings]), group, *shares])
+            lines.append([label, group, *shares])
+        learned, others = augmenter["found"]["learned from"], augmenter["found"]["others"]
+        parts = ("training", "validation")
+        more = [learned[part]["share"] - others[part]["share"] for part in parts]
+        margins = [by[part]["margin"] for by in (learned, others) for part in parts]
+        excess.append(f"{label} {more[0] - more[1]:+.2%} ± {math.hypot(*margins):.2%}")
     return (
-        f"{table(['augmenter', 'users', *columns], lines)}\n\n{document['log']}: fitted on "
+        f"{table(['augmenter', 'users', *columns], lines)}\n\nRemembered: how much more of the "
+        f"training targets among users that were learned from than among others, less the same of "
+        f"validation targets: {', '.join(excess)}.\n\n{document['log']}: fitted on "
         f"{document['learned_from']:,} of {document['users']:,} users, one seed, "
         f"{document['precision']}. Share of targets among the items in front of them, ± half of "
         "its 95 % interval over users; columns of numbers are training targets by their distance "

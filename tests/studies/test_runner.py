@@ -717,3 +717,16 @@ def test_validation_by_epoch_stays_in_a_copy(data: Path, tmp_path: Path) -> None
     assert tables(read_results(copy), "markdown") == shown
     _, again, said = filled(read(file), copy, data)
     assert (tables(again, "markdown"), said) == (shown, [])
+
+
+def test_seeds_that_are_asked_for_one_by_one_share_their_augmenter(
+    data: Path, tmp_path: Path
+) -> None:
+    text = "seeds = [0, 1]\n" + of('[[rows]]\nmodel = "gru4rec"\naugment = "random"\n')
+    file, out = written(tmp_path, text), tmp_path / "out"
+    for seed in (1, 0):
+        options = Options(seeds=(seed,))
+        filled(read(file, options), out, data, options)
+    assert len(list((out / "augmenters").iterdir())) == 1
+    _, results, said = filled(read(file), out, data)
+    assert (results["tables"][0]["rows"][0]["seeds"], said) == ([0, 1], [])

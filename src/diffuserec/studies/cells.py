@@ -56,6 +56,10 @@ Part = Literal["test", "valid"]
 PARTS: tuple[Part, ...] = ("valid", "test")
 
 
+_AUGMENTER_SEED = 0
+"""Seed with which an augmenter is fitted, once for all seeds of the recommenders behind it."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of a study's table.
@@ -66,7 +70,6 @@ class Cell:
         plan: what is trained, with data, split and seed.
         fingerprint: of the data.
         protocol: see ``study.parse_protocol``.
-        augmenter_seed: with which the augmenter is fitted.
         precision: of training.
         measured_at: settings under which the trained model is measured.
         point: settings of the grid.
@@ -80,7 +83,6 @@ class Cell:
     plan: Plan
     fingerprint: str
     protocol: str
-    augmenter_seed: int
     precision: str
     measured_at: Mapping[str, Any] = field(default_factory=dict)
     point: Mapping[str, Any] = field(default_factory=dict)
@@ -105,15 +107,16 @@ class Cell:
         method = find_augmenter(self.plan.augment)(**(self.plan.augment_settings or {}))
         *parts, settings = _identity(method)
         fitted = [*parts, without_use(settings)]  # however its items are used
-        return _digest(*self._data_key, self.augmenter_seed, fitted)
+        return _digest(*self._data_key, _AUGMENTER_SEED, fitted)
 
     @property
     def augmenter_plan(self) -> Plan:
         """Plan of the fit of its augmenter, the same for all cells that share it."""
         settings = self.plan.augment_settings
         fitted = None if settings is None else without_use(settings)
-        seed = self.augmenter_seed
-        return replace(self.plan, seed=seed, model="", settings={}, augment_settings=fitted)
+        return replace(
+            self.plan, seed=_AUGMENTER_SEED, model="", settings={}, augment_settings=fitted
+        )
 
     @cached_property
     def run_key(self) -> str:

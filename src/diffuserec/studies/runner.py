@@ -191,7 +191,6 @@ def _cells(
                             plan=plan,
                             fingerprint=fingerprint,
                             protocol=protocol,
-                            augmenter_seed=line.augmenter_seed,
                             precision=precision,
                             measured_at=line.measured_at,
                             point=line.point,

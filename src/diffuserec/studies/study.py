@@ -224,11 +224,6 @@ class Line:
     choose: bool = False
     trials: int = 1
 
-    @property
-    def augmenter_seed(self) -> int:
-        """Seed with which its augmenter is fitted, for all seeds of the recommender."""
-        return self.seeds[0]
-
 
 @dataclass(frozen=True)
 class Options:
