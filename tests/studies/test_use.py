@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 def cell(settings: dict[str, Any]) -> Cell:
     plan = Plan("", "sasrec", TINY, "random", settings)
-    return Cell("a line", "store", plan, "fingerprint", "full", 0, "fp32")
+    return Cell("a line", "store", plan, "fingerprint", "full", "fp32")
 
 
 def test_one_fitted_augmenter_serves_all_uses_of_its_items(data: Path, tmp_path: Path) -> None:
