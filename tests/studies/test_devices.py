@@ -19,10 +19,13 @@ def row(name: str, *devices: str, floor: bool = False, older: bool = False) -> d
         "difference": None,
         "trials": 1,
         "floor": floor,
+        "epochs": [None if floor else 3] * len(devices),
         "failed": None,
         "unranked": None,
         "environment": {"device": devices[0]},
     }
+    if older:
+        del found["floor"]
     return found if older else found | {"devices": sorted(set(devices))}
 
 

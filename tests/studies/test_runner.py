@@ -730,3 +730,16 @@ def test_seeds_that_are_asked_for_one_by_one_share_their_augmenter(
     assert len(list((out / "augmenters").iterdir())) == 1
     _, results, said = filled(read(file), out, data)
     assert (results["tables"][0]["rows"][0]["seeds"], said) == ([0, 1], [])
+
+
+def test_all_points_of_a_choice_are_shown_on_validation_alone(data: Path, tmp_path: Path) -> None:
+    text = of('[[rows]]\nmodel = "gru4rec"\ngrid = { dim = [8, 12] }\nchoose = true\n')
+    text += '[[rows]]\nmodel = "popularity"\n'
+    file, out, copy = written(tmp_path, text), tmp_path / "out", tmp_path / "copy"
+    filled(read(file), out, data)
+    copy_results(out, copy)
+    # the copy has ranks of the test part alone: points without those of validation are left out
+    options = Options(part="valid", only=("Popularity",))
+    _, results, said = filled(read(file, options), copy, data, options)
+    assert [row["name"] for row in results["tables"][0]["rows"]] == ["Popularity"]
+    assert any("left out of the tables" in line for line in said)

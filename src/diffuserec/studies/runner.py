@@ -150,7 +150,7 @@ def _with_others(
         if cell.name in documents:
             kept.append(cell)
             continue
-        is_shown = not cell.choose or cell.name in best
+        is_shown = study.part == "valid" or not cell.choose or cell.name in best
         known = cells.stored(cell, out)
         if known is None or known.get(study.part if is_shown else "valid") is None:
             continue
@@ -239,7 +239,7 @@ def _fill(
             best = _chosen(study, points, documents, out)
             fill(workers, best, {cell.name: "test" for cell in best})
         else:
-            best = _chosen(study, wanted, documents, out)
+            best = _chosen(study, every, documents, out)
     return Outcome(tuple(wanted), documents, {}, frozenset(cell.name for cell in best))
 
 

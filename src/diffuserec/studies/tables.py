@@ -291,7 +291,7 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was trained where; nothing if all of it was on a CPU."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row["metrics"] and not row["floor"]:
+        if row["metrics"] and row.get("epochs") and not row.get("floor"):
             devices = row.get("devices") or [row["environment"]["device"]]  # a copy may be older
             found.setdefault(" and ".join(devices), []).append(row["name"])
     if set(found) <= {"cpu"}:
@@ -300,7 +300,7 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"Trained on {next(iter(found))}."]
     return [
         *(f"Trained on {device}: {'; '.join(names)}." for device, names in sorted(found.items())),
-        "Seconds compare rows of one device.",
+        "Seconds of different devices do not compare.",
     ]
 
 
