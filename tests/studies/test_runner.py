@@ -696,6 +696,10 @@ def test_a_row_that_chooses_waits_for_all_of_its_points(data: Path, tmp_path: Pa
     assert sorted(rows) == ["narrow", f"width, dim = {best}"]
     looked_at = {cell["settings"]["dim"] for cell in every if cell["test"] is not None}
     assert looked_at == {8, best}
+    for dim in (8, 12):  # also for the one that loses
+        only = Options(only=(f"width, dim = {dim}",))
+        _, results, _ = filled(read(file, only), out, data, only)
+        assert [row["name"] for row in results["tables"][0]["rows"]] == rows
 
 
 def test_a_run_is_measured_before_the_next_is_trained(data: Path, tmp_path: Path) -> None:
@@ -732,7 +736,9 @@ def test_seeds_that_are_asked_for_one_by_one_share_their_augmenter(
     assert (results["tables"][0]["rows"][0]["seeds"], said) == ([0, 1], [])
 
 
-def test_all_points_of_a_choice_are_shown_on_validation_alone(data: Path, tmp_path: Path) -> None:
+def test_a_validation_study_of_a_copy_leaves_out_points_without_values(
+    data: Path, tmp_path: Path
+) -> None:
     text = of('[[rows]]\nmodel = "gru4rec"\ngrid = { dim = [8, 12] }\nchoose = true\n')
     text += '[[rows]]\nmodel = "popularity"\n'
     file, out, copy = written(tmp_path, text), tmp_path / "out", tmp_path / "copy"
