@@ -682,6 +682,11 @@ def test_a_row_that_chooses_waits_for_all_of_its_points(data: Path, tmp_path: Pa
     text = plain + '[[rows]]\nname = "width"\nmodel = "gru4rec"\n'
     text += "grid = { dim = [8, 12] }\nchoose = true\n"
     file, out = written(tmp_path, of(text)), tmp_path / "out"
+    # a point alone, which is another row, too: neither is measured on the test part
+    only = Options(only=("width, dim = 8",))
+    _, results, said = filled(read(file, only), tmp_path / "alone", data, only)
+    assert results["tables"] == []
+    assert "width, dim = 8 (store) is shown once all points of its row are there to choose among" in said
     # a point is there, measured on the test part as another row; what it would win against is not
     only = Options(only=("narrow",))
     _, results, _ = filled(read(file, only), out, data, only)

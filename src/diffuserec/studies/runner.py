@@ -147,18 +147,21 @@ def _with_others(
     documents, kept = dict(outcome.documents), []
     without_values: dict[str, None] = {}
     for cell in every:
-        if cell.name in documents:
-            kept.append(cell)
-            continue
-        is_shown = study.part == "valid" or not cell.choose or cell.name in best
-        known = cells.stored(cell, out)
-        if known is None or known.get(study.part if is_shown else "valid") is None:
-            continue
-        if is_shown and not cells.has_values_by_user(cell, out, study.part):
-            without_values[_title(cell)] = None
-            continue
-        documents[cell.name] = known
+        known = outcome.documents.get(cell.name) or cells.stored(cell, out)
+        if cell.name not in outcome.documents or documents[cell.name]["status"] == "finished":
+            # rows that come to the same share a document: a point that loses has no test in it
+            is_shown = study.part == "valid" or not cell.choose or cell.name in best
+            if known is None or known.get(study.part if is_shown else "valid") is None:
+                continue
+            if is_shown and not cells.has_values_by_user(cell, out, study.part):
+                without_values[_title(cell)] = None
+                continue
+            documents[cell.name] = known
         kept.append(cell)
+    decided = {_choice(cell) for cell in kept if cell.name in best}
+    undecided = [c for c in outcome.cells if c.choose and _choice(c) not in decided]
+    for line, where in {(cell.line, cell.data): None for cell in undecided}:
+        say(f"{line} ({where}) is shown once all points of its row are there to choose among")
     if without_values:
         say(
             f"left out of the tables, because {_WITHOUT}: {', '.join(without_values)}; ask for the "
