@@ -660,6 +660,17 @@ def test_a_chosen_point_that_fails_on_test_is_told(data: Path, tmp_path: Path) -
     assert rows["Popularity"]["metrics"]
 
 
+def test_a_point_that_fails_is_not_chosen_and_leaves_the_others_to_choose_among(
+    data: Path, tmp_path: Path
+) -> None:
+    text = 'name = "rate"\nmodel = "sasrec"\nsettings = { epochs = 2 }\nchoose = true\n'
+    text += "grid = { learning_rate = [1e30, 0.001] }\n"
+    _, results, _ = filled(read(written(tmp_path, of(f"[[rows]]\n{text}"))), tmp_path / "out", data)
+    (row,) = results["tables"][0]["rows"]
+    assert (row["name"], row["failed"]) == ("rate, learning_rate = 0.001", None)
+    assert row["devices"] == ["cpu"]
+
+
 def test_a_worker_that_dies_while_it_is_idle_is_replaced() -> None:
     import multiprocessing
 
