@@ -40,6 +40,7 @@ from diffuserec.recommenders.acvae import ACVAE as _ACVAE
 from diffuserec.recommenders.adrec import ADRec as _ADRec
 from diffuserec.recommenders.bert4rec import BERT4Rec as _BERT4Rec
 from diffuserec.recommenders.blend import Blend as _Blend
+from diffuserec.recommenders.blockdiffrec import BlockDiffRec as _BlockDiffRec
 from diffuserec.recommenders.bpr import BPR as _BPR
 from diffuserec.recommenders.bsarec import BSARec as _BSARec
 from diffuserec.recommenders.cadirec import CaDiRec as _CaDiRec
@@ -91,6 +92,9 @@ class BERT4Rec(_BERT4Rec):
 
 class Blend(_Blend):
     def __init__(self, *, parts: tuple[str, ...] = ('bsarec', 'markov', 'itemgraph', 'popularity'), settings: Mapping[str, object] = {}, weights: tuple[float, ...] | None = None, pool: Literal['logarithmic', 'linear'] = 'logarithmic') -> None: ...
+
+class BlockDiffRec(_BlockDiffRec):
+    def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 64, epochs: int = 100, patience: int = 10, item_features: bool = False, id_dropout: float = 0.2, dim: int = 64, max_len: int = 50, dropout: float = 0.5, weight_decay: float = 0.0, warmup_steps: int = 0, rate_decay: Literal['none', 'linear', 'cosine'] = 'none', max_norm: float | None = None, average_epochs: float = 3.0, encoder: str = 'transformer', encoder_settings: Mapping[str, object] = {}, init_std: float = 0.02, n_layers: int = 2, n_heads: int = 2, attention_dropout: float = 0.0, position_encoding: Literal['from_oldest', 'from_newest', 'relative', 'alibi', 'rotary', 'none'] = 'relative', next_items: int = 3) -> None: ...
 
 class BPR(_BPR):
     def __init__(self, *, learning_rate: float = 0.001, batch_size: int = 1024, epochs: int = 100, patience: int = 10, item_features: bool = False, id_dropout: float = 0.2, dim: int = 64, loss: Literal['bpr', 'softmax', 'bce'] = 'bpr', n_negatives: int = 1, l2_users: float = 0.01, l2_items: float = 0.01, l2_bias: float = 0.0) -> None: ...

@@ -697,7 +697,10 @@ def test_a_row_that_chooses_waits_for_all_of_its_points(data: Path, tmp_path: Pa
     only = Options(only=("width, dim = 8",))
     _, results, said = filled(read(file, only), tmp_path / "alone", data, only)
     assert results["tables"] == []
-    assert "width, dim = 8 (store) is shown once all points of its row are there to choose among" in said
+    assert (
+        "width, dim = 8 (store) is shown once all points of its row are there to choose among"
+        in said
+    )
     # a point is there, measured on the test part as another row; what it would win against is not
     only = Options(only=("narrow",))
     _, results, _ = filled(read(file, only), out, data, only)

@@ -5,6 +5,7 @@ import torch
 
 from diffuserec.errors import ConfigError
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder
+from diffuserec.models.encoders.transformer import TransformerEncoder, rotations
 
 D, L, W = 12, 6, 9
 KINDS = ["from_oldest", "relative", "alibi", "rotary", "none"]
@@ -86,6 +87,54 @@ def test_a_slot_sees_neither_other_slots_nor_later_positions(encoder: SequenceEn
         others[0, changed] *= -1
         moved = (encoder.beside(sequences)(others, n_before)[0] - before).abs().amax(1)
         assert (moved > 1e-4).nonzero().flatten().tolist() == [changed]
+
+
+def with_a_block(
+    encoder: TransformerEncoder, sequence: torch.Tensor, block: torch.Tensor
+) -> torch.Tensor:
+    """States of a block behind a sequence: one pass over both, in which the sequence is causal."""
+    n, total = len(sequence), len(sequence) + len(block)
+    position = torch.arange(total)
+    distance = position[:, None] - position
+    visible = (distance >= 0) | (position[:, None] >= n)
+    bias = torch.zeros(1, encoder.n_heads, total, total)
+    if encoder.kind == "relative":
+        bias = encoder.distances(distance + W - 1).permute(2, 0, 1)[None]
+    if encoder.kind == "alibi":
+        slopes = [2 ** (-8 * head / encoder.n_heads) for head in range(1, encoder.n_heads + 1)]
+        bias = torch.stack([-slope * distance.abs() for slope in slopes])[None]
+    states = torch.cat([sequence, block])[None]
+    if encoder.kind == "from_oldest":
+        states = states + encoder.positions.weight[:total]
+    states = encoder.norm(states)
+    turns = rotations(position, D // encoder.n_heads) if encoder.kind == "rotary" else None
+    for layer in encoder.layers:
+        states = layer(states, bias.masked_fill(~visible, -torch.inf), turns)
+    return states[0, n:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_sees_itself_and_the_positions_before_it(kind: str) -> None:
+    encoder = made("transformer", {"n_heads": 3, "position_encoding": kind})
+    assert isinstance(encoder, TransformerEncoder)
+    sequences, slots = normal(2, L, D), normal(2, L, D, seed=2)
+    starts = [[1, 1, 3, 4, 4, 4], [1, 2, 2, 2, 5, 5]]  # positions before each one's block
+    place = torch.arange(1, L + 1).expand(2, -1)
+    weights = normal(2, L, D, seed=3)
+    states = encoder.blocks_beside(sequences, slots, torch.tensor(starts), place)
+    ours = torch.autograd.grad((states * weights).sum(), list(encoder.parameters()))
+    rows = []
+    for row, of_row in enumerate(starts):
+        blocks = [
+            with_a_block(encoder, sequences[row, :n], slots[row, torch.tensor(of_row) == n])
+            for n in sorted(set(of_row))
+        ]
+        rows.append(torch.cat(blocks))
+    expected = torch.stack(rows)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    theirs = torch.autograd.grad((expected * weights).sum(), list(encoder.parameters()))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

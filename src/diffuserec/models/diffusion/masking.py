@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 def draw_masks(
-    region: Bool[Tensor, "B L"], generator: torch.Generator
+    region: Bool[Tensor, "B L"], generator: torch.Generator | None = None
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, " B"]]:
     """Masks within the region of each row that may lose values, and the weight of their losses.
 
@@ -35,6 +35,7 @@ def draw_masks(
 
     Args:
         region: positions that may be masked, on the generator's device.
+        generator: None takes torch's own.
 
     Returns:
         The masks, at least one in each row with a region, and n / m for m masks of n positions.

@@ -129,6 +129,34 @@ class TransformerEncoder(SequenceEncoder):
         return last.newest(states, at, self._seen(distance, real), rotation)
 
     def beside(self, embeddings: Float[Tensor, "B L D"]) -> ReadSlots:
+        history = self._keys_and_values(embeddings)
+
+        def read(slots: Tensor, n_before: Tensor) -> Tensor:
+            alone = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
+            return self._read(history, slots, n_before, n_before, alone[None])
+
+        return read
+
+    def blocks_beside(
+        self,
+        embeddings: Float[Tensor, "B L D"],
+        slots: Float[Tensor, "B S D"],
+        n_before: Int[Tensor, "B S"],
+        place: Int[Tensor, "B S"],
+    ) -> Float[Tensor, "B S D"]:
+        """States of slots in blocks: those with as many positions before them see one another.
+
+        Args:
+            n_before: first positions of the sequence that a slot sees.
+            place: where it stands, counted as the sequence's positions are.
+        """
+        together = n_before[:, :, None] == n_before[:, None]
+        return self._read(self._keys_and_values(embeddings), slots, n_before, place, together)
+
+    def _keys_and_values(
+        self, embeddings: Float[Tensor, "B L D"]
+    ) -> list[tuple[Float[Tensor, "B H L E"], Float[Tensor, "B H L E"]]]:
+        """What slots beside a sequence see of it in each block."""
         if self.kind == "from_newest":
             raise ConfigError(
                 "position_encoding 'from_newest' has no slots beside a sequence: an item would "
@@ -136,34 +164,42 @@ class TransformerEncoder(SequenceEncoder):
             )
         lengths = torch.full(embeddings.shape[:1], embeddings.shape[1], device=embeddings.device)
         states, seen, rotation = self._begin(embeddings, lengths, both_ways=False)
-        history = []
+        found = []
         *others, last = self.layers
         for block in others:
             query, key, value = block.heads(states, rotation)
-            history.append((key, value))
+            found.append((key, value))
             states = block.after(states, block.attend(query, key, value, seen))
-        history.append(last.heads(states, rotation)[1:])
+        found.append(last.heads(states, rotation)[1:])
+        return found
 
-        def read(slots: Tensor, n_before: Tensor) -> Tensor:
-            position = torch.arange(embeddings.shape[1], device=slots.device)
-            distance = n_before[:, :, None] - position
-            itself = torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
-            visible = torch.cat([distance > 0, itself.expand(distance.shape[0], -1, -1)], dim=2)
-            seen = self._seen(F.pad(distance, (0, slots.shape[1])), visible[:, None])
-            rotation = self._rotation(n_before[:, None])
-            if self.kind == "from_oldest":
-                slots = slots + F.embedding(n_before, self.positions.weight)
-            states = self.enter(slots)
-            for block, (key, value) in zip(self.layers, history, strict=True):
-                query, own_key, own_value = block.heads(states, rotation)
-                keys, values = (
-                    torch.cat([key, own_key], dim=2),
-                    torch.cat([value, own_value], dim=2),
-                )
-                states = block.after(states, block.attend(query, keys, values, seen))
-            return states
-
-        return read
+    def _read(
+        self,
+        history: list[tuple[Float[Tensor, "B H L E"], Float[Tensor, "B H L E"]]],
+        slots: Float[Tensor, "B S D"],
+        n_before: Int[Tensor, "#B S"],
+        place: Int[Tensor, "#B S"],
+        together: Bool[Tensor, "#B S S"],
+    ) -> Float[Tensor, "B S D"]:
+        """States of slots that see first positions of a sequence, and one another as told."""
+        position = torch.arange(history[0][0].shape[2], device=slots.device)
+        others = torch.cat([position.expand(len(place), -1), place], dim=1)
+        visible = torch.cat(
+            [position < n_before[:, :, None], together.expand(len(place), -1, -1)], dim=2
+        )
+        seen = self._seen(place[:, :, None] - others[:, None], visible[:, None])
+        rotation = self._rotation(place[:, None])
+        if self.kind == "from_oldest":
+            slots = slots + F.embedding(place, self.positions.weight)
+        states = self.enter(slots)
+        for block, (key, value) in zip(self.layers, history, strict=True):
+            query, own_key, own_value = block.heads(states, rotation)
+            keys, values = (
+                torch.cat([key, own_key], dim=2),
+                torch.cat([value, own_value], dim=2),
+            )
+            states = block.after(states, block.attend(query, keys, values, seen))
+        return states
 
     def _begin(
         self, embeddings: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], both_ways: bool

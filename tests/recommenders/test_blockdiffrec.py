@@ -1,0 +1,145 @@
+"""BlockDiffRec: its blocks and masks, its loss written out, and a world it must learn."""
+
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from diffuserec import BlockDiffRec, Runtime, evaluate, leave_one_out
+from diffuserec.data import Histories, SequenceDataset, histories_of
+from diffuserec.recommenders.blockdiffrec import draw_blocks
+
+from .oracles import BATCH, GAP, LOG, PSEUDO, D, assert_refused, assert_same, built, with_its_loss
+
+SETTINGS = {"dim": D, "max_len": 8, "n_layers": 2, "n_heads": 2, "dropout": 0.0}
+begun = partial(with_its_loss, BlockDiffRec, SETTINGS)
+
+
+def test_blocks_lie_one_behind_the_other_and_are_masked_as_the_bound_asks() -> None:
+    items = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 3, 0, 0, 0, 0]])
+    targets = torch.tensor([[2, 3, 0, 5, 6, 7, 1], [9, 3, 4, 0, 0, 0, 0]])
+    torch.manual_seed(0)
+    sizes: Counter[int] = Counter()
+    masks: Counter[tuple[int, ...]] = Counter()
+    for _ in range(3000):
+        found = draw_blocks(items, targets, 3)
+        assert found.slots.tolist() == [[2, 3, 4, 5, 6, 7, 1], [9, 3, 4, 0, 0, 0, 0]]
+        assert not found.masked[targets == 0].any()
+        assert found.n_before[1].tolist()[3:] == [0] * 4
+        for row, length in ((0, 7), (1, 3)):
+            starts = found.n_before[row, :length].tolist()
+            assert starts[0] == 1
+            for at, start in enumerate(starts):
+                assert start == at + 1 or start == starts[at - 1]
+                inside = [n for n in range(length) if starts[n] == start]
+                hidden = [n for n in inside if found.masked[row, n]]
+                maskable = [n for n in inside if targets[row, n]]
+                assert len(inside) <= 3
+                assert bool(hidden) == bool(maskable)
+                if found.masked[row, at]:
+                    assert found.weight[row, at] == len(maskable) / len(hidden)
+        first = found.n_before[0].tolist().count(1)
+        sizes[first] += 1
+        if first == 2:
+            masks[tuple(found.masked[0, :2].tolist())] += 1
+    assert all(abs(n - 1000) < 120 for n in sizes.values())  # 1, 2 and 3, as often: 4.6 deviations
+    share = {mask: n / masks.total() for mask, n in masks.items()}
+    # of two: one mask with chance ½, either of them; both with chance ½
+    expected = {(True, False): 0.25, (False, True): 0.25, (True, True): 0.5}
+    assert share == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("batch", [BATCH, GAP, PSEUDO], ids=["all", "gap", "pseudo"])
+def test_the_loss_written_out(monkeypatch, batch, most: int) -> None:
+    model, loss_of = begun(monkeypatch, LOG, next_items=most)
+    torch.manual_seed(3)
+    blocks = draw_blocks(batch.items, batch.targets, most)
+    torch.manual_seed(3)
+    loss = loss_of(batch)
+    vectors, encoder = model.table.vectors.weight, model.encoder
+    total, weights = torch.zeros(()), 0.0
+    for row, length in enumerate(batch.lengths.tolist()):
+        whole = [int(batch.items[row, 0]), *blocks.slots[row, :length].tolist()]
+        for start in set(blocks.n_before[row, :length].tolist()):
+            places = [n for n in range(length) if blocks.n_before[row, n] == start]
+            tokens, hidden = [], []
+            for n in places:
+                if blocks.masked[row, n]:
+                    seen = max([m for m in places if m < n and m not in hidden], default=start - 2)
+                    tokens.append(vectors[whole[seen + 1]] + model.gaps.weight[n - seen - 1])
+                    hidden.append(n)
+                else:
+                    tokens.append(vectors[whole[n + 1]])
+            history = vectors[torch.tensor(whole[:start])]
+            states = in_one_pass(encoder, history, torch.stack(tokens))
+            for n, state in zip(places, states, strict=True):
+                if n in hidden:
+                    maskable = [m for m in places if batch.targets[row, m]]
+                    weight = len(maskable) / len(hidden)
+                    log_p = torch.log_softmax(vectors[1:] @ state, 0)
+                    total = total - weight * log_p[batch.targets[row, n] - 1]
+                    weights += weight
+    assert_same(model, loss, total / weights, allow_unused=True)
+
+
+def in_one_pass(encoder, history: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """States of a block that sees itself and a causal history."""
+    n, total = len(history), len(history) + len(block)
+    position = torch.arange(total)
+    distance = position[:, None] - position
+    bias = encoder.distances(distance + encoder.max_len - 1).permute(2, 0, 1)[None]
+    visible = (distance >= 0) | (position[:, None] >= n)
+    states = encoder.norm(torch.cat([history, block])[None])
+    for layer in encoder.layers:
+        states = layer(states, bias.masked_fill(~visible, -torch.inf))
+    return states[0, n:]
+
+
+@torch.no_grad()
+def test_recommending_fills_one_mask_behind_the_newest_items() -> None:
+    model = built(BlockDiffRec(**SETTINGS), LOG)
+    torch.nn.init.normal_(model.gaps.weight)
+    long = [5, 3, 1, 4, 1, 5, 9, 2, 6]  # longer by one than what is seen
+    shown = Histories(
+        torch.tensor([0, 1]), torch.tensor([long, [2, 7, *[0] * 7]]), torch.tensor([9, 2])
+    )
+    vectors = model.table.vectors.weight
+    for state, items in zip(model.states(shown)[:, 0], (long[1:], [2, 7]), strict=True):
+        mask = vectors[items[-1]] + model.gaps.weight[0]
+        expected = in_one_pass(model.encoder, vectors[torch.tensor(items)], mask[None])[0]
+        torch.testing.assert_close(state, expected)
+
+
+QUICK = {"dim": 16, "n_layers": 1, "dropout": 0.0, "learning_rate": 0.02, "batch_size": 16}
+
+
+def test_the_next_step_of_a_walk_is_first(cycle) -> None:
+    split = leave_one_out(cycle)
+    model = BlockDiffRec(**QUICK, epochs=12).fit(split.train, runtime=Runtime(seed=1))
+    assert evaluate(model, split.test).metrics["HR@5"] > 0.95
+    found = model.recommend([list(range(1, 21)), [7], [3, 4, 5]], k=1, filter_seen=False)
+    assert found["item_id"].to_list() == [1, 8, 6]
+
+
+def test_probabilities_are_those_of_the_world() -> None:
+    # after 1 comes 2 with chance ¾, else 3, and after either 4; after 5 comes 6 or 7, evenly
+    lists = [[1, 2 + (n % 8 > 5), 4] if n % 2 else [5, 6 + (n % 4) // 2] for n in range(800)]
+    log = SequenceDataset.from_lists(lists)
+    settings = QUICK | {"batch_size": 32, "learning_rate": 0.01}
+    model = BlockDiffRec(**settings, epochs=10).fit(log, runtime=Runtime(seed=1))
+    asked = SequenceDataset.from_lists([[1], [5], [1, 3]], log.catalog)
+    p = model.score(histories_of(asked, np.arange(3))).softmax(1).detach()
+    share = sum(items[:2] == [1, 2] for items in lists) / sum(items[0] == 1 for items in lists)
+    assert p[0, [2, 3]].tolist() == pytest.approx([share, 1 - share], abs=0.05)
+    assert p[1, [6, 7]].tolist() == pytest.approx([0.5, 0.5], abs=0.05)
+    assert p[2, 4] > 0.95
+
+
+def test_refusals() -> None:
+    for encoder in ("gru", "bsarec_causal"):
+        assert_refused(BlockDiffRec, {"encoder": encoder}, "reads no blocks beside a history")
+    newest = {"position_encoding": "from_newest"}
+    assert_refused(BlockDiffRec, newest, "has no blocks beside a history")
