@@ -28,6 +28,7 @@ from diffuserec.models.methods import load, load_augmenter
 from diffuserec.models.recommender import Recommender, ScoreRecommender
 
 from .suite import (
+    EXAMPLES,
     METHODS,
     WITH_EXAMPLES,
     assert_same_dataset,
@@ -224,7 +225,7 @@ def test_examples_are_those_of_the_settings(name: str, split: Split) -> None:
         with pytest.raises(ConfigError, match="looks ahead"):
             made("recommender", name, examples="per_user")
         return
-    for examples in ("per_user", "windows", "prefixes"):
+    for examples in EXAMPLES.get(name, ("per_user", "windows", "prefixes")):
         method = made("recommender", name, examples=examples, epochs=1, max_len=3)
         method.fit(split.train)
         state = method.state_dict()

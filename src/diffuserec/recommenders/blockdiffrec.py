@@ -6,9 +6,10 @@ price: MaskDiffRec reads a history anew for the few items behind it that are mas
 is read once, each item seeing those before it, and what is masked stands beside it.
 
 In training a user's items are cut into blocks of 1 to ``next_items`` at random, and some items of
-each are masked. A block sees the items before it, and its own that are not masked. A mask begins as
-the item nearest before it that is seen, and a vector for how far that is. All items are ranked by
-the state of one mask behind the history.
+each are masked. A block sees the items before it, and its own that are not masked. The numbers of
+masks are drawn so that every mask counts alike, and the loss is that of the next item: the mean
+over all masks. A mask begins as the item nearest before it that is seen, and a vector for how far
+that is. All items are ranked by the state of one mask behind the history.
 
 With ``next_items=1`` every block is one mask: no diffusion, but SASRec that is asked for the next
 item by another token than the newest one.
@@ -17,7 +18,8 @@ Source: Arriola et al., "Block Diffusion: Interpolating Between Autoregressive a
 Language Models", ICLR 2025 (arXiv 2503.09573): the blocks, and both streams in one pass.
 """
 
-from typing import Annotated, NamedTuple, Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,38 +28,32 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
+from diffuserec.data.batches import ONE_TARGET
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import ByLog
-from diffuserec.models.diffusion import draw_masks
+from diffuserec.models.diffusion import draw_masks_alike
 from diffuserec.models.encoders import ENCODERS, following, initialize
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.parts import by_rows
-from diffuserec.models.retrieval import log_prob
-from diffuserec.models.settings import AttentiveSettings
-from diffuserec.training import EncoderRecommender, train_next_item
+from diffuserec.models.settings import NextItemSettings, PlainSettings
+from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
 class BlockDiffRec(EncoderRecommender):
     """A causal transformer, beside which blocks of next items are masked in part."""
 
-    class Config(AttentiveSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of BlockDiffRec."""
 
         next_items: int = Field(3, ge=1)
         """Items of a block, at most."""
-        batch_size: Annotated[int, ByLog()] = Field(64, ge=1)
-        """Windows of users' histories a batch, on average."""
-
-        @property
-        def full_softmaxes(self) -> int:
-            return 1
-
-        @property
-        def scores_are_logits(self) -> bool:
-            return True
 
         @model_validator(mode="after")
         def _reads_blocks(self) -> Self:
+            if self.examples in ONE_TARGET:
+                raise ValueError(
+                    f"examples {self.examples!r} have one target each and leave no blocks: "
+                    "'per_user', 'windows' or 'whole_prefixes'"
+                )
             if not issubclass(ENCODERS.find(self.encoder), TransformerEncoder):
                 raise ValueError(
                     f"encoder {self.encoder!r} reads no blocks beside a history: 'transformer' does"
@@ -81,16 +77,16 @@ class BlockDiffRec(EncoderRecommender):
         initialize(self.gaps, c.init_std)
 
     def learn(self, train: SequenceDataset, valid: Queries | None, runtime: Runtime) -> list[Epoch]:
+        of_masks = next_item_loss(self.config, train)
+
         def loss(batch: Batch) -> Tensor:
             blocks = draw_blocks(batch.items, batch.targets, self.config.next_items)
-            states = by_rows(self._block_states, batch.items, *blocks[:-1])[blocks.masked]
-            weight = blocks.weight[blocks.masked]
-            found = log_prob(
-                self.table.states(states), self.table.weight(), batch.targets[blocks.masked]
-            )
-            return -(weight * found).sum() / weight.sum()
+            states = by_rows(self._block_states, batch.items, *blocks)
+            targets = batch.targets.masked_fill(~blocks.masked, 0)
+            masked = replace(batch, targets=targets)
+            return of_masks(masked, self.table.states(states), self.table)
 
-        return train_next_item(self, loss, train, valid, runtime, examples="windows")
+        return train_next_item(self, loss, train, valid, runtime)
 
     def _block_states(
         self,
@@ -128,13 +124,11 @@ class Blocks(NamedTuple):
         slots: the items, 0 where none follows.
         n_before: items of the history before each one's block, which it sees; 0 where none follows.
         masked: those to be filled in.
-        weight: n / m of the m masks among a block's n items that may be masked.
     """
 
     slots: Int[Tensor, "B L"]
     n_before: Int[Tensor, "B L"]
     masked: Bool[Tensor, "B L"]
-    weight: Float[Tensor, "B L"]
 
 
 def draw_blocks(items: Int[Tensor, "B L"], targets: Int[Tensor, "B L"], most: int) -> Blocks:
@@ -156,10 +150,9 @@ def draw_blocks(items: Int[Tensor, "B L"], targets: Int[Tensor, "B L"], most: in
     row = torch.arange(n_rows, device=device)[:, None]
     region = torch.zeros(n_rows, length, most, dtype=torch.bool, device=device)
     region[row, block, position - start] = targets > 0
-    masked, weight = draw_masks(region.flatten(0, 1))
+    masked, _ = draw_masks_alike(region.flatten(0, 1))
     return Blocks(
         slots,
         (start + 1).masked_fill(slots == 0, 0),
         masked.view_as(region)[row, block, position - start],
-        weight.view(n_rows, length)[row, block],
     )

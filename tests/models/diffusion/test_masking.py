@@ -4,9 +4,10 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from diffuserec.models.diffusion import draw_masks
+from diffuserec.models.diffusion import draw_masks, draw_masks_alike
 
 JOINT = np.random.default_rng(5).dirichlet(np.full(3**4, 0.5)).reshape(3, 3, 3, 3)
 """Of four values that depend on each other."""
@@ -24,14 +25,17 @@ def loss_of(x: tuple[int, ...], masked: frozenset[int]) -> float:
     return -sum(math.log(conditional(x, i, masked)) for i in masked)
 
 
-def drawn(region: list[bool], n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+WAYS = pytest.mark.parametrize("draw", [draw_masks, draw_masks_alike])
+
+
+def drawn(draw, region: list[bool], n: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = torch.tensor(region).expand(n, -1)
-    return draw_masks(rows, torch.Generator().manual_seed(seed))
+    return draw(rows, torch.Generator().manual_seed(0))
 
 
-def bound(x: tuple[int, ...], region: list[bool]) -> tuple[float, float]:
+def bound(draw, x: tuple[int, ...], region: list[bool]) -> tuple[float, float]:
     """The mean of weighted losses over many draws, and its standard error."""
-    masks, weights = drawn(region, 20_000)
+    masks, weights = drawn(draw, region, 20_000)
     losses = {}
     for size in range(1, 5):
         for chosen in itertools.combinations([i for i in range(4) if region[i]], size):
@@ -45,24 +49,27 @@ def bound(x: tuple[int, ...], region: list[bool]) -> tuple[float, float]:
     return found.mean(), found.std() / math.sqrt(len(found))
 
 
-def test_with_all_conditionals_known_the_bound_is_the_likelihood() -> None:
+@WAYS
+def test_with_all_conditionals_known_the_bound_is_the_likelihood(draw) -> None:
     for x in ((0, 0, 0, 0), (2, 1, 0, 2)):
-        mean, error = bound(x, [True] * 4)
+        mean, error = bound(draw, x, [True] * 4)
         assert abs(mean + math.log(JOINT[x])) < 4 * error
 
 
-def test_outside_the_region_all_is_given() -> None:
+@WAYS
+def test_outside_the_region_all_is_given(draw) -> None:
     x = (1, 2, 0, 1)
-    mean, error = bound(x, [True, True, False, False])
+    mean, error = bound(draw, x, [True, True, False, False])
     given = JOINT[:, :, 0, 1]
     assert abs(mean + math.log(given[1, 2] / given.sum())) < 4 * error
-    masks, _ = drawn([False, True, False, True], 500)
+    masks, _ = drawn(draw, [False, True, False, True], 500)
     assert not masks[:, [0, 2]].any()
 
 
-def test_sets_of_masks_weigh_as_the_integral_over_t_says() -> None:
+@WAYS
+def test_sets_of_masks_weigh_as_the_integral_over_t_says(draw) -> None:
     n = 4
-    masks, weights = drawn([True] * n, 300_000)
+    masks, weights = drawn(draw, [True] * n, 300_000)
     t = (np.arange(200_000) + 0.5) / 200_000
     for size in range(1, n + 1):
         for chosen in itertools.combinations(range(n), size):
@@ -73,12 +80,24 @@ def test_sets_of_masks_weigh_as_the_integral_over_t_says() -> None:
             assert abs(float(found) / right - 1) < 0.03  # some five standard errors
 
 
-def test_every_row_has_a_mask_and_the_same_draw_comes_again() -> None:
+@WAYS
+def test_every_row_has_a_mask_and_the_same_draw_comes_again(draw) -> None:
     region = torch.rand(50, 9, generator=torch.Generator().manual_seed(1)) < 0.4
     region[:, 3] = True
-    masks, weights = draw_masks(region, torch.Generator().manual_seed(2))
+    masks, weights = draw(region, torch.Generator().manual_seed(2))
     assert masks.any(1).all()
     assert not (masks & ~region).any()
-    torch.testing.assert_close(weights, region.sum(1) / masks.sum(1))
-    again, _ = draw_masks(region, torch.Generator().manual_seed(2))
+    again, same = draw(region, torch.Generator().manual_seed(2))
     assert torch.equal(again, masks)
+    assert torch.equal(same, weights)
+    nothing, _ = draw(torch.zeros(3, 9, dtype=torch.bool), torch.Generator())
+    assert not nothing.any()
+
+
+def test_weights_are_by_the_masks_or_by_what_may_be_masked_alone() -> None:
+    region = torch.arange(6) < torch.arange(1, 7).repeat(50)[:, None]
+    masks, weights = draw_masks(region)
+    torch.testing.assert_close(weights, region.sum(1) / masks.sum(1))
+    _, weights = draw_masks_alike(region)
+    harmonic = [1, 1.5, 11 / 6, 25 / 12, 137 / 60, 2.45]
+    torch.testing.assert_close(weights, torch.tensor(harmonic).repeat(50))

@@ -10,7 +10,7 @@ from diffuserec.models.diffusion.guidance import (
     classifier_free_network,
     classifier_guidance,
 )
-from diffuserec.models.diffusion.masking import draw_masks
+from diffuserec.models.diffusion.masking import draw_masks, draw_masks_alike
 from diffuserec.models.diffusion.noise import KeyedNoise, NoiseSource, noise_from, row_keys
 from diffuserec.models.diffusion.rounding import nearest_rows
 from diffuserec.models.diffusion.samplers import (
@@ -45,6 +45,7 @@ __all__ = [
     "classifier_guidance",
     "denoise_with",
     "draw_masks",
+    "draw_masks_alike",
     "nearest_rows",
     "noise_from",
     "row_keys",

@@ -8,7 +8,9 @@ asked for the values behind the masks, given the others. The negative evidence l
 The number m of masks is binomial given t, and over t the weight 1/t of one set of m masks
 integrates to ∫ 1/t · t^m (1-t)^(n-m) dt = (m-1)! (n-m)! / n! = 1 / (m · C(n, m)): as if m were
 drawn uniformly from 1..n, then the set among all of that size, and weighed with n / m. Here it is
-drawn that way: no draw has no mask, and no weight is greater than n. The bound is the mean over all
+drawn that way: no draw has no mask, and no weight is greater than n. Drawn with chance ∝ 1/m
+instead, m needs no weight: each set counts H_n = 1 + 1/2 + … + 1/n times its sum, whatever its
+size. The bound is the mean over all
 orders of -log p of filling in one value after another, so a network that knows all conditional
 distributions reaches it.
 
@@ -21,7 +23,8 @@ Sources:
 """
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -43,6 +46,30 @@ def draw_masks(
     n = region.sum(1)
     share = torch.rand(len(region), generator=generator, device=region.device)
     m = (share * n).long().clamp(max=n - 1) + 1
+    return _chosen(region, m, generator), n / m
+
+
+def draw_masks_alike(
+    region: Bool[Tensor, "B L"], generator: torch.Generator | None = None
+) -> tuple[Bool[Tensor, "B L"], Float[Tensor, " B"]]:
+    """The same bound by fewer masks, each of which counts alike among those of n positions.
+
+    Returns:
+        The masks, m of n with chance 1 / (m · H_n), and the weight H_n.
+    """
+    n = region.sum(1)
+    steps = torch.arange(1, region.shape[1] + 1, device=region.device)
+    harmonic = F.pad((1 / steps).cumsum(0), (1, 0))  # H_0 = 0, H_1, …
+    weight = harmonic[n]
+    share = torch.rand(len(region), generator=generator, device=region.device)
+    m = torch.searchsorted(harmonic, share * weight, right=True).clamp(max=n)
+    return _chosen(region, m, generator), weight
+
+
+def _chosen(
+    region: Bool[Tensor, "B L"], m: Int[Tensor, " B"], generator: torch.Generator | None
+) -> Bool[Tensor, "B L"]:
+    """So many random positions of each row's region."""
     order = torch.rand(region.shape, generator=generator, device=region.device)
     rank = order.masked_fill(~region, 2.0).argsort(dim=1).argsort(dim=1)
-    return region & (rank < m[:, None]), n / m
+    return region & (rank < m[:, None])
