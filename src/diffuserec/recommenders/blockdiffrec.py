@@ -19,7 +19,7 @@ Language Models", ICLR 2025 (arXiv 2503.09573): the blocks, and both streams in 
 """
 
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
 from diffuserec.data.batches import ONE_TARGET
 from diffuserec.models.base import Epoch, Runtime
+from diffuserec.models.config import Search
 from diffuserec.models.diffusion import draw_masks_alike
 from diffuserec.models.encoders import ENCODERS, following, initialize
 from diffuserec.models.encoders.transformer import TransformerEncoder
@@ -46,6 +47,7 @@ class BlockDiffRec(EncoderRecommender):
 
         next_items: int = Field(3, ge=1)
         """Items of a block, at most."""
+        learning_rate: Annotated[float, Search(2e-4, 5e-3, log=True)] = Field(2e-3, gt=0)
 
         @model_validator(mode="after")
         def _reads_blocks(self) -> Self:
