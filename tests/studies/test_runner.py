@@ -660,6 +660,26 @@ def test_a_chosen_point_that_fails_on_test_is_told(data: Path, tmp_path: Path) -
     assert rows["Popularity"]["metrics"]
 
 
+def test_a_point_that_two_rows_share_is_chosen_by_each_for_itself(
+    data: Path, tmp_path: Path
+) -> None:
+    rows = [("early", [0.0, 0.7]), ("late", [0.7, 0.99])]
+    text = "".join(
+        f'[[rows]]\nname = "{name}"\nmodel = "markov"\nchoose = true\ngrid = {{ decay = {grid} }}\n'
+        for name, grid in rows
+    )
+    file, out = written(tmp_path, of(text)), tmp_path / "out"
+    only = Options(only=("late, decay = 0.7", "late, decay = 0.99", "early, decay = 0.7"))
+    _, results, said = filled(read(file, only), out, data, only)
+    assert [row["name"] for row in results["tables"][0]["rows"]] == ["late, decay = 0.7"]
+    assert any(line.startswith("early, decay = 0.7 (store) is shown once") for line in said)
+    _, results, _ = filled(read(file), out, data)
+    assert sorted(row["name"].partition(",")[0] for row in results["tables"][0]["rows"]) == [
+        "early",
+        "late",
+    ]
+
+
 def test_a_point_that_fails_is_not_chosen_and_leaves_the_others_to_choose_among(
     data: Path, tmp_path: Path
 ) -> None:
@@ -669,6 +689,8 @@ def test_a_point_that_fails_is_not_chosen_and_leaves_the_others_to_choose_among(
     (row,) = results["tables"][0]["rows"]
     assert (row["name"], row["failed"]) == ("rate, learning_rate = 0.001", None)
     assert row["devices"] == ["cpu"]
+    (failed,) = cells_of(tmp_path / "out", "rate, learning_rate = 1e+30")
+    assert failed["status"] == "failed"
 
 
 def test_a_worker_that_dies_while_it_is_idle_is_replaced() -> None:

@@ -104,20 +104,13 @@ def read_results(path: Path | str) -> dict[str, Any]:
     return document
 
 
-def _shown(study: Study, outcome: Outcome) -> list[Cell]:
-    """Cells that tables show: all, but of rows that choose a point only the chosen one."""
-    return [
-        cell
-        for cell in outcome.cells
-        if study.part == "valid" or not cell.choose or cell.name in outcome.chosen
-    ]
-
-
 def _groups(study: Study, outcome: Outcome) -> dict[tuple[str, str, str], list[Cell]]:
     """Cells of each table, by data set, split and protocol."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in _shown(study, outcome):
-        groups.setdefault((cell.data, cell.plan.split, cell.protocol), []).append(cell)
+    for cell in outcome.cells:
+        if outcome.shows(cell, study.part):
+            where = (cell.data, cell.plan.split, cell.protocol)
+            groups.setdefault(where, []).append(cell)
     return groups
 
 

@@ -39,14 +39,18 @@ class Outcome:
     Attributes:
         cells: all of the study that were asked for, or filled before.
         documents: of each cell, by its name: finished or failed.
-        chosen: names of the cells whose point was chosen among those of its row.
+        chosen: lines and names of the cells whose point was chosen among those of its row.
         skipped: data sets that are not there, with what to do, by name.
     """
 
     cells: tuple[Cell, ...]
     documents: dict[str, dict[str, Any]]
     skipped: dict[str, str]
-    chosen: frozenset[str] = frozenset()
+    chosen: frozenset[tuple[str, str]] = frozenset()
+
+    def shows(self, cell: Cell, part: Part) -> bool:
+        """Whether tables of a part have the cell: on test, of a choice what was chosen alone."""
+        return part == "valid" or not cell.choose or (cell.line, cell.name) in self.chosen
 
 
 @dataclass
@@ -140,34 +144,41 @@ def _n_workers(runtime: Runtime) -> int:
 def _with_others(
     study: Study, every: Sequence[Cell], outcome: Outcome, out: Path, say: Say
 ) -> Outcome:
-    """The outcome with the cells of rows that were not asked for now and were filled before."""
+    """The outcome with cells that were filled before, and without those that can't be shown.
+
+    That are rows that choose and are not decided, and cells of a copy without values by user.
+    """
     asked = {_choice(cell) for cell in outcome.cells}
     rest = [cell for cell in every if _choice(cell) not in asked]
-    best = outcome.chosen | {cell.name for cell in _chosen(study, rest, {}, out)}
+    before = {(cell.line, cell.name) for cell in _chosen(study, rest, {}, out)}
+    decided = replace(outcome, chosen=outcome.chosen | before)
     documents, kept = dict(outcome.documents), []
     without_values: dict[str, None] = {}
     for cell in every:
-        known = outcome.documents.get(cell.name) or cells.stored(cell, out)
-        if cell.name not in outcome.documents or documents[cell.name]["status"] == "finished":
-            # rows that come to the same share a document: a point that loses has no test in it
-            is_shown = study.part == "valid" or not cell.choose or cell.name in best
-            if known is None or known.get(study.part if is_shown else "valid") is None:
-                continue
-            if is_shown and not cells.has_values_by_user(cell, out, study.part):
-                without_values[_title(cell)] = None
-                continue
-            documents[cell.name] = known
+        known = outcome.documents.get(cell.name)
+        if known and known["status"] != "finished":  # a failure of now is told
+            kept.append(cell)
+            continue
+        known = known or cells.stored(cell, out)
+        is_shown = decided.shows(cell, study.part)
+        if known is None or known.get(study.part if is_shown else "valid") is None:
+            continue
+        if is_shown and not cells.has_values_by_user(cell, out, study.part):
+            without_values[_title(cell)] = None
+            continue
+        documents[cell.name] = known
         kept.append(cell)
-    decided = {_choice(cell) for cell in kept if cell.name in best}
-    undecided = [c for c in outcome.cells if c.choose and _choice(c) not in decided]
-    for line, where in {(cell.line, cell.data): None for cell in undecided}:
+    shown = {_choice(cell) for cell in kept if cell.choose and decided.shows(cell, study.part)}
+    waiting = [cell for cell in kept if cell.choose and _choice(cell) in asked - shown]
+    finished = [cell for cell in waiting if documents[cell.name]["status"] == "finished"]
+    for line, where in {(cell.line, cell.data): None for cell in finished}:
         say(f"{line} ({where}) is shown once all points of its row are there to choose among")
     if without_values:
         say(
             f"left out of the tables, because {_WITHOUT}: {', '.join(without_values)}; ask for the "
             "rows to have them trained and measured once more"
         )
-    return replace(outcome, cells=tuple(kept), documents=documents, chosen=best)
+    return replace(decided, cells=tuple(kept), documents=documents)
 
 
 def _title(cell: Cell) -> str:
@@ -243,7 +254,8 @@ def _fill(
             fill(workers, best, {cell.name: "test" for cell in best})
         else:
             best = _chosen(study, every, documents, out)
-    return Outcome(tuple(wanted), documents, {}, frozenset(cell.name for cell in best))
+    chosen = frozenset((cell.line, cell.name) for cell in best)
+    return Outcome(tuple(wanted), documents, {}, chosen)
 
 
 def _choice(cell: Cell) -> tuple[Any, ...]:
