@@ -92,7 +92,7 @@ OWN: dict[str, dict[str, Any]] = {
 """Settings that single methods need to be quick, or to learn at all in that time."""
 
 EXAMPLES = {"blockdiffrec": ("per_user", "windows", "whole_prefixes")}
-"""Forms of training examples of methods that refuse prefixes."""
+"""Forms of training examples of methods that take no prefixes."""
 
 WITHOUT_ORDER = {"popularity", "bpr", "neumf"}
 """Recommenders whose scores know nothing of a history's order."""

@@ -1,6 +1,7 @@
 """BlockDiffRec: its blocks and masks, its loss written out, and a world it must learn."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,20 +14,24 @@ from diffuserec.recommenders.blockdiffrec import draw_blocks
 
 from .oracles import BATCH, GAP, LOG, PSEUDO, D, assert_refused, assert_same, built, with_its_loss
 
+# other items are learned in the places of some, the last one of a sequence among them
+SOFT = replace(
+    BATCH,
+    targets=torch.tensor([[1, 7, 1, 5, 9, 8], [6, 5, 2, 0, 0, 0], [7, 0, 0, 0, 0, 0]]),
+    last_item=torch.tensor([2, 3, 7]),
+)
 SETTINGS = {"dim": D, "max_len": 8, "n_layers": 2, "n_heads": 2, "dropout": 0.0}
 begun = partial(with_its_loss, BlockDiffRec, SETTINGS)
 
 
 def test_blocks_lie_one_behind_the_other_and_are_masked_as_the_bound_asks() -> None:
-    items = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 3, 0, 0, 0, 0]])
-    targets = torch.tensor([[2, 3, 0, 5, 6, 7, 1], [9, 3, 4, 0, 0, 0, 0]])
+    items = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 1], [8, 9, 3, 4, 0, 0, 0, 0]])
+    learned = (items[:, 1:] > 0) & (items[:, 1:] != 4)
     torch.manual_seed(0)
-    sizes: Counter[int] = Counter()
-    masks: Counter[tuple[int, ...]] = Counter()
+    masks: dict[int, Counter[tuple[bool, ...]]] = {n: Counter() for n in (1, 2, 3)}
     for _ in range(3000):
-        found = draw_blocks(items, targets, 3)
-        assert found.slots.tolist() == [[2, 3, 4, 5, 6, 7, 1], [9, 3, 4, 0, 0, 0, 0]]
-        assert not found.masked[targets == 0].any()
+        found = draw_blocks(items, learned, 3)
+        assert not found.masked[~learned].any()
         assert found.n_before[1].tolist()[3:] == [0] * 4
         for row, length in ((0, 7), (1, 3)):
             starts = found.n_before[row, :length].tolist()
@@ -35,32 +40,39 @@ def test_blocks_lie_one_behind_the_other_and_are_masked_as_the_bound_asks() -> N
                 assert start == at + 1 or start == starts[at - 1]
                 inside = [n for n in range(length) if starts[n] == start]
                 hidden = [n for n in inside if found.masked[row, n]]
-                maskable = [n for n in inside if targets[row, n]]
+                maskable = [n for n in inside if learned[row, n]]
                 assert len(inside) <= 3
                 assert bool(hidden) == bool(maskable)
         first = found.n_before[0].tolist().count(1)
-        sizes[first] += 1
-        if first == 2:
-            masks[tuple(found.masked[0, :2].tolist())] += 1
-    assert all(abs(n - 1000) < 120 for n in sizes.values())  # 1, 2 and 3, as often: 4.6 deviations
-    share = {mask: n / masks.total() for mask, n in masks.items()}
-    # of two: one mask twice as often as two, and either of them
-    expected = {(True, False): 1 / 3, (False, True): 1 / 3, (True, True): 1 / 3}
-    assert share == pytest.approx(expected, abs=0.06)
+        masks[first][tuple(found.masked[0, :first].tolist())] += 1
+    # of n, m with chance ∝ 1/m, and every set of so many as likely; the third item is none to learn
+    no, yes = False, True
+    expected = {
+        1: {(yes,): 1.0},
+        2: {(yes, no): 1 / 3, (no, yes): 1 / 3, (yes, yes): 1 / 3},
+        3: {(yes, no, no): 1 / 3, (no, yes, no): 1 / 3, (yes, yes, no): 1 / 3},
+    }
+    for n, chances in expected.items():
+        assert abs(masks[n].total() - 1000) < 120  # sizes are as likely; 4.6 deviations
+        share = {mask: count / masks[n].total() for mask, count in masks[n].items()}
+        assert share == pytest.approx(chances, abs=0.07)
 
 
 @pytest.mark.parametrize("most", [1, 3])
-@pytest.mark.parametrize("batch", [BATCH, GAP, PSEUDO], ids=["all", "gap", "pseudo"])
+@pytest.mark.parametrize("batch", [BATCH, GAP, PSEUDO, SOFT], ids=["all", "gap", "pseudo", "soft"])
 def test_the_loss_written_out(monkeypatch, batch, most: int) -> None:
     model, loss_of = begun(monkeypatch, LOG, next_items=most)
+    items = torch.cat([batch.items, torch.zeros(3, 1, dtype=torch.long)], dim=1)
+    last = BATCH.targets[torch.arange(3), BATCH.lengths - 1]  # what came, whatever is learned
+    items[torch.arange(3), batch.lengths] = last
     torch.manual_seed(3)
-    blocks = draw_blocks(batch.items, batch.targets, most)
+    blocks = draw_blocks(items, batch.targets > 0, most)
     torch.manual_seed(3)
     loss = loss_of(batch)
     vectors, encoder = model.table.vectors.weight, model.encoder
     losses = []
     for row, length in enumerate(batch.lengths.tolist()):
-        whole = [int(batch.items[row, 0]), *blocks.slots[row, :length].tolist()]
+        whole = items[row].tolist()
         for start in set(blocks.n_before[row, :length].tolist()):
             places = [n for n in range(length) if blocks.n_before[row, n] == start]
             tokens, hidden = [], []
@@ -99,10 +111,13 @@ def test_recommending_fills_one_mask_behind_the_newest_items() -> None:
     torch.nn.init.normal_(model.gaps.weight)
     long = [5, 3, 1, 4, 1, 5, 9, 2, 6]  # longer by one than what is seen
     shown = Histories(
-        torch.tensor([0, 1]), torch.tensor([long, [2, 7, *[0] * 7]]), torch.tensor([9, 2])
+        torch.arange(3),
+        torch.tensor([long, [2, 7, *[0] * 7], [0] * 9]),
+        torch.tensor([9, 2, 0]),
     )
     vectors = model.table.vectors.weight
-    for state, items in zip(model.states(shown)[:, 0], (long[1:], [2, 7]), strict=True):
+    assert model.states(shown).isfinite().all()  # of no item, too
+    for state, items in zip(model.states(shown)[:2, 0], (long[1:], [2, 7]), strict=True):
         mask = vectors[items[-1]] + model.gaps.weight[0]
         expected = in_one_pass(model.encoder, vectors[torch.tensor(items)], mask[None])[0]
         torch.testing.assert_close(state, expected)
@@ -134,8 +149,10 @@ def test_probabilities_are_those_of_the_world() -> None:
 
 
 def test_refusals() -> None:
-    for encoder in ("gru", "bsarec_causal"):
+    for encoder in ("gru", "bsarec_causal", "bsarec"):
         assert_refused(BlockDiffRec, {"encoder": encoder}, "reads no blocks beside a history")
-    assert_refused(BlockDiffRec, {"examples": "prefixes"}, "have one target each")
+    assert_refused(
+        BlockDiffRec, {"examples": "prefixes"}, "must be 'per_user', 'windows' or 'whole"
+    )
     newest = {"position_encoding": "from_newest"}
     assert_refused(BlockDiffRec, newest, "has no blocks beside a history")

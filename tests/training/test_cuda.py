@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 METHODS = [
     "sasrec", "gru4rec", "bert4rec", "diffrec", "simdiffrec", "dreamrec", "acvae", "stosa", "vsan",
-    "cl4srec", "contrarec", "duorec", "ecl", "mclrec", "s3rec", "cadirec", "caser",
+    "cl4srec", "contrarec", "duorec", "ecl", "mclrec", "s3rec", "cadirec", "caser", "blockdiffrec",
 ]  # fmt: skip
 
 

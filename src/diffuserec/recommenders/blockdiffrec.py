@@ -1,65 +1,77 @@
 """BlockDiffRec: masked discrete diffusion over blocks of next items.
 
-This project's own: block diffusion, after a history, by the loss of masked diffusion over items
-(:mod:`diffuserec.models.diffusion.masking`). It is MaskDiffRec's task at a causal transformer's
-price: MaskDiffRec reads a history anew for the few items behind it that are masked; here a history
-is read once, each item seeing those before it, and what is masked stands beside it.
+This project's own: block diffusion behind a history, with the loss of masked diffusion over items
+(:mod:`diffuserec.models.diffusion.masking`). Like MaskDiffRec it fills in the next few items given
+those of them that are there, but it has no counts, and it reads a history once for all of its
+items, each of which sees those before it alone; MaskDiffRec reads a history, in which every item
+sees all others, again for every few items behind it.
 
 In training a user's items are cut into blocks of 1 to ``next_items`` at random, and some items of
-each are masked. A block sees the items before it, and its own that are not masked. The numbers of
-masks are drawn so that every mask counts alike, and the loss is that of the next item: the mean
-over all masks. A mask begins as the item nearest before it that is seen, and a vector for how far
-that is. All items are ranked by the state of one mask behind the history.
+each are masked. A block sees the items before it, and its own that are not masked. The loss is that
+of the next item, the mean over all masks. A mask begins as the nearest item before it that is seen,
+plus a vector for how far that is. All items are ranked by the state of one mask behind the history.
 
 With ``next_items=1`` every block is one mask: no diffusion, but SASRec that is asked for the next
 item by another token than the newest one.
 
 Source: Arriola et al., "Block Diffusion: Interpolating Between Autoregressive and Diffusion
 Language Models", ICLR 2025 (arXiv 2503.09573): the blocks, and both streams in one pass.
+
+Departures:
+- Blocks have random sizes, and the history is causal item by item, so that a block may begin
+  anywhere; there, blocks are of one size, and an item of the history sees all of its own block.
+- Masks are drawn so that all count alike among blocks of one size, and are averaged over blocks of
+  all sizes: a block of three counts for .55 of its bound, a block of two for .67.
+- A mask's input tells the item before it, and not only that it is a mask.
+- Recommending asks for one item; nothing is generated block by block.
 """
 
 from dataclasses import replace
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from diffuserec.data import Batch, Catalog, Histories, Queries, SequenceDataset
-from diffuserec.data.batches import ONE_TARGET
 from diffuserec.models.base import Epoch, Runtime
-from diffuserec.models.config import Search
+from diffuserec.models.config import ByLog, Search
 from diffuserec.models.diffusion import draw_masks_alike
-from diffuserec.models.encoders import ENCODERS, following, initialize
+from diffuserec.models.encoders import ENCODERS, initialize
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.parts import by_rows
-from diffuserec.models.settings import NextItemSettings, PlainSettings
+from diffuserec.models.settings import NextItemSettings
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
 class BlockDiffRec(EncoderRecommender):
     """A causal transformer, beside which blocks of next items are masked in part."""
 
-    class Config(PlainSettings, NextItemSettings):
+    class Config(NextItemSettings):
         """Hyper-parameters of BlockDiffRec."""
 
+        examples: Annotated[Literal["per_user", "windows", "whole_prefixes"], ByLog()] = "per_user"
+        batch_size: Annotated[int, Search(choices=(16, 32, 64, 128, 256)), ByLog()] = Field(
+            64, ge=1
+        )
+        """Training examples a batch, on average."""
         next_items: int = Field(3, ge=1)
         """Items of a block, at most."""
         learning_rate: Annotated[float, Search(2e-4, 5e-3, log=True)] = Field(2e-3, gt=0)
 
+        @field_validator("encoder")
+        @classmethod
+        def _reads_blocks(cls, encoder: str) -> str:
+            if not issubclass(ENCODERS.find(encoder), TransformerEncoder):
+                raise ValueError(
+                    f"{encoder!r} reads no blocks beside a history: 'transformer' does"
+                )
+            return encoder
+
         @model_validator(mode="after")
-        def _reads_blocks(self) -> Self:
-            if self.examples in ONE_TARGET:
-                raise ValueError(
-                    f"examples {self.examples!r} have one target each and leave no blocks: "
-                    "'per_user', 'windows' or 'whole_prefixes'"
-                )
-            if not issubclass(ENCODERS.find(self.encoder), TransformerEncoder):
-                raise ValueError(
-                    f"encoder {self.encoder!r} reads no blocks beside a history: 'transformer' does"
-                )
+        def _has_one_place(self) -> Self:
             if self.position_encoding == "from_newest":
                 raise ValueError(
                     "position_encoding 'from_newest' has no blocks beside a history: an item would "
@@ -82,8 +94,9 @@ class BlockDiffRec(EncoderRecommender):
         of_masks = next_item_loss(self.config, train)
 
         def loss(batch: Batch) -> Tensor:
-            blocks = draw_blocks(batch.items, batch.targets, self.config.next_items)
-            states = by_rows(self._block_states, batch.items, *blocks)
+            items = batch.with_last_target().items
+            blocks = draw_blocks(items, batch.targets > 0, self.config.next_items)
+            states = by_rows(self._block_states, items, *blocks)
             targets = batch.targets.masked_fill(~blocks.masked, 0)
             masked = replace(batch, targets=targets)
             return of_masks(masked, self.table.states(states), self.table)
@@ -92,14 +105,13 @@ class BlockDiffRec(EncoderRecommender):
 
     def _block_states(
         self,
-        items: Int[Tensor, "B L"],
-        slots: Int[Tensor, "B L"],
+        items: Int[Tensor, "B M"],
         n_before: Int[Tensor, "B L"],
         masked: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B L D"]:
-        """States of the blocks' items, which stand one position later than the history's."""
-        embedded = self.table.embed(torch.cat([items[:, :1], slots], dim=1))
-        place = torch.arange(1, items.shape[1] + 1, device=items.device).expand_as(items)
+        """States of the items of blocks, which are all but the first."""
+        embedded = self.table.embed(items)
+        place = torch.arange(1, items.shape[1], device=items.device).expand_as(masked)
         shown = place.masked_fill(masked, 0).cummax(1).values  # the newest place that is not masked
         shown = torch.maximum(F.pad(shown[:, :-1], (1, 0)), n_before - 1).clamp(min=0)
         nearest = embedded.gather(1, shown[:, :, None].expand(-1, -1, embedded.shape[2]))
@@ -120,41 +132,35 @@ class BlockDiffRec(EncoderRecommender):
 
 
 class Blocks(NamedTuple):
-    """Next items in blocks, one for each position of a history: the item that follows it.
+    """The items behind the first of each sequence, in blocks.
 
     Attributes:
-        slots: the items, 0 where none follows.
-        n_before: items of the history before each one's block, which it sees; 0 where none follows.
+        n_before: items before each one's block, which it sees; 0 of padding.
         masked: those to be filled in.
     """
 
-    slots: Int[Tensor, "B L"]
     n_before: Int[Tensor, "B L"]
     masked: Bool[Tensor, "B L"]
 
 
-def draw_blocks(items: Int[Tensor, "B L"], targets: Int[Tensor, "B L"], most: int) -> Blocks:
-    """Cuts what follows the positions of histories into random blocks, and masks a part of each.
+def draw_blocks(items: Int[Tensor, "B M"], maskable: Bool[Tensor, "B L"], most: int) -> Blocks:
+    """Cuts sequences behind their first items into random blocks, and masks a part of each.
 
     Args:
-        items: right-padded.
-        targets: what follows each position if it is to be learned, else 0.
+        items: right-padded, M = L + 1.
+        maskable: which of those behind the first are to be learned.
         most: items of a block, at most; every number up to it is as likely.
     """
-    n_rows, length = items.shape
+    n_rows, length = maskable.shape
     device = items.device
-    slots = torch.where(following(items) > 0, following(items), targets)
-    sizes = torch.randint(1, most + 1, items.shape, device=device)
+    sizes = torch.randint(1, most + 1, maskable.shape, device=device)
     ends = sizes.cumsum(1)
     position = torch.arange(length, device=device).expand(n_rows, -1).contiguous()
     block = torch.searchsorted(ends, position, right=True)
     start = (ends - sizes).gather(1, block)
     row = torch.arange(n_rows, device=device)[:, None]
     region = torch.zeros(n_rows, length, most, dtype=torch.bool, device=device)
-    region[row, block, position - start] = targets > 0
+    region[row, block, position - start] = maskable
     masked, _ = draw_masks_alike(region.flatten(0, 1))
-    return Blocks(
-        slots,
-        (start + 1).masked_fill(slots == 0, 0),
-        masked.view_as(region)[row, block, position - start],
-    )
+    n_before = (start + 1).masked_fill(items[:, 1:] == 0, 0)
+    return Blocks(n_before, masked.view_as(region)[row, block, position - start])

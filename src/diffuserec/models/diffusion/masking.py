@@ -29,7 +29,7 @@ from torch import Tensor
 
 
 def draw_masks(
-    region: Bool[Tensor, "B L"], generator: torch.Generator | None = None
+    region: Bool[Tensor, "B L"], generator: torch.Generator
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, " B"]]:
     """Masks within the region of each row that may lose values, and the weight of their losses.
 
@@ -38,7 +38,6 @@ def draw_masks(
 
     Args:
         region: positions that may be masked, on the generator's device.
-        generator: None takes torch's own.
 
     Returns:
         The masks, at least one in each row with a region, and n / m for m masks of n positions.
@@ -52,10 +51,12 @@ def draw_masks(
 def draw_masks_alike(
     region: Bool[Tensor, "B L"], generator: torch.Generator | None = None
 ) -> tuple[Bool[Tensor, "B L"], Float[Tensor, " B"]]:
-    """The same bound by fewer masks, each of which counts alike among those of n positions.
+    """The same by fewer masks, m of n positions with chance 1 / (m · H_n), which weigh H_n.
 
-    Returns:
-        The masks, m of n with chance 1 / (m · H_n), and the weight H_n.
+    Where regions are of one size the weight is a constant, and a plain mean over all masks will do.
+
+    Args:
+        generator: None takes torch's own.
     """
     n = region.sum(1)
     steps = torch.arange(1, region.shape[1] + 1, device=region.device)
