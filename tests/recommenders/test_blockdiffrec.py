@@ -154,5 +154,6 @@ def test_refusals() -> None:
     assert_refused(
         BlockDiffRec, {"examples": "prefixes"}, "must be 'per_user', 'windows' or 'whole"
     )
+    assert_refused(BlockDiffRec, {"first_items": True}, "first_items: must be False")
     newest = {"position_encoding": "from_newest"}
     assert_refused(BlockDiffRec, newest, "has no blocks beside a history")

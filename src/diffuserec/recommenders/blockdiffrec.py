@@ -42,21 +42,19 @@ from diffuserec.models.diffusion import draw_masks_alike
 from diffuserec.models.encoders import ENCODERS, initialize
 from diffuserec.models.encoders.transformer import TransformerEncoder
 from diffuserec.models.parts import by_rows
-from diffuserec.models.settings import NextItemSettings
+from diffuserec.models.settings import NextItemSettings, PlainSettings
 from diffuserec.training import EncoderRecommender, next_item_loss, train_next_item
 
 
 class BlockDiffRec(EncoderRecommender):
     """A causal transformer, beside which blocks of next items are masked in part."""
 
-    class Config(NextItemSettings):
+    class Config(PlainSettings, NextItemSettings):
         """Hyper-parameters of BlockDiffRec."""
 
         examples: Annotated[Literal["per_user", "windows", "whole_prefixes"], ByLog()] = "per_user"
-        batch_size: Annotated[int, Search(choices=(16, 32, 64, 128, 256)), ByLog()] = Field(
-            64, ge=1
-        )
-        """Training examples a batch, on average."""
+        first_items: Literal[False] = False
+        """A first item has nothing in front that a mask could begin as."""
         next_items: int = Field(3, ge=1)
         """Items of a block, at most."""
         learning_rate: Annotated[float, Search(2e-4, 5e-3, log=True)] = Field(2e-3, gt=0)
