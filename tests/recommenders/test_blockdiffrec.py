@@ -150,7 +150,7 @@ def test_probabilities_are_those_of_the_world() -> None:
 
 def test_refusals() -> None:
     for encoder in ("gru", "bsarec_causal", "bsarec"):
-        assert_refused(BlockDiffRec, {"encoder": encoder}, "reads no blocks beside a history")
+        assert_refused(BlockDiffRec, {"encoder": encoder}, "must be 'transformer', which reads")
     assert_refused(
         BlockDiffRec, {"examples": "prefixes"}, "must be 'per_user', 'windows' or 'whole"
     )

@@ -63,9 +63,7 @@ class BlockDiffRec(EncoderRecommender):
         @classmethod
         def _reads_blocks(cls, encoder: str) -> str:
             if not issubclass(ENCODERS.find(encoder), TransformerEncoder):
-                raise ValueError(
-                    f"{encoder!r} reads no blocks beside a history: 'transformer' does"
-                )
+                raise ValueError("must be 'transformer', which reads blocks beside a history")
             return encoder
 
         @model_validator(mode="after")

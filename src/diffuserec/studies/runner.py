@@ -169,7 +169,7 @@ def _with_others(
         documents[cell.name] = known
         kept.append(cell)
     shown = {_choice(cell) for cell in kept if cell.choose and decided.shows(cell, study.part)}
-    waiting = [cell for cell in kept if cell.choose and _choice(cell) in asked - shown]
+    waiting = [cell for cell in outcome.cells if cell.choose and _choice(cell) not in shown]
     finished = [cell for cell in waiting if documents[cell.name]["status"] == "finished"]
     for line, where in {(cell.line, cell.data): None for cell in finished}:
         say(f"{line} ({where}) is shown once all points of its row are there to choose among")
