@@ -157,6 +157,6 @@ def draw_blocks(items: Int[Tensor, "B M"], maskable: Bool[Tensor, "B L"], most: 
     row = torch.arange(n_rows, device=device)[:, None]
     region = torch.zeros(n_rows, length, most, dtype=torch.bool, device=device)
     region[row, block, position - start] = maskable
-    masked, _ = draw_masks_alike(region.flatten(0, 1))
+    masked = draw_masks_alike(region.flatten(0, 1))
     n_before = (start + 1).masked_fill(items[:, 1:] == 0, 0)
     return Blocks(n_before, masked.view_as(region)[row, block, position - start])

@@ -170,7 +170,7 @@ def _with_others(
         kept.append(cell)
     shown = {_choice(cell) for cell in kept if cell.choose and decided.shows(cell, study.part)}
     waiting = [cell for cell in outcome.cells if cell.choose and _choice(cell) not in shown]
-    finished = [cell for cell in waiting if documents[cell.name]["status"] == "finished"]
+    finished = [cell for cell in waiting if documents[cell.name].get("status") == "finished"]
     for line, where in {(cell.line, cell.data): None for cell in finished}:
         say(f"{line} ({where}) is shown once all points of its row are there to choose among")
     if without_values:

@@ -9,10 +9,9 @@ The number m of masks is binomial given t, and over t the weight 1/t of one set 
 integrates to ∫ 1/t · t^m (1-t)^(n-m) dt = (m-1)! (n-m)! / n! = 1 / (m · C(n, m)): as if m were
 drawn uniformly from 1..n, then the set among all of that size, and weighed with n / m. Here it is
 drawn that way: no draw has no mask, and no weight is greater than n. Drawn with chance ∝ 1/m
-instead, m needs no weight: each set counts H_n = 1 + 1/2 + … + 1/n times its sum, whatever its
-size. The bound is the mean over all
-orders of -log p of filling in one value after another, so a network that knows all conditional
-distributions reaches it.
+instead, m needs no weight of its own: each set counts H_n = 1 + 1/2 + … + 1/n times its sum,
+whatever its size. The bound is the mean over all orders of -log p of filling in one value after
+another, so a network that knows all conditional distributions reaches it.
 
 Sources:
     Austin et al., "Structured Denoising Diffusion Models in Discrete State-Spaces", NeurIPS 2021:
@@ -50,21 +49,24 @@ def draw_masks(
 
 def draw_masks_alike(
     region: Bool[Tensor, "B L"], generator: torch.Generator | None = None
-) -> tuple[Bool[Tensor, "B L"], Float[Tensor, " B"]]:
-    """The same by fewer masks, m of n positions with chance 1 / (m · H_n), which weigh H_n.
+) -> Bool[Tensor, "B L"]:
+    """Masks as :func:`draw_masks` draws them, but m of n positions with chance 1 / (m · H_n).
 
-    Where regions are of one size the weight is a constant, and a plain mean over all masks will do.
+    H_n times the sum of -log p over a row's masks is an unbiased estimate of the bound, so that
+    among regions of one size all masks count alike.
 
     Args:
         generator: None takes torch's own.
+
+    Returns:
+        The masks, at least one in each row with a region.
     """
     n = region.sum(1)
     steps = torch.arange(1, region.shape[1] + 1, device=region.device)
     harmonic = F.pad((1 / steps).cumsum(0), (1, 0))  # H_0 = 0, H_1, …
-    weight = harmonic[n]
     share = torch.rand(len(region), generator=generator, device=region.device)
-    m = torch.searchsorted(harmonic, share * weight, right=True).clamp(max=n)
-    return _chosen(region, m, generator), weight
+    m = torch.searchsorted(harmonic, share * harmonic[n], right=True).clamp(max=n)
+    return _chosen(region, m, generator)
 
 
 def _chosen(
