@@ -12,6 +12,7 @@ from diffuserec import BlockDiffRec, Runtime, evaluate, leave_one_out
 from diffuserec.data import Histories, SequenceDataset, histories_of
 from diffuserec.recommenders.blockdiffrec import draw_blocks
 
+from ..models.encoders.by_hand import with_a_block
 from .oracles import BATCH, GAP, LOG, PSEUDO, D, assert_refused, assert_same, built, with_its_loss
 
 # other items are learned in the places of some, the last one of a sequence among them
@@ -84,25 +85,12 @@ def test_the_loss_written_out(monkeypatch, batch, most: int) -> None:
                 else:
                     tokens.append(vectors[whole[n + 1]])
             history = vectors[torch.tensor(whole[:start])]
-            states = in_one_pass(encoder, history, torch.stack(tokens))
+            states = with_a_block(encoder, history, torch.stack(tokens))
             for n, state in zip(places, states, strict=True):
                 if n in hidden:
                     log_p = torch.log_softmax(vectors[1:] @ state, 0)
                     losses.append(-log_p[batch.targets[row, n] - 1])
     assert_same(model, loss, torch.stack(losses).mean(), allow_unused=True)
-
-
-def in_one_pass(encoder, history: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """States of a block that sees itself and a causal history."""
-    n, total = len(history), len(history) + len(block)
-    position = torch.arange(total)
-    distance = position[:, None] - position
-    bias = encoder.distances(distance + encoder.max_len - 1).permute(2, 0, 1)[None]
-    visible = (distance >= 0) | (position[:, None] >= n)
-    states = encoder.norm(torch.cat([history, block])[None])
-    for layer in encoder.layers:
-        states = layer(states, bias.masked_fill(~visible, -torch.inf))
-    return states[0, n:]
 
 
 @torch.no_grad()
@@ -119,7 +107,7 @@ def test_recommending_fills_one_mask_behind_the_newest_items() -> None:
     assert model.states(shown).isfinite().all()  # of no item, too
     for state, items in zip(model.states(shown)[:2, 0], (long[1:], [2, 7]), strict=True):
         mask = vectors[items[-1]] + model.gaps.weight[0]
-        expected = in_one_pass(model.encoder, vectors[torch.tensor(items)], mask[None])[0]
+        expected = with_a_block(model.encoder, vectors[torch.tensor(items)], mask[None])[0]
         torch.testing.assert_close(state, expected)
 
 

@@ -53,6 +53,9 @@ class BlockDiffRec(EncoderRecommender):
         """Hyper-parameters of BlockDiffRec."""
 
         examples: Annotated[Literal["per_user", "windows", "whole_prefixes"], ByLog()] = "per_user"
+        """A training example: a user's newest max_len items; as many such windows as it takes for
+        every item to be one that follows; or one for every item of the newest max_len, with all
+        that stands before it."""
         first_items: Literal[False] = False
         """A first item has nothing in front that a mask could begin as."""
         next_items: int = Field(3, ge=1)

@@ -5,7 +5,9 @@ import torch
 
 from diffuserec.errors import ConfigError
 from diffuserec.models.encoders import ENCODERS, SequenceEncoder
-from diffuserec.models.encoders.transformer import TransformerEncoder, rotations
+from diffuserec.models.encoders.transformer import TransformerEncoder
+
+from .by_hand import with_a_block
 
 D, L, W = 12, 6, 9
 KINDS = ["from_oldest", "relative", "alibi", "rotary", "none"]
@@ -87,30 +89,6 @@ def test_a_slot_sees_neither_other_slots_nor_later_positions(encoder: SequenceEn
         others[0, changed] *= -1
         moved = (encoder.beside(sequences)(others, n_before)[0] - before).abs().amax(1)
         assert (moved > 1e-4).nonzero().flatten().tolist() == [changed]
-
-
-def with_a_block(
-    encoder: TransformerEncoder, sequence: torch.Tensor, block: torch.Tensor
-) -> torch.Tensor:
-    """States of a block behind a sequence: one pass over both, in which the sequence is causal."""
-    n, total = len(sequence), len(sequence) + len(block)
-    position = torch.arange(total)
-    distance = position[:, None] - position
-    visible = (distance >= 0) | (position[:, None] >= n)
-    bias = torch.zeros(1, encoder.n_heads, total, total)
-    if encoder.kind == "relative":
-        bias = encoder.distances(distance + W - 1).permute(2, 0, 1)[None]
-    if encoder.kind == "alibi":
-        slopes = [2 ** (-8 * head / encoder.n_heads) for head in range(1, encoder.n_heads + 1)]
-        bias = torch.stack([-slope * distance.abs() for slope in slopes])[None]
-    states = torch.cat([sequence, block])[None]
-    if encoder.kind == "from_oldest":
-        states = states + encoder.positions.weight[:total]
-    states = encoder.norm(states)
-    turns = rotations(position, D // encoder.n_heads) if encoder.kind == "rotary" else None
-    for layer in encoder.layers:
-        states = layer(states, bias.masked_fill(~visible, -torch.inf), turns)
-    return states[0, n:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
